@@ -1,0 +1,554 @@
+"""One frozen dataclass per component; each validates itself and exists once.
+
+Field names are unique over all sections, so that the command line can be flat (`--beta 0.5`) while
+the TOML file has sections (`[critic] beta = 0.5`). The docstring under each field is its help text.
+"""
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from curriq.errors import CurriqError
+
+SelectorName = Literal[
+    "soft-q",
+    "uniform",
+    "random-single",
+    "random-k",
+    "high-loss",
+    "low-loss",
+    "uncertainty",
+    "competence",
+    "rho",
+    "bandit",
+]
+DirtName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise CurriqError(message) unless the condition holds."""
+    if not condition:
+        raise CurriqError(message)
+
+
+def require_positive(**values: float) -> None:
+    for name, value in values.items():
+        require(value > 0, f"{flag(name)} = {value}: it must be greater than 0.")
+        require(math.isfinite(value), f"{flag(name)} = {value}: it must be a finite number.")
+
+
+def require_at_least(minimum: float, **values: float) -> None:
+    for name, value in values.items():
+        require(value >= minimum, f"{flag(name)} = {value}: it must be at least {minimum}.")
+        require(math.isfinite(value), f"{flag(name)} = {value}: it must be a finite number.")
+
+
+def require_share(**values: float) -> None:
+    for name, value in values.items():
+        require(0 <= value <= 1, f"{flag(name)} = {value}: a share lies between 0 and 1.")
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `q_lr` → `--q-lr`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One named source of documents.
+
+    On the command line a source is one word of `key=value` pairs:
+    `--sources name=web,path=data/web-*.jsonl.gz,weight=0.7 name=code,path=embedded:code,weight=0.3`.
+    """
+
+    name: str
+    """Name in logs and reports."""
+    path: str
+    """`embedded:prose`, `embedded:code`, a local file, folder or glob
+    (.txt .jsonl .json .csv .parquet, also .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set."""
+    weight: float = 1.0
+    """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
+    text_field: str = "text"
+    """Column that holds the text."""
+    difficulty_field: str = ""
+    """Column that holds a numeric difficulty label (higher is harder); empty for none."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+    documents: Literal["file", "paragraph", "line"] = "paragraph"
+    """What one document is in a .txt file."""
+    dirt: DirtName = "none"
+    """How the documents are spoiled before they are packed."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "a source needs a name: write name=NAME,path=PATH.")
+        require(bool(self.path), f"source {self.name!r} needs a path: write name={self.name},path=PATH.")
+        require_at_least(0, weight=self.weight)
+
+
+EMBEDDED_DIRTY = (
+    SourceConfig(name="prose", path="embedded:prose", weight=0.2),
+    SourceConfig(name="code", path="embedded:code", weight=0.3),
+    SourceConfig(name="random", path="embedded:prose", weight=0.15, dirt="random-tokens"),
+    SourceConfig(name="shuffled", path="embedded:prose", weight=0.15, dirt="shuffled-tokens"),
+    SourceConfig(name="ocr", path="embedded:prose", weight=0.1, dirt="ocr"),
+    SourceConfig(name="duplicates", path="embedded:code", weight=0.1, dirt="duplicates"),
+)
+"""The default stream: Python's own documentation and source, most of it off-target or spoiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The stream of candidate windows and the three held-out sets."""
+
+    sources: tuple[SourceConfig, ...] = EMBEDDED_DIRTY
+    """Sources of the stream, each as name=…,path=…[,weight=…][,dirt=…]."""
+    target: str = "prose"
+    """Name of the source whose held-out documents define reward, validation and test."""
+    window: int = 128
+    """T: tokens per window."""
+    shuffle_buffer: int = 1024
+    """Windows held in the shuffle buffer; 1 keeps the order of the sources."""
+    held_out_share: float = 0.25
+    """Share of the target's documents, chosen by document hash, that never enter the stream."""
+    reward_set_size: int = 128
+    """|D|: windows of the reward set."""
+    validation_set_size: int = 64
+    """Windows of the validation set."""
+    test_set_size: int = 128
+    """Windows of the test set."""
+    near_duplicate_threshold: float = 0.6
+    """Jaccard similarity of word 5-shingles from which two documents must lie on one side of the split;
+    1 compares exact copies only."""
+    topic_coherent: bool = False
+    """Draw the held-out windows around a random anchor window by embedding similarity."""
+    topic_pool_size: int = 4096
+    """Windows that are embedded to choose the topic-coherent sets from."""
+    topic_temperature: float = 0.1
+    """Softmax temperature over cosine similarity to the anchor; low gives a tight topic."""
+    topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence-transformer by name or folder, or `hashing` for a quick one without weights."""
+    needle: bool = False
+    """Needle-in-a-haystack experiment: one fixed window of real text among N−1 constant-token windows;
+    the held-out sets are copies of the needle."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sources), "--sources is empty: name at least one source, as name=…,path=….")
+        names = [source.name for source in self.sources]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        require(not repeated, f"--sources names {repeated} twice: every source needs its own name.")
+        require(
+            self.target in names,
+            f"--target {self.target!r} is no source: choose one of {names}, or add it with weight=0.",
+        )
+        target = self.sources[names.index(self.target)]
+        require(
+            target.dirt == "none",
+            f"--target {self.target!r} is spoiled by dirt={target.dirt}: the target must be clean text.",
+        )
+        require(
+            any(source.weight > 0 for source in self.sources),
+            "every source has weight 0, so the stream is empty: give one a positive weight.",
+        )
+        require_at_least(2, window=self.window)
+        require_at_least(
+            1,
+            shuffle_buffer=self.shuffle_buffer,
+            reward_set_size=self.reward_set_size,
+            validation_set_size=self.validation_set_size,
+            test_set_size=self.test_set_size,
+            topic_pool_size=self.topic_pool_size,
+        )
+        require(
+            0 < self.held_out_share < 1,
+            f"--held-out-share = {self.held_out_share}: it must lie strictly between 0 and 1.",
+        )
+        require(
+            0 < self.near_duplicate_threshold <= 1,
+            f"--near-duplicate-threshold = {self.near_duplicate_threshold}: "
+            "it must be greater than 0 and at most 1.",
+        )
+        require_positive(topic_temperature=self.topic_temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer turns text into tokens."""
+
+    tokenizer: str = "auto"
+    """`train` (byte-level BPE trained on the clean sources and cached), a folder, a hub name, or `auto`:
+    the model's own when the model is pretrained, otherwise `train`."""
+    vocab_size: int = 2048
+    """V of a tokenizer trained here."""
+    tokenizer_sample_bytes: int = 4_000_000
+    """Text that a tokenizer is trained on, in bytes of UTF-8."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.vocab_size >= 257,
+            f"--vocab-size = {self.vocab_size}: byte-level BPE needs at least 257 (256 bytes and EOS).",
+        )
+        require_positive(tokenizer_sample_bytes=self.tokenizer_sample_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """θ: any Hugging Face causal language model."""
+
+    model: str = "random:gpt2:hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
+    """A hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...],
+    where WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name."""
+    dropout: float = 0.0
+    """Every dropout of the model. Above 0 the step scores without dropout first, in two passes."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward and backward pass in bfloat16 autocast; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    device: str = "auto"
+    """`auto` takes a GPU when there is one; otherwise a torch device such as cpu or cuda:0."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "--model is empty: give a hub name, a folder or random:ARCHITECTURE.")
+        require(0 <= self.dropout < 1, f"--dropout = {self.dropout}: it must lie in [0, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW for θ and how the mixture step is cut into pieces that fit memory."""
+
+    lm_lr: float = 2e-3
+    """α: peak learning rate of θ."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Decay from the peak to zero at the last step; `constant` does not decay."""
+    lr_warmup_steps: int = 20
+    """Steps of linear warm-up to the peak."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    adam_beta2: float = 0.999
+    """AdamW's second-moment decay; the first-moment decay is 0.9."""
+    grad_clip: float = 1.0
+    """Greatest global gradient norm of θ."""
+    micro_batch: int = 16
+    """Windows per forward and backward pass. Changes memory and speed, never the gradient."""
+    head_chunk_tokens: int = 2048
+    """Tokens whose logits are held at once; at least one window's are."""
+
+    def __post_init__(self) -> None:
+        require_positive(lm_lr=self.lm_lr, grad_clip=self.grad_clip)
+        require_at_least(0, lr_warmup_steps=self.lr_warmup_steps, weight_decay=self.weight_decay)
+        require(0 < self.adam_beta2 < 1, f"--adam-beta2 = {self.adam_beta2}: it must lie in (0, 1).")
+        require_at_least(1, micro_batch=self.micro_batch, head_chunk_tokens=self.head_chunk_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """φ: the Q-network and its soft Bellman learning rule."""
+
+    beta: float = 1.0
+    """β: Boltzmann temperature, in units of Q (nats per token)."""
+    gamma: float = 0.9
+    """γ: discount."""
+    polyak_tau: float = 0.01
+    """τ of Eq. 5: share of the online network in the target network per step."""
+    q_lr: float = 1e-3
+    """η: Adam's learning rate for φ."""
+    q_grad_clip: float = 1.0
+    """Greatest global gradient norm of φ."""
+    q_hidden: int = 32
+    """Hidden units of the Q-network (d → q_hidden → 1)."""
+    q_weighting: bool = True
+    """Weigh the mixture by the policy; off gives the uniform mixture of Eqs. 9–10 while Q still learns."""
+    td_into_theta: bool = False
+    """Let the TD loss shape θ: the previous action is forwarded again with gradient (Section 2.7)."""
+    td_lambda: float = 1.0
+    """Scale of the TD gradient that flows into θ."""
+    credit: Literal["sampled", "mixture"] = "sampled"
+    """What the TD update holds responsible for a reward: the sampled candidate (the paper), or the whole
+    mixture through its value Σ π_i Q(h_i)."""
+    replay_size: int = 0
+    """Past (h, y) pairs kept for Q replay; 0 switches replay off."""
+    replay_batch: int = 32
+    """Pairs per replay update."""
+    replay_updates: int = 1
+    """Replay updates of φ per step."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.beta < math.inf,
+            f"--beta = {self.beta}: the temperature must be greater than 0 and finite; for a nearly greedy "
+            "policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting.",
+        )
+        require(
+            0 <= self.gamma < 1,
+            f"--gamma = {self.gamma}: the discount must lie in [0, 1), or the soft value has no fixed "
+            "point; a long horizon is 0.99.",
+        )
+        require(0 < self.polyak_tau <= 1, f"--polyak-tau = {self.polyak_tau}: it must lie in (0, 1].")
+        require_positive(q_lr=self.q_lr, q_grad_clip=self.q_grad_clip)
+        require_at_least(1, q_hidden=self.q_hidden, replay_batch=self.replay_batch)
+        require_at_least(1, replay_updates=self.replay_updates)
+        require_at_least(0, replay_size=self.replay_size, td_lambda=self.td_lambda)
+        require(
+            self.credit == "sampled" or not self.td_into_theta,
+            f"--credit {self.credit} with --td-into-theta: only the sampled window is forwarded again with "
+            "gradient; use --credit sampled, or drop --td-into-theta.",
+        )
+        require(
+            self.credit == "sampled" or self.replay_size == 0,
+            f"--credit {self.credit} with --replay-size = {self.replay_size}: replay keeps the hidden state "
+            "of the sampled window only; use --credit sampled, or --replay-size 0.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """How candidates are weighed: the method, or a baseline in the same loop."""
+
+    selector: SelectorName = "soft-q"
+    """The paper's method, or a baseline."""
+    selector_temperature: float = 0.5
+    """Temperature of high-loss, low-loss, uncertainty and rho, in nats per token; low picks the extreme."""
+    random_k: int = 8
+    """Windows that random-k trains on per step."""
+    competence_initial: float = 0.1
+    """c0 of the competence schedule: share of the difficulty range that is open at step 0."""
+    competence_steps: int = 0
+    """Step at which the whole range is open; 0 means half of the run."""
+    difficulty: Literal["auto", "label", "length", "rarity"] = "auto"
+    """What competence sorts by: a label, characters per window, or mean unigram rarity; `auto` takes the
+    label when there is one, otherwise rarity."""
+    reference_model: str = ""
+    """Folder or hub name of the reference model that rho subtracts."""
+    bandit_exploration: float = 0.1
+    """EXP3's exploration: share of uniform over sources."""
+    bandit_lr: float = 0.05
+    """EXP3's learning rate."""
+
+    def __post_init__(self) -> None:
+        require_positive(selector_temperature=self.selector_temperature, bandit_lr=self.bandit_lr)
+        require_at_least(1, random_k=self.random_k)
+        require_at_least(0, competence_steps=self.competence_steps)
+        require(
+            0 < self.competence_initial <= 1,
+            f"--competence-initial = {self.competence_initial}: it must lie in (0, 1].",
+        )
+        require_share(bandit_exploration=self.bandit_exploration)
+        require(
+            self.selector != "rho" or bool(self.reference_model),
+            "--selector rho needs --reference-model, a folder or hub name of a model of the target text; "
+            "`curriq train --preset reference` trains one.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop: how long, how many candidates, which seed."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    num_candidates: int = 32
+    """N: windows proposed per step."""
+    reward_windows: int = 16
+    """M: windows of the fresh reward subset of each step."""
+    seed: int = 0
+    """Seeds every generator of the run."""
+    threads: int = 0
+    """CPU threads of torch; 0 takes all cores. Results are bitwise equal only at equal thread counts."""
+    q_warmup_steps: int = 0
+    """First steps in which the mixture is uniform and θ is reset after each step, so that only Q learns."""
+    reset_theta: bool = False
+    """Ablation: reset θ after every step, so that only Q learns."""
+    alternating_period: int = 0
+    """If positive, alternate periods of this many steps: θ reset after each step, then regular training."""
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            steps=self.steps,
+            num_candidates=self.num_candidates,
+            reward_windows=self.reward_windows,
+        )
+        require_at_least(
+            0,
+            seed=self.seed,
+            threads=self.threads,
+            q_warmup_steps=self.q_warmup_steps,
+            alternating_period=self.alternating_period,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where the run writes, how often it evaluates and saves."""
+
+    run_dir: str = ""
+    """Folder of the run; empty makes runs/NAME-SEED, with a number where that exists."""
+    eval_every: int = 50
+    """Steps between evaluations on the validation set."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    checkpoint_keep: int = 2
+    """Checkpoints kept; older ones are removed."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb: str = ""
+    """Weights & Biases project; empty for none. Needs the extra [wandb]."""
+    log_candidates: bool = True
+    """Write ids, sources, scores and weights of all candidates as Parquet."""
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """Live display; `auto` takes the bar on a terminal and plain lines elsewhere."""
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            checkpoint_keep=self.checkpoint_keep,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.train.reward_windows <= self.data.reward_set_size,
+            f"--reward-windows = {self.train.reward_windows} is larger than the reward set "
+            f"(--reward-set-size = {self.data.reward_set_size}): lower the one or raise the other.",
+        )
+        require(
+            self.select.random_k <= self.train.num_candidates or self.select.selector != "random-k",
+            f"--random-k = {self.select.random_k} is larger than --num-candidates = "
+            f"{self.train.num_candidates}: random-k draws from the candidates.",
+        )
+
+    def override(self, **values: Any) -> "RunConfig":
+        """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.
+
+        Raises:
+            CurriqError: an unknown name, or a value that its component refuses.
+        """
+        owners = field_owners()
+        changed: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in owners:
+                raise CurriqError(unknown_key(name, list(owners)))
+            changed.setdefault(owners[name], {})[name] = value
+        sections = {
+            section: dataclasses.replace(getattr(self, section), **fields)
+            for section, fields in changed.items()
+        }
+        return dataclasses.replace(self, **sections)
+
+
+def field_owners() -> dict[str, str]:
+    """Flat field name → section of RunConfig that owns it."""
+    defaults = RunConfig()
+    return {
+        setting.name: section.name
+        for section in dataclasses.fields(RunConfig)
+        for setting in dataclasses.fields(getattr(defaults, section.name))
+    }
+
+
+def unknown_key(name: str, known: list[str]) -> str:
+    """Error text for a name that is not in `known`, with the nearest known name."""
+    close = get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown setting {name!r}.{hint} Known: {', '.join(known)}."
+
+
+def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """A RunConfig from nested plain values; what is absent keeps the value it has in `base`.
+
+    Raises:
+        CurriqError: an unknown section or key, a value of the wrong type, or a refused value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    base = base or RunConfig()
+    sections: dict[str, Any] = {}
+    for section, settings in values.items():
+        if section not in RunConfig.__dataclass_fields__:
+            raise CurriqError(unknown_key(section, list(RunConfig.__dataclass_fields__)))
+        if not isinstance(settings, dict):
+            raise CurriqError(f"[{section}] must be a table of settings, not {settings!r}.")
+        current = getattr(base, section)
+        known = [f.name for f in dataclasses.fields(current)]
+        for name in settings:
+            if name not in known:
+                raise CurriqError(f"[{section}] " + unknown_key(name, known))
+        check_source_tables(settings.get("sources", []))
+        merged = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)} | settings
+        try:
+            sections[section] = TypeAdapter(type(current)).validate_python(merged)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in (section, *first["loc"]))
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, CurriqError):
+                raise CurriqError(str(cause)) from None
+            raise CurriqError(f"{where} = {first['input']!r}: {first['msg']}.") from None
+    return dataclasses.replace(base, **sections)
+
+
+def check_source_tables(sources: Any) -> None:
+    """Refuse what is no list of source tables, and keys that no source has."""
+    known = list(SourceConfig.__dataclass_fields__)
+    if not isinstance(sources, list | tuple) or not all(isinstance(source, dict) for source in sources):
+        raise CurriqError(
+            f"data.sources = {sources!r}: write each source as a table of its own, [[data.sources]] "
+            'with name = "…" and path = "…".'
+        )
+    for source in sources:
+        for name in source:
+            if name not in known:
+                raise CurriqError("[[data.sources]] " + unknown_key(name, known))
+
+
+def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
+    """Read a run file over `base` (the defaults when None).
+
+    Raises:
+        CurriqError: no such file, no valid TOML, or a setting that `from_dict` refuses.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise CurriqError(f"--config {path}: there is no such file.") from None
+    except OSError as error:
+        raise CurriqError(f"--config {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CurriqError(f"--config {path} is not valid TOML: {error}.") from None
+    try:
+        return from_dict(values, base)
+    except CurriqError as error:
+        raise CurriqError(f"{path}: {error}") from None
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values, in TOML's and JSON's types; `from_dict(to_dict(c)) == c`."""
+    values = dataclasses.asdict(config)
+    values["data"]["sources"] = [dict(source) for source in values["data"]["sources"]]
+    return values
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as a TOML document that `load_toml` reads back."""
+    import tomlkit
+
+    return tomlkit.dumps(to_dict(config))

@@ -1,0 +1,9 @@
+"""The one exception a user is meant to read."""
+
+
+class CurriqError(ValueError):
+    """A mistake in the input or the environment that the user can mend.
+
+    The message names the value, the rule it breaks, and the way out. The command line prints it
+    alone, without a traceback, and exits with status 2.
+    """

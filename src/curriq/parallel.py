@@ -1,0 +1,60 @@
+"""What several processes must agree on; every function is the identity in a single process.
+
+Candidates are sharded over the ranks of `torch.distributed`; the running maximum and normaliser of the
+mixture step, the gathered features and the reward are reduced here, so that one global policy results.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start() -> None:
+    """Join the process group that `torchrun` describes in the environment; nothing without one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def shard() -> slice:
+    """The positions of a global batch that belong to this rank."""
+    return slice(rank(), None, world_size())
+
+
+def reduce_sum_(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def reduce_max(value: float) -> float:
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    tensor = tensor.cuda() if torch.cuda.is_available() else tensor
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()
+
+
+def gather_rows(local: Tensor, total: int) -> Tensor:
+    """Put the rows of every rank's shard back into the order of the global batch of `total` rows."""
+    if world_size() == 1:
+        return local
+    gathered = local.new_zeros((total, *local.shape[1:]))
+    gathered[shard()] = local
+    return reduce_sum_(gathered)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()

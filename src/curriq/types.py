@@ -1,0 +1,236 @@
+"""The data that flows through a run, and the protocols at its seams.
+
+Shape legend, used in every signature of the package:
+
+| letter | meaning |
+|---|---|
+| N | candidate windows of one step, over all processes |
+| n | windows of one micro-batch or of one process's shard |
+| T | tokens per window |
+| d | width of the features that the Q-network sees |
+| V | vocabulary |
+| M | windows of one reward subset |
+
+All losses are in nats per token. Sums are divided once, by the token count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Metrics = dict[str, float]
+"""Metric name to value; every name is documented in `docs/metrics.md`."""
+
+State = dict[str, Any]
+"""Plain containers, numbers, strings and tensors only, so that `torch.load(weights_only=True)` reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """C_k: the windows offered to the model in one step.
+
+    Attributes:
+        tokens: token ids.
+        window_ids: stable 63-bit ids; equal windows of one source have equal ids in every run.
+        source: index into the run's source names.
+        difficulty: difficulty label of each window (higher is harder), NaN where a window has none;
+            None when no source has labels.
+        rows: position of each window in the proposal of the step. A shard or a narrowed set keeps
+            the positions of the full proposal, which is how the log joins them again.
+        metrics: what the proposer measured (phase seconds, epoch, …).
+    """
+
+    tokens: Int[Tensor, "n T"]
+    window_ids: Int[Tensor, "n"]
+    source: Int[Tensor, "n"]
+    difficulty: Float[Tensor, "n"] | None = None
+    rows: Int[Tensor, "n"]
+    metrics: Metrics = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def take(self, index: Int[Tensor, "m"] | slice) -> "Candidates":
+        """The windows at `index`, in that order."""
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            window_ids=self.window_ids[index],
+            source=self.source[index],
+            difficulty=None if self.difficulty is None else self.difficulty[index],
+            rows=self.rows[index],
+        )
+
+    def to(self, device: torch.device | str) -> "Candidates":
+        """The same windows with their tokens on `device`; the labels stay on the CPU."""
+        return replace(self, tokens=self.tokens.to(device, non_blocking=True))
+
+    def state_dict(self) -> State:
+        return {
+            "tokens": self.tokens.cpu(),
+            "window_ids": self.window_ids,
+            "source": self.source,
+            "difficulty": self.difficulty,
+            "rows": self.rows,
+        }
+
+    @staticmethod
+    def from_state_dict(state: State) -> "Candidates":
+        return Candidates(**state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """H_k and what the forward pass yields beside it; everything is detached from θ.
+
+    Attributes:
+        hidden: last layer, last token of each window (Eq. 2), float32.
+        loss: mean next-token loss of each window, nats per token.
+        entropy: mean predictive entropy of each window, nats per token; None unless a selector
+            declares that it needs it, because it costs a pass over the logits.
+    """
+
+    hidden: Float[Tensor, "n d"]
+    loss: Float[Tensor, "n"]
+    entropy: Float[Tensor, "n"] | None = None
+
+    def __len__(self) -> int:
+        return self.loss.shape[0]
+
+    def state_dict(self) -> State:
+        return {"hidden": self.hidden, "loss": self.loss, "entropy": self.entropy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What the TD update of the next step needs to know of this one (all N windows, gathered).
+
+    Attributes:
+        tokens: all candidates; TD-into-θ forwards the sampled one again.
+        features: H_k at θ_k.
+        policy: π_k, the Boltzmann policy over q_k.
+        action: index of the sampled candidate a_k.
+        reward: r_k, nats per token (negative).
+    """
+
+    tokens: Int[Tensor, "N T"]
+    features: Features
+    policy: Float[Tensor, "N"]
+    action: int
+    reward: float
+
+    def state_dict(self) -> State:
+        return {
+            "tokens": self.tokens.cpu(),
+            "features": self.features.state_dict(),
+            "policy": self.policy,
+            "action": self.action,
+            "reward": self.reward,
+        }
+
+    @staticmethod
+    def from_state_dict(state: State, device: torch.device | str) -> "Transition":
+        features = {k: None if v is None else v.to(device) for k, v in state["features"].items()}
+        return Transition(
+            tokens=state["tokens"].to(device),
+            features=Features(**features),
+            policy=state["policy"].to(device),
+            action=state["action"],
+            reward=state["reward"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One finished step, as selectors that learn from experience (a bandit) see it.
+
+    Attributes:
+        candidates: the windows that were trained on.
+        features: measured at θ_k.
+        weights: mixture weight of each of them; they sum to one.
+        reward: r_k, or None when nobody asked for a reward.
+    """
+
+    candidates: Candidates
+    features: Features
+    weights: Float[Tensor, "n"]
+    reward: float | None
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint must hold for a bitwise resume."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class Proposer(Stateful, Protocol):
+    """Offers the candidate windows of a step (NEXTBATCH of Algorithm 1, or Langevin-RAG)."""
+
+    def propose(self, step: int) -> Candidates: ...
+
+
+@runtime_checkable
+class Selector(Stateful, Protocol):
+    """Turns candidates into mixture log-weights; the method and every baseline are selectors.
+
+    Attributes:
+        needs_entropy: whether `Features.entropy` must be filled in.
+        needs_reward: whether `Outcome.reward` must be measured.
+    """
+
+    needs_entropy: bool
+    needs_reward: bool
+
+    def narrow(self, step: int, candidates: Candidates) -> Candidates:
+        """The windows worth a forward pass; the others get weight zero and cost nothing."""
+        ...
+
+    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+        """Unnormalised log-weights of one micro-batch. Must not depend on the rest of the batch,
+        because in the single-pass step the rest has not been seen yet."""
+        ...
+
+    def observe(self, step: int, outcome: Outcome) -> Metrics:
+        """Learn from the finished step; the metrics go into the log."""
+        ...
+
+
+@runtime_checkable
+class Critic(Stateful, Protocol):
+    """Q_φ and its learning rule. `NoCritic` is the real implementation for methods without one.
+
+    Attributes:
+        needs_reward: whether the loop must measure r_k.
+    """
+
+    needs_reward: bool
+
+    def values(self, features: Features) -> Float[Tensor, "n"] | None:
+        """q = Q_φ(h) of each window, detached; None when there is no Q."""
+        ...
+
+    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """π = softmax(q/β), Eq. 6."""
+        ...
+
+    def learn(self, previous: Transition | None, features: Features) -> Metrics:
+        """TD update for the previous transition, bootstrapped on H_k; no update without one."""
+        ...
+
+
+def merge(*parts: Mapping[str, float]) -> Metrics:
+    """One dictionary of all metrics; a name that occurs twice is a bug and raises KeyError."""
+    merged: Metrics = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in merged:
+                raise KeyError(f"metric {name!r} is reported twice")
+            merged[name] = value
+    return merged
