@@ -1,0 +1,1 @@
+"""θ: the language model, its single-pass mixture step, and the held-out reward."""

@@ -1,0 +1,146 @@
+"""The optimiser of θ around the mixture step."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from curriq.config import OptimConfig
+from curriq.lm.mixture import Mixture, ScoreFunction, single_pass, two_pass
+from curriq.lm.model import LanguageModel
+from curriq.types import Candidates, Metrics, State, Transition
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradient is NaN or infinite; θ has not been changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRSchedule:
+    """Learning rate as a function of the step: linear warm-up, then constant or decay to zero."""
+
+    peak: float
+    kind: str
+    warmup_steps: int
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        decay = {
+            "constant": 1.0,
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        }[self.kind]
+        return self.peak * decay
+
+
+class Learner:
+    """θ and AdamW: accumulates the mixture gradient, then takes one clipped step on it.
+
+    Attributes:
+        lm: the language model.
+        optimizer: AdamW over all of θ.
+    """
+
+    def __init__(self, lm: LanguageModel, config: OptimConfig, steps: int) -> None:
+        self.lm = lm
+        self.config = config
+        self._schedule = LRSchedule(
+            peak=config.lm_lr, kind=config.lr_schedule, warmup_steps=config.lr_warmup_steps, steps=steps
+        )
+        self._pass = two_pass if lm.has_dropout else single_pass
+        self.optimizer = torch.optim.AdamW(
+            lm.parameters,
+            lr=config.lm_lr,
+            betas=(0.9, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._snapshot: State | None = None
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per candidate: 1, or 2 when the model has dropout."""
+        return 2 if self._pass is two_pass else 1
+
+    def accumulate(self, candidates: Candidates, score: ScoreFunction, with_entropy: bool) -> Mixture:
+        """Leave ∇θ Σ π_i ℓ_i (Eq. 7) on θ, scoring the candidates on the way.
+
+        Raises:
+            NonFiniteError: the mixture loss is NaN or infinite.
+        """
+        mixture = self._pass(
+            self.lm,
+            candidates.to(self.lm.device),
+            score,
+            micro_batch=self.config.micro_batch,
+            chunk_tokens=self.config.head_chunk_tokens,
+            with_entropy=with_entropy,
+        )
+        if not math.isfinite(mixture.loss):
+            raise NonFiniteError(f"the mixture loss is {mixture.loss}")
+        return mixture
+
+    def update(self, step: int) -> Metrics:
+        """Clip the gradient on θ and take one AdamW step.
+
+        Raises:
+            NonFiniteError: the gradient norm is NaN or infinite; θ is as before.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        lr = self._schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return {"train/grad_norm": norm, "train/lr": lr}
+
+    def snapshot(self) -> None:
+        """Keep a copy of θ and of the optimiser's moments for `restore`."""
+        self._snapshot = {
+            "lm": {name: value.clone() for name, value in self.lm.network.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+        }
+
+    def restore(self) -> None:
+        """Put θ and its optimiser back to the snapshot, as if the steps since had not been taken."""
+        assert self._snapshot is not None, "restore needs a snapshot first"
+        self.lm.network.load_state_dict(self._snapshot["lm"])
+        self.optimizer.load_state_dict(copy.deepcopy(self._snapshot["optimizer"]))
+
+    def release(self) -> None:
+        """Forget the snapshot."""
+        self._snapshot = None
+
+    def state_dict(self) -> State:
+        return {"optimizer": self.optimizer.state_dict(), "snapshot": self._snapshot}
+
+    def load_state_dict(self, state: State) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._snapshot = state["snapshot"]
+
+
+class ReforwardedHidden:
+    """Hidden state of the previous action under the present θ, with gradient: TD-into-θ (Section 2.7).
+
+    The gradient that the TD loss sends into θ is scaled by λ; it lands on top of the mixture gradient, so
+    that both are clipped together and take one AdamW step.
+    """
+
+    def __init__(self, lm: LanguageModel, td_lambda: float) -> None:
+        self._lm = lm
+        self._td_lambda = td_lambda
+
+    def __call__(self, transition: Transition) -> Float[Tensor, "1 d"]:
+        tokens = transition.tokens[transition.action : transition.action + 1].to(self._lm.device)
+        hidden = self._lm.trunk(tokens)[:, -1]
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        hidden.register_hook(lambda gradient: gradient * self._td_lambda)
+        return hidden
+

@@ -1,0 +1,49 @@
+"""Small models and candidates that several test files share."""
+
+import torch
+
+from curriq.config import LMConfig
+from curriq.lm.model import LanguageModel, load_language_model
+from curriq.types import Candidates
+
+VOCAB = 61
+
+TINY = {
+    "gpt2": "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,max_position_embeddings=64",
+    "llama": "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2",
+    "gpt_neox": "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2",
+    "qwen2": "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2,"
+    "num_key_value_heads=1",
+    "opt": "hidden_size=16,ffn_dim=32,num_hidden_layers=2,num_attention_heads=2,word_embed_proj_dim=8",
+}
+"""One tiny random model of each architecture, as `--model random:` overrides."""
+
+
+class StubTokenizer:
+    """What `load_language_model` reads of a tokenizer."""
+
+    eos_token_id = 0
+
+    def __init__(self, size: int = VOCAB) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def tiny_lm(architecture: str = "gpt2", seed: int = 0, window: int = 8, **options: float) -> LanguageModel:
+    """A random model of a few thousand parameters on the CPU, float32."""
+    config = LMConfig(model=f"random:{architecture}:{TINY[architecture]}", **options)
+    return load_language_model(config, StubTokenizer(), window, seed, torch.device("cpu"))
+
+
+def random_candidates(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Candidates:
+    """Windows of uniform random tokens, from several sources, with difficulty labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return Candidates(
+        tokens=torch.randint(VOCAB, (n, window), generator=generator),
+        window_ids=torch.arange(n) + 1000 * seed,
+        source=torch.randint(sources, (n,), generator=generator),
+        difficulty=torch.rand(n, generator=generator),
+        rows=torch.arange(n),
+    )

@@ -1,0 +1,184 @@
+"""The single-pass gradient against two passes and against plain autograd, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curriq.config import CriticConfig
+from curriq.lm import mixture as mixture_module
+from curriq.lm.mixture import single_pass, two_pass
+from curriq.rng import Generators
+from curriq.select import ByLoss, ExcessLoss, RandomK, SoftQ, SourceBandit, Uncertainty, Uniform
+from curriq.softq.critic import TDCritic
+from tests.helpers import TINY, random_candidates, tiny_lm
+
+N, T = 11, 8
+
+
+def double_lm(architecture="gpt2"):
+    lm = tiny_lm(architecture)
+    lm.network.double()
+    return lm
+
+
+def gradients(lm):
+    return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in lm.parameters])
+
+
+def plain_autograd(lm, candidates, scores):
+    """Σ softmax(s)_i ℓ_i by the model's own logits and one backward pass; nothing of curriq in it."""
+    lm.network.zero_grad(set_to_none=True)
+    logits = lm.network(input_ids=candidates.tokens, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), candidates.tokens[:, 1:], reduction="none").mean(1)
+    (torch.softmax(scores.double(), 0) @ losses).backward()
+    return gradients(lm), losses.detach()
+
+
+def critic_with(lm, beta):
+    critic = TDCritic(CriticConfig(beta=beta), lm.width, "cpu", Generators(3))
+    critic.online.double()
+    return SoftQ(critic, beta)
+
+
+SELECTORS = {
+    "uniform": lambda lm: Uniform(),
+    "soft-q": lambda lm: critic_with(lm, 1.0),
+    "soft-q, sharp": lambda lm: critic_with(lm, 1e-3),
+    "high-loss": lambda lm: ByLoss(0.01, +1),
+    "low-loss": lambda lm: ByLoss(0.5, -1),
+    "uncertainty": lambda lm: Uncertainty(0.01),
+    "random-k": lambda lm: RandomK(4, torch.Generator().manual_seed(0)),
+    "rho": lambda lm: ExcessLoss(lambda tokens: tokens.double().mean(1) / 10, 0.1),
+    "bandit": lambda lm: SourceBandit(("a", "b", "c"), 0.1, 0.1, torch.Generator().manual_seed(0)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 11, 64])
+def test_single_pass_equals_two_pass_and_autograd(name, micro_batch):
+    lm = double_lm()
+    selector = SELECTORS[name](lm)
+    candidates = selector.narrow(0, random_candidates(N, T))
+
+    def score(part, features):
+        return selector.scores(0, part, features)
+
+    sizes = {"micro_batch": micro_batch, "chunk_tokens": 2 * T, "with_entropy": selector.needs_entropy}
+    one = single_pass(lm, candidates, score, **sizes)
+    gradient = gradients(lm)
+    two = two_pass(lm, candidates, score, **sizes)
+    torch.testing.assert_close(gradients(lm), gradient, rtol=0, atol=1e-13)
+    expected, losses = plain_autograd(lm, candidates, one.scores)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(one.features.loss, losses, rtol=0, atol=1e-12)
+    torch.testing.assert_close(one.weights, two.weights, rtol=0, atol=1e-13)
+    assert one.weights.sum().item() == pytest.approx(1, abs=1e-12)
+    assert one.loss == pytest.approx((one.weights @ losses).item(), abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scores=st.lists(st.floats(-600, 600), min_size=1, max_size=9),
+    micro_batch=st.integers(1, 10),
+    chunk=st.integers(1, 40),
+)
+def test_any_scores_and_any_cut(scores, micro_batch, chunk):
+    """Running maxima that grow late, by hundreds of nats, in any order and any chunking."""
+    lm = double_lm()
+    table = torch.tensor(scores, dtype=torch.float64)
+    candidates = random_candidates(len(scores), T)
+
+    def score(part, features):
+        return table[part.rows]
+
+    single_pass(lm, candidates, score, micro_batch=micro_batch, chunk_tokens=chunk)
+    gradient = gradients(lm)
+    expected, _ = plain_autograd(lm, candidates, table)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
+
+
+def test_maximum_that_grows_at_the_last_window():
+    lm = double_lm()
+    table = torch.cat([torch.linspace(-5, 0, N - 1), torch.tensor([40.0])]).double()
+    candidates = random_candidates(N, T)
+    result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    gradient = gradients(lm)
+    last, _ = plain_autograd(lm, candidates.take(slice(N - 1, N)), torch.zeros(1))
+    assert result.weights[-1].item() == pytest.approx(1, abs=1e-15)
+    torch.testing.assert_close(gradient, last, rtol=0, atol=1e-12)
+
+
+def test_windows_of_weight_zero_leave_no_trace():
+    lm = double_lm()
+    table = torch.zeros(N).double()
+    table[:4] = -torch.inf
+    candidates = random_candidates(N, T)
+    result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=3, chunk_tokens=T)
+    gradient = gradients(lm)
+    expected, _ = plain_autograd(lm, candidates.take(slice(4, N)), torch.zeros(N - 4))
+    assert result.weights[:4].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
+
+
+def test_all_windows_at_minus_infinity_is_a_bug_and_says_so():
+    with pytest.raises(AssertionError, match="no window a finite score"):
+        single_pass(
+            tiny_lm(), random_candidates(2, T), lambda part, f: torch.full((2,), -torch.inf),
+            micro_batch=2, chunk_tokens=64,
+        )
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_every_architecture(architecture):
+    """Llama-like models normalise in float32 inside, hence the wider margin."""
+    lm = double_lm(architecture)
+    candidates = random_candidates(N, T)
+    result = single_pass(lm, candidates, lambda part, f: 5 * f.loss, micro_batch=4, chunk_tokens=2 * T)
+    gradient = gradients(lm)
+    expected, _ = plain_autograd(lm, candidates, result.scores)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-6)
+
+
+def test_logits_of_a_whole_batch_never_exist(monkeypatch):
+    """The head sees at most the stated number of tokens at once (one window at least)."""
+    lm = tiny_lm()
+    largest = 0
+    head = lm.head
+
+    def watched(hidden):
+        nonlocal largest
+        largest = max(largest, hidden.shape[:-1].numel())
+        return head(hidden)
+
+    monkeypatch.setattr(lm, "head", watched)
+    single_pass(lm, random_candidates(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3 * T)
+    assert 0 < largest <= 3 * T
+    largest = 0
+    single_pass(lm, random_candidates(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3)
+    assert largest <= 3  # a window longer than the chunk is cut within
+
+
+def test_dropout_scores_without_noise_and_trains_with_it():
+    lm = tiny_lm(dropout=0.5)
+    candidates = random_candidates(N, T)
+    sizes = {"micro_batch": 4, "chunk_tokens": 64}
+    first = two_pass(lm, candidates, lambda p, f: f.loss, **sizes)
+    one = gradients(lm)
+    second = two_pass(lm, candidates, lambda p, f: f.loss, **sizes)
+    torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=0)
+    assert not torch.equal(one, gradients(lm))
+    assert lm.network.training
+
+
+def test_gradient_scaling_is_the_online_softmax(monkeypatch):
+    """Without the rescaling the late maximum would give a wrong gradient: the test above can fail."""
+    monkeypatch.setattr(mixture_module, "_scale_gradients", lambda tensors, log_factor: None)
+    lm = double_lm()
+    table = torch.linspace(-3, 3, N).double()
+    candidates = random_candidates(N, T)
+    single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    wrong = gradients(lm)
+    expected, _ = plain_autograd(lm, candidates, table)
+    assert (wrong - expected).abs().max() > 1e-3
