@@ -1,0 +1,37 @@
+# `make run` and `make test` set everything up by themselves; see scripts/setup.sh for TORCH and PYTHON.
+# ARGS goes on to the program: make run ARGS="--steps 50", make test ARGS="-m slow -k resume".
+
+ARGS ?=
+export TORCH PYTHON
+
+.PHONY: run test lint format bench constraints help
+
+run: ## train the default job
+	@scripts/setup.sh run
+	.venv/bin/curriq train $(ARGS)
+
+test: ## run the default tier of the tests
+	@scripts/setup.sh dev
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: ## style, formatting and types
+	@scripts/setup.sh dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/ty check
+
+format: ## mend style and formatting in place
+	@scripts/setup.sh dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: ## time the training step against plain training
+	@scripts/setup.sh run
+	.venv/bin/python benchmarks/step_time.py $(ARGS)
+
+constraints: ## renew constraints.txt (needs uv)
+	uv pip compile --universal --all-extras --python-version 3.11 --upgrade --upgrade-package torch==2.13.0 \
+		--no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt pyproject.toml
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

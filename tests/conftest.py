@@ -1,0 +1,58 @@
+"""What all tests share: shape checks on, one thread, no network, a cache of their own."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+# Set before torch, transformers or tokenizers are imported; tests that start the program pass them on.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "offline"
+
+# Every annotated call and dataclass of the package is checked against its types and shapes while tests
+# run. As for type checkers, an int is a float too.
+jaxtyping.install_import_hook("curriq", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+import torch  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session an empty cache, so that a stale one cannot make a test pass.
+
+    The workers of pytest-xdist inherit the folder of the session that started them.
+    """
+    if not hasattr(config, "workerinput"):
+        config.stash[_cache] = os.environ["CURRIQ_CACHE"] = tempfile.mkdtemp(prefix="curriq-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(_cache, None):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_cache = pytest.StashKey[str]()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One thread per test, also after a test whose run asked for more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real text and a small pretrained model, for tests that need more than the repository has.
+
+    It is `../shared/data` beside the repository, or $CURRIQ_SHARED_DATA.
+    """
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CURRIQ_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set CURRIQ_SHARED_DATA to the folder that holds it")
+    return folder
