@@ -112,7 +112,8 @@ class Transition:
     Attributes:
         tokens: all candidates; TD-into-θ forwards the sampled one again.
         features: H_k at θ_k.
-        policy: π_k, the Boltzmann policy over q_k.
+        policy: π_k, the Boltzmann policy over q_k; a_k was drawn from it.
+        weights: what the mixture was trained with: π_k, or uniform (Eqs. 9–10, Q warm-up).
         action: index of the sampled candidate a_k.
         reward: r_k, nats per token (negative).
     """
@@ -120,6 +121,7 @@ class Transition:
     tokens: Int[Tensor, "N T"]
     features: Features
     policy: Float[Tensor, "N"]
+    weights: Float[Tensor, "N"]
     action: int
     reward: float
 
@@ -128,6 +130,7 @@ class Transition:
             "tokens": self.tokens.cpu(),
             "features": self.features.state_dict(),
             "policy": self.policy,
+            "weights": self.weights,
             "action": self.action,
             "reward": self.reward,
         }
@@ -139,6 +142,7 @@ class Transition:
             tokens=state["tokens"].to(device),
             features=Features(**features),
             policy=state["policy"].to(device),
+            weights=state["weights"].to(device),
             action=state["action"],
             reward=state["reward"],
         )

@@ -1,0 +1,58 @@
+"""One frozen dataclass per component; each validates itself and exists once.
+
+Field names are unique over all sections, so that the command line can be flat (`--beta 0.5`) while
+the TOML file has sections (`[critic] beta = 0.5`). The docstring under each field is its help text.
+"""
+
+from curriq.config.checks import flag, require, require_at_least, require_positive, require_share, unknown_key
+from curriq.config.run import (
+    RunConfig,
+    check_source_tables,
+    field_owners,
+    from_dict,
+    load_toml,
+    to_dict,
+    to_toml,
+)
+from curriq.config.sections import (
+    EMBEDDED_DIRTY,
+    CriticConfig,
+    DataConfig,
+    DirtName,
+    LMConfig,
+    LogConfig,
+    OptimConfig,
+    SelectConfig,
+    SelectorName,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "EMBEDDED_DIRTY",
+    "CriticConfig",
+    "DataConfig",
+    "DirtName",
+    "LMConfig",
+    "LogConfig",
+    "OptimConfig",
+    "RunConfig",
+    "SelectConfig",
+    "SelectorName",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "check_source_tables",
+    "field_owners",
+    "flag",
+    "from_dict",
+    "load_toml",
+    "require",
+    "require_at_least",
+    "require_positive",
+    "require_share",
+    "to_dict",
+    "to_toml",
+    "unknown_key",
+]

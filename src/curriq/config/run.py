@@ -1,0 +1,158 @@
+"""All settings of a run, and their way to a dictionary or a TOML file and back."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curriq.config.checks import require, unknown_key
+from curriq.config.sections import (
+    CriticConfig,
+    DataConfig,
+    LMConfig,
+    LogConfig,
+    OptimConfig,
+    SelectConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from curriq.errors import CurriqError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.train.reward_windows <= self.data.reward_set_size,
+            f"--reward-windows = {self.train.reward_windows} is larger than the reward set "
+            f"(--reward-set-size = {self.data.reward_set_size}): lower the one or raise the other.",
+        )
+        require(
+            self.select.random_k <= self.train.num_candidates or self.select.selector != "random-k",
+            f"--random-k = {self.select.random_k} is larger than --num-candidates = "
+            f"{self.train.num_candidates}: random-k draws from the candidates.",
+        )
+
+    def override(self, **values: Any) -> "RunConfig":
+        """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.
+
+        Raises:
+            CurriqError: an unknown name, or a value that its component refuses.
+        """
+        owners = field_owners()
+        changed: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in owners:
+                raise CurriqError(unknown_key(name, list(owners)))
+            changed.setdefault(owners[name], {})[name] = value
+        sections = {
+            section: dataclasses.replace(getattr(self, section), **fields)
+            for section, fields in changed.items()
+        }
+        return dataclasses.replace(self, **sections)
+
+
+def field_owners() -> dict[str, str]:
+    """Flat field name → section of RunConfig that owns it."""
+    defaults = RunConfig()
+    return {
+        setting.name: section.name
+        for section in dataclasses.fields(RunConfig)
+        for setting in dataclasses.fields(getattr(defaults, section.name))
+    }
+
+
+def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """A RunConfig from nested plain values; what is absent keeps the value it has in `base`.
+
+    Raises:
+        CurriqError: an unknown section or key, a value of the wrong type, or a refused value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    base = base or RunConfig()
+    sections: dict[str, Any] = {}
+    for section, settings in values.items():
+        if section not in RunConfig.__dataclass_fields__:
+            raise CurriqError(unknown_key(section, list(RunConfig.__dataclass_fields__)))
+        if not isinstance(settings, dict):
+            raise CurriqError(f"[{section}] must be a table of settings, not {settings!r}.")
+        current = getattr(base, section)
+        known = [f.name for f in dataclasses.fields(current)]
+        for name in settings:
+            if name not in known:
+                raise CurriqError(f"[{section}] " + unknown_key(name, known))
+        check_source_tables(settings.get("sources", []))
+        merged = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)} | settings
+        try:
+            sections[section] = TypeAdapter(type(current)).validate_python(merged)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in (section, *first["loc"]))
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, CurriqError):
+                raise CurriqError(str(cause)) from None
+            raise CurriqError(f"{where} = {first['input']!r}: {first['msg']}.") from None
+    return dataclasses.replace(base, **sections)
+
+
+def check_source_tables(sources: Any) -> None:
+    """Refuse what is no list of source tables, and keys that no source has."""
+    known = list(SourceConfig.__dataclass_fields__)
+    if not isinstance(sources, list | tuple) or not all(isinstance(source, dict) for source in sources):
+        raise CurriqError(
+            f"data.sources = {sources!r}: write each source as a table of its own, [[data.sources]] "
+            'with name = "…" and path = "…".'
+        )
+    for source in sources:
+        for name in source:
+            if name not in known:
+                raise CurriqError("[[data.sources]] " + unknown_key(name, known))
+
+
+def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
+    """Read a run file over `base` (the defaults when None).
+
+    Raises:
+        CurriqError: no such file, no valid TOML, or a setting that `from_dict` refuses.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise CurriqError(f"--config {path}: there is no such file.") from None
+    except OSError as error:
+        raise CurriqError(f"--config {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CurriqError(f"--config {path} is not valid TOML: {error}.") from None
+    try:
+        return from_dict(values, base)
+    except CurriqError as error:
+        raise CurriqError(f"{path}: {error}") from None
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values, in TOML's and JSON's types; `from_dict(to_dict(c)) == c`."""
+    values = dataclasses.asdict(config)
+    values["data"]["sources"] = [dict(source) for source in values["data"]["sources"]]
+    return values
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as a TOML document that `load_toml` reads back."""
+    import tomlkit
+
+    return tomlkit.dumps(to_dict(config))

@@ -1,0 +1,395 @@
+"""The configuration: what it refuses and how it says so, and its way to a TOML file and back."""
+
+import dataclasses
+import inspect
+import math
+import string
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curriq.config import (
+    CriticConfig,
+    DataConfig,
+    LMConfig,
+    LogConfig,
+    OptimConfig,
+    RunConfig,
+    SelectConfig,
+    SelectorName,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+    field_owners,
+    flag,
+    from_dict,
+    load_toml,
+    to_dict,
+    to_toml,
+)
+from curriq.errors import CurriqError
+
+SECTIONS = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
+PROSE = SourceConfig(name="prose", path="embedded:prose")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# Bounds -------------------------------------------------------------------------------------------
+
+# Section, field, refused values, accepted values at the edge of the rule.
+BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
+    (SourceConfig, "weight", [-0.1, math.nan, math.inf], [0.0]),
+    (DataConfig, "window", [1, 0, -5], [2]),
+    (DataConfig, "shuffle_buffer", [0], [1]),
+    (DataConfig, "reward_set_size", [0], [1]),
+    (DataConfig, "validation_set_size", [0], [1]),
+    (DataConfig, "test_set_size", [0], [1]),
+    (DataConfig, "topic_pool_size", [0], [1]),
+    (DataConfig, "held_out_share", [0.0, 1.0, math.nan], [0.01, 0.99]),
+    (DataConfig, "near_duplicate_threshold", [0.0, 1.01, math.nan], [0.01, 1.0]),
+    (DataConfig, "topic_temperature", [0.0, -1.0, math.nan, math.inf], [1e-9]),
+    (TokenizerConfig, "vocab_size", [256, 0], [257]),
+    (TokenizerConfig, "tokenizer_sample_bytes", [0], [1]),
+    (LMConfig, "dropout", [-0.1, 1.0, math.nan], [0.0, 0.99]),
+    (OptimConfig, "lm_lr", [0.0, -1e-3, math.nan, math.inf], [1e-9]),
+    (OptimConfig, "grad_clip", [0.0, math.nan], [1e-9]),
+    (OptimConfig, "lr_warmup_steps", [-1], [0]),
+    (OptimConfig, "weight_decay", [-0.1, math.nan], [0.0]),
+    (OptimConfig, "adam_beta2", [0.0, 1.0, math.nan], [0.5]),
+    (OptimConfig, "micro_batch", [0], [1]),
+    (OptimConfig, "head_chunk_tokens", [0], [1]),
+    (CriticConfig, "beta", [0.0, -1.0, math.nan, math.inf], [1e-9]),
+    (CriticConfig, "gamma", [-0.1, 1.0, 1.5, math.nan], [0.0, 0.999]),
+    (CriticConfig, "polyak_tau", [0.0, 1.1, math.nan], [1e-9, 1.0]),
+    (CriticConfig, "q_lr", [0.0, math.inf], [1e-9]),
+    (CriticConfig, "q_grad_clip", [0.0], [1e-9]),
+    (CriticConfig, "q_hidden", [0], [1]),
+    (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
+    (CriticConfig, "replay_size", [-1], [0]),
+    (CriticConfig, "replay_batch", [0], [1]),
+    (CriticConfig, "replay_updates", [0], [1]),
+    (SelectConfig, "selector_temperature", [0.0, math.nan, math.inf], [1e-9]),
+    (SelectConfig, "random_k", [0], [1]),
+    (SelectConfig, "competence_initial", [0.0, 1.1, math.nan], [1e-9, 1.0]),
+    (SelectConfig, "competence_steps", [-1], [0]),
+    (SelectConfig, "bandit_exploration", [-0.1, 1.1, math.nan], [0.0, 1.0]),
+    (SelectConfig, "bandit_lr", [0.0], [1e-9]),
+    (TrainConfig, "steps", [0], [1]),
+    (TrainConfig, "num_candidates", [0, -1], [1]),
+    (TrainConfig, "reward_windows", [0], [1]),
+    (TrainConfig, "seed", [-1], [0]),
+    (TrainConfig, "threads", [-1], [0]),
+    (TrainConfig, "q_warmup_steps", [-1], [0]),
+    (TrainConfig, "alternating_period", [-1], [0]),
+    (LogConfig, "eval_every", [0], [1]),
+    (LogConfig, "checkpoint_every", [0], [1]),
+    (LogConfig, "checkpoint_keep", [0], [1]),
+]
+REQUIRED = {SourceConfig: {"name": "a", "path": "embedded:prose"}}
+
+
+def make(section: type, **values: Any) -> Any:
+    return section(**(REQUIRED.get(section, {}) | values))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [(section, name, value) for section, name, refused, _ in BOUNDS for value in refused],
+)
+def test_a_value_outside_its_bounds_is_refused_by_name(section: type, name: str, value: Any) -> None:
+    with pytest.raises(CurriqError) as error:
+        make(section, **{name: value})
+    message = str(error.value)
+    assert message.startswith(f"{flag(name)} = {value}: ")
+    assert message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [(section, name, value) for section, name, _, accepted in BOUNDS for value in accepted],
+)
+def test_a_value_at_the_edge_is_accepted(section: type, name: str, value: Any) -> None:
+    assert getattr(make(section, **{name: value}), name) == value
+
+
+def test_every_number_has_a_tested_bound() -> None:
+    """A new numeric setting must say what it refuses."""
+    tested = {(section, name) for section, name, _, _ in BOUNDS}
+    numeric = {
+        (section, field.name)
+        for section in [SourceConfig, *SECTIONS.values()]
+        for field in dataclasses.fields(section)
+        if field.type in (int, float)
+    }
+    assert sorted(f"{s.__name__}.{n}" for s, n in numeric - tested) == []
+
+
+# Messages: the value, the rule, the way out ----------------------------------------------------------
+
+REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
+    (lambda: CriticConfig(beta=0.0), ["--beta = 0.0", "greater than 0", "1e-3"]),
+    (lambda: CriticConfig(gamma=1.0), ["--gamma = 1.0", "[0, 1)", "0.99"]),
+    (
+        lambda: CriticConfig(credit="mixture", td_into_theta=True),
+        ["--credit mixture", "--td-into-theta", "--credit sampled"],
+    ),
+    (
+        lambda: CriticConfig(credit="mixture", replay_size=8),
+        ["--credit mixture", "--replay-size = 8", "--replay-size 0"],
+    ),
+    (lambda: TrainConfig(num_candidates=0), ["--num-candidates = 0", "at least 1"]),
+    (lambda: TokenizerConfig(vocab_size=100), ["--vocab-size = 100", "at least 257"]),
+    (lambda: LMConfig(model=""), ["--model", "empty", "folder"]),
+    (lambda: SourceConfig(name="", path="x"), ["needs a name", "name=NAME"]),
+    (lambda: SourceConfig(name="web", path=""), ["'web'", "needs a path", "path=PATH"]),
+    (lambda: DataConfig(sources=()), ["--sources is empty", "name=…,path=…"]),
+    (lambda: DataConfig(sources=(PROSE, PROSE)), ["'prose'", "twice", "its own name"]),
+    (lambda: DataConfig(target="poems"), ["--target 'poems'", "'prose'", "weight=0"]),
+    (lambda: DataConfig(target="ocr"), ["--target 'ocr'", "dirt=ocr", "clean"]),
+    (
+        lambda: DataConfig(sources=(dataclasses.replace(PROSE, weight=0.0),)),
+        ["weight 0", "empty", "positive weight"],
+    ),
+    (lambda: SelectConfig(selector="rho"), ["--selector rho", "--reference-model", "reference"]),
+    (
+        lambda: RunConfig(train=TrainConfig(reward_windows=129)),
+        ["--reward-windows = 129", "--reward-set-size = 128", "lower the one or raise the other"],
+    ),
+    (
+        lambda: RunConfig(select=SelectConfig(selector="random-k", random_k=99)),
+        ["--random-k = 99", "--num-candidates = 32"],
+    ),
+    (lambda: RunConfig().override(bata=1.0), ["'bata'", "Did you mean 'beta'?", "Known:", "gamma"]),
+    (lambda: from_dict({"critics": {}}), ["'critics'", "Did you mean 'critic'?", "Known:", "optim"]),
+    (lambda: from_dict({"override": {}}), ["unknown setting 'override'"]),
+    (lambda: from_dict({"critic": {"bta": 1}}), ["[critic]", "'bta'", "Did you mean 'beta'?"]),
+    (lambda: from_dict({"critic": 3}), ["[critic]", "table", "3"]),
+    (lambda: from_dict({"critic": {"beta": "warm"}}), ["critic.beta = 'warm'", "valid number"]),
+    (lambda: from_dict({"train": {"steps": 1.5}}), ["train.steps = 1.5", "integer"]),
+    (lambda: from_dict({"select": {"selector": "best"}}), ["select.selector = 'best'", "'soft-q'"]),
+    (lambda: from_dict({"critic": {"gamma": 2}}), ["--gamma = 2", "[0, 1)"]),
+    (
+        lambda: from_dict({"data": {"sources": [{"name": "a", "path": "b", "wieght": 1}]}}),
+        ["[[data.sources]]", "'wieght'", "Did you mean 'weight'?"],
+    ),
+    (lambda: from_dict({"data": {"sources": [{"path": "b"}]}}), ["data.sources.0.name"]),
+    (lambda: from_dict({"data": {"sources": ["name=a,path=b"]}}), ["data.sources", "[[data.sources]]"]),
+    (lambda: from_dict({"data": {"sources": 5}}), ["data.sources = 5", "[[data.sources]]"]),
+    (lambda: from_dict({"train": {"reward_windows": 500}}), ["--reward-windows = 500"]),
+]
+
+
+@pytest.mark.parametrize(("build", "parts"), REFUSED)
+def test_messages_name_the_value_the_rule_and_the_way_out(build: Callable[[], Any], parts: list[str]) -> None:
+    with pytest.raises(CurriqError) as error:
+        build()
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_name_unlike_any_other_gets_no_guess() -> None:
+    with pytest.raises(CurriqError) as error:
+        RunConfig().override(zzzzzz=1)
+    assert "Did you mean" not in str(error.value)
+
+
+def test_random_k_may_exceed_the_candidates_where_it_is_not_used() -> None:
+    assert RunConfig(select=SelectConfig(selector="uniform", random_k=99)).select.random_k == 99
+
+
+def test_rho_with_a_reference_model_is_accepted() -> None:
+    assert SelectConfig(selector="rho", reference_model="runs/reference").selector == "rho"
+
+
+# The object ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", [SourceConfig, RunConfig, *SECTIONS.values()])
+def test_sections_are_frozen_keyword_only_and_hashable(section: type) -> None:
+    config = make(section)
+    name = dataclasses.fields(section)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, name, getattr(config, name))
+    with pytest.raises(TypeError):
+        section("prose")
+    assert hash(config) == hash(make(section))
+
+
+@pytest.mark.parametrize("section", [SourceConfig, *SECTIONS.values()])
+def test_every_setting_has_a_help_text(section: type) -> None:
+    """The docstring under a field is its help text on the command line."""
+    source = inspect.getsource(section)
+    for field in dataclasses.fields(section):
+        after = source.split(f"\n    {field.name}: ", 1)[1].split("\n    ", 1)[1]
+        assert after.lstrip(" )\n").startswith('"""'), f"{section.__name__}.{field.name} has no help text"
+
+
+def test_override_reaches_every_section_and_leaves_the_original_alone() -> None:
+    config = RunConfig()
+    changed = config.override(
+        window=64, vocab_size=512, dropout=0.1, lm_lr=1e-4, beta=0.5, seed=7, run_dir="x"
+    )
+    assert (changed.data.window, changed.tokenizer.vocab_size, changed.lm.dropout) == (64, 512, 0.1)
+    assert (changed.optim.lm_lr, changed.critic.beta, changed.train.seed) == (1e-4, 0.5, 7)
+    assert changed.log.run_dir == "x"
+    assert changed.select is config.select
+    assert config == RunConfig()
+
+
+def test_override_validates_the_fields_and_their_combination() -> None:
+    with pytest.raises(CurriqError, match="--steps = 0"):
+        RunConfig().override(steps=0)
+    with pytest.raises(CurriqError, match="--reward-windows = 200"):
+        RunConfig().override(reward_windows=200)
+    assert RunConfig().override(reward_windows=200, reward_set_size=200).train.reward_windows == 200
+
+
+def test_field_owners_finds_every_field() -> None:
+    owners = field_owners()
+    assert set(owners.values()) == set(SECTIONS)
+    assert all(hasattr(getattr(RunConfig(), section), name) for name, section in owners.items())
+
+
+def test_command_line_spelling() -> None:
+    assert flag("q_lr") == "--q-lr"
+
+
+# Files ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    base = RunConfig().override(steps=7, beta=0.25)
+    config = load_toml(write(tmp_path, "[critic]\ngamma = 0.5\n[train]\nseed = 3\n"), base)
+    assert config == base.override(gamma=0.5, seed=3)
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert load_toml(write(tmp_path, "")) == RunConfig()
+
+
+def test_whole_numbers_become_floats_where_a_float_is_meant(tmp_path: Path) -> None:
+    beta = load_toml(write(tmp_path, "[critic]\nbeta = 2\n")).critic.beta
+    assert isinstance(beta, float)
+    assert beta == 2.0
+
+
+def test_sources_of_a_file_replace_the_default_ones(tmp_path: Path) -> None:
+    text = """
+        [data]
+        target = "books"
+        [[data.sources]]
+        name = "books"
+        path = "books/*.txt.gz"
+        documents = "file"
+        [[data.sources]]
+        name = "web"
+        path = "web.jsonl"
+        weight = 3
+    """
+    assert load_toml(write(tmp_path, text)).data.sources == (
+        SourceConfig(name="books", path="books/*.txt.gz", documents="file"),
+        SourceConfig(name="web", path="web.jsonl", weight=3.0),
+    )
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    assert load_toml(write(tmp_path, "\ufeff[train]\nsteps = 9\n")).train.steps == 9
+
+
+def test_errors_of_a_file_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(CurriqError, match=r"run\.toml: \[critic\] unknown setting 'bta'"):
+        load_toml(write(tmp_path, "[critic]\nbta = 1\n"))
+    with pytest.raises(CurriqError, match=r"run\.toml is not valid TOML: .*line 1"):
+        load_toml(write(tmp_path, "[critic\n"))
+    with pytest.raises(CurriqError, match=r"nowhere\.toml: there is no such file"):
+        load_toml(tmp_path / "nowhere.toml")
+    with pytest.raises(CurriqError, match="cannot be read"):
+        load_toml(tmp_path)
+    (tmp_path / "latin1.toml").write_bytes(b'[log]\nrun_dir = "\xe9"\n')
+    with pytest.raises(CurriqError, match=r"latin1\.toml is not valid TOML"):
+        load_toml(tmp_path / "latin1.toml")
+
+
+def test_dictionary_holds_plain_values_only() -> None:
+    def check(value: Any) -> None:
+        assert type(value) in (dict, list, str, int, float, bool)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inner)
+
+    check(to_dict(RunConfig()))
+
+
+# Round trip ---------------------------------------------------------------------------------------
+
+# Any text that TOML can hold: everything but lone surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=6)
+POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
+SOURCES = st.lists(
+    st.builds(
+        SourceConfig,
+        name=NAMES,
+        path=TEXT.filter(bool),
+        weight=st.floats(0, 1e300),
+        text_field=TEXT,
+        difficulty_field=TEXT,
+        documents=st.sampled_from(["file", "paragraph", "line"]),
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda source: source.name,
+).filter(lambda sources: any(source.weight > 0 for source in sources))
+
+
+@st.composite
+def run_configs(draw: st.DrawFn) -> RunConfig:
+    sources = tuple(draw(SOURCES))
+    return RunConfig(
+        data=DataConfig(
+            sources=sources,
+            target=draw(st.sampled_from([source.name for source in sources])),
+            window=draw(st.integers(2, 10**6)),
+            held_out_share=draw(st.floats(1e-9, 1 - 1e-9)),
+            needle=draw(st.booleans()),
+        ),
+        lm=LMConfig(model=draw(TEXT.filter(bool)), precision=draw(st.sampled_from(["fp32", "bf16"]))),
+        optim=OptimConfig(lm_lr=draw(POSITIVE), weight_decay=draw(st.floats(0, 10))),
+        critic=CriticConfig(beta=draw(POSITIVE), gamma=draw(st.floats(0, 1, exclude_max=True))),
+        select=SelectConfig(selector=draw(st.sampled_from(sorted(set(get_args(SelectorName)) - {"rho"})))),
+        train=TrainConfig(seed=draw(st.integers(0, 2**63 - 1)), num_candidates=draw(st.integers(8, 10**9))),
+        log=LogConfig(run_dir=draw(TEXT), wandb=draw(TEXT), tensorboard=draw(st.booleans())),
+    )
+
+
+# beartype checks a random item of a container, which is no draw of the strategy.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+@given(run_configs())
+def test_toml_round_trip(config: RunConfig) -> None:
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+@given(run_configs(), run_configs())
+def test_a_whole_file_leaves_nothing_of_its_base(config: RunConfig, base: RunConfig) -> None:
+    assert from_dict(to_dict(config), base) == config
+
+
+def test_round_trip_through_a_file(tmp_path: Path) -> None:
+    config = RunConfig().override(beta=1e-7, run_dir='a "quoted"\nname')
+    assert load_toml(write(tmp_path, to_toml(config))) == config
+
+
+def test_hints_of_all_sections_resolve() -> None:
+    """The command line and the TOML reader build their parsers from the annotations."""
+    for section in [SourceConfig, RunConfig, *SECTIONS.values()]:
+        assert set(get_type_hints(section)) == {field.name for field in dataclasses.fields(section)}
