@@ -1,0 +1,105 @@
+"""A bandit over sources (EXP3, after Graves et al. 2017, "Automated Curriculum Learning for Neural
+Networks")."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from curriq.select.history import History
+from curriq.select.uniform import Uniform
+from curriq.softq.equations import sample_action
+from curriq.types import Candidates, Metrics, Outcome, State
+
+
+class SourceBandit(Uniform):
+    """Draws one source per step and trains uniformly on its candidates.
+
+    EXP3 (Auer et al. 2002): the policy is p = (1 − ε) softmax(w) + ε/S over the S sources that the
+    candidates come from, and the drawn source's log-weight gains η g/p. The gain g is the
+    reward's improvement r_k − r_{k−1}, mapped linearly so that the 20 % and 80 % quantiles of past
+    improvements become −1 and +1, and clipped there (Graves et al. 2017, Section 4.1). Deviations from
+    Graves et al.: EXP3 without their fixed-share term, and the loop's own reward as the progress signal.
+
+    Args:
+        source_names: names of the run's sources, in the order of `Candidates.source`.
+        exploration: ε in [0, 1].
+        learning_rate: η.
+        generator: CPU generator of the draws.
+        history: improvements remembered for the quantiles.
+    """
+
+    needs_reward = True
+
+    def __init__(
+        self,
+        source_names: Sequence[str],
+        exploration: float,
+        learning_rate: float,
+        generator: torch.Generator,
+        history: int = 1000,
+    ) -> None:
+        self._names = list(source_names)
+        self._exploration = exploration
+        self._learning_rate = learning_rate
+        self._generator = generator
+        self._log_weights = torch.zeros(len(self._names), dtype=torch.float64)
+        self._improvements = History(history)
+        self._last_reward: float | None = None
+        self._drawn = 0
+        self._drawn_probability = 1.0
+
+    def policy(self, present: Bool[Tensor, "S"]) -> Float[Tensor, "S"]:
+        """p over all sources; the absent ones get probability 0."""
+        exploit = self._log_weights.masked_fill(~present, -torch.inf).softmax(0)
+        explore = present.double() / present.sum()
+        return (1 - self._exploration) * exploit + self._exploration * explore
+
+    def narrow(self, step: int, candidates: Candidates) -> Candidates:
+        source = candidates.source.cpu()
+        present = torch.bincount(source, minlength=len(self._names)) > 0
+        policy = self.policy(present)
+        self._drawn = sample_action(policy, self._generator)
+        self._drawn_probability = policy[self._drawn].item()
+        return candidates.take((source == self._drawn).nonzero().squeeze(1))
+
+    def observe(self, step: int, outcome: Outcome) -> Metrics:
+        assert outcome.reward is not None, "needs_reward is set, but the outcome has no reward"
+        metrics: Metrics = {}
+        if self._last_reward is not None:
+            gain = self._rescaled(outcome.reward - self._last_reward)
+            self._log_weights[self._drawn] += self._learning_rate * gain / self._drawn_probability
+            metrics["bandit/gain"] = gain
+        self._last_reward = outcome.reward
+        everywhere = torch.ones(len(self._names), dtype=torch.bool)
+        for name, probability in zip(self._names, self.policy(everywhere).tolist(), strict=True):
+            metrics[f"bandit/p_{name}"] = probability
+        return metrics
+
+    def _rescaled(self, improvement: float) -> float:
+        """The improvement on the scale of the past ones, in [−1, 1]; 0 while they have no spread."""
+        self._improvements.extend(torch.tensor([improvement], dtype=torch.float64))
+        levels = torch.tensor([0.2, 0.8], dtype=torch.float64)
+        low, high = self._improvements.values.quantile(levels).tolist()
+        if high == low:
+            return 0.0
+        return min(1.0, max(-1.0, 2 * (improvement - low) / (high - low) - 1))
+
+    def state_dict(self) -> State:
+        return {
+            "log_weights": self._log_weights.clone(),
+            "improvements": self._improvements.state_dict(),
+            "last_reward": self._last_reward,
+            "drawn": self._drawn,
+            "drawn_probability": self._drawn_probability,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._log_weights = state["log_weights"].clone()
+        self._improvements.load_state_dict(state["improvements"])
+        self._last_reward = state["last_reward"]
+        self._drawn = state["drawn"]
+        self._drawn_probability = state["drawn_probability"]
+        self._generator.set_state(state["generator"])

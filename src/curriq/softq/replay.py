@@ -1,0 +1,62 @@
+"""Q replay: a ring of past regression pairs (h, y), one of the extras of the authors' published code."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from curriq.types import State
+
+
+class Replay:
+    """The last `capacity` pairs of hidden state and Bellman target, sampled uniformly.
+
+    A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
+
+    Args:
+        capacity: pairs kept; a new one overwrites the oldest.
+        width: d, width of the hidden states.
+        device: where the pairs lie.
+        generator: CPU generator of the draws.
+    """
+
+    def __init__(
+        self, capacity: int, width: int, device: torch.device | str, generator: torch.Generator
+    ) -> None:
+        assert capacity > 0
+        self.capacity = capacity
+        self._hidden = torch.zeros(capacity, width, device=device)
+        self._targets = torch.zeros(capacity, device=device)
+        self._added = 0
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, hidden: Float[Tensor, "1 d"], target: Float[Tensor, ""]) -> None:
+        """Store one pair, detached."""
+        slot = self._added % self.capacity
+        self._hidden[slot] = hidden.detach()[0]
+        self._targets[slot] = target.detach()
+        self._added += 1
+
+    def sample(self, batch: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
+        """`batch` pairs drawn uniformly with replacement; the ring must not be empty."""
+        index = torch.randint(len(self), (batch,), generator=self._generator).to(self._hidden.device)
+        return self._hidden[index], self._targets[index]
+
+    def state_dict(self) -> State:
+        filled = len(self)
+        return {
+            "hidden": self._hidden[:filled].cpu(),
+            "targets": self._targets[:filled].cpu(),
+            "added": self._added,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._added = state["added"]
+        filled = len(self)
+        assert state["hidden"].shape[0] == filled, "the state comes from a ring of another capacity"
+        self._hidden[:filled] = state["hidden"].to(self._hidden.device)
+        self._targets[:filled] = state["targets"].to(self._targets.device)
+        self._generator.set_state(state["generator"])

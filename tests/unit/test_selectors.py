@@ -1,0 +1,260 @@
+"""What each selector prefers, against closed forms and simulations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from curriq.config import CriticConfig
+from curriq.errors import CurriqError
+from curriq.rng import Generators
+from curriq.select import (
+    ByLoss,
+    Competence,
+    ExcessLoss,
+    RandomK,
+    SoftQ,
+    SourceBandit,
+    Uncertainty,
+    Uniform,
+    UniformUntil,
+)
+from curriq.select.competence import root_competence
+from curriq.select.difficulty import (
+    LabelDifficulty,
+    LabelOrRarity,
+    LengthDifficulty,
+    RarityDifficulty,
+    token_characters,
+)
+from curriq.softq.critic import TDCritic
+from curriq.types import Candidates, Features, Outcome
+
+
+def windows(tokens=None, n: int = 4, source=None, difficulty=None) -> Candidates:
+    tokens = torch.zeros(n, 3, dtype=torch.int64) if tokens is None else torch.tensor(tokens)
+    n = len(tokens)
+    return Candidates(
+        tokens=tokens,
+        window_ids=torch.arange(n),
+        source=torch.zeros(n, dtype=torch.int64) if source is None else torch.tensor(source),
+        difficulty=None if difficulty is None else torch.tensor(difficulty, dtype=torch.float32),
+        rows=torch.arange(n),
+    )
+
+
+def measured(loss, entropy=None, width: int = 2) -> Features:
+    return Features(
+        hidden=torch.randn(len(loss), width, generator=torch.Generator().manual_seed(0)),
+        loss=torch.tensor(loss),
+        entropy=None if entropy is None else torch.tensor(entropy),
+    )
+
+
+# Scores
+
+
+def test_soft_q_weights_are_the_critics_policy():
+    critic = TDCritic(CriticConfig(beta=0.05), 2, "cpu", Generators(0))
+    seen = measured([1.0, 2.0, 3.0, 4.0])
+    scores = SoftQ(critic, beta=0.05).scores(0, windows(), seen)
+    torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen)))
+
+
+def test_scores_by_loss_and_entropy_have_their_odds_at_the_temperature():
+    """Two windows that differ by one temperature differ in weight by a factor e."""
+    seen = measured([1.0, 1.5], entropy=[2.0, 2.5])
+    for selector, expected in (
+        (ByLoss(0.5, sign=1), math.e),
+        (ByLoss(0.5, sign=-1), 1 / math.e),
+        (Uncertainty(0.5), math.e),
+    ):
+        weights = selector.scores(0, windows(n=2), seen).softmax(0)
+        assert (weights[1] / weights[0]).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_excess_loss_cancels_noise_and_prefers_what_the_reference_has_learnt():
+    """Window 0 is noise (both models fail), 1 is learnt (both succeed), 2 is worth learning."""
+    reference = torch.tensor([7.0, 1.0, 2.0])
+    scores = ExcessLoss(lambda tokens: reference, 0.5).scores(0, windows(n=3), measured([7.0, 1.0, 5.0]))
+    assert scores.tolist() == [0, 0, 6]
+
+
+def test_uncertainty_declares_that_it_needs_entropy():
+    assert Uncertainty(1.0).needs_entropy
+    with pytest.raises(AssertionError, match="entropy"):
+        Uncertainty(1.0).scores(0, windows(n=1), measured([1.0]))
+
+
+def test_random_k_draws_every_window_equally_often():
+    selector = RandomK(3, torch.Generator().manual_seed(0))
+    drawn = torch.cat([selector.narrow(0, windows(n=8)).rows for _ in range(1500)])
+    counts = torch.bincount(drawn, minlength=8)
+    assert counts.sum() == 3 * 1500
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_warm_up_is_uniform_and_then_hands_over():
+    inner = ByLoss(0.5, sign=1)
+    selector = UniformUntil(inner, 2)
+    seen = measured([1.0, 3.0])
+    assert selector.scores(1, windows(n=2), seen).tolist() == [0, 0]
+    assert selector.scores(2, windows(n=2), seen).tolist() == inner.scores(2, windows(n=2), seen).tolist()
+    narrowing = UniformUntil(RandomK(1, torch.Generator().manual_seed(0)), 2)
+    assert [len(narrowing.narrow(step, windows(n=5))) for step in range(4)] == [5, 5, 1, 1]
+    assert UniformUntil(Uncertainty(1.0), 2).needs_entropy
+    assert not UniformUntil(Uniform(), 2).needs_reward
+
+
+# Competence
+
+
+def test_root_competence_grows_in_the_square_from_initial_to_one():
+    assert root_competence(0, 100, 0.1) == pytest.approx(0.1)
+    assert root_competence(100, 100, 0.1) == pytest.approx(1.0)
+    assert root_competence(500, 100, 0.1) == 1.0
+    squares = np.array([root_competence(step, 100, 0.1) ** 2 for step in range(101)])
+    np.testing.assert_allclose(np.diff(squares), (1 - 0.01) / 100)
+
+
+@pytest.mark.parametrize("step", [0, 10, 50, 99, 100])
+def test_competence_opens_the_easiest_share_of_the_windows(step):
+    """Without ties this is the paper's rule CDF ≤ c: ⌈c·n⌉ windows up to rounding, the easiest ones."""
+    difficulty = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    selector = Competence(LabelDifficulty(), total_steps=100, initial=0.1)
+    kept = selector.narrow(step, windows(n=200, difficulty=difficulty))
+    level = root_competence(step, 100, 0.1)
+    assert sorted(kept.difficulty.tolist()) == list(range(math.ceil(200 * level - 1e-9)))
+    outcome = Outcome(candidates=kept, features=measured([0.0]), weights=torch.ones(1), reward=None)
+    assert selector.observe(step, outcome) == {"competence/level": level}
+
+
+def test_competence_ranks_against_the_past_and_keeps_at_least_one():
+    selector = Competence(LabelDifficulty(), total_steps=100, initial=0.2, history=8)
+    selector.narrow(0, windows(n=8, difficulty=[0.0] * 8))
+    hard = windows(n=2, difficulty=[9.0, 8.0])
+    assert selector.narrow(0, hard).rows.tolist() == [1]
+    for _ in range(10):  # the memory rolls: what is hard becomes ordinary
+        selector.narrow(0, windows(n=8, difficulty=[9.0] * 8))
+    assert selector.narrow(0, hard).rows.tolist() == [0, 1]
+
+
+def test_competence_starts_with_the_easiest_class_of_a_coarse_label():
+    selector = Competence(LabelDifficulty(), total_steps=100, initial=0.1)
+    classes = windows(n=6, difficulty=[1.0, 2.0, 3.0, 1.0, 2.0, 3.0])
+    assert selector.narrow(0, classes).rows.tolist() == [0, 3]
+    assert len(selector.narrow(100, classes)) == 6
+
+
+def test_windows_without_a_label_come_last():
+    selector = Competence(LabelDifficulty(), total_steps=100, initial=0.5)
+    mixed = windows(n=4, difficulty=[math.nan, 5.0, 1.0, math.nan])
+    assert selector.narrow(0, mixed).rows.tolist() == [1, 2]
+    assert len(selector.narrow(100, mixed)) == 4
+    unlabelled = windows(n=2, difficulty=[math.nan, math.nan])
+    assert len(Competence(LabelDifficulty(), 100, 0.1).narrow(0, unlabelled)) == 2
+
+
+def test_label_difficulty_without_labels_names_the_way_out():
+    with pytest.raises(CurriqError, match="difficulty_field"):
+        LabelDifficulty()(windows())
+
+
+def test_rarity_is_the_mean_surprise_under_add_one_counts():
+    """V = 4. After the first call the counts are 0:3, 1:1, so p = (4, 2, 1, 1)/8."""
+    rarity = RarityDifficulty(4)
+    first = rarity(windows([[0, 0], [0, 1]]))
+    assert first.tolist() == pytest.approx([math.log(2), (math.log(2) + math.log(4)) / 2])
+    second = rarity(windows([[2, 3]]))  # counts 0:3, 1:1, 2:1, 3:1, so p = (4, 2, 2, 2)/10
+    assert second.tolist() == pytest.approx([math.log(5)])
+
+
+def test_length_counts_characters_and_calls_short_text_hard():
+    pieces = ["the", "x", "ing "]
+    table = token_characters(lambda ids: "".join(pieces[i] for i in ids), 3)
+    assert LengthDifficulty(table)(windows([[0, 2], [1, 1]])).tolist() == [-7, -2]
+
+
+def test_automatic_difficulty_takes_the_label_where_there_is_one():
+    automatic = LabelOrRarity(4)
+    assert automatic(windows([[0], [1]], difficulty=[5.0, 6.0])).tolist() == [5, 6]
+    assert automatic(windows([[0], [1]])).tolist() == RarityDifficulty(4)(windows([[0], [1]])).tolist()
+
+
+# Bandit
+
+
+def make_bandit(seed: int = 0, exploration: float = 0.1) -> SourceBandit:
+    return SourceBandit(("a", "b", "c"), exploration, 0.05, Generators(seed)("bandit"))
+
+
+def finished(kept: Candidates, reward: float) -> Outcome:
+    n = len(kept)
+    weights = torch.full((n,), 1 / n)
+    return Outcome(candidates=kept, features=measured([1.0] * n), weights=weights, reward=reward)
+
+
+@pytest.mark.parametrize("best", [0, 2])
+def test_exp3_finds_the_best_arm_of_a_stationary_bandit(best):
+    """Each step improves the reward by noise, and by one more standard deviation with the best source."""
+    selector = make_bandit(seed=best)
+    noise = np.random.default_rng(best)
+    offered, reward, metrics = windows(n=6, source=[0, 1, 2, 0, 1, 2]), -5.0, {}
+    for step in range(1500):
+        kept = selector.narrow(step, offered)
+        reward += 0.01 * (noise.normal() + (kept.source[0].item() == best))
+        metrics = selector.observe(step, finished(kept, reward))
+    policy = [metrics[f"bandit/p_{name}"] for name in "abc"]
+    assert sum(policy) == pytest.approx(1)
+    assert policy[best] > 0.8
+    assert min(policy) >= 0.1 / 3 - 1e-12  # exploration
+
+
+def test_bandit_trains_on_one_present_source_per_step():
+    selector = make_bandit()
+    for step in range(30):
+        kept = selector.narrow(step, windows(n=5, source=[1, 2, 2, 1, 2]))
+        assert kept.rows.tolist() in ([0, 3], [1, 2, 4])
+
+
+def test_bandit_without_a_past_is_uniform_over_the_present_sources():
+    selector = make_bandit(exploration=0.0)
+    assert selector.policy(torch.tensor([True, False, True])).tolist() == [0.5, 0, 0.5]
+
+
+def test_bandit_learns_nothing_from_the_first_reward():
+    selector = make_bandit()
+    metrics = selector.observe(0, finished(selector.narrow(0, windows(source=[0, 1, 2, 0])), -3.0))
+    assert metrics == {f"bandit/p_{name}": pytest.approx(1 / 3) for name in "abc"}
+
+
+def test_bandit_gain_is_the_improvement_between_its_quantiles():
+    """Improvements 1, 2, 3, 4, 5 have quantiles 1.8 and 4.2, so 5 is clipped to +1; then 3 maps to 0.
+
+    With the sixth improvement, 3, the quantiles of (1, 2, 3, 3, 4, 5) are 2 and 4.
+    """
+    selector, gains, reward = make_bandit(), [], 0.0
+    for step, improvement in enumerate([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 3.0]):
+        reward += improvement
+        kept = selector.narrow(step, windows(source=[0, 1, 2, 0]))
+        gains.append(selector.observe(step, finished(kept, reward)).get("bandit/gain"))
+    assert gains[0] is None
+    assert gains[1] == 0.0  # one improvement has no spread
+    assert gains[5] == 1.0
+    assert gains[6] == pytest.approx(0.0)
+
+
+def test_bandit_importance_weight_by_hand():
+    """p = 1/3 at the start; a gain of +1 adds 0.05·1/(1/3) = 0.15 to the drawn source's log-weight."""
+    selector = make_bandit(exploration=0.0)
+    offered = windows(n=3, source=[0, 1, 2])
+    for step, reward in enumerate([0.0, 0.0]):  # improvement 0: no spread, no gain
+        selector.observe(step, finished(selector.narrow(step, offered), reward))
+    kept = selector.narrow(2, offered)
+    metrics = selector.observe(2, finished(kept, 1.0))  # above the 80 % quantile: gain +1
+    drawn = "abc"[kept.source[0]]
+    assert metrics["bandit/gain"] == 1.0
+    expected = math.exp(0.15) / (math.exp(0.15) + 2)
+    assert metrics[f"bandit/p_{drawn}"] == pytest.approx(expected)
