@@ -1,0 +1,60 @@
+"""The end of a run, as a person reads it on a terminal."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+
+def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Test loss and perplexity, what each source's share of the weight was, and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    if summary["finished"]:
+        loss, perplexity = summary["test_loss"], summary["test_perplexity"]
+        console.print(
+            f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold] "
+            f"after {summary['steps']} steps"
+        )
+    else:
+        console.print(f"[bold]stopped after {summary['steps']} steps[/bold]; the state is saved")
+    console.print(
+        f"{summary['windows_seen']} windows seen, {summary['windows_trained']} trained on "
+        f"({summary['effective_windows']:.0f} effective), {summary['tokens']:,} tokens, "
+        f"{summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
+    )
+    table = Table(title="what the model learned from", title_justify="left")
+    for heading in ("source", "share offered", "share of weight", "ratio"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    offered = summary["offered_share"]
+    for name, weight in summary["weight_share"].items():
+        ratio = f"{weight / offered[name]:.3f}" if offered[name] else "–"
+        table.add_row(name, f"{offered[name]:.1%}", f"{weight:.1%}", ratio)
+    console.print(table)
+    console.print(verdict(summary))
+    console.print(f"log         {run_dir / 'metrics.jsonl'}")
+    if summary["checkpoint"] is not None:
+        console.print(f"checkpoint  {run_dir / summary['checkpoint']}")
+        console.print(f"model       {run_dir / summary['checkpoint'] / 'lm'}  (AutoModelForCausalLM opens it)")
+    if not summary["finished"]:
+        console.print(f"go on with  curriq resume {run_dir}")
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """One sentence on whether the run selected at all.
+
+    The measure is the Kullback-Leibler divergence of the weight over sources from what was offered.
+    """
+    offered, weight = summary["offered_share"], summary["weight_share"]
+    pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
+    divergence = sum(w * math.log(w / o) for w, o in pairs)
+    if summary["selector"] == "uniform":
+        return "The uniform baseline weighs every window alike."
+    if divergence < 1e-3:
+        return (
+            f"The policy stayed uniform over sources (divergence {divergence:.1e} nats): "
+            f"{summary['selector']} chose nothing here."
+        )
+    return f"The weight moved {divergence:.3f} nats away from what was offered."

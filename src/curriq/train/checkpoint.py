@@ -1,0 +1,345 @@
+"""Checkpoints that a killed process, a full disk or a flipped bit cannot take away.
+
+    RUN/checkpoints/step-00000200/
+        lm/              a Hugging Face folder: config, safetensors, tokenizer
+        state.pt         everything else a bitwise resume needs, readable with `weights_only=True`
+        manifest.json    format version, step, library versions, size and SHA-256 of every other file
+
+A checkpoint is written under a temporary name beside its final one, forced to the disk and then
+renamed, so that a folder called `step-…` is complete from its first moment on. Older checkpoints go
+only after the new one stands. What the disk does to it later, the hashes find.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import pickle
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import curriq
+from curriq.errors import CurriqError
+from curriq.train.storage import fsync, readable_bytes
+from curriq.types import State
+
+FORMAT = 1
+"""Version of the layout above. Raise it when an older curriq could not read what this one writes."""
+
+log = logging.getLogger("curriq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: its folder.
+        step: number of finished steps, which is the index of the step to do next.
+        state: what `Checkpointer.save` was given; tensors are on the CPU.
+        manifest: the parsed `manifest.json`.
+    """
+
+    path: Path
+    step: int
+    state: State
+    manifest: dict[str, Any]
+
+    @property
+    def lm(self) -> Path:
+        """The Hugging Face folder of the language model."""
+        return self.path / "lm"
+
+
+class BadCheckpoint(Exception):
+    """Why one checkpoint cannot be used."""
+
+
+class Checkpointer:
+    """The one writer of a run's checkpoints.
+
+    Args:
+        run_dir: folder of the run.
+        keep: how many of the newest checkpoints stay.
+    """
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        assert keep >= 1, keep
+        self.run_dir = run_dir
+        self.folder = run_dir / "checkpoints"
+        self.keep = keep
+        for leftover in self.folder.glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def latest(self) -> LoadedCheckpoint:
+        """The newest checkpoint that can be trusted; see `latest_checkpoint`."""
+        return latest_checkpoint(self.run_dir)
+
+    def save(self, step: int, state: State, save_lm: Callable[[Path], object]) -> Path | None:
+        """Write the checkpoint of `step`, then remove all but the `keep` newest.
+
+        Args:
+            step: number of finished steps.
+            state: plain containers, numbers, strings and tensors only.
+            save_lm: writes the language model and its tokenizer into the folder it is given.
+
+        Returns:
+            The checkpoint's folder; None when the disk refused it. Then the earlier checkpoints are
+            untouched, a warning says what happened, and training can go on.
+
+        Raises:
+            TypeError: the state holds something that could not be read back.
+        """
+        require_plain(state)
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".tmp-{final.name}"
+        try:
+            if self._stands(final):
+                return final
+            shutil.rmtree(temporary, ignore_errors=True)
+            write_checkpoint(temporary, step, state, save_lm)
+            self._set_aside_from(step)
+            temporary.rename(final)
+            fsync(self.folder)
+        except BaseException as error:
+            written = folder_size(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+            refusal = disk_error(error)
+            if refusal is None:
+                raise
+            self._warn(step, refusal, written)
+            return None
+        self._prune()
+        return final
+
+    def _stands(self, path: Path) -> bool:
+        """Whether this step is saved already. A run is deterministic, so what is there is what would be
+        written; a run that is interrupted right after its resume must not risk its only checkpoint."""
+        try:
+            verify(path)
+        except BadCheckpoint:
+            return False
+        return True
+
+    def _set_aside_from(self, step: int) -> None:
+        """Rename checkpoints of this step or a later one. `latest` did not choose them, or the run would
+        have gone on from there; they must not count as the newest, and may still be of use to somebody."""
+        for path in checkpoint_folders(self.folder):
+            if step_of(path) >= step:
+                aside = path.with_name(f"rejected-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                log.warning(f"{path} could not be used and was renamed to {aside.name}; delete it at will.")
+
+    def _prune(self) -> None:
+        for path in checkpoint_folders(self.folder)[self.keep :]:
+            # Under its own name a half-deleted folder would look like a damaged checkpoint.
+            doomed = path.with_name(f".tmp-old-{path.name}")
+            try:
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                log.warning(f"the old checkpoint {path} could not be removed: {error}.")
+
+    def _warn(self, step: int, refusal: str, written: int) -> None:
+        standing = checkpoint_folders(self.folder)
+        free = shutil.disk_usage(nearest_folder(self.folder)).free
+        if standing:
+            needed = f"A checkpoint needs about {readable_bytes(folder_size(standing[0]))}"
+            kept = f"the checkpoint of step {step_of(standing[0])} still stands"
+        else:
+            needed = f"It needs more than the {readable_bytes(written)} that could be written"
+            kept = "there is no earlier checkpoint"
+        log.warning(
+            f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. {needed}, "
+            f"{readable_bytes(free)} are free; {kept}. Training goes on and tries again at the next "
+            "checkpoint: free some space, or stop with Ctrl-C."
+        )
+
+
+def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
+    """The newest checkpoint of a run whose manifest and hashes hold; reads only.
+
+    A checkpoint that is truncated, damaged or of an unknown format is passed over with a warning.
+
+    Raises:
+        CurriqError: the run has no checkpoint, or none that can be used; says why for each of them.
+    """
+    folder = run_dir / "checkpoints"
+    found = checkpoint_folders(folder)
+    if not found:
+        raise CurriqError(
+            f"{run_dir} has no checkpoint under {folder}: check the path, or start the run again with "
+            "`curriq train`; --checkpoint-every sets how often a run saves."
+        )
+    defects: list[str] = []
+    for path in found:
+        try:
+            checkpoint = load_checkpoint(path)
+        except BadCheckpoint as defect:
+            defects.append(f"{path.name}: {defect}")
+            continue
+        if defects:
+            log.warning(
+                f"falling back to {path.name} in {folder}; passed over {'; '.join(defects)}. "
+                f"The steps from {checkpoint.step} on are done again."
+            )
+        return checkpoint
+    raise CurriqError(
+        f"no checkpoint in {folder} can be used ({'; '.join(defects)}): bring the named files back from a "
+        "copy, or start the run again with `curriq train`."
+    )
+
+
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """One checkpoint, verified.
+
+    Raises:
+        BadCheckpoint: it is truncated, damaged, or of a format that this version does not read.
+    """
+    manifest = verify(path)
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BadCheckpoint(f"state.pt cannot be read by torch {torch.__version__} ({error})") from error
+    return LoadedCheckpoint(path=path, step=manifest["step"], state=state, manifest=manifest)
+
+
+def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[Path], object]) -> None:
+    """Fill a new folder with a checkpoint and force it to the disk."""
+    (folder / "lm").mkdir(parents=True)
+    save_lm(folder / "lm")
+    # Through a Python file, because torch's own writer hides the operating system's error.
+    with (folder / "state.pt").open("wb") as file:
+        torch.save(state, file)
+    transformers = importlib.metadata.version("transformers")  # its import would take seconds
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        fsync(path)
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "versions": {"curriq": curriq.__version__, "torch": torch.__version__, "transformers": transformers},
+        "threads": torch.get_num_threads(),
+        "files": files,
+    }
+    manifest["sha256"] = manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        fsync(path)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file has the size and the hash that it states.
+
+    Raises:
+        BadCheckpoint: with the first thing that is wrong.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        written, files = manifest["format"], manifest["files"]
+    except OSError as error:
+        raise BadCheckpoint(f"manifest.json cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint("manifest.json is damaged") from error
+    if written != FORMAT:
+        way_out = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
+        wrote = manifest.get("versions", {}).get("curriq", "unknown")
+        raise BadCheckpoint(
+            f"checkpoint format {written} (written by curriq {wrote}), while this curriq "
+            f"{curriq.__version__} reads format {FORMAT}: {way_out}"
+        )
+    if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
+        raise BadCheckpoint("manifest.json is damaged")
+    for name, stated in files.items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != stated["size"]:
+                raise BadCheckpoint(f"{name} has {size} bytes instead of {stated['size']}")
+            if sha256(file) != stated["sha256"]:
+                raise BadCheckpoint(f"{name} is damaged: its SHA-256 is not the one in the manifest")
+        except OSError as error:
+            raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
+    return manifest
+
+
+def require_plain(state: Any, where: str = "state") -> None:
+    """Refuse at once what `torch.load(weights_only=True)` would refuse at the resume.
+
+    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler.
+
+    Raises:
+        TypeError: names the place and the type.
+    """
+    if state is None or isinstance(state, Tensor) or type(state) in (bool, int, float, complex, str, bytes):
+        return
+    if type(state) in (dict, OrderedDict):
+        for key, value in state.items():
+            require_plain(key, f"a key of {where}")
+            require_plain(value, f"{where}[{key!r}]")
+    elif type(state) in (list, tuple, set):
+        for index, value in enumerate(state):
+            require_plain(value, f"{where}[{index}]")
+    else:
+        kind = f"{type(state).__module__}.{type(state).__qualname__}"
+        raise TypeError(
+            f"{where} is a {kind}: only plain containers, numbers, strings and tensors can be saved"
+        )
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What the operating system said, when that is what stopped the writing; None for any other error.
+
+    torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
+    it into its own exception's text.
+    """
+    # Ctrl-C is never the disk's doing, whatever it interrupted.
+    cause: BaseException | None = error if isinstance(error, Exception) else None
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
+        if isinstance(cause, SafetensorError) and "I/O error" in str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    named = (p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
+    return sorted(named, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own `sha256` entry."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 when there is no such folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the first folder above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

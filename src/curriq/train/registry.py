@@ -1,0 +1,277 @@
+"""Every number that a run logs: its name, its unit and what it means, as data.
+
+A row of the log with any other name is refused, and `docs/metrics.md` is printed from here, so a metric
+without a definition cannot exist. Imports nothing heavy: reports read the definitions without torch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One named number.
+
+    Attributes:
+        name: the key in a row; `<source>` stands for the name of any source.
+        unit: unit of the number, or `–` for a pure number.
+        doc: what it is, exactly.
+        deterministic: whether two runs with one seed and one thread count log equal values.
+    """
+
+    name: str
+    unit: str
+    doc: str
+    deterministic: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Metrics that belong together, with a sentence about all of them."""
+
+    title: str
+    prose: str
+    metrics: tuple[Metric, ...]
+
+
+LOSS = "nats per token"
+
+GROUPS = (
+    Group(
+        "Step and x-axes",
+        "Totals since the start of the run, up to and including this step. A fair comparison states which "
+        "of them is held equal.",
+        (
+            Metric("step", "steps", "Index k of the step, from 0."),
+            Metric("x/windows_seen", "windows", "Candidates proposed: N per step."),
+            Metric("x/windows_trained", "windows", "Candidates forwarded and given a mixture weight."),
+            Metric("x/effective_windows", "windows", "Sum over steps of `policy/effective_batch_size`."),
+            Metric("x/tokens", "tokens", "Tokens of the windows in `x/windows_seen`: N·T per step."),
+            Metric(
+                "x/flops",
+                "FLOPs",
+                "Floating-point operations spent on choosing and training, forward and backward: scoring, "
+                "training, reward and critic; not the evaluations.",
+            ),
+            Metric("x/seconds", "seconds", "Wall time in the loop, over all resumed parts.", False),
+        ),
+    ),
+    Group(
+        "Training of θ",
+        "Measured on the candidates of the step at θ_k, before the update.",
+        (
+            Metric("train/loss", LOSS, "Mixture loss Σ π_i ℓ_i (Eq. 7), the quantity θ descends."),
+            Metric("train/mean_loss", LOSS, "Unweighted mean of ℓ_i over the forwarded candidates."),
+            Metric("train/grad_norm", LOSS, "Global gradient norm of θ before clipping."),
+            Metric("train/lr", "–", "Learning rate of θ in this step."),
+            Metric(
+                "theta_reset", "–", "1 when θ was put back after this step to where its phase began, else 0."
+            ),
+        ),
+    ),
+    Group(
+        "Reward and held-out loss",
+        "All without dropout. Validation is measured every `--eval-every` steps and after the last, test "
+        "once at the end; other rows lack these names.",
+        (
+            Metric(
+                "reward",
+                LOSS,
+                "r_k (Eq. 1): mean log-probability that θ_{k+1} gives to a fresh random subset of M windows "
+                "of the reward set; negative, higher is better.",
+            ),
+            Metric("validation/loss", LOSS, "Mean loss of θ_{k+1} on the whole validation set."),
+            Metric("validation/perplexity", "–", "exp of `validation/loss`, per token."),
+            Metric("test/loss", LOSS, "Mean loss of the final θ on the whole test set."),
+            Metric("test/perplexity", "–", "exp of `test/loss`, per token."),
+        ),
+    ),
+    Group(
+        "Policy",
+        "The mixture weights π over the forwarded candidates, whichever selector set them.",
+        (
+            Metric("policy/entropy", "nats", "−Σ π_i log π_i; log N for the uniform mixture."),
+            Metric("policy/effective_batch_size", "windows", "1/‖π‖²: N for uniform, 1 for one window."),
+            Metric("policy/effective_batch_fraction", "–", "`policy/effective_batch_size` over N."),
+            Metric("policy/max_weight", "–", "Greatest π_i."),
+        ),
+    ),
+    Group(
+        "Critic",
+        "Present when the method has a Q-network. Q is on the scale of the reward.",
+        (
+            Metric("critic/q_mean", LOSS, "Mean of Q_φ over the candidates."),
+            Metric("critic/q_std", LOSS, "Standard deviation of Q_φ over the candidates."),
+            Metric("critic/q_min", LOSS, "Smallest Q_φ."),
+            Metric("critic/q_max", LOSS, "Greatest Q_φ."),
+            Metric("critic/soft_value", LOSS, "V_φ̄(s_k) of the target network (Eq. 4)."),
+            Metric("critic/td_loss", "(nats per token)²", "½ (q̂ − y)² of the previous transition."),
+            Metric("critic/td_target", LOSS, "y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq. 3)."),
+            Metric("critic/q_pred", LOSS, "q̂: what φ predicted for the previous transition."),
+            Metric("critic/grad_norm", LOSS, "Gradient norm of φ before clipping."),
+            Metric("critic/replay_loss", "(nats per token)²", "Mean ½ (q̂ − y)² over the replay updates."),
+        ),
+    ),
+    Group(
+        "Sources and curricula",
+        "One column per source of the stream; the two shares each sum to 1 over the sources.",
+        (
+            Metric("data/epoch", "epochs", "Passes over the training documents begun before this step."),
+            Metric("select/offered_share/<source>", "–", "Share of the N candidates from this source."),
+            Metric("select/weight_share/<source>", "–", "Share of the mixture weight on this source."),
+            Metric("bandit/p_<source>", "–", "EXP3's probability of the source, after this step's update."),
+            Metric("bandit/gain", "–", "Change of the reward, rescaled to [−1, 1], that the drawn arm got."),
+            Metric("competence/level", "–", "Share of the difficulty range that is open in this step."),
+        ),
+    ),
+    Group(
+        "Needle in a haystack",
+        "Present with `--needle`, where one candidate is real text and the others a constant token.",
+        (
+            Metric(
+                "needle/rank", "–", "Rank of the needle by weight: 1 is the greatest; ties share the middle."
+            ),
+            Metric("needle/weight", "–", "Mixture weight of the needle."),
+            Metric("needle/q_advantage", LOSS, "Q of the needle minus the mean Q of the other candidates."),
+        ),
+    ),
+    Group(
+        "Time",
+        "Wall time of the parts of this step. These and `x/seconds` are the only numbers of a log that "
+        "differ between two runs with one seed.",
+        (
+            Metric("time/propose", "seconds", "Getting the candidates.", False),
+            Metric("time/step", "seconds", "Scoring, critic and mixture step, up to the new θ.", False),
+            Metric("time/reward", "seconds", "Measuring the reward.", False),
+            Metric("time/evaluate", "seconds", "Measuring validation or test loss.", False),
+            Metric("time/checkpoint", "seconds", "Saving, when the previous step ended with a save.", False),
+            Metric("time/windows_per_second", "windows/s", "Candidates over the step's wall time.", False),
+        ),
+    ),
+)
+
+SUMMARY = (
+    Metric("curriq", "text", "Version that wrote the run."),
+    Metric("selector", "text", "Name of the method or baseline."),
+    Metric("seed", "–", "Seed of the run."),
+    Metric("threads", "–", "CPU threads; equal results need equal thread counts."),
+    Metric("finished", "true/false", "Whether the run reached its last step."),
+    Metric("steps", "steps", "Finished steps."),
+    Metric("windows_seen", "windows", "Last `x/windows_seen`."),
+    Metric("windows_trained", "windows", "Last `x/windows_trained`."),
+    Metric("effective_windows", "windows", "Last `x/effective_windows`."),
+    Metric("tokens", "tokens", "Last `x/tokens`."),
+    Metric("flops", "FLOPs", "Last `x/flops`."),
+    Metric("seconds", "seconds", "Last `x/seconds`.", False),
+    Metric("epoch", "epochs", "Last `data/epoch`."),
+    Metric("validation_loss", LOSS, "Last `validation/loss`."),
+    Metric("validation_perplexity", "–", "Last `validation/perplexity`."),
+    Metric("test_loss", LOSS, "`test/loss` of the final model."),
+    Metric("test_perplexity", "–", "`test/perplexity` of the final model."),
+    Metric("weight_share", "– per source", "Share of all mixture weight of the run, by source name."),
+    Metric("offered_share", "– per source", "Share of all candidates of the run, by source name."),
+    Metric("data_fingerprint", "text", "Hash of the documents, the tokenizer and the split."),
+    Metric("checkpoint", "path", "Last checkpoint, relative to the run's folder; null when none stands."),
+)
+"""Fields of `summary.json`."""
+
+CANDIDATES = (
+    ("step", "int32", "Index k of the step."),
+    ("row", "int32", "Position of the window in the step's proposal, 0 … N−1."),
+    ("window_id", "int64", "Stable id of the window; equal windows of one source have one id in every run."),
+    ("source", "dictionary", "Name of the source."),
+    ("score", "float32", "Log-weight from the selector, unnormalised; null when not forwarded."),
+    ("weight", "float32", "Mixture weight π_i; 0 when not forwarded."),
+    ("loss", "float32", "ℓ_i at θ_k, nats per token; null when not forwarded."),
+    ("q", "float32", "Q_φ(h_i) at φ_k; null when not forwarded or when the method has no Q-network."),
+)
+"""Columns of the candidates table: name, Arrow type, meaning."""
+
+
+def metrics() -> list[Metric]:
+    """All metrics, in the order of the page."""
+    return [metric for group in GROUPS for metric in group.metrics]
+
+
+@cache
+def find(name: str) -> Metric:
+    """The definition of a metric; a member of a family finds the family's.
+
+    Raises:
+        KeyError: nobody has defined the name; the message offers the nearest one.
+    """
+    for metric in metrics():
+        prefix, is_family, _ = metric.name.partition("<source>")
+        if name == metric.name or (is_family and name.startswith(prefix) and len(name) > len(prefix)):
+            return metric
+    hint = did_you_mean(name, (metric.name for metric in metrics()))
+    raise KeyError(f"unknown metric {name!r}.{hint} Define new ones in curriq/train/registry.py.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for an error message; empty when nothing is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def without_times(row: dict[str, float]) -> dict[str, float]:
+    """The part of a row that two runs with one seed must agree on bit by bit."""
+    return {name: value for name, value in row.items() if find(name).deterministic}
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def page() -> str:
+    """The text of `docs/metrics.md`."""
+    parts = [PREFACE]
+    for group in GROUPS:
+        rows = (
+            (f"`{m.name}`", m.unit, m.doc + ("" if m.deterministic else " *Differs between runs.*"))
+            for m in group.metrics
+        )
+        parts += [f"## {group.title}", group.prose, table(("name", "unit", "meaning"), rows)]
+    columns = ((f"`{name}`", kind, doc) for name, kind, doc in CANDIDATES)
+    parts += [CANDIDATES_PROSE, table(("column", "type", "meaning"), columns)]
+    fields = ((f"`{m.name}`", m.unit, m.doc) for m in SUMMARY)
+    parts += [SUMMARY_PROSE, table(("field", "unit", "meaning"), fields)]
+    return "\n\n".join(parts) + "\n"
+
+
+PREFACE = """# What a run logs
+
+<!-- Printed from src/curriq/train/registry.py by: python -m curriq.train.metrics > docs/metrics.md -->
+
+A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
+window that was offered, as Parquet), `summary.json` (the result), `config.toml` (the settings),
+`checkpoints/` and, unless switched off, `tensorboard/` with the same names. The JSON rows are the truth:
+numbers are written so that reading gives back the same bits, and a number that is not finite stops the
+run instead of entering the log. Two runs with one seed, one thread count and one machine have equal
+rows, except for the numbers marked *Differs between runs*; a resumed run has the rows of a run that was
+never interrupted. A name is absent from a row when it was not measured in that step.
+
+Read them without torch:
+
+```python
+from curriq.report.read import read_candidates, read_metrics, read_summary
+
+rows = read_metrics("runs/default-0")          # list of dicts
+table = read_candidates("runs/default-0")      # pyarrow.Table; .to_pandas() when pandas is there
+```
+
+All losses are in nats per token. `–` is a pure number."""
+
+CANDIDATES_PROSE = """## The candidates table
+
+`candidates/part-<first step>.parquet`, zstd-compressed, one part per checkpoint; one line per candidate
+and step, so that every choice can be audited. A selector that narrows the proposal leaves windows that
+are never forwarded: they have no score and no loss, and weight 0. The weights of a step sum to 1."""
+
+SUMMARY_PROSE = """## The summary
+
+`summary.json`, written when a run ends or is interrupted. A field that was not measured is absent."""

@@ -1,0 +1,44 @@
+"""Writing that survives a crash: data reaches the disk before the name that announces it."""
+
+import os
+from pathlib import Path
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # Windows cannot open a folder; its renames are ordered by the file system
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or the next start after a crash, sees the old content or the new.
+
+    Raises:
+        OSError: the file could not be written; the old content stands and no temporary is left.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def readable_bytes(count: int) -> str:
+    """A number of bytes for people: `readable_bytes(1_520_000) == "1.5 MB"`."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

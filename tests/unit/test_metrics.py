@@ -1,0 +1,395 @@
+"""The log: what goes in comes out bit by bit, a resume forgets what it will repeat, every name is defined."""
+
+import errno
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curriq.errors import CurriqError
+from curriq.report.read import read_candidates, read_metrics, read_summary
+from curriq.train import metrics as module
+from curriq.train import registry
+from curriq.train.metrics import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
+from curriq.types import Candidates
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_rows(run_dir: Path, first: int, end: int) -> None:
+    log = MetricsLog(run_dir, first)
+    for step in range(first, end):
+        log.append({"step": step, "train/loss": step + 0.1})
+    log.close()
+
+
+def steps(run_dir: Path) -> list[float]:
+    return [row["step"] for row in read_metrics(run_dir)]
+
+
+class TestRegistry:
+    def test_page_is_printed_from_the_registry(self):
+        page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+        assert page == registry.page(), "run: python -m curriq.train.metrics > docs/metrics.md"
+
+    def test_names_are_unique_and_documented(self):
+        names = [metric.name for metric in registry.metrics()]
+        assert len(set(names)) == len(names)
+        assert all(metric.doc.endswith(".") and metric.unit for metric in registry.metrics())
+
+    def test_unknown_name_offers_the_nearest(self):
+        with pytest.raises(KeyError, match=r"policy/entrpy.*Did you mean 'policy/entropy'"):
+            registry.find("policy/entrpy")
+
+    @pytest.mark.parametrize(
+        ("name", "family"),
+        [
+            ("bandit/p_web", "bandit/p_<source>"),
+            ("select/weight_share/my source/2", "select/weight_share/<source>"),
+        ],
+    )
+    def test_family(self, name, family):
+        assert registry.find(name).name == family
+
+    @pytest.mark.parametrize("name", ["bandit/p_", "select/weight_share", "x/", ""])
+    def test_family_needs_a_member(self, name):
+        with pytest.raises(KeyError):
+            registry.find(name)
+
+    def test_only_times_differ_between_runs(self):
+        varying = {metric.name for metric in registry.metrics() if not metric.deterministic}
+        assert varying == {
+            "x/seconds",
+            "time/propose",
+            "time/step",
+            "time/reward",
+            "time/evaluate",
+            "time/checkpoint",
+            "time/windows_per_second",
+        }
+
+    def test_without_times(self):
+        row = {"step": 3, "train/loss": 1.5, "time/step": 0.1, "x/seconds": 9.0, "x/tokens": 12}
+        assert registry.without_times(row) == {"step": 3, "train/loss": 1.5, "x/tokens": 12}
+
+    def test_reading_needs_no_torch(self):
+        code = (
+            "import sys, curriq.report.read, curriq.train.registry\n"
+            "assert not {'torch', 'pyarrow', 'transformers'} & set(sys.modules)"
+        )
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class TestMetricsLog:
+    def test_floats_come_back_bit_by_bit(self, tmp_path):
+        values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2**53 + 1]
+        log = MetricsLog(tmp_path, 0)
+        for step, value in enumerate(values):
+            log.append({"step": step, "reward": value})
+        log.close()
+        back = [row["reward"] for row in read_metrics(tmp_path)]
+        assert [repr(value) for value in back] == [repr(value) for value in values]
+
+    def test_row_is_on_file_before_the_next_step(self, tmp_path):
+        log = MetricsLog(tmp_path, 0)
+        log.append({"step": 0, "reward": -1.0})
+        assert steps(tmp_path) == [0]
+
+    @pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 1), (7, 7), (10, 10)])
+    def test_resume_cuts_the_rows_it_will_repeat(self, tmp_path, start, kept):
+        write_rows(tmp_path, 0, 10)
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        MetricsLog(tmp_path, start).close()
+        assert steps(tmp_path) == list(range(kept))
+        write_rows(tmp_path, start, 10)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+    def test_cut_at_every_byte(self, tmp_path):
+        """A kill may leave any prefix of the file; those before the checkpoint are flushed."""
+        write_rows(tmp_path, 0, 4)
+        path = tmp_path / "metrics.jsonl"
+        whole = path.read_bytes()
+        border = len(b"".join(whole.splitlines(keepends=True)[:2]))
+        for length in range(border, len(whole) + 1):
+            path.write_bytes(whole[:length])
+            assert all(isinstance(row["train/loss"], float) for row in read_metrics(tmp_path))
+            write_rows(tmp_path, 2, 4)
+            assert path.read_bytes() == whole
+
+    def test_missing_rows_are_said_aloud(self, tmp_path, caplog):
+        write_rows(tmp_path, 0, 3)
+        with caplog.at_level(logging.WARNING, "curriq"):
+            MetricsLog(tmp_path, 5).close()
+        assert "ends with step 2, but the run goes on from step 5" in caplog.text
+        assert steps(tmp_path) == [0, 1, 2]
+
+    def test_unknown_metric(self, tmp_path):
+        with pytest.raises(KeyError, match="Did you mean 'train/loss'"):
+            MetricsLog(tmp_path, 0).append({"step": 0, "train/los": 1.0})
+        assert read_metrics(tmp_path) == []
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_not_finite(self, tmp_path, value):
+        with pytest.raises(CurriqError, match=r"train/grad_norm = -?(nan|inf) at step 4"):
+            module.encode_row({"step": 4, "train/grad_norm": value})
+
+    @pytest.mark.parametrize("value", [torch.tensor(1.0), np.float64(1.0), "1", None, True])
+    def test_no_number(self, value):
+        with pytest.raises(TypeError, match=r"metric 'reward' is a \w+, not a Python number"):
+            module.require_finite("reward", value, 0)
+
+    def test_full_disk_keeps_rows_until_there_is_space(self, tmp_path, caplog):
+        log = MetricsLog(tmp_path, 0)
+        file, log._file = log._file, FullDisk(takes=5)
+        for step in range(3):
+            log.append({"step": step, "reward": -1.0})
+        assert caplog.text.count("No space left on device") == 1
+        with pytest.raises(CurriqError, match="could not be written"):
+            log.close()
+        file.write(log._file.taken)
+        log._file = file
+        log.flush()
+        log.close()
+        assert steps(tmp_path) == [0, 1, 2]
+
+    def test_damaged_line_is_named(self, tmp_path):
+        write_rows(tmp_path, 0, 3)
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'{"step": 1', b'{"step" 1'))
+        with pytest.raises(CurriqError, match="line 2, is damaged"):
+            read_metrics(tmp_path)
+
+    def test_no_log(self, tmp_path):
+        with pytest.raises(CurriqError, match="does not exist"):
+            read_metrics(tmp_path)
+
+
+class FullDisk:
+    """A file that takes a few bytes and then reports a full disk."""
+
+    def __init__(self, takes: int) -> None:
+        self.room = takes
+        self.taken = b""
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = content[: self.room]
+        self.room -= len(part)
+        self.taken += part
+        return len(part)
+
+    def close(self) -> None:
+        pass
+
+
+def collect(
+    log: CandidateLog, step: int, n: int = 4, trained: tuple[int, ...] = (3, 1), with_q: bool = True
+) -> None:
+    """A step with n candidates of which the rows `trained` were forwarded, in that order."""
+    proposed = Candidates(
+        tokens=torch.zeros(n, 2, dtype=torch.long),
+        window_ids=torch.arange(n) + 2**62 + 100 * step,
+        source=torch.arange(n) % 2,
+        rows=torch.arange(n),
+    )
+    index = torch.tensor(trained)
+    loss = index.float() + step
+    weights = torch.full((len(trained),), 1 / len(trained))
+    log.append(step, proposed, proposed.take(index), loss, index * 0.5, weights, -loss if with_q else None)
+
+
+def write_candidates(run_dir: Path, first: int, end: int, every: int) -> None:
+    log = CandidateLog(run_dir, ["prose", "code"], first)
+    for step in range(first, end):
+        collect(log, step)
+        if (step + 1) % every == 0:
+            log.flush()
+    log.flush()
+
+
+def parts(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "candidates").iterdir())
+
+
+class TestCandidateLog:
+    def test_content(self, tmp_path):
+        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        collect(log, 5)
+        log.flush()
+        table = read_candidates(tmp_path)
+        assert [(f.name, str(f.type)) for f in table.schema] == [
+            ("step", "int32"),
+            ("row", "int32"),
+            ("window_id", "int64"),
+            ("source", "dictionary<values=string, indices=int32, ordered=0>"),
+            ("score", "float"),
+            ("weight", "float"),
+            ("loss", "float"),
+            ("q", "float"),
+        ]
+        assert table.to_pydict() == {
+            "step": [5, 5, 5, 5],
+            "row": [0, 1, 2, 3],
+            "window_id": [2**62 + 500, 2**62 + 501, 2**62 + 502, 2**62 + 503],
+            "source": ["prose", "code", "prose", "code"],
+            "score": [None, 0.5, None, 1.5],
+            "weight": [0.0, 0.5, 0.0, 0.5],
+            "loss": [None, 6.0, None, 8.0],
+            "q": [None, -6.0, None, -8.0],
+        }
+
+    def test_columns_are_the_documented_ones(self, tmp_path):
+        write_candidates(tmp_path, 0, 1, every=1)
+        assert read_candidates(tmp_path).column_names == [name for name, _, _ in registry.CANDIDATES]
+
+    def test_no_q(self, tmp_path):
+        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        collect(log, 0, with_q=False)
+        log.flush()
+        assert read_candidates(tmp_path)["q"].null_count == 4
+
+    def test_compressed_with_zstd(self, tmp_path):
+        import pyarrow.parquet as pq
+
+        write_candidates(tmp_path, 0, 3, every=3)
+        metadata = pq.read_metadata(tmp_path / "candidates" / "part-00000000.parquet")
+        assert {metadata.row_group(0).column(i).compression for i in range(8)} == {"ZSTD"}
+
+    @pytest.mark.parametrize("start", [0, 1, 4, 6, 8, 10])
+    def test_resume_leaves_the_table_of_an_uninterrupted_run(self, tmp_path, start):
+        write_candidates(tmp_path / "whole", 0, 10, every=4)
+        write_candidates(tmp_path / "resumed", 0, 10, every=3)
+        CandidateLog(tmp_path / "resumed", ["prose", "code"], start)
+        if start:
+            assert read_candidates(tmp_path / "resumed")["step"].to_pylist()[-1] == start - 1
+        else:
+            assert parts(tmp_path / "resumed") == []
+        write_candidates(tmp_path / "resumed", start, 10, every=4)
+        assert read_candidates(tmp_path / "resumed").equals(read_candidates(tmp_path / "whole"))
+
+    def test_leftover_of_a_killed_write_goes(self, tmp_path):
+        write_candidates(tmp_path, 0, 4, every=4)
+        (tmp_path / "candidates" / ".tmp-part-00000004.parquet").write_bytes(b"half")
+        assert len(read_candidates(tmp_path)) == 16
+        CandidateLog(tmp_path, ["prose", "code"], 4)
+        assert parts(tmp_path) == ["part-00000000.parquet"]
+
+    def test_full_disk_keeps_the_candidates_in_memory(self, tmp_path, caplog, monkeypatch):
+        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        collect(log, 0)
+
+        def refuse(path: Path, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomically", refuse)
+            log.flush()
+        assert "No space left on device" in caplog.text
+        collect(log, 1)
+        log.flush()
+        assert read_candidates(tmp_path)["step"].to_pylist() == [0] * 4 + [1] * 4
+
+    def test_damaged_part_is_named(self, tmp_path):
+        write_candidates(tmp_path, 0, 4, every=4)
+        (tmp_path / "candidates" / "part-00000000.parquet").write_bytes(b"PAR1")
+        with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
+            read_candidates(tmp_path)
+        with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
+            CandidateLog(tmp_path, ["prose", "code"], 2)
+
+    def test_none_logged(self, tmp_path):
+        with pytest.raises(CurriqError, match="holds no candidates"):
+            read_candidates(tmp_path)
+
+
+class TestSummary:
+    def test_round_trip(self, tmp_path):
+        summary = {"steps": 3, "test_loss": 0.1 + 0.2, "weight_share": {"prose": 0.75, "ocr-é": 0.25}}
+        write_summary(tmp_path, summary)
+        assert read_summary(tmp_path) == summary
+        assert os.listdir(tmp_path) == ["summary.json"]
+
+    def test_unknown_field(self, tmp_path):
+        with pytest.raises(KeyError, match="Did you mean 'test_loss'"):
+            write_summary(tmp_path, {"test_los": 1.0})
+
+    def test_not_finite(self, tmp_path):
+        with pytest.raises(ValueError, match="JSON"):
+            write_summary(tmp_path, {"test_loss": math.nan})
+        assert os.listdir(tmp_path) == []
+
+
+class TestTensorBoard:
+    def test_resume_hides_what_it_repeats(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        for first, value in ((0, 1.0), (3, 2.0)):
+            sink = TensorBoardSink(tmp_path, first)
+            for step in range(first, 5):
+                sink.write({"step": step, "train/loss": value})
+            sink.close()
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        assert events.Tags()["scalars"] == ["train/loss"]
+        points = [(event.step, event.value) for event in events.Scalars("train/loss")]
+        assert points == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+class TestWandb:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """A stand-in for the wandb module that notes how it is called."""
+        made: list = []
+
+        class Run:
+            def log(self, values: dict, step: int) -> None:
+                made.append(("log", step, values))
+
+            def finish(self) -> None:
+                made.append(("finish",))
+
+        def init(**settings) -> Run:
+            made.append(("init", settings))
+            return Run()
+
+        fake = types.ModuleType("wandb")
+        fake.init = init
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        return made
+
+    def test_rows_arrive(self, tmp_path, calls):
+        sink = WandbSink("project", tmp_path, {"critic": {"beta": 1.0}})
+        sink.write({"step": 7, "train/loss": 2.5})
+        sink.close()
+        settings = calls[0][1]
+        assert (settings["project"], settings["name"]) == ("project", tmp_path.name)
+        assert (settings["dir"], settings["config"]) == (str(tmp_path), {"critic": {"beta": 1.0}})
+        assert calls[1:] == [("log", 7, {"train/loss": 2.5}), ("finish",)]
+
+    def test_resume_continues_the_same_run(self, tmp_path, calls):
+        for _ in range(2):
+            WandbSink("project", tmp_path, {}).close()
+        first, second = (call[1] for call in calls if call[0] == "init")
+        assert first["id"] == second["id"]
+        assert second["resume"] == "allow"
+
+    def test_missing_package_names_the_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(CurriqError, match=r'pip install "curriq\[wandb\]"'):
+            WandbSink("project", tmp_path, {})
+
+
+def test_rows_are_json_lines(tmp_path):
+    write_rows(tmp_path, 0, 2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == read_metrics(tmp_path)

@@ -1,0 +1,201 @@
+"""The display: time left by the last steps, one line per share of the run, messages above the bar."""
+
+import io
+import itertools
+import logging
+
+import pytest
+from rich.console import Console
+
+from curriq.train.progress import Bar, Display, Lines, Pace, clock_time, make_progress, readings
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def console(terminal: bool = False, width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False)
+
+
+def text(of: Console) -> str:
+    return of.file.getvalue()
+
+
+def row(step: int) -> dict[str, float]:
+    return {
+        "step": step,
+        "train/loss": 3.14159,
+        "reward": -2.71828,
+        "policy/entropy": 2.5,
+        "policy/effective_batch_size": 12.3,
+        "policy/effective_batch_fraction": 0.385,
+        "time/windows_per_second": 1234.5,
+    }
+
+
+class TestPace:
+    def test_unknown_before_the_first_step(self):
+        assert Pace(10, 4, Clock()).seconds_left() is None
+
+    def test_steady(self):
+        clock = Clock()
+        pace = Pace(10, 0, clock)
+        for step in range(1, 5):
+            clock.now += 2
+            pace.advance(step)
+        assert pace.seconds_left() == pytest.approx(6 * 2)
+        assert pace.seconds_spent() == pytest.approx(8)
+
+    def test_after_a_resume_the_earlier_steps_do_not_count_as_done_in_no_time(self):
+        clock = Clock()
+        pace = Pace(1000, 900, clock)
+        clock.now = 3
+        pace.advance(901)
+        assert pace.seconds_left() == pytest.approx(99 * 3)
+
+    def test_only_the_last_steps_count(self):
+        clock = Clock()
+        pace = Pace(100, 0, clock, window=10)
+        for step in range(1, 61):
+            clock.now += 50 if step <= 50 else 1
+            pace.advance(step)
+        assert pace.seconds_left() == pytest.approx(40 * 1)
+
+    @pytest.mark.parametrize(
+        ("seconds", "shown"),
+        [
+            (0, "0:00"),
+            (59.6, "1:00"),
+            (61, "1:01"),
+            (3725, "1:02:05"),
+            (90000, "1d 01h"),
+            (86399.7, "1d 00h"),
+        ],
+    )
+    def test_clock_time(self, seconds, shown):
+        assert clock_time(seconds) == shown
+
+
+class TestReadings:
+    def test_formats(self):
+        assert readings(row(0)) == {
+            "loss": "3.142",
+            "reward": "−2.718",
+            "entropy": "2.50",
+            "effective batch": "12.3 (38%)",
+            "windows/s": "1,234",
+        }
+
+    def test_absent_numbers_are_not_shown(self):
+        assert readings({"step": 0, "validation/loss": 4.0}) == {"validation": "4.000"}
+
+
+class TestLines:
+    def run(self, total: int, seconds_per_step: float, start: int = 0) -> list[str]:
+        clock, out = Clock(), console()
+        with Lines(out, Pace(total, start, clock)) as progress:
+            for step in range(start, total):
+                clock.now += seconds_per_step
+                progress.update(row(step))
+        return text(out).splitlines()
+
+    def test_fast_run_has_a_line_for_each_twentieth(self):
+        lines = self.run(1000, 0.001)
+        assert [line.split()[1] for line in lines] == [
+            "1/1000",
+            *(f"{step}/1000" for step in range(50, 1001, 50)),
+        ]
+
+    def test_slow_run_has_a_line_every_ten_seconds(self):
+        lines = self.run(1000, 1.0)
+        steps = [int(line.split()[1].split("/")[0]) for line in lines]
+        assert steps[0] == 1
+        assert steps[-1] == 1000
+        assert max(b - a for a, b in itertools.pairwise(steps)) == 10
+
+    def test_content(self):
+        first = self.run(40, 30.0)[0]
+        assert first == (
+            "step 1/40  loss 3.142  reward −2.718  entropy 2.50  effective batch 12.3 (38%)  "
+            "windows/s 1,234  19:30 left"
+        )
+
+    def test_ends_with_the_time_it_took(self):
+        assert self.run(40, 30.0, start=38)[-1].endswith("  in 1:00")
+
+    def test_a_number_that_was_not_measured_keeps_its_last_value(self):
+        out = console()
+        with Lines(out, Pace(2, 0)) as progress:
+            progress.update(row(0) | {"validation/loss": 4.5})
+            progress.update(row(1))
+        assert text(out).splitlines()[-1].startswith("step 2/2  loss 3.142  validation 4.500  reward")
+
+
+class TestModes:
+    @pytest.mark.parametrize(
+        ("mode", "terminal", "kind"),
+        [
+            ("auto", True, Bar),
+            ("auto", False, Lines),
+            ("bar", False, Bar),
+            ("lines", True, Lines),
+            ("none", True, Display),
+        ],
+    )
+    def test_choice(self, mode, terminal, kind):
+        assert type(make_progress(mode, 10, 0, console(terminal))) is kind
+
+    @pytest.mark.parametrize("width", [60, 80, 120])
+    def test_bar_fits_the_terminal(self, width):
+        out = console(terminal=False, width=width)
+        with make_progress("bar", 300, 100, out) as progress:
+            progress.update(row(136) | {"validation/loss": 4.5})
+        lines = text(out).splitlines()
+        assert max(map(len, lines)) <= width
+        assert "step 137/300" in lines[-3]
+        assert "46 %" in lines[-3]
+        if width >= 80:
+            assert lines[-2].split() == [
+                "loss", "validation", "reward", "entropy", "effective", "batch", "windows/s",
+            ]  # fmt: skip
+            assert lines[-1].split() == ["3.142", "4.500", "−2.718", "2.50", "12.3", "(38%)", "1,234"]
+
+    def test_none_shows_no_numbers(self):
+        out = console()
+        with make_progress("none", 10, 0, out) as progress:
+            progress.update(row(0))
+            progress.say("epoch 2")
+        assert text(out) == "epoch 2\n"
+
+
+class TestMessages:
+    @pytest.mark.parametrize("mode", ["bar", "lines", "none"])
+    def test_warnings_of_the_package_go_through_the_display(self, mode):
+        out = console()
+        logger = logging.getLogger("curriq")
+        with make_progress(mode, 10, 0, out):
+            logger.warning("the disk [nearly] full")
+        logger.warning("after the end")
+        assert "warning: the disk [nearly] full" in text(out)
+        assert "after the end" not in text(out)
+
+    def test_handler_goes_when_the_run_fails(self):
+        before = list(logging.getLogger("curriq").handlers)
+
+        def fail() -> None:
+            with make_progress("bar", 10, 0, console()):
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            fail()
+        assert logging.getLogger("curriq").handlers == before
+
+    def test_markup_in_a_message_is_text(self):
+        out = console()
+        make_progress("lines", 10, 0, out).say("[red]no colour[/red]")
+        assert text(out) == "[red]no colour[/red]\n"
