@@ -1,0 +1,217 @@
+"""Cost of one step: plain Hugging Face training, ours, the single pass, and two passes, on equal windows.
+
+    python benchmarks/step_time.py                 # tiny model and GPT-2 124M shape, a few minutes on 2 cores
+    python benchmarks/step_time.py --shapes tiny   # seconds
+
+All arms run in one process on one model and one optimiser, interleaved in rotating order, so that drift
+of the machine hits all alike; a ratio is the median over rounds of the ratio within a round, with the
+quartiles. Peak memory comes from one step of each arm in a process of its own.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from curriq.config import CriticConfig, LMConfig, OptimConfig
+from curriq.lm.learner import Learner
+from curriq.lm.mixture import single_pass, two_pass
+from curriq.lm.model import load_language_model, pick_device
+from curriq.lm.reward import HeldOutReward
+from curriq.rng import Generators
+from curriq.select import SoftQ, Uniform
+from curriq.softq.critic import NoCritic, TDCritic
+from curriq.train.loop import Components, LoopState, train_step
+from curriq.train.phases import never
+from curriq.types import Candidates
+
+SHAPES = {
+    "tiny": {
+        "model": "random:gpt2:hidden_size=128,num_hidden_layers=3,num_attention_heads=4",
+        "vocabulary": 2048, "windows": 32, "tokens": 128, "micro_batch": 16, "rounds": 40,
+    },
+    "gpt2-124M": {
+        "model": "random:gpt2", "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 7,
+    },
+}  # fmt: skip
+HF, PLAIN, SINGLE, TWO, REWARD = (
+    "Hugging Face loop",
+    "curriq, plain (uniform)",
+    "curriq, single pass (soft Q)",
+    "curriq, two passes (soft Q)",
+    "curriq, single pass + reward (M = N/2)",
+)
+ARMS = (HF, PLAIN, SINGLE, TWO, REWARD)
+
+
+class Vocabulary:
+    """The part of a tokenizer that the model loader reads."""
+
+    eos_token_id = 0
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+class FixedProposer:
+    """Offers the same windows at every step."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.propose = lambda step: candidates
+
+
+def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
+    """One function per arm that takes one optimiser step."""
+    n, length = shape["windows"], shape["tokens"]
+    lm = load_language_model(
+        LMConfig(model=shape["model"]), Vocabulary(shape["vocabulary"]), length, 0, device
+    )
+    learner = Learner(lm, OptimConfig(micro_batch=shape["micro_batch"], lr_schedule="constant"), 1)
+    generators = Generators(0)
+    tokens = torch.randint(shape["vocabulary"], (n, length), generator=generators("tokens"))
+    candidates = Candidates(
+        tokens=tokens,
+        window_ids=torch.arange(n),
+        source=torch.zeros(n, dtype=torch.long),
+        rows=torch.arange(n),
+    ).to(device)
+
+    def hugging_face() -> None:
+        """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
+        learner.optimizer.zero_grad()
+        for batch in candidates.tokens.split(shape["micro_batch"]):
+            loss = lm.network(input_ids=batch, labels=batch).loss
+            (loss * (len(batch) / n)).backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
+        learner.optimizer.step()
+
+    def loop(selector, critic, passes, measure_reward) -> Callable[[], None]:  # noqa: ANN001
+        components = Components(
+            proposer=FixedProposer(candidates),
+            selector=selector,
+            critic=critic,
+            learner=learner,
+            measure_reward=measure_reward,
+            resets=never,
+            action_generator=generators("action"),
+        )
+        state = LoopState()
+
+        def step() -> None:
+            learner._pass = passes
+            train_step(components, state)
+
+        return step
+
+    reward = HeldOutReward(
+        lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=2048
+    )
+    critic = TDCritic(CriticConfig(), lm.width, device, generators)
+    soft_q = partial(loop, SoftQ(critic, 1.0), critic)
+    return {
+        HF: hugging_face,
+        PLAIN: loop(Uniform(), NoCritic(), single_pass, lambda: 0.0),
+        SINGLE: soft_q(single_pass, lambda: 0.0),
+        TWO: soft_q(two_pass, lambda: 0.0),
+        REWARD: soft_q(single_pass, reward.measure),
+    }
+
+
+def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds per step of each arm, one entry per round."""
+    for step in arms.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    gc.disable()
+    for round_number in range(rounds):
+        turn = round_number % len(names)
+        for name in names[turn:] + names[:turn]:
+            began = time.perf_counter()
+            arms[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+        gc.collect()
+    gc.enable()
+    return seconds
+
+
+def peak_memory(shape_name: str, arm: str, device: torch.device) -> float:
+    """MB of resident (or GPU) memory that two steps add at the peak, in a fresh process."""
+    command = [sys.executable, __file__, "--memory-of", shape_name, arm, "--device", str(device)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak_memory(shape_name: str, arm: str, device: torch.device) -> None:
+    arms = build(SHAPES[shape_name], device)
+    before = memory(device, start=True)
+    for _ in range(2):
+        arms[arm]()
+    print(json.dumps((memory(device) - before) / 1e6))
+
+
+def memory(device: torch.device, start: bool = False) -> int:
+    """Bytes in use now when `start`, which also forgets earlier peaks; otherwise the peak since then."""
+    if device.type == "cuda":
+        if start:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        return torch.cuda.max_memory_allocated()
+    if start:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak resident size
+    name = "VmRSS" if start else "VmHWM"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def ratios(seconds: dict[str, list[float]], name: str, base: str) -> str:
+    """Median and quartiles of the within-round ratio."""
+    values = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, help="rounds of interleaved steps (default: per shape)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "ARM"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print_peak_memory(*options.memory_of, device)
+        return
+    for name in options.shapes:
+        shape = SHAPES[name]
+        seconds = measure(build(shape, device), options.rounds or shape["rounds"], device)
+        print(
+            f"\n{name}: N = {shape['windows']}, T = {shape['tokens']}, V = {shape['vocabulary']}, "
+            f"micro-batch {shape['micro_batch']}, {device}, {torch.get_num_threads()} threads, "
+            f"{len(seconds[HF])} rounds; ratios are median [quartiles]"
+        )
+        print(f"{'arm':40} {'s/step':>8}  {'to our plain':>22}  {'to Hugging Face':>22}  {'peak MB':>8}")
+        for arm in ARMS:
+            print(
+                f"{arm:40} {statistics.median(seconds[arm]):8.3f}  {ratios(seconds, arm, PLAIN):>22}  "
+                f"{ratios(seconds, arm, HF):>22}  {peak_memory(name, arm, device):8.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

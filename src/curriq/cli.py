@@ -1,0 +1,199 @@
+"""The command line: train, resume, presets.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from curriq.config import RunConfig, SourceConfig, flag, from_dict, load_toml, to_toml
+from curriq.errors import CurriqError
+from curriq.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from curriq.train.session import RunResult
+
+USAGE = """curriq: a language model that learns which data to learn from.
+
+  curriq train                          the embedded default: minutes on a laptop, no download
+  curriq train --preset paper           the published method and numbers
+  curriq train --config run.toml --beta 0.1
+                                        a run file, with settings overridden
+  curriq train --help                   every setting, with what it does
+  curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq presets [NAME]                 list the presets, or print one as a run file
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 2 a mistake to mend, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("curriq").setLevel(logging.INFO)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise CurriqError(f"unknown command {command!r}. There are: {', '.join(COMMANDS)}.")
+        return COMMANDS[command](rest)
+    except CurriqError as error:
+        print(f"curriq: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
+        return 130
+
+
+def train_command(arguments: list[str]) -> int:
+    """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
+    config = parse_run_config(arguments)
+    from curriq.train.run import train
+
+    return _report(train(config))
+
+
+def resume_command(arguments: list[str]) -> int:
+    """`curriq resume RUN`: go on from the newest valid checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog="curriq resume",
+        description="Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.",
+        epilog="Any setting of `curriq train --help` that does not change the data or the shape of the model "
+        "may follow, for instance --steps 600 or --lm-lr 1e-4.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    known, rest = parser.parse_known_args(arguments)
+    from curriq.train.run import load_run
+
+    settings = known.run / "config.toml"
+    if not settings.exists():
+        raise CurriqError(f"{known.run} is not the folder of a run: there is no {settings.name} in it.")
+    saved = load_toml(settings)
+    changed = _changes(saved, _parse(rest, saved, prog="curriq resume RUN"))
+    run = load_run(known.run, **changed)
+    if run.session.state.step >= run.config.train.steps:
+        raise CurriqError(
+            f"{known.run} is finished: all {run.config.train.steps} steps are done. "
+            "To train on, raise --steps (a decaying learning rate then follows the longer schedule)."
+        )
+    return _report(run.session.train())
+
+
+def presets_command(arguments: list[str]) -> int:
+    """`curriq presets [NAME]`: the list, or one preset as a run file."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: curriq presets [NAME]\n\nList the presets, or print one as a run file (TOML).")
+    elif arguments:
+        print(to_toml(preset(arguments[0])), end="")
+    else:
+        for name, function in PRESETS.items():
+            print(f"{name:14} {(function.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "resume": resume_command,
+    "presets": presets_command,
+}
+
+
+def parse_run_config(arguments: list[str]) -> RunConfig:
+    """Preset or run file first, then the overrides that follow it."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset")
+    chooser.add_argument("--config")
+    chosen, rest = chooser.parse_known_args(arguments)
+    base = preset(chosen.preset) if chosen.preset else RunConfig()
+    if chosen.config:
+        base = load_toml(chosen.config, base)
+    return _parse(rest, base, prog="curriq train [--preset NAME] [--config RUN.toml]")
+
+
+def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
+    """Overrides over `base`; tyro prints its own help and errors, and exits."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_source_rule)
+    return tyro.cli(
+        RunConfig,
+        args=arguments,
+        default=base,
+        prog=prog,
+        description="A named preset, a run file, or both, and any settings over them.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
+        registry=registry,
+    )
+
+
+def _source_rule(info: Any) -> Any:
+    """Reads and prints a SourceConfig as one word of key=value pairs."""
+    import tyro
+
+    if info.type is not SourceConfig:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="KEY=VALUE,...",
+        instance_from_str=lambda words: parse_source(words[0]),
+        is_instance=lambda value: isinstance(value, SourceConfig),
+        str_from_instance=lambda source: [format_source(source)],
+    )
+
+
+def parse_source(text: str) -> SourceConfig:
+    """`name=web,path=data/*.jsonl,weight=0.3` → SourceConfig.
+
+    Raises:
+        CurriqError: not key=value, an unknown key, or a refused value.
+    """
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise CurriqError(f"--sources {text!r}: write each source as name=NAME,path=PATH[,weight=W,…].")
+        pairs[key] = value
+    return from_dict({"data": {"sources": [pairs], "target": pairs.get("name", "")}}).data.sources[0]
+
+
+def format_source(source: SourceConfig) -> str:
+    """The inverse of `parse_source`, leaving out what is at its default."""
+    shown = [
+        f"{field.name}={getattr(source, field.name)}"
+        for field in dataclasses.fields(source)
+        if field.default is dataclasses.MISSING or getattr(source, field.name) != field.default
+    ]
+    return ",".join(shown)
+
+
+def _changes(before: RunConfig, after: RunConfig) -> dict[str, Any]:
+    """Flat name → new value of every setting that differs."""
+    return {
+        setting.name: getattr(getattr(after, section.name), setting.name)
+        for section in dataclasses.fields(before)
+        for setting in dataclasses.fields(getattr(before, section.name))
+        if getattr(getattr(after, section.name), setting.name)
+        != getattr(getattr(before, section.name), setting.name)
+    }
+
+
+def _report(result: "RunResult") -> int:
+    """Print how the run ended."""
+    from curriq.report.summary import print_summary
+
+    print_summary(result.run_dir, result.summary)
+    return 0 if result.finished else 130
+
+
+__all__ = ["flag", "main", "parse_run_config"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Named full runs: plain functions that return a RunConfig. `curriq presets` lists them."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from curriq.config import (
+    CriticConfig,
+    DataConfig,
+    LMConfig,
+    LogConfig,
+    OptimConfig,
+    RunConfig,
+    SelectConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from curriq.errors import CurriqError
+
+
+def default() -> RunConfig:
+    """A small GPT-2 from scratch on Python's own documentation and source, mostly dirt; minutes on a CPU."""
+    return RunConfig()
+
+
+def paper() -> RunConfig:
+    """The method as published: GPT-2 (124M) on OpenWebText, N = M = 256, T = 512, literal credit rule."""
+    return RunConfig(
+        data=DataConfig(
+            sources=(SourceConfig(name="openwebtext", path="hub:openwebtext"),),
+            target="openwebtext",
+            window=512,
+            held_out_share=0.05,
+            reward_set_size=2048,
+            validation_set_size=512,
+            test_set_size=1024,
+        ),
+        tokenizer=TokenizerConfig(tokenizer="auto"),
+        lm=LMConfig(model="gpt2"),
+        optim=OptimConfig(lm_lr=5e-5, lr_schedule="constant", lr_warmup_steps=0, micro_batch=8, grad_clip=1.0),
+        critic=CriticConfig(beta=1.0, gamma=0.9, polyak_tau=0.01, q_lr=1e-3, q_grad_clip=1.0, q_hidden=32),
+        select=SelectConfig(selector="soft-q"),
+        train=TrainConfig(steps=10_000, num_candidates=256, reward_windows=256),
+        log=LogConfig(eval_every=100, checkpoint_every=500),
+    )
+
+
+def paper_replay() -> RunConfig:
+    """`paper` with the authors' published Q replay: 256 pairs, one batch of 32 per step."""
+    return paper().override(replay_size=256, replay_batch=32, replay_updates=1)
+
+
+def needle() -> RunConfig:
+    """Needle in a haystack: one window of real text among constant-token windows; does Q find it?"""
+    return RunConfig().override(
+        needle=True,
+        window=64,
+        num_candidates=16,
+        reward_windows=1,
+        reward_set_size=1,
+        validation_set_size=1,
+        test_set_size=1,
+        steps=200,
+        lm_lr=1e-3,
+        lr_schedule="constant",
+        lr_warmup_steps=0,
+        eval_every=20,
+    )
+
+
+def reference() -> RunConfig:
+    """A reference model for `--selector rho`: the default model, trained on the default target alone."""
+    sources = (SourceConfig(name="prose", path="embedded:prose"),)
+    return RunConfig(data=DataConfig(sources=sources)).override(selector="uniform", steps=200)
+
+
+def smoke() -> RunConfig:
+    """Seconds, not minutes: a tiny model for a dozen steps, to see whether everything works here."""
+    return RunConfig(
+        lm=LMConfig(model="random:gpt2:hidden_size=32,num_hidden_layers=1,num_attention_heads=2")
+    ).override(
+        steps=12,
+        num_candidates=8,
+        window=32,
+        vocab_size=512,
+        tokenizer_sample_bytes=200_000,
+        shuffle_buffer=64,
+        reward_set_size=16,
+        validation_set_size=8,
+        test_set_size=8,
+        reward_windows=4,
+        eval_every=6,
+        checkpoint_every=6,
+        lr_warmup_steps=2,
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (default, paper, paper_replay, needle, reference, smoke)
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of a preset.
+
+    Raises:
+        CurriqError: there is no preset of this name.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise CurriqError(f"unknown preset {name!r}.{hint} There are: {', '.join(PRESETS)}.")
+    return PRESETS[name]()

@@ -1,0 +1,177 @@
+"""Algorithm 1, the one loop. Every method, baseline and ablation is this loop with other components."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from curriq.softq.equations import sample_action
+from curriq.types import (
+    Candidates,
+    Critic,
+    Features,
+    Metrics,
+    Outcome,
+    Proposer,
+    Selector,
+    State,
+    Transition,
+    merge,
+)
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """One pass over the candidates; `lm.mixture.Mixture` documents the fields."""
+
+    features: Features
+    scores: Float[Tensor, "n"]
+    weights: Float[Tensor, "n"]
+    loss: float
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """θ and its optimiser; `lm.learner.Learner` documents the methods."""
+
+    def accumulate(self, candidates: Candidates, score: Callable, with_entropy: bool) -> Mixture: ...
+    def update(self, step: int) -> Metrics: ...
+    def snapshot(self) -> None: ...
+    def restore(self) -> None: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What varies between methods.
+
+    Attributes:
+        measure_reward: r_k of θ as it is now, nats per token.
+        resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
+        action_generator: draws a_k.
+    """
+
+    proposer: Proposer
+    selector: Selector
+    critic: Critic
+    learner: Learner
+    measure_reward: Callable[[], float]
+    resets: Callable[[int], bool]
+    action_generator: torch.Generator
+
+    @property
+    def needs_reward(self) -> bool:
+        return self.critic.needs_reward or self.selector.needs_reward
+
+
+@dataclass(kw_only=True)
+class LoopState:
+    """What one step hands to the next.
+
+    Attributes:
+        step: k, the step that comes next.
+        previous: the transition whose TD update is pending; None before the bootstrap step.
+        pending: candidates that were proposed but not trained on, because the step failed.
+    """
+
+    step: int = 0
+    previous: Transition | None = None
+    pending: Candidates | None = None
+
+    def state_dict(self) -> State:
+        return {
+            "step": self.step,
+            "previous": None if self.previous is None else self.previous.state_dict(),
+            "pending": None if self.pending is None else self.pending.state_dict(),
+        }
+
+    @staticmethod
+    def from_state_dict(state: State, device: torch.device | str) -> "LoopState":
+        previous, pending = state["previous"], state["pending"]
+        return LoopState(
+            step=state["step"],
+            previous=None if previous is None else Transition.from_state_dict(previous, device),
+            pending=None if pending is None else Candidates.from_state_dict(pending),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """Everything a log may want to know of one step.
+
+    Attributes:
+        proposed: C_k, all N windows.
+        trained: the windows that the selector let through; the mixture is over these.
+        q: q_k of the trained windows at φ_k, or None without a critic.
+    """
+
+    step: int
+    proposed: Candidates
+    trained: Candidates
+    mixture: Mixture
+    q: Float[Tensor, "n"] | None
+    reward: float | None
+    metrics: Metrics
+
+
+def train_step(c: Components, state: LoopState) -> StepRecord:
+    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right."""
+    k = state.step
+    if c.resets(k) and not (k > 0 and c.resets(k - 1)):
+        c.learner.snapshot()
+    proposed = state.pending or c.proposer.propose(k)  #                          3: C_k
+    state.pending = proposed
+    trained = c.selector.narrow(k, proposed)
+    score = partial(c.selector.scores, k)
+    mixture = c.learner.accumulate(trained, score, c.selector.needs_entropy)  #   4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
+    q = c.critic.values(mixture.features)
+    td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step of φ, Polyak
+    transition = _act(c, trained, mixture, q)  #                                  8: a_k ~ π_k
+    update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
+    reward = c.measure_reward() if c.needs_reward else None  #                    10: r_k
+    outcome = Outcome(
+        candidates=trained, features=mixture.features, weights=mixture.weights, reward=reward
+    )
+    selector_metrics = c.selector.observe(k, outcome)
+    reset = c.resets(k)
+    if reset:
+        c.learner.restore()
+        if not c.resets(k + 1):
+            c.learner.release()
+    state.previous = transition(reward) if transition is not None and reward is not None else None
+    state.pending = None
+    state.step = k + 1
+    own = {"train/loss": mixture.loss, "theta_reset": float(reset)}
+    if reward is not None:
+        own["reward"] = reward
+    return StepRecord(
+        step=k,
+        proposed=proposed,
+        trained=trained,
+        mixture=mixture,
+        q=q,
+        reward=reward,
+        metrics=merge(proposed.metrics, own, td_metrics, update_metrics, selector_metrics),
+    )
+
+
+def _act(
+    c: Components, trained: Candidates, mixture: Mixture, q: Tensor | None
+) -> Callable[[float], Transition] | None:
+    """Draw a_k from π_k; the transition is complete once its reward is known."""
+    if q is None:
+        return None
+    policy = c.critic.policy(q)
+    action = sample_action(policy, c.action_generator)
+    return lambda reward: Transition(
+        tokens=trained.tokens,
+        features=mixture.features,
+        policy=policy,
+        weights=mixture.weights,
+        action=action,
+        reward=reward,
+    )

@@ -1,0 +1,133 @@
+"""The x-axes of a run, and what each source's share of the learning was."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curriq.softq.equations import effective_batch_size, entropy
+from curriq.train.loop import StepRecord
+from curriq.types import Metrics, State
+
+
+class Meter:
+    """Counts windows, tokens, operations and seconds, and adds up weight by source.
+
+    Args:
+        source_names: in the order of `Candidates.source`.
+        window: T, tokens per window.
+        forward_flops: operations of one window's forward pass; backward costs twice as much.
+        passes: forward passes per trained window (2 with dropout).
+        reward_windows: windows forwarded for the reward of a step that has one.
+        extra_flops_per_window: operations that the selector adds per trained window (a reference model).
+        extra_flops_per_step: operations that the critic adds per step (TD-into-θ).
+    """
+
+    def __init__(
+        self,
+        source_names: tuple[str, ...],
+        *,
+        window: int,
+        forward_flops: int,
+        passes: int = 1,
+        reward_windows: int = 0,
+        extra_flops_per_window: int = 0,
+        extra_flops_per_step: int = 0,
+    ) -> None:
+        self.source_names = source_names
+        self._window = window
+        self._per_trained_window = (passes + 2) * forward_flops + extra_flops_per_window
+        self._per_reward = reward_windows * forward_flops
+        self._per_step = extra_flops_per_step
+        self.windows_seen = 0
+        self.windows_trained = 0
+        self.effective_windows = 0.0
+        self.flops = 0
+        self.seconds = 0.0
+        self.weight_by_source = torch.zeros(len(source_names), dtype=torch.float64)
+        self.offered_by_source = torch.zeros(len(source_names), dtype=torch.float64)
+
+    def measure(self, record: StepRecord, seconds: float) -> Metrics:
+        """Add one step and return its metrics."""
+        weights = record.mixture.weights.cpu().double()
+        offered = record.proposed.source
+        n_proposed, n_trained = len(record.proposed), len(record.trained)
+        effective = effective_batch_size(weights).item()
+        weight_share = self._by_source(record.trained.source, weights)
+        offered_share = self._by_source(offered, torch.full((n_proposed,), 1 / n_proposed).double())
+        self.windows_seen += n_proposed
+        self.windows_trained += n_trained
+        self.effective_windows += effective
+        self.flops += n_trained * self._per_trained_window + self._per_step
+        self.flops += self._per_reward if record.reward is not None else 0
+        self.seconds += seconds
+        self.weight_by_source += weight_share
+        self.offered_by_source += offered_share
+        metrics = {
+            "x/windows_seen": self.windows_seen,
+            "x/windows_trained": self.windows_trained,
+            "x/effective_windows": self.effective_windows,
+            "x/tokens": self.windows_trained * self._window,
+            "x/flops": self.flops,
+            "x/seconds": self.seconds,
+            "train/mean_loss": record.mixture.features.loss.double().mean().item(),
+            "policy/entropy": entropy(weights).item(),
+            "policy/effective_batch_size": effective,
+            "policy/effective_batch_fraction": effective / n_proposed,
+            "policy/max_weight": weights.max().item(),
+            "time/windows_per_second": n_proposed / max(seconds, 1e-9),
+        }
+        for name, weight, offer in zip(self.source_names, weight_share, offered_share, strict=True):
+            metrics[f"select/weight_share/{name}"] = weight.item()
+            metrics[f"select/offered_share/{name}"] = offer.item()
+        return metrics
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Per source, its share of all mixture weight and of all proposed windows so far."""
+        total = max(self.weight_by_source.sum().item(), 1e-12)
+        return {
+            name: {"weight": weight.item() / total, "offered": offered.item() / total}
+            for name, weight, offered in zip(
+                self.source_names, self.weight_by_source, self.offered_by_source, strict=True
+            )
+        }
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self._COUNTED}
+
+    def load_state_dict(self, state: State) -> None:
+        for name in self._COUNTED:
+            setattr(self, name, state[name])
+
+    _COUNTED = (
+        "windows_seen",
+        "windows_trained",
+        "effective_windows",
+        "flops",
+        "seconds",
+        "weight_by_source",
+        "offered_by_source",
+    )
+
+    def _by_source(self, source: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "S"]:
+        return torch.zeros(len(self.source_names), dtype=torch.float64).index_add_(0, source, values)
+
+
+class NeedleProbe:
+    """What the method makes of the needle among the haystack (needle-in-a-haystack experiment)."""
+
+    def __init__(self, needle_source: int) -> None:
+        self._needle_source = needle_source
+
+    def measure(self, record: StepRecord) -> Metrics:
+        """Rank by weight (1 is best, ties share the middle), weight, and Q advantage over the haystack."""
+        is_needle = record.trained.source == self._needle_source
+        if not is_needle.any():
+            return {"needle/weight": 0.0}
+        weights = record.mixture.weights.cpu()
+        needle, others = weights[is_needle].max(), weights[~is_needle]
+        rank = 1 + (others > needle).sum().item() + 0.5 * (others == needle).sum().item()
+        metrics = {"needle/rank": rank, "needle/weight": needle.item()}
+        if record.q is not None and len(others):
+            q = record.q.cpu()
+            metrics["needle/q_advantage"] = (q[is_needle].max() - q[~is_needle].mean()).item()
+        return metrics

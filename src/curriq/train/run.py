@@ -1,0 +1,272 @@
+"""Builds a run from its configuration: the only file that knows the concrete classes."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curriq import parallel
+from curriq.config import RunConfig, SelectorName, load_toml, require
+from curriq.data import Corpus, check_fingerprint, open_corpus
+from curriq.errors import CurriqError
+from curriq.lm.flops import forward_flops
+from curriq.lm.learner import Learner, ReforwardedHidden
+from curriq.lm.loss import window_losses
+from curriq.lm.model import LanguageModel, load_language_model, pick_device
+from curriq.lm.reward import HeldOutReward, held_out_loss
+from curriq.propose.needle import NeedleProposer, needle_corpus
+from curriq.propose.stream import StreamProposer
+from curriq.rng import Generators
+from curriq.select import (
+    ByLoss,
+    Competence,
+    ExcessLoss,
+    RandomK,
+    SoftQ,
+    SourceBandit,
+    Uncertainty,
+    Uniform,
+    UniformUntil,
+)
+from curriq.select.difficulty import (
+    Difficulty,
+    LabelDifficulty,
+    LabelOrRarity,
+    LengthDifficulty,
+    RarityDifficulty,
+    token_characters,
+)
+from curriq.softq.critic import NoCritic, TDCritic, stored_hidden
+from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
+from curriq.train.loop import Components, LoopState
+from curriq.train.meter import Meter, NeedleProbe
+from curriq.train.phases import resets
+from curriq.train.session import RunResult, Session
+from curriq.types import Critic, Proposer, Selector
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """What the builders below share."""
+
+    config: RunConfig
+    corpus: Corpus
+    lm: LanguageModel
+    generators: Generators
+    critic: Critic = dataclasses.field(default_factory=NoCritic)
+    extra_flops_per_window: int = 0
+    extra_flops_per_step: int = 0
+
+
+def train(config: RunConfig) -> RunResult:
+    """Start a run and carry it to its end.
+
+    Returns:
+        Its folder, its summary, and the language model.
+
+    Raises:
+        CurriqError: the configuration does not fit the data, the model or the machine; or training
+            met a number that is not finite.
+    """
+    return _prepare(config).session.train()
+
+
+def resume(run_dir: str | Path, **overrides: Any) -> RunResult:
+    """Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.
+
+    Args:
+        run_dir: folder of the run.
+        overrides: settings to change from here on by flat name, for instance `steps=600` or
+            `lm_lr=1e-4`. The result is then that of another run, of course.
+
+    Raises:
+        CurriqError: no usable checkpoint, or the data are not those of the run.
+    """
+    return load_run(run_dir, **overrides).session.train()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is built and ready: for inspection, or for `session.train()`."""
+
+    config: RunConfig
+    corpus: Corpus
+    lm: LanguageModel
+    session: Session
+
+
+def load_run(run_dir: str | Path, **overrides: Any) -> Run:
+    """Open a run at its newest valid checkpoint, without training on.
+
+    Raises:
+        CurriqError: as `resume`.
+    """
+    run_dir = Path(run_dir)
+    settings = run_dir / "config.toml"
+    if not settings.exists():
+        raise CurriqError(f"{run_dir} is not the folder of a run: there is no {settings.name} in it.")
+    config = load_toml(settings).override(**overrides).override(run_dir=str(run_dir))
+    return _prepare(config, latest_checkpoint(run_dir))
+
+
+def _prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Run:
+    parallel.start()
+    config = config.override(threads=config.train.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.train.threads)
+    device = pick_device(config.lm.device)
+    generators = Generators(config.train.seed)
+    corpus = needle_corpus(config) if config.data.needle else open_corpus(config)
+    if checkpoint is not None:
+        check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
+    # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
+    lm_config = (
+        config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
+    )
+    lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
+    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators)
+    session = _session(workshop)
+    if checkpoint is not None:
+        session.load(checkpoint)
+    return Run(config=config, corpus=corpus, lm=lm, session=session)
+
+
+def _session(shop: Workshop) -> Session:
+    config = shop.config
+    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
+    learner = Learner(shop.lm, config.optim, config.train.steps)
+    reward = HeldOutReward(
+        shop.lm,
+        shop.corpus.held_out.reward,
+        config.train.reward_windows,
+        shop.generators("reward"),
+        **sizes,
+    )
+    flops = forward_flops(shop.lm, config.data.window)
+    selector = SELECTORS[config.select.selector](shop)
+    if config.train.q_warmup_steps:
+        selector = UniformUntil(selector, config.train.q_warmup_steps)
+    components = Components(
+        proposer=_proposer(shop),
+        selector=selector,
+        critic=shop.critic,
+        learner=learner,
+        measure_reward=reward.measure,
+        resets=resets(config.train),
+        action_generator=shop.generators("action"),
+    )
+    meter = Meter(
+        shop.corpus.source_names,
+        window=config.data.window,
+        forward_flops=flops,
+        passes=learner.passes,
+        reward_windows=config.train.reward_windows,
+        extra_flops_per_window=shop.extra_flops_per_window,
+        extra_flops_per_step=shop.extra_flops_per_step,
+    )
+    probes = [NeedleProbe(shop.corpus.source_names.index("needle"))] if config.data.needle else []
+    return Session(
+        config=config,
+        components=components,
+        state=LoopState(),
+        meter=meter,
+        probes=probes,
+        generators=shop.generators,
+        fingerprint=shop.corpus.fingerprint(),
+        save_lm=lambda folder: shop.lm.save(folder, shop.corpus.tokenizer),
+        validate=lambda: held_out_loss(shop.lm, shop.corpus.held_out.validation, **sizes),
+        test=lambda: held_out_loss(shop.lm, shop.corpus.held_out.test, **sizes),
+        device=shop.lm.device,
+    )
+
+
+def _proposer(shop: Workshop) -> Proposer:
+    n = shop.config.train.num_candidates
+    if shop.config.data.needle:
+        return NeedleProposer(shop.corpus, n, shop.generators("needle"))
+    return StreamProposer(shop.corpus.stream, n)
+
+
+def _soft_q(shop: Workshop) -> Selector:
+    """The paper's method: the critic learns, and its values weigh the mixture unless told not to."""
+    critic = shop.config.critic
+    previous_hidden = stored_hidden
+    if critic.td_into_theta:
+        previous_hidden = ReforwardedHidden(shop.lm, critic.td_lambda)
+        shop.extra_flops_per_step = 3 * forward_flops(shop.lm, shop.config.data.window)
+    shop.critic = TDCritic(critic, shop.lm.width, shop.lm.device, shop.generators, previous_hidden)
+    return SoftQ(shop.critic, critic.beta) if critic.q_weighting else Uniform()
+
+
+def _random(k: int | None = None) -> Callable[[Workshop], Selector]:
+    return lambda shop: RandomK(k or shop.config.select.random_k, shop.generators("random-k"))
+
+
+def _by_loss(sign: int) -> Callable[[Workshop], Selector]:
+    return lambda shop: ByLoss(shop.config.select.selector_temperature, sign)
+
+
+def _competence(shop: Workshop) -> Selector:
+    select = shop.config.select
+    total = select.competence_steps or max(1, shop.config.train.steps // 2)
+    return Competence(DIFFICULTIES[select.difficulty](shop), total, select.competence_initial)
+
+
+def _excess_loss(shop: Workshop) -> Selector:
+    """RHO: losses under a second model, frozen, of the same vocabulary."""
+    config = shop.config
+    reference_config = dataclasses.replace(config.lm, model=config.select.reference_model, dropout=0.0)
+    reference = load_language_model(
+        reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device
+    )
+    require(
+        reference.vocab_size == shop.lm.vocab_size,
+        f"--reference-model {config.select.reference_model!r} has {reference.vocab_size} embeddings, the "
+        f"model has {shop.lm.vocab_size}: rho needs one vocabulary. Train the reference with the same "
+        "tokenizer.",
+    )
+    shop.extra_flops_per_window = forward_flops(reference, config.data.window)
+
+    def reference_loss(tokens: torch.Tensor) -> torch.Tensor:
+        with reference.measuring():
+            losses, _ = window_losses(
+                reference, reference.trunk(tokens), tokens, config.optim.head_chunk_tokens
+            )
+        return losses
+
+    return ExcessLoss(reference_loss, config.select.selector_temperature)
+
+
+def _bandit(shop: Workshop) -> Selector:
+    select = shop.config.select
+    return SourceBandit(
+        shop.corpus.source_names, select.bandit_exploration, select.bandit_lr, shop.generators("bandit")
+    )
+
+
+SELECTORS: dict[SelectorName, Callable[[Workshop], Selector]] = {
+    "soft-q": _soft_q,
+    "uniform": lambda shop: Uniform(),
+    "random-single": _random(1),
+    "random-k": _random(),
+    "high-loss": _by_loss(+1),
+    "low-loss": _by_loss(-1),
+    "uncertainty": lambda shop: Uncertainty(shop.config.select.selector_temperature),
+    "competence": _competence,
+    "rho": _excess_loss,
+    "bandit": _bandit,
+}
+"""The values of `--selector`."""
+
+DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
+    "auto": lambda shop: LabelOrRarity(shop.lm.vocab_size),
+    "label": lambda shop: LabelDifficulty(),
+    "length": lambda shop: LengthDifficulty(
+        token_characters(shop.corpus.tokenizer.decode, len(shop.corpus.tokenizer))
+    ),
+    "rarity": lambda shop: RarityDifficulty(shop.lm.vocab_size),
+}
+"""The values of `--difficulty`."""

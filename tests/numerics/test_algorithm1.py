@@ -1,0 +1,154 @@
+"""The loop against a naive Algorithm 1: plain PyTorch, two passes, everything written out, in float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from curriq.config import CriticConfig, OptimConfig
+from curriq.lm.learner import Learner, ReforwardedHidden
+from curriq.lm.reward import HeldOutReward
+from curriq.rng import Generators
+from curriq.select import SoftQ, Uniform
+from curriq.softq.critic import TDCritic, stored_hidden
+from curriq.train.loop import Components, LoopState, train_step
+from curriq.train.phases import never
+from tests.helpers import random_candidates, tiny_lm
+
+N, T, D, M, STEPS = 6, 8, 10, 4, 5
+LR, WEIGHT_DECAY, CLIP = 1e-2, 0.01, 0.05
+
+
+class Scripted:
+    """Proposes a fixed list of batches."""
+
+    def __init__(self, batches):
+        self.propose = batches.__getitem__
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def losses_and_hidden(network, tokens):
+    output = network(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    nll = F.cross_entropy(output.logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    return nll.mean(1), output.hidden_states[-1][:, -1]
+
+
+def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
+    """Lines 1–10 of the paper as they stand; returns rewards, mixture losses and TD targets."""
+    beta, gamma = settings.beta, settings.gamma
+    target = copy.deepcopy(q_net)
+    lm_optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    q_optimizer = torch.optim.Adam(q_net.parameters(), lr=settings.q_lr)
+    previous, log = None, []
+    for batch in batches:
+        with torch.no_grad():
+            _, hidden = losses_and_hidden(network, batch.tokens)
+            q = q_net(hidden)
+        td_theta = None
+        y = None
+        if previous is not None:
+            tokens, old_hidden, reward = previous
+            with torch.no_grad():
+                next_q = target(hidden)
+                value = beta * (torch.logsumexp(next_q / beta, 0) - torch.log(torch.tensor(float(N)).double()))
+                y = (1 - gamma) * reward + gamma * value
+            q_optimizer.zero_grad()
+            if settings.td_into_theta:
+                network.zero_grad()
+                _, fresh = losses_and_hidden(network, tokens)
+                loss = 0.5 * (q_net(fresh)[0] - y) ** 2
+                loss.backward()
+                td_theta = [
+                    torch.zeros_like(p) if p.grad is None else settings.td_lambda * p.grad.clone()
+                    for p in network.parameters()
+                ]
+            else:
+                loss = 0.5 * (q_net(old_hidden)[0] - y) ** 2
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(q_net.parameters(), settings.q_grad_clip)
+            q_optimizer.step()
+            for slow, fast in zip(target.parameters(), q_net.parameters(), strict=True):
+                slow.data = settings.polyak_tau * fast.data + (1 - settings.polyak_tau) * slow.data
+        policy = torch.softmax(q / beta, 0)
+        draw = torch.rand((), generator=generators("action"), dtype=torch.float64)
+        action = int((policy.cumsum(0) <= draw).sum())
+        weights = policy if settings.q_weighting else torch.full((N,), 1 / N, dtype=torch.float64)
+        network.zero_grad()
+        nll, _ = losses_and_hidden(network, batch.tokens)
+        mixture_loss = weights @ nll
+        mixture_loss.backward()
+        if td_theta is not None:
+            for parameter, gradient in zip(network.parameters(), td_theta, strict=True):
+                parameter.grad += gradient
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        lm_optimizer.step()
+        subset = torch.randperm(D, generator=generators("reward"))[:M]
+        with torch.no_grad():
+            reward = -losses_and_hidden(network, reward_set[subset])[0].mean().item()
+        previous = (batch.tokens[action : action + 1], hidden[action : action + 1], reward)
+        log.append((reward, mixture_loss.item(), None if y is None else y.item()))
+    return log
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CriticConfig(beta=0.01, gamma=0.9, q_lr=0.05),
+        CriticConfig(beta=1.0, gamma=0.0, q_lr=0.01, polyak_tau=1.0, q_grad_clip=0.01),
+        CriticConfig(beta=0.01, q_weighting=False),
+        CriticConfig(beta=0.05, td_into_theta=True, td_lambda=0.3, q_lr=0.05),
+    ],
+    ids=["sharp", "myopic, clipped", "no-q-weighting", "td-into-theta"],
+)
+def test_five_steps_agree(settings):
+    lm = tiny_lm()
+    lm.network.double()
+    network = copy.deepcopy(lm.network)
+    batches = [random_candidates(N, T, seed=k) for k in range(STEPS)]
+    reward_set = random_candidates(D, T, seed=99).tokens
+
+    learner = Learner(
+        lm,
+        OptimConfig(
+            lm_lr=LR, weight_decay=WEIGHT_DECAY, grad_clip=CLIP, lr_schedule="constant", lr_warmup_steps=0,
+            micro_batch=4, head_chunk_tokens=T,
+        ),
+        STEPS,
+    )
+    previous_hidden = ReforwardedHidden(lm, settings.td_lambda) if settings.td_into_theta else stored_hidden
+    critic = TDCritic(settings, lm.width, "cpu", Generators(1), previous_hidden)
+    critic.online.double()
+    critic.target.double()
+    critic.optimizer = torch.optim.Adam(critic.online.parameters(), lr=settings.q_lr)
+    q_net = copy.deepcopy(critic.online)
+    generators = Generators(2)
+    reward = HeldOutReward(lm, reward_set, M, generators("reward"), micro_batch=3, chunk_tokens=64)
+    components = Components(
+        proposer=Scripted(batches),
+        selector=SoftQ(critic, settings.beta) if settings.q_weighting else Uniform(),
+        critic=critic,
+        learner=learner,
+        measure_reward=reward.measure,
+        resets=never,
+        action_generator=generators("action"),
+    )
+    state = LoopState()
+    records = [train_step(components, state) for _ in range(STEPS)]
+
+    expected = naive_algorithm1(network, q_net, batches, reward_set, settings, Generators(2))
+    for record, (expected_reward, expected_loss, expected_target) in zip(records, expected, strict=True):
+        assert record.reward == pytest.approx(expected_reward, abs=1e-9)
+        assert record.metrics["train/loss"] == pytest.approx(expected_loss, abs=1e-9)
+        assert record.metrics.get("critic/td_target") == pytest.approx(expected_target, abs=1e-9)
+    for ours, theirs in zip(lm.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    for ours, theirs in zip(critic.online.parameters(), q_net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    assert records[0].metrics.keys().isdisjoint({"critic/td_loss"})
+    assert "critic/td_loss" in records[1].metrics
