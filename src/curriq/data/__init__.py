@@ -1,0 +1,8 @@
+"""Text: sources, how they are spoiled, tokenizers, windows, splits and the stream of candidates."""
+
+from curriq.data.corpus import Corpus, open_corpus
+from curriq.data.documents import cache_dir
+from curriq.data.split import HeldOutSets
+from curriq.data.stream import WindowStream, check_fingerprint
+
+__all__ = ["Corpus", "HeldOutSets", "WindowStream", "cache_dir", "check_fingerprint", "open_corpus"]

@@ -1,0 +1,151 @@
+"""Everything that a run needs to know about its text, opened from one configuration."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from curriq.config import DataConfig, RunConfig, SourceConfig
+from curriq.data.dirt import dirty_source
+from curriq.data.documents import DocumentSource, read_epoch, short_hash
+from curriq.data.encoder import Encoder
+from curriq.data.sources import open_source
+from curriq.data.split import Guard, HeldOutSets, SplitRule, build_held_out
+from curriq.data.stream import GuardedSource, SourceMix, SourceReader, WindowStream
+from curriq.data.tokenizer import load_tokenizer
+from curriq.rng import derive_seed
+
+if TYPE_CHECKING:
+    import transformers
+
+_SHARED_SEED = 0
+"""Order in which the target is read for the held-out sets and the tokenizer: the same for all seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The text of a run.
+
+    Attributes:
+        tokenizer: turns text into tokens and back.
+        stream: training windows, without end.
+        held_out: reward, validation and test set of the target.
+        source_names: names by `Candidates.source`.
+        guard: says which documents may be trained on.
+    """
+
+    tokenizer: "transformers.PreTrainedTokenizerBase"
+    stream: WindowStream
+    held_out: HeldOutSets
+    source_names: tuple[str, ...]
+    guard: Guard
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal when a run is resumed, by name; see `check_fingerprint`."""
+        return self.stream.fingerprint()
+
+
+def open_corpus(config: RunConfig, encoder: Encoder | None = None) -> Corpus:
+    """Open the sources, load or train the tokenizer, hold out the three sets, begin the stream.
+
+    Args:
+        config: the run.
+        encoder: embeds windows for topic-coherent sets; `config.data.topic_encoder` when None.
+
+    Raises:
+        CurriqError: a source, the tokenizer or the held-out sets cannot be had as asked.
+    """
+    data, seed = config.data, config.train.seed
+    tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
+    target = open_source(target_of(data), _SHARED_SEED)
+    held_out, guard = build_held_out(target, tokenizer, data, encoder)
+    readers = {
+        i: _open_reader(source, data, tokenizer, guard, seed)
+        for i, source in enumerate(data.sources)
+        if source.weight > 0
+    }
+    mix = SourceMix(
+        readers=readers,
+        weights=[source.weight for source in data.sources],
+        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
+    )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "stream"))
+    fingerprint = data_fingerprint(config, tokenizer, mix, target)
+    return Corpus(
+        tokenizer=tokenizer,
+        stream=WindowStream(mix, data.shuffle_buffer, generator, fingerprint),
+        held_out=held_out,
+        source_names=tuple(source.name for source in data.sources),
+        guard=guard,
+    )
+
+
+def training_texts(data: DataConfig) -> Iterator[str]:
+    """What a tokenizer is trained on: documents of the clean sources, taken in turn, without those that are
+    held out by their key. (Near-duplicates cannot be told before the tokenizer has cut the held-out sets.)
+    """
+    rule = SplitRule.from_config(data)
+    clean = [source for source in data.sources if source.dirt == "none"]
+    unfinished = [read_epoch(open_source(source, _SHARED_SEED)) for source in clean]
+    while unfinished:
+        for documents in tuple(unfinished):
+            document = next((d for d in documents if rule.side(d) == "train"), None)
+            if document is None:
+                unfinished.remove(documents)
+            else:
+                yield document.text
+
+
+def target_of(data: DataConfig) -> SourceConfig:
+    """The source whose held-out documents define reward, validation and test."""
+    return next(source for source in data.sources if source.name == data.target)
+
+
+def data_fingerprint(
+    config: RunConfig,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    mix: SourceMix,
+    target: DocumentSource,
+) -> dict[str, str]:
+    """What must be equal when a run is resumed, by name."""
+    data = config.data
+    sources = {
+        f"source {data.sources[i].name}": f"{reader.source.fingerprint()} dirt={reader.dirt}"
+        for i, reader in mix.readers.items()
+    }
+    topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
+    return {
+        **sources,
+        "target": f"{data.target} {target.fingerprint()}",
+        "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "window": str(data.window),
+        "shuffle_buffer": str(data.shuffle_buffer),
+        "held_out_share": str(data.held_out_share),
+        "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
+        "near_duplicate_threshold": str(data.near_duplicate_threshold),
+        "topic": topic if data.topic_coherent else "none",
+        "seed": str(config.train.seed),
+    }
+
+
+def tokenizer_fingerprint(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
+    """Short hash of all that decides how a tokenizer cuts text."""
+    if tokenizer.is_fast:
+        return short_hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.eos_token_id))
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return short_hash(type(tokenizer).__name__, str(vocabulary), str(tokenizer.eos_token_id))
+
+
+def _open_reader(
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    guard: Guard,
+    seed: int,
+) -> SourceReader:
+    target = target_of(data)
+    same_documents = (source.path, source.hub_split) == (target.path, target.hub_split)
+    guarded = GuardedSource(open_source(source, seed), guard, of_target=same_documents)
+    return SourceReader(dirty_source(source.dirt, guarded, seed), source.dirt, tokenizer, data.window, seed)

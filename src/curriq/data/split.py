@@ -1,0 +1,221 @@
+"""Which side of the split a document is on, the three held-out sets, and the guard of the stream.
+
+A document's side follows from its key alone, with a fixed salt, so every seed and every arm of a
+comparison shares the held-out sets. Only the target's documents fill them. The guard then keeps from the
+stream, whichever source offers it, every document that is, or nearly is, one of those used.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from curriq.config import DataConfig
+from curriq.data.documents import Document, DocumentSource, read_epoch
+from curriq.data.encoder import Encoder, load_encoder
+from curriq.data.near_duplicates import NearDuplicateIndex, shingles
+from curriq.data.tokenizer import encode, eos_id
+from curriq.data.topic import draw_topic
+from curriq.data.windows import Packer, Window
+from curriq.errors import CurriqError
+
+if TYPE_CHECKING:
+    import transformers
+
+HeldOutName = Literal["reward", "validation", "test"]
+Side = Literal["train", "reward", "validation", "test"]
+
+_SALT = b"curriq-split-1"
+_BATCH_DOCUMENTS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSets:
+    """Three disjoint sets of windows of the target; no document has tokens in two of them.
+
+    Attributes:
+        reward: D, from which the reward subsets are drawn.
+        validation: for decisions during a run.
+        test: for the report alone.
+    """
+
+    reward: Int[Tensor, "m T"]
+    validation: Int[Tensor, "m2 T"]
+    test: Int[Tensor, "m3 T"]
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Assigns documents to sides by their key.
+
+    Attributes:
+        held_out_share: share of documents that are held out.
+        sizes: windows that each held-out set asks for; held-out documents are shared out in this proportion.
+    """
+
+    held_out_share: float
+    sizes: Mapping[HeldOutName, int]
+
+    @staticmethod
+    def from_config(config: DataConfig) -> "SplitRule":
+        sizes: dict[HeldOutName, int] = {
+            "reward": config.reward_set_size,
+            "validation": config.validation_set_size,
+            "test": config.test_set_size,
+        }
+        return SplitRule(config.held_out_share, sizes)
+
+    def side(self, document: Document) -> Side:
+        """The side of a document. Raising `held_out_share` holds out more documents and never fewer;
+        the sizes of the sets do not change which documents are for training."""
+        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT).digest()
+        position = int.from_bytes(digest, "big") / 2**64
+        if position >= self.held_out_share:
+            return "train"
+        place = position / self.held_out_share * sum(self.sizes.values())
+        for name, size in self.sizes.items():
+            place -= size
+            if place < 0:
+                return name
+        return name
+
+
+class Guard:
+    """Says which documents may enter the training stream.
+
+    Args:
+        rule: the split by key, which holds back the target's held-out documents, used or left over.
+        threshold: Jaccard similarity of word 5-shingles from which a document counts as a
+            near-duplicate; 1 compares document keys only.
+    """
+
+    def __init__(self, rule: SplitRule, threshold: float) -> None:
+        self.rule = rule
+        self.threshold = threshold
+        self._keys: set[str] = set()
+        self._index = NearDuplicateIndex(threshold)
+        self._sides: list[HeldOutName] = []
+
+    def allows(self, document: Document, *, of_target: bool = False) -> bool:
+        """Whether a document may be trained on.
+
+        It may not when it is a copy or near-duplicate of a document in a held-out set. A document of the
+        target may not either when its key is held out, even though the sets were full before it was read.
+        """
+        if document.key in self._keys or (of_target and self.rule.side(document) != "train"):
+            return False
+        return self.threshold >= 1 or len(self._index.matches(shingles(document.text))) == 0
+
+    def place(self, document: Document) -> HeldOutName | None:
+        """The held-out set that a document of the target belongs to: that of the near-duplicates placed
+        before it, otherwise the one of its key. None for a training document, a copy of one that is placed,
+        and one with near-duplicates in two sets."""
+        side = self.rule.side(document)
+        if side == "train" or document.key in self._keys:
+            return None
+        if self.threshold >= 1:
+            return side
+        sides = {self._sides[number] for number in self._index.matches(shingles(document.text))}
+        if len(sides) > 1:
+            return None
+        return sides.pop() if sides else side
+
+    def hold_out(self, document: Document, side: HeldOutName) -> None:
+        """Remember a document that fills a held-out set."""
+        self._keys.add(document.key)
+        if self.threshold < 1:
+            self._index.add(shingles(document.text))
+            self._sides.append(side)
+
+    def seal(self) -> None:
+        """Make queries fast, once all held-out documents are known."""
+        self._index.compact()
+
+
+def build_held_out(
+    source: DocumentSource,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    config: DataConfig,
+    encoder: Encoder | None = None,
+) -> tuple[HeldOutSets, Guard]:
+    """Fill the three held-out sets from one epoch of the target, or from its beginning until they are full.
+
+    Args:
+        source: the target at the beginning of an epoch.
+        tokenizer: turns its documents into tokens.
+        config: sizes, shares, the near-duplicate threshold and the topic settings.
+        encoder: embeds windows for topic-coherent sets; `config.topic_encoder` when None.
+
+    Raises:
+        CurriqError: the held-out documents do not fill the sets.
+    """
+    rule = SplitRule.from_config(config)
+    guard = Guard(rule, config.near_duplicate_threshold)
+    wanted = _pool_sizes(rule.sizes, config.topic_pool_size) if config.topic_coherent else dict(rule.sizes)
+    pools = _fill_pools(source, tokenizer, config.window, wanted, guard)
+    guard.seal()
+    if any(len(pools[name]) < size for name, size in rule.sizes.items()):
+        raise CurriqError(_too_small(source.name, rule, pools, config.window))
+    if config.topic_coherent:
+        encoder = encoder or load_encoder(config.topic_encoder)
+        texts = {
+            name: tokenizer.batch_decode([w.tokens.tolist() for w in pool]) for name, pool in pools.items()
+        }
+        embeddings = {name: encoder.encode(batch) for name, batch in texts.items()}
+        drawn = draw_topic(embeddings, rule.sizes, config.topic_temperature)
+        pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
+    return HeldOutSets(**{name: _stack(pool[: rule.sizes[name]]) for name, pool in pools.items()}), guard
+
+
+def _fill_pools(
+    source: DocumentSource,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    window: int,
+    wanted: Mapping[HeldOutName, int],
+    guard: Guard,
+) -> dict[HeldOutName, list[Window]]:
+    """Windows of each held-out set, in reading order, until each has the wanted number or the epoch ends."""
+    packers = {name: Packer(source.name, window, eos_id(tokenizer)) for name in wanted}
+    pools: dict[HeldOutName, list[Window]] = {name: [] for name in wanted}
+    held_out = (document for document in read_epoch(source) if guard.rule.side(document) != "train")
+    for documents in _batches(held_out, _BATCH_DOCUMENTS):
+        tokens = encode(tokenizer, [document.text for document in documents])
+        for document, ids in zip(documents, tokens, strict=True):
+            side = guard.place(document)
+            if side is not None and len(pools[side]) < wanted[side]:
+                guard.hold_out(document, side)
+                pools[side] += packers[side].add(ids, document.difficulty)
+        if all(len(pools[name]) >= count for name, count in wanted.items()):
+            break
+    return {name: pool[: wanted[name]] for name, pool in pools.items()}
+
+
+def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    iterator = iter(documents)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _pool_sizes(sizes: Mapping[HeldOutName, int], pool: int) -> dict[HeldOutName, int]:
+    """A pool shared out in proportion to the sets, none smaller than its set."""
+    total = sum(sizes.values())
+    return {name: max(size, pool * size // total) for name, size in sizes.items()}
+
+
+def _stack(windows: list[Window]) -> Int[Tensor, "m T"]:
+    return torch.from_numpy(np.stack([window.tokens for window in windows]).astype(np.int64))
+
+
+def _too_small(name: str, rule: SplitRule, pools: Mapping[HeldOutName, list[Window]], window: int) -> str:
+    sets = ", ".join(f"{side} {size} (available {len(pools[side])})" for side, size in rule.sizes.items())
+    return (
+        f"the held-out sets are larger than the held-out documents of the target {name!r}, in windows of "
+        f"{window} tokens: {sets}. Lower --reward-set-size, --validation-set-size or --test-set-size, raise "
+        f"--held-out-share = {rule.held_out_share}, shorten --window, or give the target more text."
+    )

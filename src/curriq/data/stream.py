@@ -1,0 +1,290 @@
+"""NEXTBATCH of Algorithm 1: an endless, mixed, shuffled and exactly resumable stream of windows.
+
+Every window's source is drawn by weight, the source's next window goes into a shuffle buffer, and a
+uniformly random element of the buffer comes out. The draws are made window by window, so the sequence of
+windows does not depend on how it is cut into batches, and two arms with one seed see the same windows.
+"""
+
+import bisect
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from curriq.config import DirtName
+from curriq.data.dirt import dirty_text, dirty_tokens, document_rng
+from curriq.data.documents import Document, DocumentSource
+from curriq.data.split import Guard
+from curriq.data.tokenizer import encode, eos_id, ordinary_ids
+from curriq.data.windows import Packer, Window, windows_from_state, windows_to_state
+from curriq.errors import CurriqError
+from curriq.types import Candidates, State
+
+if TYPE_CHECKING:
+    import transformers
+
+_log = logging.getLogger("curriq")
+
+_BATCH_DOCUMENTS = 64
+_BATCH_CHARACTERS = 200_000
+"""A source is read until either is reached: the tokenizer is fast on many texts at once, and what is read
+ahead is part of every checkpoint."""
+
+
+class GuardedSource:
+    """A source without its held-out documents.
+
+    Args:
+        source: all documents.
+        guard: refuses the held-out ones.
+        of_target: the source holds the target's documents.
+    """
+
+    def __init__(self, source: DocumentSource, guard: Guard, *, of_target: bool) -> None:
+        self.name = source.name
+        self._source = source
+        self._guard = guard
+        self._of_target = of_target
+
+    @property
+    def epoch(self) -> int:
+        return self._source.epoch
+
+    def next_document(self) -> Document | None:
+        while (document := self._source.next_document()) is not None:
+            if self._guard.allows(document, of_target=self._of_target):
+                return document
+        return None
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def state_dict(self) -> State:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self._source.load_state_dict(state)
+
+
+class SourceReader:
+    """One source's windows in order: its documents, spoiled if they are to be, tokenised and packed.
+
+    Args:
+        source: training documents, in endless epochs.
+        dirt: how their text and tokens are spoiled.
+        tokenizer: turns them into tokens.
+        length: T, tokens per window.
+        seed: seed of the dirt.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        dirt: DirtName,
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        length: int,
+        seed: int,
+    ) -> None:
+        self.source = source
+        self.dirt = dirt
+        self.length = length
+        self._tokenizer = tokenizer
+        self._vocabulary = ordinary_ids(tokenizer)
+        self._seed = seed
+        self._packer = Packer(source.name, length, eos_id(tokenizer))
+        self._pending: deque[Window] = deque()
+        self._epoch_tokens = 0
+
+    def next_window(self) -> Window:
+        """The next window.
+
+        Raises:
+            CurriqError: a whole epoch had no document to train on.
+        """
+        while not self._pending:
+            self._read()
+        return self._pending.popleft()
+
+    def _read(self) -> None:
+        epoch = self.source.epoch
+        documents, ended = self._next_documents()
+        rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
+        texts = [dirty_text(self.dirt, d.text, rng) for d, rng in zip(documents, rngs, strict=True)]
+        for document, clean, rng in zip(documents, encode(self._tokenizer, texts), rngs, strict=True):
+            ids = dirty_tokens(self.dirt, clean, self._vocabulary, rng)
+            self._epoch_tokens += len(ids)
+            self._pending.extend(self._packer.add(ids, document.difficulty))
+        if ended:
+            self._begin_epoch()
+
+    def _next_documents(self) -> tuple[list[Document], bool]:
+        """Some documents of one epoch, and whether it ended after them."""
+        documents: list[Document] = []
+        characters = 0
+        while len(documents) < _BATCH_DOCUMENTS and characters < _BATCH_CHARACTERS:
+            document = self.source.next_document()
+            if document is None:
+                return documents, True
+            documents.append(document)
+            characters += len(document.text)
+        return documents, False
+
+    def _begin_epoch(self) -> None:
+        name = self.source.name
+        if self._epoch_tokens == 0:
+            raise CurriqError(
+                f"source {name!r} has no text to train on: it is empty, or all of its documents are held "
+                "out or near-duplicates of held-out ones. Give it more text, give it weight 0, lower "
+                "--held-out-share, or raise --near-duplicate-threshold."
+            )
+        _log.log(
+            logging.DEBUG if self.repeats_on_purpose else logging.WARNING,
+            "source %r is used up: epoch %d begins, its training documents (%d tokens) come again.",
+            name,
+            self.source.epoch,
+            self._epoch_tokens,
+        )
+        self._epoch_tokens = 0
+
+    @property
+    def repeats_on_purpose(self) -> bool:
+        """Whether new epochs of this source are no news."""
+        return self.dirt == "duplicates"
+
+    def state_dict(self) -> State:
+        return {
+            "source": self.source.state_dict(),
+            "packer": self._packer.state_dict(),
+            "pending": windows_to_state(self._pending, self.length),
+            "epoch_tokens": self._epoch_tokens,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.source.load_state_dict(state["source"])
+        self._packer.load_state_dict(state["packer"])
+        self._pending = deque(windows_from_state(state["pending"]))
+        self._epoch_tokens = state["epoch_tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceMix:
+    """The sources of a stream, in the order of the configuration.
+
+    Attributes:
+        readers: by position in the configuration; a source of weight 0 needs none.
+        weights: relative share of the windows of each source.
+        labelled: whether any source has difficulty labels.
+    """
+
+    readers: Mapping[int, SourceReader]
+    weights: Sequence[float]
+    labelled: bool = False
+
+
+class WindowStream:
+    """Windows of several sources, mixed by weight and shuffled.
+
+    Args:
+        mix: the sources.
+        buffer_size: windows in the shuffle buffer; 1 keeps each source's order.
+        generator: draws sources and buffer slots.
+        fingerprint: what must be equal when a run is resumed, by name.
+    """
+
+    def __init__(
+        self, mix: SourceMix, buffer_size: int, generator: torch.Generator, fingerprint: Mapping[str, str]
+    ) -> None:
+        self._mix = mix
+        self._cumulative = list(accumulate(mix.weights))
+        self._buffer_size = buffer_size
+        self._generator = generator
+        self._fingerprint = dict(fingerprint)
+        self._buffer: list[tuple[int, Window]] = []
+
+    def next_batch(self, n: int) -> Candidates:
+        """The next n windows.
+
+        Raises:
+            CurriqError: a source has nothing to train on.
+        """
+        batch = [self._next() for _ in range(n)]
+        windows = [window for _, window in batch]
+        labels = torch.tensor([window.difficulty for window in windows], dtype=torch.float32)
+        return Candidates(
+            tokens=torch.from_numpy(np.stack([window.tokens for window in windows]).astype(np.int64)),
+            window_ids=torch.tensor([window.window_id for window in windows], dtype=torch.int64),
+            source=torch.tensor([source for source, _ in batch], dtype=torch.int64),
+            difficulty=labels if self._mix.labelled else None,
+            rows=torch.arange(n),
+            metrics={"data/epoch": float(self.epoch)},
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Times that the most often repeated source has run out, sources of duplicates aside."""
+        readers = self._mix.readers.values()
+        return max((reader.source.epoch for reader in readers if not reader.repeats_on_purpose), default=0)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal when a run is resumed, by name."""
+        return dict(self._fingerprint)
+
+    def state_dict(self) -> State:
+        windows = windows_to_state([w for _, w in self._buffer], self._length)
+        return {
+            "fingerprint": self.fingerprint(),
+            "readers": {str(i): reader.state_dict() for i, reader in self._mix.readers.items()},
+            "buffer": windows | {"source": torch.tensor([i for i, _ in self._buffer], dtype=torch.int64)},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly where the state was taken.
+
+        Raises:
+            CurriqError: the state is of a stream of other data.
+        """
+        check_fingerprint(state["fingerprint"], self._fingerprint)
+        for i, reader in self._mix.readers.items():
+            reader.load_state_dict(state["readers"][str(i)])
+        windows = windows_from_state(state["buffer"])
+        self._buffer = list(zip(state["buffer"]["source"].tolist(), windows, strict=True))
+        self._generator.set_state(state["generator"])
+
+    def _next(self) -> tuple[int, Window]:
+        while len(self._buffer) < self._buffer_size:
+            source = bisect.bisect_right(self._cumulative, self._uniform() * self._cumulative[-1])
+            self._buffer.append((source, self._mix.readers[source].next_window()))
+        slot = math.floor(self._uniform() * len(self._buffer))
+        self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
+        return self._buffer.pop()
+
+    def _uniform(self) -> float:
+        return torch.rand((), dtype=torch.float64, generator=self._generator).item()
+
+    @property
+    def _length(self) -> int:
+        return next(iter(self._mix.readers.values())).length
+
+
+def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Refuse to resume on other data.
+
+    Raises:
+        CurriqError: names every entry that differs, and the way out.
+    """
+    differing = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
+    if differing:
+        changes = "; ".join(
+            f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}" for name in differing
+        )
+        raise CurriqError(
+            f"the run cannot be resumed on other data: {changes}. Restore what it was trained on "
+            "(files, --sources, tokenizer and settings), or start a new run in a new --run-dir."
+        )

@@ -1,0 +1,174 @@
+"""Tokenizers: trained here and cached, from a folder, or from the Hugging Face hub."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from curriq.config import LMConfig, TokenizerConfig
+from curriq.data.documents import cache_dir, short_hash, write_cached
+from curriq.errors import CurriqError
+
+if TYPE_CHECKING:
+    import tokenizers
+    import transformers
+
+EOS = "<|endoftext|>"
+"""The one special token of a tokenizer trained here; its id is 0."""
+FORMAT = 1
+"""Goes up when training changes, so that tokenizers of an older version are not taken from the cache."""
+
+Sample = Callable[[], Iterable[str]]
+
+
+def load_tokenizer(
+    config: TokenizerConfig, lm: LMConfig, sample: Sample
+) -> "transformers.PreTrainedTokenizerBase":
+    """The tokenizer that the configuration asks for; it always has an EOS token.
+
+    Args:
+        config: `train`, a folder, a hub name, or `auto`.
+        lm: the model, whose own tokenizer `auto` takes unless it is trained from scratch.
+        sample: gives the texts to train on; called only when a tokenizer is trained.
+
+    Raises:
+        CurriqError: the tokenizer cannot be read, has no EOS token, or there is no text to train on.
+    """
+    name = config.tokenizer
+    if name == "auto":
+        name = "train" if lm.model.startswith("random:") else lm.model
+    if name == "train":
+        return train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
+    tokenizer = _from_pretrained(name)
+    eos_id(tokenizer)
+    return tokenizer
+
+
+def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
+    """Id of the token that ends a document.
+
+    Raises:
+        CurriqError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CurriqError(
+            f"tokenizer {tokenizer.name_or_path!r} has no EOS token, which has to stand between documents. "
+            'Name one in its tokenizer_config.json, such as "eos_token": "</s>", or use --tokenizer train.'
+        )
+    return tokenizer.eos_token_id
+
+
+def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, whole and without special tokens.
+
+    The name of a special token inside a text is text like any other, so that no document can contain EOS.
+    """
+    if not tokenizer.is_fast:
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [tokenizer(text, **options)["input_ids"] for text in texts]
+    # The library below skips offsets and masks, and has no warning about texts over the model's context.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def ordinary_ids(tokenizer: "transformers.PreTrainedTokenizerBase") -> Int[np.ndarray, "V"]:
+    """Ids of the vocabulary without special tokens, ascending."""
+    special = set(tokenizer.all_special_ids)
+    return np.array(sorted(set(tokenizer.get_vocab().values()) - special), dtype=np.int64)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, sample_bytes: int
+) -> "transformers.PreTrainedTokenizerBase":
+    """A byte-level BPE trained on the first `sample_bytes` bytes of the texts, or the cached one.
+
+    Any text can be encoded and comes back unchanged, because all 256 bytes are in the vocabulary. The
+    vocabulary is smaller than `vocab_size` when the sample has too few pairs to merge. EOS serves as
+    the token for begin, padding and unknown too.
+
+    Raises:
+        CurriqError: there is no text.
+    """
+    from tokenizers import Tokenizer
+
+    texts = list(first_bytes(texts, sample_bytes))
+    if not texts:
+        raise CurriqError(
+            "--tokenizer train: there is no text to train on. Give a clean source (dirt=none) with text, or "
+            "a folder or hub name with --tokenizer."
+        )
+    path = cache_dir() / "tokenizers" / short_hash(str(FORMAT), str(vocab_size), *texts) / "tokenizer.json"
+    try:
+        return _wrap(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    except Exception:  # not cached, not readable or damaged (the library raises bare Exception)
+        trained = _train_bpe(texts, vocab_size)
+        write_cached(path, trained.to_str().encode())
+        return _wrap(trained)
+
+
+def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """The texts up to `limit` bytes of UTF-8 altogether; the last one is cut, never inside a character."""
+    for text in texts:
+        content = text.encode()
+        if len(content) >= limit:
+            if cut := content[:limit].decode(errors="ignore"):
+                yield cut
+            return
+        limit -= len(content)
+        if content:
+            yield text
+
+
+def _train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _wrap(tokenizer: "tokenizers.Tokenizer") -> "transformers.PreTrainedTokenizerBase":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS, unk_token=EOS
+    )
+
+
+def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    if folder.exists() or name.startswith((".", "~", os.sep)):
+        name, kind = str(folder), "folder"
+        way_out = "It must be a folder with tokenizer.json, or with vocab.json and merges.txt."
+    else:
+        kind = "hub name"
+        way_out = (
+            "Check the name and the connection; with HF_HUB_OFFLINE set, only what is already in the hub's "
+            "cache can be read. A local folder with tokenizer.json will do as well."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # whatever the library says about damaged files, unknown names, no network
+        raise CurriqError(
+            f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {way_out} "
+            "Or train one: --tokenizer train."
+        ) from error
+    if tokenizer is None or not ordinary_ids(tokenizer).size:
+        raise CurriqError(f"the tokenizer of the {kind} {name!r} has an empty vocabulary. {way_out}")
+    return tokenizer

@@ -1,0 +1,26 @@
+"""NEXTBATCH as a proposer: the candidates of a step are the next N windows of the stream."""
+
+from curriq.data.stream import WindowStream
+from curriq.types import Candidates, State
+
+
+class StreamProposer:
+    """C_k = NEXTBATCH (Algorithm 1, line 3).
+
+    Args:
+        stream: where the windows come from.
+        n: N, windows per step.
+    """
+
+    def __init__(self, stream: WindowStream, n: int) -> None:
+        self.stream = stream
+        self.n = n
+
+    def propose(self, step: int) -> Candidates:
+        return self.stream.next_batch(self.n)
+
+    def state_dict(self) -> State:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.stream.load_state_dict(state)

@@ -1,0 +1,119 @@
+"""The whole data side opened from one configuration, on files."""
+
+import numpy as np
+import pytest
+import torch
+
+from curriq.config import RunConfig, SourceConfig
+from curriq.data.corpus import Corpus, open_corpus, training_texts
+from curriq.data.documents import Document, document_key
+from curriq.data.split import SplitRule
+from curriq.data.stream import check_fingerprint
+from curriq.errors import CurriqError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two files of paragraphs with letters of their own."""
+    folder = tmp_path_factory.mktemp("text")
+    for name, letters in {"target": "abcdefgh", "other": "klmnopqr"}.items():
+        rng = np.random.default_rng(len(letters) + ord(name[0]))
+        words = ["".join(rng.choice(list(letters), rng.integers(2, 7))) for _ in range(300)]
+        paragraphs = [" ".join(rng.choice(words, rng.integers(10, 40))) for _ in range(200)]
+        (folder / f"{name}.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    return folder
+
+
+def run_config(folder, **changes):
+    target, other = str(folder / "target.txt"), str(folder / "other.txt")
+    sources = (
+        SourceConfig(name="target", path=target, weight=0),
+        SourceConfig(name="same", path=target, weight=1, dirt="shuffled-tokens"),
+        SourceConfig(name="other", path=other, weight=2),
+        SourceConfig(name="twins", path=other, weight=1, dirt="duplicates"),
+    )
+    small = {"sources": sources, "target": "target", "window": 16, "shuffle_buffer": 32,
+             "held_out_share": 0.4, "reward_set_size": 8, "validation_set_size": 4, "test_set_size": 8,
+             "tokenizer": "train", "vocab_size": 300, "reward_windows": 4}  # fmt: skip
+    return RunConfig().override(**(small | changes))
+
+
+@pytest.fixture(scope="module")
+def corpus(folder) -> Corpus:
+    return open_corpus(run_config(folder))
+
+
+def share_of_new_text(windows):
+    """Distinct runs of six tokens among all."""
+    runs = [tuple(row[i : i + 6]) for row in windows.tolist() for i in range(len(row) - 5)]
+    return len(set(runs)) / len(runs)
+
+
+def test_a_corpus_has_what_the_configuration_asks_for(corpus):
+    assert corpus.source_names == ("target", "same", "other", "twins")
+    assert corpus.held_out.reward.shape == (8, 16)
+    assert corpus.held_out.validation.shape == (4, 16)
+    assert corpus.held_out.test.shape == (8, 16)
+    batch = corpus.stream.next_batch(1200)
+    assert set(batch.source.tolist()) == {1, 2, 3}
+    for source, letters in {1: "abcdefgh", 2: "klmnopqr", 3: "klmnopqr"}.items():
+        text = corpus.tokenizer.decode(
+            batch.tokens[batch.source == source].flatten(), skip_special_tokens=True
+        )
+        assert set(text) <= set(letters) | {" "}
+    new = [share_of_new_text(batch.tokens[batch.source == source]) for source in (2, 3)]
+    assert new[0] > 0.9
+    assert new[1] < 0.5, "sixteen documents, over and over"
+
+
+def test_seeds_share_the_sets_and_the_ids_but_not_the_order(folder, corpus):
+    other = open_corpus(run_config(folder, seed=1))
+    for name in ("reward", "validation", "test"):
+        assert torch.equal(getattr(corpus.held_out, name), getattr(other.held_out, name))
+    again = open_corpus(run_config(folder)).stream.next_batch(50)
+    assert torch.equal(again.window_ids, open_corpus(run_config(folder)).stream.next_batch(50).window_ids)
+    assert not torch.equal(again.window_ids, other.stream.next_batch(50).window_ids)
+
+
+def test_the_tokenizer_is_trained_on_training_documents_of_clean_sources_in_turn(folder):
+    config = run_config(folder)
+    texts = list(training_texts(config.data))
+    rule = SplitRule.from_config(config.data)
+    paragraphs = [
+        p for name in ("target", "other") for p in (folder / f"{name}.txt").read_text().split("\n\n")
+    ]
+    expected = {document_key(p) for p in paragraphs if rule.side(Document(p)) == "train"}
+    assert {document_key(text) for text in texts} == expected
+    first = ["a" <= text[0] <= "h" for text in texts[:10]]
+    assert first == [True, False] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"window": 8}, "window"),
+        ({"held_out_share": 0.5}, "held_out_share"),
+        ({"near_duplicate_threshold": 0.9}, "near_duplicate_threshold"),
+        ({"vocab_size": 290}, "tokenizer"),
+        ({"seed": 3}, "seed"),
+        ({"test_set_size": 7}, "held_out_sizes"),
+        ({"shuffle_buffer": 16}, "shuffle_buffer"),
+        ({"topic_coherent": True, "topic_encoder": "hashing"}, "topic"),
+    ],
+)
+def test_every_setting_of_the_data_is_in_the_fingerprint(folder, corpus, change, named):
+    changed = open_corpus(run_config(folder, **change)).fingerprint()
+    with pytest.raises(CurriqError, match=f"{named} was"):
+        check_fingerprint(corpus.fingerprint(), changed)
+    check_fingerprint(corpus.fingerprint(), open_corpus(run_config(folder)).fingerprint())
+
+
+def test_changed_text_is_refused_on_resume(tmp_path, folder, corpus):
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8")
+        (tmp_path / file.name).write_text(
+            text + ("\n\nklm opq" if file.stem == "other" else ""), encoding="utf-8"
+        )
+    changed = open_corpus(run_config(tmp_path))
+    with pytest.raises(CurriqError, match="source other was"):
+        changed.stream.load_state_dict(corpus.stream.state_dict())

@@ -1,0 +1,222 @@
+"""The split by document hash, near-duplicate search against brute force, and the guard of the stream."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curriq.config import DataConfig, SourceConfig
+from curriq.data.documents import Document, MemorySource
+from curriq.data.near_duplicates import NearDuplicateIndex, shingles
+from curriq.data.split import Guard, SplitRule, build_held_out
+from curriq.errors import CurriqError
+
+VOCABULARY = [f"w{i}" for i in range(400)]
+FAMILIES = 200
+FAMILY_WORDS = [f"f{family}w{i}" for family in range(FAMILIES) for i in range(40)]
+SIZES = {"reward": 6, "validation": 3, "test": 6}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token per word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<eos>", "<unk>", *VOCABULARY, *FAMILY_WORDS])}
+    model = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", unk_token="<unk>")
+
+
+def corpus(seed=0, documents=FAMILIES):
+    """Random documents whose words tell their family; every second one has a twin with another first word,
+    at a Jaccard similarity of (n − 5)/(n − 3) for n words."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for family in range(documents):
+        words = [f"f{family % FAMILIES}w{i}" for i in range(rng.integers(8, 40))]
+        texts.append(" ".join(words))
+        if family % 2:
+            texts.append(" ".join([VOCABULARY[family % 400], *words[1:]]))
+    return [Document(text) for text in texts]
+
+
+def family_of(document):
+    return int(re.search(r"f(\d+)w", document.text)[1])
+
+
+def data_config(**changes):
+    settings = {
+        "sources": (SourceConfig(name="web", path="unused"),),
+        "target": "web",
+        "window": 8,
+        "held_out_share": 0.5,
+        "reward_set_size": SIZES["reward"],
+        "validation_set_size": SIZES["validation"],
+        "test_set_size": SIZES["test"],
+    }
+    return DataConfig(**(settings | changes))
+
+
+def jaccard(left, right):
+    """By definition, over sets of word 5-tuples."""
+    grams = []
+    for text in (left, right):
+        words = re.findall(r"\w+", text.lower())
+        grams.append({tuple(words[i : i + 5]) for i in range(len(words) - 4)})
+    union = grams[0] | grams[1]
+    return len(grams[0] & grams[1]) / len(union) if union else 0.0
+
+
+# near-duplicate search
+
+
+def test_shingles_ignore_case_and_punctuation_but_not_order():
+    text = "One two, three four five six."
+    np.testing.assert_array_equal(shingles(text), shingles("one TWO three; four five -- six"))
+    assert len(shingles(text)) == 2
+    assert not np.intersect1d(shingles(text), shingles("six five four three two one")).size
+    assert len(shingles("only four words here")) == 0
+    assert len(shingles("a b c d e " * 20)) == 5, "repeated shingles count once"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=14), min_size=1, max_size=14),
+    st.lists(st.sampled_from("abc"), max_size=14),
+    st.sampled_from([0.05, 0.25, 1 / 3, 0.5, 0.6, 0.75, 0.999, 1.0]),
+    st.booleans(),
+)
+def test_index_finds_exactly_the_pairs_that_brute_force_finds(texts, query, threshold, compact):
+    index = NearDuplicateIndex(threshold)
+    for number, words in enumerate(texts):
+        assert index.add(shingles(" ".join(words))) == number
+    if compact:
+        index.compact()
+    found = index.matches(shingles(" ".join(query)))
+    similarities = [jaccard(" ".join(words), " ".join(query)) for words in texts]
+    assert found.tolist() == [i for i, similarity in enumerate(similarities) if similarity >= threshold]
+
+
+# the rule
+
+
+def test_sides_have_the_asked_proportions():
+    rule = SplitRule(0.3, {"reward": 20, "validation": 10, "test": 20})
+    sides = [rule.side(Document(f"document {i}")) for i in range(6_000)]
+    for side, share in {"train": 0.7, "reward": 0.12, "validation": 0.06, "test": 0.12}.items():
+        assert sides.count(side) / 6_000 == pytest.approx(share, abs=5 * np.sqrt(share / 6_000))
+
+
+@given(st.text(min_size=1), st.floats(0.01, 0.98), st.floats(0.001, 0.02))
+def test_a_greater_share_holds_out_more_and_sizes_do_not_move_the_border(text, share, more):
+    document = Document(text)
+    small, large = SplitRule(share, SIZES), SplitRule(share + more, SIZES)
+    other_sizes = SplitRule(share, {"reward": 1, "validation": 900, "test": 7})
+    if small.side(document) != "train":
+        assert large.side(document) != "train"
+    assert (small.side(document) == "train") == (other_sizes.side(document) == "train")
+
+
+# held-out sets
+
+
+def families(windows, tokenizer):
+    """Families of documents that a set of windows has words of."""
+    return {int(family) for family in re.findall(r"f(\d+)w", " ".join(tokenizer.batch_decode(windows)))}
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0.3, 0.8), st.sampled_from([0.3, 0.6, 0.9, 1.0]), st.integers(0, 3))
+def test_documents_and_their_near_duplicates_are_on_one_side(tokenizer, share, threshold, seed):
+    documents = corpus(seed)
+    twins = {}
+    for document in documents:
+        twins.setdefault(family_of(document), []).append(document)
+    config = data_config(held_out_share=share, near_duplicate_threshold=threshold)
+    sets, guard = build_held_out(MemorySource("web", documents, 0), tokenizer, config)
+    assert {name: len(getattr(sets, name)) for name in SIZES} == SIZES
+
+    sides = {name: families(getattr(sets, name), tokenizer) for name in SIZES}
+    training = [document for document in documents if guard.allows(document, of_target=True)]
+    sides["train"] = {family_of(document) for document in training}
+    assert sides["train"]
+    assert all(SplitRule(share, SIZES).side(document) == "train" for document in training)
+    for left, right in itertools.combinations(sides, 2):
+        for family in sides[left] & sides[right]:
+            first, second = twins[family]  # a document alone cannot be on two sides
+            assert jaccard(first.text, second.text) < threshold
+
+
+def test_the_guard_holds_for_other_sources_and_leaves_them_their_own_documents(tokenizer):
+    documents = corpus()
+    sets, guard = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
+    used = families(torch.cat([sets.reward, sets.validation, sets.test]), tokenizer)
+    held_out = next(d for d in documents if not guard.allows(d) and family_of(d) in used)
+    words = held_out.text.split()
+    assert not guard.allows(Document("  \n".join(words)))
+    assert not guard.allows(Document(" ".join([*words, "w1"]) if len(words) > 12 else " ".join(words)))
+    assert guard.allows(Document(" ".join(reversed(words))))
+
+    rule = SplitRule(0.5, SIZES)
+    foreign = [Document(f"w1 w2 w3 w4 w5 w6 {i}") for i in range(40)]
+    assert all(guard.allows(document) for document in foreign)
+    allowed = [guard.allows(document, of_target=True) for document in foreign]
+    assert allowed == [rule.side(document) == "train" for document in foreign]
+
+
+def test_a_document_between_two_sets_is_left_out():
+    guard = Guard(SplitRule(0.999999, SIZES), 0.3)
+    words = [f"x{i}" for i in range(30)]
+    left, right, bridge = words[:16], words[14:], words
+    guard.hold_out(Document(" ".join(left)), "reward")
+    guard.hold_out(Document(" ".join(right)), "test")
+    assert guard.place(Document(" ".join(left[:-1]))) == "reward"
+    assert guard.place(Document(" ".join(right[:-1]))) == "test"
+    assert guard.place(Document(" ".join(bridge))) is None
+    assert not guard.allows(Document(" ".join(bridge)))
+
+
+def test_the_sets_do_not_depend_on_dirt_or_other_sources_and_are_disjoint(tokenizer):
+    documents = corpus()
+    first, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
+    more = (SourceConfig(name="web", path="unused"), SourceConfig(name="more", path="unused"))
+    second, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config(sources=more))
+    windows = [tuple(row) for name in SIZES for row in getattr(first, name).tolist()]
+    assert len(set(windows)) == sum(SIZES.values())
+    assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in SIZES)
+
+
+def test_topic_coherent_sets_hold_whole_documents_apart(tokenizer):
+    config = data_config(
+        topic_coherent=True, topic_pool_size=60, topic_encoder="hashing", topic_temperature=0.05
+    )
+    documents = corpus(documents=200)
+    sets, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, config)
+    assert {name: len(getattr(sets, name)) for name in SIZES} == SIZES
+    found = [families(getattr(sets, name), tokenizer) for name in SIZES]
+    twins = {family_of(documents[i]) for i in range(1, len(documents))
+             if family_of(documents[i]) == family_of(documents[i - 1])}  # fmt: skip
+    assert all(not (left & right) - twins for left, right in itertools.combinations(found, 2))
+
+
+def test_too_small_a_corpus_is_told_with_numbers_and_ways_out(tokenizer):
+    documents = corpus(documents=20)
+    with pytest.raises(CurriqError) as caught:
+        build_held_out(MemorySource("web", documents, 0), tokenizer, data_config(test_set_size=5000))
+    message = str(caught.value)
+    assert re.search(r"test 5000 \(available \d+\)", message)
+    for way_out in ("--test-set-size", "--reward-set-size", "--held-out-share = 0.5", "--window", "'web'"):
+        assert way_out in message
+
+
+def test_a_huge_target_is_read_no_further_than_needed(tokenizer):
+    documents = [Document(f"{d.text} {i}") for i in range(20) for d in corpus()]
+    source = MemorySource("web", documents, 0)
+    build_held_out(source, tokenizer, data_config())
+    assert source.state_dict()["position"] < 2000
