@@ -1,9 +1,11 @@
 """Named full runs: plain functions that return a RunConfig. `curriq presets` lists them."""
 
+import dataclasses
 from collections.abc import Callable
 from difflib import get_close_matches
 
 from curriq.config import (
+    EMBEDDED_DIRTY,
     CriticConfig,
     DataConfig,
     LMConfig,
@@ -70,7 +72,9 @@ def needle() -> RunConfig:
 
 def reference() -> RunConfig:
     """A reference model for `--selector rho`: the default model, trained on the default target alone."""
-    sources = (SourceConfig(name="prose", path="embedded:prose"),)
+    sources = tuple(
+        dataclasses.replace(source, weight=float(source.name == "prose")) for source in EMBEDDED_DIRTY
+    )
     return RunConfig(data=DataConfig(sources=sources)).override(selector="uniform", steps=200)
 
 

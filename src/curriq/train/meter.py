@@ -119,15 +119,21 @@ class NeedleProbe:
         self._needle_source = needle_source
 
     def measure(self, record: StepRecord) -> Metrics:
-        """Rank by weight (1 is best, ties share the middle), weight, and Q advantage over the haystack."""
-        is_needle = record.trained.source == self._needle_source
-        if not is_needle.any():
-            return {"needle/weight": 0.0}
-        weights = record.mixture.weights.cpu()
+        """Weight, rank by weight (1 is best, ties share the middle), and Q advantage over the haystack.
+
+        A window that the selector did not let through has weight 0.
+        """
+        weights = torch.zeros(len(record.proposed))
+        weights[record.trained.rows] = record.mixture.weights.float().cpu()
+        is_needle = record.proposed.source == self._needle_source
         needle, others = weights[is_needle].max(), weights[~is_needle]
-        rank = 1 + (others > needle).sum().item() + 0.5 * (others == needle).sum().item()
-        metrics = {"needle/rank": rank, "needle/weight": needle.item()}
-        if record.q is not None and len(others):
+        ties = (others == needle).sum().item()
+        metrics = {
+            "needle/weight": needle.item(),
+            "needle/rank": 1 + (others > needle).sum().item() + ties / 2,
+        }
+        trained_needle = record.trained.source == self._needle_source
+        if record.q is not None and trained_needle.any() and not trained_needle.all():
             q = record.q.cpu()
-            metrics["needle/q_advantage"] = (q[is_needle].max() - q[~is_needle].mean()).item()
+            metrics["needle/q_advantage"] = (q[trained_needle].max() - q[~trained_needle].mean()).item()
         return metrics

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from curriq import parallel
-from curriq.config import RunConfig, SelectorName, load_toml, require
+from curriq.config import RunConfig, SelectorName, TokenizerConfig, load_toml, require
 from curriq.data import Corpus, check_fingerprint, open_corpus
+from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.flops import forward_flops
 from curriq.lm.learner import Learner, ReforwardedHidden
@@ -222,11 +223,11 @@ def _excess_loss(shop: Workshop) -> Selector:
     reference = load_language_model(
         reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device
     )
+    theirs = load_tokenizer(TokenizerConfig(tokenizer=config.select.reference_model), config.lm, list)
     require(
-        reference.vocab_size == shop.lm.vocab_size,
-        f"--reference-model {config.select.reference_model!r} has {reference.vocab_size} embeddings, the "
-        f"model has {shop.lm.vocab_size}: rho needs one vocabulary. Train the reference with the same "
-        "tokenizer.",
+        shop.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
+        f"--reference-model {config.select.reference_model!r} was trained with another tokenizer than this run "
+        "uses, so its losses cannot be compared: train the reference with this run's --tokenizer and sources.",
     )
     shop.extra_flops_per_window = forward_flops(reference, config.data.window)
 
