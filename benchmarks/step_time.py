@@ -96,7 +96,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
         learner.optimizer.step()
 
-    def loop(selector, critic, passes, measure_reward) -> Callable[[], None]:  # noqa: ANN001
+    def loop(selector, critic, passes, measure_reward) -> Callable[[], None]:
         components = Components(
             proposer=FixedProposer(candidates),
             selector=selector,
@@ -184,7 +184,9 @@ def ratios(seconds: dict[str, list[float]], name: str, base: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, help="rounds of interleaved steps (default: per shape)")
     parser.add_argument("--device", default="auto")

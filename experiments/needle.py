@@ -27,7 +27,12 @@ ARMS = {
     "rho (reference trained on the needle)": {"selector": "rho"},
     "soft-q, as published": {"selector": "soft-q"},
     "soft-q, beta 0.01": {"selector": "soft-q", "beta": 0.01},
-    "soft-q, beta 0.01, Q replay": {"selector": "soft-q", "beta": 0.01, "replay_size": 256, "replay_updates": 4},
+    "soft-q, beta 0.01, Q replay": {
+        "selector": "soft-q",
+        "beta": 0.01,
+        "replay_size": 256,
+        "replay_updates": 4,
+    },
     "soft-q, mixture credit, beta 1": {"selector": "soft-q", "credit": "mixture"},
     "soft-q, mixture credit, beta 0.01": {"selector": "soft-q", "credit": "mixture", "beta": 0.01},
 }
@@ -50,7 +55,9 @@ def measure(arm: dict, seed: int, steps: int, folder: Path, reference: Path) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))

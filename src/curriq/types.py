@@ -104,6 +104,32 @@ class Features:
     def state_dict(self) -> State:
         return {"hidden": self.hidden, "loss": self.loss, "entropy": self.entropy}
 
+    @staticmethod
+    def from_state_dict(state: State, device: torch.device | str) -> "Features":
+        entropy = state["entropy"]
+        return Features(
+            hidden=state["hidden"].to(device),
+            loss=state["loss"].to(device),
+            entropy=None if entropy is None else entropy.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What one pass over the candidates yields besides the gradient.
+
+    Attributes:
+        features: H_k of all candidates, in their order, gathered over ranks.
+        scores: log-weights s.
+        weights: π = softmax(s), float32, summing to one.
+        loss: Σ π_i ℓ_i, nats per token.
+    """
+
+    features: Features
+    scores: Float[Tensor, "n"]
+    weights: Float[Tensor, "n"]
+    loss: float
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
@@ -137,10 +163,9 @@ class Transition:
 
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "Transition":
-        features = {k: None if v is None else v.to(device) for k, v in state["features"].items()}
         return Transition(
             tokens=state["tokens"].to(device),
-            features=Features(**features),
+            features=Features.from_state_dict(state["features"], device),
             policy=state["policy"].to(device),
             weights=state["weights"].to(device),
             action=state["action"],

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import CriticConfig, OptimConfig
 from curriq.lm.learner import Learner, ReforwardedHidden
@@ -14,7 +15,6 @@ from curriq.select import SoftQ, Uniform
 from curriq.softq.critic import TDCritic, stored_hidden
 from curriq.train.loop import Components, LoopState, train_step
 from curriq.train.phases import never
-from tests.helpers import random_candidates, tiny_lm
 
 N, T, D, M, STEPS = 6, 8, 10, 4, 5
 LR, WEIGHT_DECAY, CLIP = 1e-2, 0.01, 0.05
@@ -56,7 +56,9 @@ def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
             tokens, old_hidden, reward = previous
             with torch.no_grad():
                 next_q = target(hidden)
-                value = beta * (torch.logsumexp(next_q / beta, 0) - torch.log(torch.tensor(float(N)).double()))
+                value = beta * (
+                    torch.logsumexp(next_q / beta, 0) - torch.log(torch.tensor(float(N)).double())
+                )
                 y = (1 - gamma) * reward + gamma * value
             q_optimizer.zero_grad()
             if settings.td_into_theta:
@@ -116,8 +118,13 @@ def test_five_steps_agree(settings):
     learner = Learner(
         lm,
         OptimConfig(
-            lm_lr=LR, weight_decay=WEIGHT_DECAY, grad_clip=CLIP, lr_schedule="constant", lr_warmup_steps=0,
-            micro_batch=4, head_chunk_tokens=T,
+            lm_lr=LR,
+            weight_decay=WEIGHT_DECAY,
+            grad_clip=CLIP,
+            lr_schedule="constant",
+            lr_warmup_steps=0,
+            micro_batch=4,
+            head_chunk_tokens=T,
         ),
         STEPS,
     )

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import TINY, random_candidates, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.lm import mixture as mixture_module
@@ -12,7 +13,6 @@ from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select import ByLoss, ExcessLoss, RandomK, SoftQ, SourceBandit, Uncertainty, Uniform
 from curriq.softq.critic import TDCritic
-from tests.helpers import TINY, random_candidates, tiny_lm
 
 N, T = 11, 8
 
@@ -24,7 +24,9 @@ def double_lm(architecture="gpt2"):
 
 
 def gradients(lm):
-    return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in lm.parameters])
+    return torch.cat(
+        [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in lm.parameters]
+    )
 
 
 def plain_autograd(lm, candidates, scores):
@@ -125,8 +127,11 @@ def test_windows_of_weight_zero_leave_no_trace():
 def test_all_windows_at_minus_infinity_is_a_bug_and_says_so():
     with pytest.raises(AssertionError, match="no window a finite score"):
         single_pass(
-            tiny_lm(), random_candidates(2, T), lambda part, f: torch.full((2,), -torch.inf),
-            micro_batch=2, chunk_tokens=64,
+            tiny_lm(),
+            random_candidates(2, T),
+            lambda part, f: torch.full((2,), -torch.inf),
+            micro_batch=2,
+            chunk_tokens=64,
         )
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import OptimConfig
-from curriq.lm.mixture import Mixture, ScoreFunction, single_pass, two_pass
+from curriq.lm.mixture import ScoreFunction, single_pass, two_pass
 from curriq.lm.model import LanguageModel
-from curriq.types import Candidates, Metrics, State, Transition
+from curriq.types import Candidates, Metrics, Mixture, State, Transition
 
 
 class NonFiniteError(ArithmeticError):
@@ -143,4 +143,3 @@ class ReforwardedHidden:
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden.register_hook(lambda gradient: gradient * self._td_lambda)
         return hidden
-

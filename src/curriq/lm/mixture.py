@@ -11,7 +11,6 @@ windows at a time, so that no more than their logits exist at once, and the trun
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,27 +19,10 @@ from torch import Tensor
 from curriq import parallel
 from curriq.lm.loss import window_losses
 from curriq.lm.model import LanguageModel
-from curriq.types import Candidates, Features
+from curriq.types import Candidates, Features, Mixture
 
 ScoreFunction = Callable[[Candidates, Features], Float[Tensor, "n"]]
 """Log-weights of some windows; must not depend on which windows are scored together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """What one pass over the candidates yields besides the gradient.
-
-    Attributes:
-        features: H_k of all candidates, in their order, gathered over ranks.
-        scores: log-weights s.
-        weights: π = softmax(s), float32, summing to one.
-        loss: Σ π_i ℓ_i, nats per token.
-    """
-
-    features: Features
-    scores: Float[Tensor, "n"]
-    weights: Float[Tensor, "n"]
-    loss: float
 
 
 def single_pass(
