@@ -36,10 +36,11 @@ from curriq.types import Candidates
 SHAPES = {
     "tiny": {
         "model": "random:gpt2:hidden_size=128,num_hidden_layers=3,num_attention_heads=4",
-        "vocabulary": 2048, "windows": 32, "tokens": 128, "micro_batch": 16, "rounds": 40,
+        "vocabulary": 2048, "windows": 32, "tokens": 128, "micro_batch": 8, "rounds": 40,
     },
     "gpt2-124M": {
-        "model": "random:gpt2", "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 7,
+        "model": "random:gpt2",
+        "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 7,
     },
 }  # fmt: skip
 HF, PLAIN, SINGLE, TWO, REWARD = (
@@ -62,6 +63,9 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return self._size
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(self._size)}
 
 
 class FixedProposer:
@@ -115,7 +119,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         return step
 
     reward = HeldOutReward(
-        lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=2048
+        lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=512
     )
     critic = TDCritic(CriticConfig(), lm.width, device, generators)
     soft_q = partial(loop, SoftQ(critic, 1.0), critic)

@@ -27,14 +27,21 @@ class StubTokenizer:
     def __init__(self, size: int = VOCAB) -> None:
         self._size = size
 
-    def __len__(self) -> int:
-        return self._size
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(self._size)}
 
 
 def tiny_lm(architecture: str = "gpt2", seed: int = 0, window: int = 8, **options: float) -> LanguageModel:
     """A random model of a few thousand parameters on the CPU, float32."""
-    config = LMConfig(model=f"random:{architecture}:{TINY[architecture]}", **options)
-    return load_language_model(config, StubTokenizer(), window, seed, torch.device("cpu"))
+    return open_lm(f"random:{architecture}:{TINY[architecture]}", seed=seed, window=window, **options)
+
+
+def open_lm(
+    model: str, *, seed: int = 0, window: int = 8, vocabulary: int = VOCAB, **options: float
+) -> LanguageModel:
+    """What `--model` names, on the CPU."""
+    config = LMConfig(model=model, **options)
+    return load_language_model(config, StubTokenizer(vocabulary), window, seed, torch.device("cpu"))
 
 
 def random_candidates(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Candidates:

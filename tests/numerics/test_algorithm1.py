@@ -1,6 +1,7 @@
 """The loop against a naive Algorithm 1: plain PyTorch, two passes, everything written out, in float64."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -56,9 +57,7 @@ def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
             tokens, old_hidden, reward = previous
             with torch.no_grad():
                 next_q = target(hidden)
-                value = beta * (
-                    torch.logsumexp(next_q / beta, 0) - torch.log(torch.tensor(float(N)).double())
-                )
+                value = beta * (torch.logsumexp(next_q / beta, 0) - math.log(N))
                 y = (1 - gamma) * reward + gamma * value
             q_optimizer.zero_grad()
             if settings.td_into_theta:

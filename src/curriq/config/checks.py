@@ -34,8 +34,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def unknown_key(name: str, known: list[str]) -> str:
+def unknown_key(name: str, known: list[str], kind: str = "setting") -> str:
     """Error text for a name that is not in `known`, with the nearest known name."""
     close = get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown setting {name!r}.{hint} Known: {', '.join(known)}."
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

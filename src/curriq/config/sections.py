@@ -195,9 +195,9 @@ class OptimConfig:
     """AdamW's second-moment decay; the first-moment decay is 0.9."""
     grad_clip: float = 1.0
     """Greatest global gradient norm of θ."""
-    micro_batch: int = 16
+    micro_batch: int = 8
     """Windows per forward and backward pass. Changes memory and speed, never the gradient."""
-    head_chunk_tokens: int = 2048
+    head_chunk_tokens: int = 512
     """Tokens whose logits are held at once; at least one window's are."""
 
     def __post_init__(self) -> None:

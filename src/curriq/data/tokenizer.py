@@ -163,7 +163,7 @@ def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
             "cache can be read. A local folder with tokenizer.json will do as well."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the library says about damaged files, unknown names, no network
         raise CurriqError(
             f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {way_out} "

@@ -102,11 +102,12 @@ class Learner:
         return {"train/grad_norm": norm, "train/lr": lr}
 
     def snapshot(self) -> None:
-        """Keep a copy of θ and of the optimiser's moments for `restore`."""
-        self._snapshot = {
-            "lm": {name: value.clone() for name, value in self.lm.network.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-        }
+        """Keep a copy of θ and of the optimiser's moments for `restore`, unless there is one already."""
+        if self._snapshot is None:
+            self._snapshot = {
+                "lm": {name: value.clone() for name, value in self.lm.network.state_dict().items()},
+                "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            }
 
     def restore(self) -> None:
         """Put θ and its optimiser back to the snapshot, as if the steps since had not been taken."""
@@ -139,7 +140,8 @@ class ReforwardedHidden:
 
     def __call__(self, transition: Transition) -> Float[Tensor, "1 d"]:
         tokens = transition.tokens[transition.action : transition.action + 1].to(self._lm.device)
-        hidden = self._lm.trunk(tokens)[:, -1]
+        with self._lm.without_dropout():
+            hidden = self._lm.trunk(tokens)[:, -1]
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden.register_hook(lambda gradient: gradient * self._td_lambda)
         return hidden

@@ -35,7 +35,7 @@ def window_losses(
         else:
             loss, entropy = _piece(lm, *piece, with_entropy)
         losses = losses + loss
-        if entropies is not None:
+        if entropies is not None and entropy is not None:
             entropies = entropies + entropy
     count = length - 1
     return losses / count, None if entropies is None else entropies / count

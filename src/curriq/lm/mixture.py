@@ -96,8 +96,9 @@ def two_pass(
                 seen.append(features)
                 scores.append(score(part, features))
     mixture = _mixture(lm, len(candidates), seen, scores, with_entropy)
-    weights = mixture.weights[parallel.shard()].split(micro_batch)
-    for batch, weight in zip(_batches(local, micro_batch), weights, strict=True):
+    local_weights = mixture.weights[parallel.shard()]
+    for start, batch in enumerate(_batches(local, micro_batch)):
+        weight = local_weights[start * micro_batch :][: len(batch)]
         hidden = lm.trunk(batch.tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
         for leaf, part, w in zip(leaves, _batches(batch, chunk), weight.split(chunk), strict=True):
@@ -143,14 +144,19 @@ def _scale_gradients(tensors: list[Tensor], log_factor: float) -> None:
 
 
 def _make_global(parameters: list[torch.nn.Parameter], local_max: float, scores: list[Tensor]) -> None:
-    """Turn Σ exp(s_i − m) ∇ℓ_i of each rank into the global Σ π_i ∇ℓ_i."""
+    """Turn Σ exp(s_i − m) ∇ℓ_i of each rank into the global Σ π_i ∇ℓ_i.
+
+    Raises:
+        FloatingPointError: a score is NaN or +∞, or all are −∞.
+    """
     peak = parallel.reduce_max(local_max)
     device = parameters[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
     if scores:
         total = torch.exp(torch.cat(scores).double() - peak).sum()
     normaliser = parallel.reduce_sum_(total).item()
-    assert normaliser > 0, "the selector gave no window a finite score"
+    if not normaliser > 0:
+        raise FloatingPointError(f"the scores of the candidates are not finite (their maximum is {peak})")
     _scale_gradients(list(parameters), local_max - peak - math.log(normaliser))
     if parallel.world_size() > 1:
         for parameter in parameters:

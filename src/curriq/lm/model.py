@@ -7,8 +7,9 @@ checked against the model's own logits when it is made.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,27 +33,32 @@ class LanguageModel:
     Attributes:
         network: the Hugging Face model, in training mode, float32 parameters.
         width: d, the width of the hidden state that the head reads (not always `config.hidden_size`).
+        vocab_size: V, entries of the head; at least as many as the tokenizer has.
+        has_dropout: whether a forward pass in training mode is random.
+
+    Raises:
+        CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
+            logits than curriq knows, or its training mode adds noise, or a token sees the ones after it.
     """
 
     def __init__(self, network: "PreTrainedModel", device: torch.device, precision: str = "fp32") -> None:
         self.network = network.to(device).train()
         self.device = device
         self._bf16 = precision == "bf16"
+        self._trunk = network.get_decoder()
         self._output = network.get_output_embeddings()
-        if self._output is None:
+        if self._trunk is network or not isinstance(self._output, nn.Linear):
             raise CurriqError(
-                f"model {network.config.model_type!r} has no output embeddings: "
-                "curriq needs a causal language model with a vocabulary head."
+                f"model {network.config.model_type!r} is not made of a trunk and a linear vocabulary head "
+                f"({type(network).__name__}): curriq needs a causal language model that is."
             )
-        config = network.config
+        config = network.config.get_text_config()
         self._multiplier = getattr(config, "logit_scale", None) or 1.0
         self._divisor = getattr(config, "logits_scaling", None) or 1.0
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.width: int = self._output.weight.shape[1]
         self.vocab_size: int = self._output.weight.shape[0]
-        self.has_dropout = any(
-            isinstance(value, float) and value > 0 for _, value in dropout_settings(config)
-        )
+        self.has_dropout = any(getattr(part, name) > 0 for part, name in dropout_settings(network.config))
         self._check_cut()
 
     @property
@@ -62,7 +68,7 @@ class LanguageModel:
     def trunk(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n T d"]:
         """Last hidden states, after the final normalisation."""
         with self._autocast():
-            return self.network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            return self._trunk(input_ids=tokens, use_cache=False).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Next-token logits in float32 (float64 for a float64 model)."""
@@ -76,17 +82,24 @@ class LanguageModel:
         return logits
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """No gradient and no dropout: a score must not be noise."""
-        toggle = self.has_dropout
+    def without_dropout(self) -> Generator[None]:
+        """Evaluation mode; restores the mode it found."""
+        was_training = self.network.training
+        # Evaluation mode only where it changes something: switching visits every module of the network.
+        toggle = self.has_dropout and was_training
         if toggle:
             self.network.eval()
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             if toggle:
                 self.network.train()
+
+    @contextmanager
+    def measuring(self) -> Generator[None]:
+        """No gradient and no dropout: a score must not be noise."""
+        with self.without_dropout(), torch.no_grad():
+            yield
 
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` opens."""
@@ -94,45 +107,61 @@ class LanguageModel:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
-    def load(self, folder: Path) -> None:
-        """Read back the weights that `save` wrote, exactly."""
-        from transformers import AutoModelForCausalLM
-
-        stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.network.load_state_dict(stored.state_dict())
-
     def _autocast(self) -> Any:
         if not self._bf16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _check_cut(self) -> None:
-        """Refuse a model whose logits the generic trunk and head do not reproduce."""
+        """Refuse a model that trunk and head do not reproduce in the mode that training runs in.
+
+        Eight tokens are enough: what may be missed lies between the last hidden state and the logits of
+        one position, while attention, however far it reaches, runs inside the trunk on either side.
+        """
+        kind = self.network.config.model_type
+        length = min(8, context_length(self.network.config) or 8)
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.vocab_size, (1, 8), generator=generator).to(self.device)
+        one = torch.randint(self.vocab_size, (1, length), generator=generator)
+        other = one.clone()
+        other[:, -1] = (one[:, -1] + 1) % self.vocab_size
+        tokens = torch.cat([one, other]).to(self.device)
         precision, self._bf16 = self._bf16, False
-        self.network.eval()
         with torch.no_grad():
+            self.network.eval()
             expected = self.network(input_ids=tokens, use_cache=False).logits
+            self.network.train(not self.has_dropout)
             ours = self.head(self.trunk(tokens))
         self.network.train()
         self._bf16 = precision
-        gap = (ours - expected).abs().max().item()
-        if not gap <= 1e-3 * (1 + expected.abs().max().item()):
+        tolerance = 1e-3 * expected.abs().max().item()
+        if not (gap := (ours - expected).abs().max().item()) <= tolerance:
             raise CurriqError(
-                f"model {self.network.config.model_type!r}: logits rebuilt from its last hidden state differ "
-                f"from its own by {gap:.3g}, so its head does something that curriq does not know. "
-                "Use another architecture, or report this one."
+                f"model {kind!r}: logits rebuilt from its last hidden state differ from its own by "
+                f"{gap:.3g}, so its head does something that curriq does not know, or its training mode adds "
+                "noise other than dropout. Use another architecture, or report this one."
+            )
+        if not (gap := (expected[0, :-1] - expected[1, :-1]).abs().amax().item()) <= tolerance:
+            raise CurriqError(
+                f"model {kind!r} is not causal: changing the last token changes the logits before it by "
+                f"{gap:.3g}, so its loss would be that of text it has seen. Use a decoder such as gpt2."
             )
 
 
-def dropout_settings(config: "PretrainedConfig") -> list[tuple[str, Any]]:
-    """Every dropout probability of a model configuration, by name."""
+def dropout_settings(config: "PretrainedConfig") -> list[tuple["PretrainedConfig", str]]:
+    """Every dropout probability of a model: the configuration (or part of one) that has it, and its name."""
+    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
     return [
-        (name, value)
-        for name, value in config.to_dict().items()
-        if "drop" in name and isinstance(value, float)
+        (part, name)
+        for part in parts
+        for name, value in vars(part).items()
+        if "drop" in name and type(value) in (int, float)
     ]
+
+
+def context_length(config: "PretrainedConfig") -> int | None:
+    """Most tokens that the model's position encoding takes; None when it states no limit."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
 
 
 def load_language_model(
@@ -145,38 +174,85 @@ def load_language_model(
     """Open a pretrained model or make a random one, fit for `window` tokens and the tokenizer.
 
     Raises:
-        CurriqError: the model cannot be found, its context is shorter than the window, an override is
-            unknown, or its vocabulary is smaller than the tokenizer's.
+        CurriqError: the model cannot be found or made, is no causal language model, has a context shorter
+            than the window or a vocabulary smaller than the tokenizer's; or an override is unknown.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    entries = 1 + max(tokenizer.get_vocab().values())
     if config.model.startswith("random:"):
-        _, what, overrides = (config.model + "::").split(":", 2)
-        hf_config = _architecture(what, _parse_overrides(overrides.strip(":")))
-        hf_config.vocab_size = len(tokenizer)
-        hf_config.bos_token_id = hf_config.eos_token_id = tokenizer.eos_token_id
-        hf_config.pad_token_id = None
-        hf_config.dtype = torch.float32
-        _prepare(hf_config, config, window)
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "init"))
-            network = AutoModelForCausalLM.from_config(hf_config)
+        network = _random(config, entries, tokenizer.eos_token_id, window, seed)
     else:
-        hf_config = _open(config.model, "config")
-        _prepare(hf_config, config, window)
-        network = _open(config.model, "model", config=hf_config, dtype=torch.float32)
-    rows = network.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+        network = _pretrained(config, window)
+        _stop_at(network, tokenizer.eos_token_id)
+    embeddings = network.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), type(embeddings)
+    rows = embeddings.num_embeddings
+    if entries > rows:
         raise CurriqError(
-            f"vocabulary mismatch: the tokenizer has {len(tokenizer)} entries, the model {config.model!r} has "
+            f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has "
             f"{rows} embeddings. Use the model's own tokenizer (--tokenizer auto) or train from scratch."
         )
     if config.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
-    return LanguageModel(network, device, config.precision)
+        with _refusal(config.model, "has no gradient checkpointing; leave --gradient-checkpointing out"):
+            network.activation_checkpointing_enable()
+    with _refusal(config.model, "cannot be run"):
+        return LanguageModel(network, device, config.precision)
+
+
+def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) -> "PreTrainedModel":
+    """A new model; its weights depend on the seed alone."""
+    from transformers import AutoModelForCausalLM
+
+    _, what, text = (config.model + "::").split(":", 2)
+    overrides = _parse_overrides(text.strip(":"))
+    hf_config = _architecture(what, overrides)
+    _require_causal(hf_config, what)
+    with _refusal(config.model, "cannot be made"):
+        decoder = hf_config.get_text_config()
+        if "vocab_size" not in overrides:
+            decoder.vocab_size = entries
+        decoder.bos_token_id = decoder.eos_token_id = eos
+        decoder.pad_token_id = None  # an embedding of padding would never be trained
+        hf_config.dtype = torch.float32
+        _prepare(hf_config, config, window)
+        # On the CPU alone: the GPUs' generators stay as they are, and every device gets the same weights.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, "init"))
+            return AutoModelForCausalLM.from_config(hf_config)
+
+
+def _pretrained(config: LMConfig, window: int) -> "PreTrainedModel":
+    hf_config = _open(config.model, "config")
+    _require_causal(hf_config, config.model)
+    _prepare(hf_config, config, window)
+    network, report = _open(
+        config.model, "model", config=hf_config, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise CurriqError(
+            f"--model {config.model!r}: {len(missing)} weights of {type(network).__name__} are not in the "
+            f"checkpoint ({shown}); they would be random. Give the checkpoint of a whole causal language "
+            f"model, or train from scratch with random:{config.model}."
+        )
+    return network
+
+
+def _stop_at(network: "PreTrainedModel", eos: int) -> None:
+    """Let the model end its texts where its training documents end: at the tokenizer's EOS."""
+    for settings in (network.config.get_text_config(), network.generation_config):
+        theirs = getattr(settings, "eos_token_id", None)
+        if eos in (theirs if isinstance(theirs, list) else [theirs]):
+            continue
+        if theirs is not None and settings is not network.generation_config:
+            logger.warning(
+                f"the model's EOS token is {theirs}, its tokenizer's is {eos}: documents end with {eos}."
+            )
+        if settings is not None:
+            settings.eos_token_id = eos
 
 
 def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
@@ -187,14 +263,22 @@ def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    plain = AutoConfig.for_model(what) if what in CONFIG_MAPPING else _open(what, "config")
-    known = sorted({*plain.to_dict(), *getattr(plain, "attribute_map", {})})
+    if what in CONFIG_MAPPING:
+        plain = AutoConfig.for_model(what)
+    else:
+        try:
+            plain = _open(what, "config")
+        except CurriqError as error:
+            close = get_close_matches(what, CONFIG_MAPPING, n=1)
+            raise CurriqError(f"{error}" + (f" Did you mean random:{close[0]}?" if close else "")) from error
+    known = sorted({*plain.to_dict(), *plain.attribute_map})
     for key in overrides:
         if key not in known:
             raise CurriqError(f"--model {what}: override " + unknown_key(key, known))
-    if what in CONFIG_MAPPING:
+    if what not in CONFIG_MAPPING:
+        return _open(what, "config", **overrides)
+    with _refusal(f"random:{what}", "cannot be made"):
         return AutoConfig.for_model(what, **overrides)
-    return _open(what, "config", **overrides)
 
 
 def _parse_overrides(text: str) -> dict[str, Any]:
@@ -202,7 +286,7 @@ def _parse_overrides(text: str) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for override in filter(None, text.split(",")):
         key, separator, value = override.partition("=")
-        if not separator:
+        if not (key and separator and value):
             raise CurriqError(f"--model override {override!r}: write key=value, for instance n_layer=4.")
         try:
             overrides[key] = json.loads(value)
@@ -216,27 +300,79 @@ def _open(name: str, part: str, **options: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     opener = {"config": AutoConfig, "model": AutoModelForCausalLM}[part]
+    folder = Path(name).expanduser()
     try:
-        return opener.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # Without trust_remote_code=False the library would ask on the terminal whether to run such code.
+        return opener.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=False, **options
+        )
+    except Exception as error:  # the library raises whatever its readers of files and networks raise
+        raise CurriqError(f"--model {name!r} " + _why_not(folder, error)) from error
+
+
+def _why_not(folder: Path, error: Exception) -> str:
+    """What is wrong with a model that could not be opened, and the way out."""
+    if "custom code" in str(error):
+        return (
+            "needs program code from its own repository (trust_remote_code), which curriq does not run: "
+            "take a model of an architecture that transformers has."
+        )
+    if not folder.is_dir():
+        return (
+            "is neither a folder here nor a hub model that can be reached "
+            f"({_first_line(error)}). Check the name and the network (with HF_HUB_OFFLINE=1 only cached "
+            "models are found, at once), give a local folder, or train from scratch with random:gpt2."
+        )
+    if not (folder / "config.json").exists():
+        return (
+            "has no config.json, so it is no model: give a folder that save_pretrained wrote, or train from "
+            f"scratch with --model random:gpt2; a tokenizer is given by --tokenizer {folder}."
+        )
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return f"has a configuration but no weights: train it from scratch with --model random:{folder}."
+    return f"cannot be read ({_first_line(error)}): give a folder that save_pretrained wrote, whole."
+
+
+@contextmanager
+def _refusal(name: str, what: str) -> Generator[None]:
+    """Turn what transformers raises over a model that it will not make or run into one clear error."""
+    try:
+        yield
+    except CurriqError:
+        raise
+    except Exception as error:  # ValueError, KeyError, RuntimeError, …: it depends on the architecture
+        raise CurriqError(f"--model {name!r} {what} ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Type and first line of an error; the whole of it stays attached as the cause."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines[:2])}"[:300].rstrip(" .:")
+
+
+def _require_causal(hf_config: "PretrainedConfig", name: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CurriqError(
-            f"--model {name!r}: neither a folder with a readable model nor a hub model that can be reached "
-            f"from here ({reason}). Give a local folder, check the network (HF_HUB_OFFLINE=1 skips it when "
-            "the model is cached), or train from scratch with random:gpt2."
-        ) from None
+            f"--model {name!r} is of type {hf_config.model_type!r}, which transformers has no causal "
+            "language model for: take a decoder such as gpt2, llama, gpt_neox, qwen2 or opt."
+        )
 
 
 def _prepare(hf_config: "PretrainedConfig", config: LMConfig, window: int) -> None:
-    context = getattr(hf_config, "max_position_embeddings", None)
+    context = context_length(hf_config)
     if context is not None and window > context:
         raise CurriqError(
             f"--window = {window} is longer than the context of {config.model!r}, {context} tokens: "
             f"lower --window to at most {context}, or take a model with a longer context."
         )
-    for name, _ in dropout_settings(hf_config):
-        setattr(hf_config, name, config.dropout)
-    hf_config.use_cache = False
+    with _refusal(config.model, f"refuses --dropout {config.dropout}"):
+        for part, name in dropout_settings(hf_config):
+            # LayerDrop leaves out whole layers, which is no dropout of activations.
+            wanted = 0.0 if name == "layerdrop" else config.dropout
+            if getattr(part, name) != wanted:
+                setattr(part, name, wanted)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,137 @@
+"""Held-out losses against brute force, and the fresh subsets of the reward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.helpers import VOCAB, tiny_lm
+
+from curriq.lm import reward as reward_module
+from curriq.lm.reward import HeldOutReward, held_out_loss
+
+SIZES = {"micro_batch": 4, "chunk_tokens": 64}
+
+
+def windows(n: int = 13, length: int = 8) -> torch.Tensor:
+    return torch.randint(VOCAB, (n, length), generator=torch.Generator().manual_seed(5))
+
+
+def brute_force(lm, held_out: torch.Tensor) -> float:
+    """Every prediction on its own, in float64: −log p of each token that has a token before it."""
+    double = tiny_lm()
+    double.network.load_state_dict(lm.network.state_dict())
+    double.network.double().eval()
+    with torch.no_grad():
+        log_probs = F.log_softmax(double.network(input_ids=held_out).logits, dim=-1)
+    picked = [log_probs[i, t, held_out[i, t + 1]].item() for i in range(len(held_out)) for t in range(7)]
+    return -sum(picked) / len(picked)
+
+
+def reward_of(seed: int = 0, m: int = 6, reward_set: torch.Tensor | None = None, lm=None) -> HeldOutReward:
+    generator = torch.Generator().manual_seed(seed)
+    reward_set = windows() if reward_set is None else reward_set
+    return HeldOutReward(lm or tiny_lm(), reward_set, m, generator, **SIZES)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The subsets whose loss was asked for, in order."""
+    seen: list[torch.Tensor] = []
+
+    def watch(lm, subset, **sizes):
+        seen.append(subset)
+        return held_out_loss(lm, subset, **sizes)
+
+    monkeypatch.setattr(reward_module, "held_out_loss", watch)
+    return seen
+
+
+def rows(tokens: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in tokens.tolist()]
+
+
+class TestHeldOutLoss:
+    def test_equals_brute_force(self) -> None:
+        lm = tiny_lm()
+        assert held_out_loss(lm, windows(), **SIZES) == pytest.approx(brute_force(lm, windows()), abs=1e-6)
+
+    @pytest.mark.parametrize("micro_batch", [1, 2, 5, 13, 100])
+    @pytest.mark.parametrize("chunk_tokens", [1, 9, 24, 10_000])
+    def test_does_not_depend_on_how_it_is_cut(self, micro_batch: int, chunk_tokens: int) -> None:
+        """13 windows: the last batch is smaller than the others, which a mean of means would feel."""
+        lm = tiny_lm()
+        cut = held_out_loss(lm, windows(), micro_batch=micro_batch, chunk_tokens=chunk_tokens)
+        whole = held_out_loss(lm, windows(), micro_batch=13, chunk_tokens=10_000)
+        assert cut == pytest.approx(whole, abs=1e-6)
+
+    def test_is_measured_without_dropout_and_without_gradient(self) -> None:
+        lm = tiny_lm(dropout=0.5)
+        assert held_out_loss(lm, windows(), **SIZES) == held_out_loss(tiny_lm(), windows(), **SIZES)
+        assert lm.network.training
+        assert all(p.grad is None for p in lm.parameters)
+
+    def test_of_a_model_that_knows_nothing(self) -> None:
+        lm = tiny_lm()
+        with torch.no_grad():
+            lm.network.lm_head.weight.zero_()
+        expected = torch.tensor(float(VOCAB)).log().item()
+        assert held_out_loss(lm, windows(), **SIZES) == pytest.approx(expected, abs=1e-6)
+
+
+class TestHeldOutReward:
+    def test_is_the_mean_log_likelihood_of_its_subset(self, drawn: list[torch.Tensor]) -> None:
+        lm = tiny_lm()
+        measured = reward_of(lm=lm).measure()
+        assert measured < 0
+        assert measured == pytest.approx(-brute_force(lm, drawn[0]), abs=1e-6)
+
+    def test_draws_without_replacement(self, drawn: list[torch.Tensor]) -> None:
+        reward = reward_of()
+        for _ in range(20):
+            reward.measure()
+        for subset in drawn:
+            assert len(set(rows(subset))) == 6
+            assert set(rows(subset)) <= set(rows(windows()))
+
+    def test_subset_of_all_is_the_whole_set(self) -> None:
+        lm = tiny_lm()
+        everything = reward_of(m=13, lm=lm).measure()
+        assert everything == pytest.approx(-held_out_loss(lm, windows(), **SIZES), abs=1e-6)
+
+    def test_subsets_are_fresh_and_cover_the_set(self, drawn: list[torch.Tensor]) -> None:
+        reward = reward_of()
+        for _ in range(40):
+            reward.measure()
+        assert len({frozenset(rows(subset)) for subset in drawn}) > 35  # of 1716 possible ones
+        counts = {row: 0 for row in rows(windows())}
+        for subset in drawn:
+            for row in rows(subset):
+                counts[row] += 1
+        # Each window is in a subset with probability 6/13: 18.5 of 40 times, standard deviation 3.2.
+        assert 6 < min(counts.values()) <= max(counts.values()) < 31
+
+    def test_has_a_generator_of_its_own(self, drawn: list[torch.Tensor]) -> None:
+        state = torch.get_rng_state()
+        one, two, other = reward_of(0), reward_of(0), reward_of(1)
+        torch.manual_seed(123)
+        first = [one.measure() for _ in range(3)]
+        torch.manual_seed(321)
+        assert [two.measure() for _ in range(3)] == first
+        assert [other.measure() for _ in range(3)] != first
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        one.measure()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.set_rng_state(state)
+
+    def test_better_model_earns_more(self) -> None:
+        """After steps on the held-out text itself the reward must go up."""
+        lm = tiny_lm()
+        reward = reward_of(m=13, lm=lm)
+        before = reward.measure()
+        optimizer = torch.optim.AdamW(lm.parameters, lr=1e-2)
+        for _ in range(5):
+            optimizer.zero_grad()
+            logits = lm.network(input_ids=windows()).logits[:, :-1]
+            F.cross_entropy(logits.flatten(0, 1), windows()[:, 1:].flatten()).backward()
+            optimizer.step()
+        assert reward.measure() > before + 0.1
