@@ -40,7 +40,7 @@ ARMS = {
 
 def measure(arm: dict, seed: int, steps: int, folder: Path, reference: Path) -> dict[str, float]:
     """One run; its needle metrics averaged over the last fifth of the steps."""
-    settings = {**arm, "seed": seed, "steps": steps, "run_dir": str(folder), "progress": "none"}
+    settings = {**arm, "seed": seed, "steps": steps, "run_dir": str(folder), "progress": "none", "threads": 1}
     if arm["selector"] == "rho":
         settings["reference_model"] = str(reference)
     config = curriq.preset("needle").override(**settings, tensorboard=False, checkpoint_every=steps)

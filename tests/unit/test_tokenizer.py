@@ -222,7 +222,8 @@ class TestLoading:
     def test_hub_name(self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
 
-        def from_pretrained(name: str) -> PreTrainedTokenizerBase:
+        def from_pretrained(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+            assert not trust_remote_code  # or a hub tokenizer could ask on the terminal, and run its code
             asked.append(name)
             return tokenizer
 

@@ -1,0 +1,64 @@
+"""What the README shows must work as it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from curriq.cli import parse_run_config
+from curriq.config import load_toml
+from curriq.presets import PRESETS, preset, smoke
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_first_block_is_two_commands_of_the_makefile():
+    commands = blocks("sh")[0].splitlines()
+    assert len(commands) == 2
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in commands:
+        program, target = command.split()
+        assert program == "make"
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_train_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text("[train]\nsteps = 5\n")
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in text.splitlines() if "curriq train" in line]
+    assert len(commands) >= 3
+    for _, _, *arguments in commands:
+        if "--help" not in arguments:
+            parse_run_config(arguments)
+
+
+def test_example_run_files_are_valid():
+    examples = sorted((ROOT / "examples").glob("*.toml"))
+    assert examples
+    for example in examples:
+        load_toml(example)
+
+
+def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """The ten lines, on a smaller job."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "default", smoke)
+    assert preset("default") == smoke()
+    (code,) = blocks("python")
+    exec(compile(code.replace("100", "4").replace("150", "6"), "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert float(printed[0].split()[0]) > 0
+    assert float(printed[1]) > 0
+    assert Path(printed[2], "model.safetensors").exists()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README):
+        assert "://" in target or (ROOT / target).exists(), target
