@@ -1,17 +1,20 @@
-"""The command line: train, resume, presets.
+"""The command line: train, resume, compare, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from curriq.config import RunConfig, SourceConfig, flag, from_dict, load_toml, to_toml
+from curriq.config import RunConfig, SourceConfig, load_toml, source_from_dict, to_toml, unknown_key
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
@@ -26,8 +29,12 @@ USAGE = """curriq: a language model that learns which data to learn from.
                                         a run file, with settings overridden
   curriq train --help                   every setting, with what it does
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq presets [NAME]                 list the presets, or print one as a run file
 """
+
+SETTINGS = """--preset NAME and --config RUN.toml choose what to start from; the settings below change it.
+The defaults shown are those of that choice."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,14 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = arguments
     try:
         if command not in COMMANDS:
-            raise CurriqError(f"unknown command {command!r}. There are: {', '.join(COMMANDS)}.")
-        return COMMANDS[command](rest)
+            raise CurriqError(unknown_key(command, list(COMMANDS), "command"))
+        status = COMMANDS[command](rest)
+        sys.stdout.flush()
+        return status
     except CurriqError as error:
         print(f"curriq: {error}", file=sys.stderr)
         return 2
+    except SystemExit as exit:  # the argument parsers', after their help or error
+        return exit.code if isinstance(exit.code, int) else 0
     except KeyboardInterrupt:
         print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has gone (`| head`); Python must not flush into the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def train_command(arguments: list[str]) -> int:
@@ -67,22 +81,25 @@ def resume_command(arguments: list[str]) -> int:
         epilog="Any setting of `curriq train --help` that does not change the data or the shape of the model "
         "may follow, for instance --steps 600 or --lm-lr 1e-4.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    known, rest = parser.parse_known_args(arguments)
-    from curriq.train.run import load_run
-
-    settings = known.run / "config.toml"
+    parser.add_argument("RUN", type=Path, help="folder of the run")
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(arguments[:1])  # help, or what is missing
+    folder, rest = Path(arguments[0]), arguments[1:]
+    settings = folder / "config.toml"
     if not settings.exists():
-        raise CurriqError(f"{known.run} is not the folder of a run: there is no {settings.name} in it.")
+        raise CurriqError(f"{folder} is not the folder of a run: there is no {settings.name} in it.")
     saved = load_toml(settings)
-    changed = _changes(saved, _parse(rest, saved, prog="curriq resume RUN"))
-    run = load_run(known.run, **changed)
-    if run.session.state.step >= run.config.train.steps:
-        raise CurriqError(
-            f"{known.run} is finished: all {run.config.train.steps} steps are done. "
-            "To train on, raise --steps (a decaying learning rate then follows the longer schedule)."
-        )
-    return _report(run.session.train())
+    changed = _changes(saved, _parse(rest, saved, prog=f"curriq resume {folder}"))
+    from curriq.train.run import resume
+
+    return _report(resume(folder, **changed))
+
+
+def compare_command(arguments: list[str]) -> int:
+    """`curriq compare FILE`: arms × seeds × streams, and which of them gains."""
+    from curriq.evaluate.compare import main as compare
+
+    return compare(arguments)
 
 
 def presets_command(arguments: list[str]) -> int:
@@ -100,37 +117,60 @@ def presets_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
+    "compare": compare_command,
     "presets": presets_command,
 }
 
 
 def parse_run_config(arguments: list[str]) -> RunConfig:
     """Preset or run file first, then the overrides that follow it."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = argparse.ArgumentParser(prog="curriq train", add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset")
     chooser.add_argument("--config")
     chosen, rest = chooser.parse_known_args(arguments)
     base = preset(chosen.preset) if chosen.preset else RunConfig()
     if chosen.config:
         base = load_toml(chosen.config, base)
-    return _parse(rest, base, prog="curriq train [--preset NAME] [--config RUN.toml]")
+    return _parse(rest, base, prog="curriq train")
 
 
 def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
-    """Overrides over `base`; tyro prints its own help and errors, and exits."""
+    """Overrides over `base`; tyro prints its own help and errors, and exits.
+
+    Raises:
+        CurriqError: a value that its component refuses; tyro alone would put the message in a box under
+            the name of an internal section.
+    """
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_source_rule)
-    return tyro.cli(
-        RunConfig,
-        args=arguments,
-        default=base,
-        prog=prog,
-        description="A named preset, a run file, or both, and any settings over them.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
-        registry=registry,
-    )
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                RunConfig,
+                args=arguments,
+                default=base,
+                prog=prog,
+                description=SETTINGS,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
+                registry=registry,
+            )
+    except (SystemExit, _Refused) as exit:
+        if (refusal := _cause(exit)) is not None:
+            raise refusal from None
+        sys.stderr.write(box.getvalue())
+        raise
+
+
+def _cause(error: BaseException) -> CurriqError | None:
+    """The CurriqError that an exception was raised in answer to."""
+    while error.__context__ is not None:
+        error = error.__context__
+        if isinstance(error, CurriqError):
+            return error
+    return None
 
 
 def _source_rule(info: Any) -> Any:
@@ -142,10 +182,21 @@ def _source_rule(info: Any) -> Any:
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="KEY=VALUE,...",
-        instance_from_str=lambda words: parse_source(words[0]),
+        instance_from_str=lambda words: _source(words[0]),
         is_instance=lambda value: isinstance(value, SourceConfig),
         str_from_instance=lambda source: [format_source(source)],
     )
+
+
+class _Refused(Exception):
+    """Carries a CurriqError past tyro, which takes a ValueError for "not of this type"."""
+
+
+def _source(text: str) -> SourceConfig:
+    try:
+        return parse_source(text)
+    except CurriqError as error:
+        raise _Refused from error
 
 
 def parse_source(text: str) -> SourceConfig:
@@ -160,7 +211,7 @@ def parse_source(text: str) -> SourceConfig:
         if not separator:
             raise CurriqError(f"--sources {text!r}: write each source as name=NAME,path=PATH[,weight=W,…].")
         pairs[key] = value
-    return from_dict({"data": {"sources": [pairs], "target": pairs.get("name", "")}}).data.sources[0]
+    return source_from_dict(pairs)
 
 
 def format_source(source: SourceConfig) -> str:
@@ -185,14 +236,13 @@ def _changes(before: RunConfig, after: RunConfig) -> dict[str, Any]:
 
 
 def _report(result: "RunResult") -> int:
-    """Print how the run ended."""
+    """Print how the run ended, on the rank that wrote it."""
+    from curriq import parallel
     from curriq.report.summary import print_summary
 
-    print_summary(result.run_dir, result.summary)
+    if parallel.rank() == 0:
+        print_summary(result.run_dir, result.summary)
     return 0 if result.finished else 130
-
-
-__all__ = ["flag", "main", "parse_run_config"]
 
 
 if __name__ == "__main__":

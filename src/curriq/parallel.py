@@ -14,7 +14,15 @@ from torch import Tensor
 def start() -> None:
     """Join the process group that `torchrun` describes in the environment; nothing without one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group()  # gloo for tensors on the CPU, nccl for those on a GPU
+
+
+def cores() -> int:
+    """CPU cores for each process on this machine."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def world_size() -> int:
@@ -41,9 +49,13 @@ def reduce_max(value: float) -> float:
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
-    tensor = tensor.cuda() if torch.cuda.is_available() else tensor
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.item()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank, so that all of them turn off the road together."""
+    return reduce_max(float(flag)) > 0
 
 
 def gather_rows(local: Tensor, total: int) -> Tensor:
@@ -56,5 +68,5 @@ def gather_rows(local: Tensor, total: int) -> Tensor:
 
 
 def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+    """Wait until every rank has come here."""
+    reduce_max(0.0)  # dist.barrier would need a GPU for each rank where the machine has any

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from curriq.config import (
     EMBEDDED_DIRTY,
@@ -16,6 +15,7 @@ from curriq.config import (
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    unknown_key,
 )
 from curriq.errors import CurriqError
 
@@ -39,7 +39,9 @@ def paper() -> RunConfig:
         ),
         tokenizer=TokenizerConfig(tokenizer="auto"),
         lm=LMConfig(model="gpt2"),
-        optim=OptimConfig(lm_lr=5e-5, lr_schedule="constant", lr_warmup_steps=0, micro_batch=8, grad_clip=1.0),
+        optim=OptimConfig(
+            lm_lr=5e-5, lr_schedule="constant", lr_warmup_steps=0, micro_batch=8, grad_clip=1.0
+        ),
         critic=CriticConfig(beta=1.0, gamma=0.9, polyak_tau=0.01, q_lr=1e-3, q_grad_clip=1.0, q_hidden=32),
         select=SelectConfig(selector="soft-q"),
         train=TrainConfig(steps=10_000, num_candidates=256, reward_windows=256),
@@ -112,7 +114,5 @@ def preset(name: str) -> RunConfig:
         CurriqError: there is no preset of this name.
     """
     if name not in PRESETS:
-        close = get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise CurriqError(f"unknown preset {name!r}.{hint} There are: {', '.join(PRESETS)}.")
+        raise CurriqError(unknown_key(name, list(PRESETS), "preset"))
     return PRESETS[name]()

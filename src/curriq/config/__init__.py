@@ -11,6 +11,7 @@ from curriq.config.run import (
     field_owners,
     from_dict,
     load_toml,
+    source_from_dict,
     to_dict,
     to_toml,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "require_at_least",
     "require_positive",
     "require_share",
+    "source_from_dict",
     "to_dict",
     "to_toml",
     "unknown_key",

@@ -50,7 +50,7 @@ class RunConfig:
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.
 
         Raises:
-            CurriqError: an unknown name, or a value that its component refuses.
+            CurriqError: an unknown name, a value of the wrong type, or one that its component refuses.
         """
         owners = field_owners()
         changed: dict[str, dict[str, Any]] = {}
@@ -59,8 +59,7 @@ class RunConfig:
                 raise CurriqError(unknown_key(name, list(owners)))
             changed.setdefault(owners[name], {})[name] = value
         sections = {
-            section: dataclasses.replace(getattr(self, section), **fields)
-            for section, fields in changed.items()
+            section: _replaced(getattr(self, section), fields, section) for section, fields in changed.items()
         }
         return dataclasses.replace(self, **sections)
 
@@ -81,8 +80,6 @@ def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfi
     Raises:
         CurriqError: an unknown section or key, a value of the wrong type, or a refused value.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     base = base or RunConfig()
     sections: dict[str, Any] = {}
     for section, settings in values.items():
@@ -96,17 +93,45 @@ def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfi
             if name not in known:
                 raise CurriqError(f"[{section}] " + unknown_key(name, known))
         check_source_tables(settings.get("sources", []))
-        merged = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)} | settings
-        try:
-            sections[section] = TypeAdapter(type(current)).validate_python(merged)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in (section, *first["loc"]))
-            cause = first.get("ctx", {}).get("error")
-            if isinstance(cause, CurriqError):
-                raise CurriqError(str(cause)) from None
-            raise CurriqError(f"{where} = {first['input']!r}: {first['msg']}.") from None
+        sections[section] = _replaced(current, settings, section)
     return dataclasses.replace(base, **sections)
+
+
+def source_from_dict(values: dict[str, Any]) -> SourceConfig:
+    """One source from plain values.
+
+    Raises:
+        CurriqError: an unknown key, a missing one, a value of the wrong type, or a refused value.
+    """
+    check_source_tables([values])
+    return _validated(SourceConfig, values, "sources")
+
+
+def _replaced(current: Any, settings: dict[str, Any], name: str) -> Any:
+    """A copy of a section with some settings replaced; `dataclasses.replace` would not check their types."""
+    merged = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)} | settings
+    return _validated(type(current), merged, name)
+
+
+def _validated(kind: type, values: dict[str, Any], name: str) -> Any:
+    """A dataclass from plain values, which may be strings.
+
+    Raises:
+        CurriqError: the first value that is missing, of the wrong type, or refused by the dataclass.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (name, *first["loc"]))
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CurriqError):
+            raise CurriqError(str(cause)) from None
+        if first["type"] == "missing":
+            raise CurriqError(f"{where} is missing in {first['input']!r}.") from None
+        raise CurriqError(f"{where} = {first['input']!r}: {first['msg']}.") from None
 
 
 def check_source_tables(sources: Any) -> None:

@@ -50,7 +50,11 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(bool(self.name), "a source needs a name: write name=NAME,path=PATH.")
         require(bool(self.path), f"source {self.name!r} needs a path: write name={self.name},path=PATH.")
-        require_at_least(0, weight=self.weight)
+        require(
+            0 <= self.weight < math.inf,
+            f"source {self.name!r}: weight = {self.weight}: it must be a finite number of at least 0; "
+            "0 keeps the source out of the stream.",
+        )
 
 
 EMBEDDED_DIRTY = (
@@ -186,7 +190,7 @@ class OptimConfig:
     lm_lr: float = 2e-3
     """α: peak learning rate of θ."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Decay from the peak to zero at the last step; `constant` does not decay."""
+    """Decay from the peak, which reaches zero where the step after the last would be; `constant` does not decay."""
     lr_warmup_steps: int = 20
     """Steps of linear warm-up to the peak."""
     weight_decay: float = 0.01
@@ -349,7 +353,7 @@ class LogConfig:
     """Where the run writes, how often it evaluates and saves."""
 
     run_dir: str = ""
-    """Folder of the run; empty makes runs/NAME-SEED, with a number where that exists."""
+    """Folder of the run; empty makes runs/SELECTOR-SEED, with a number where that exists."""
     eval_every: int = 50
     """Steps between evaluations on the validation set."""
     checkpoint_every: int = 100

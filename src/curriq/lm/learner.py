@@ -120,11 +120,12 @@ class Learner:
         self._snapshot = None
 
     def state_dict(self) -> State:
-        return {"optimizer": self.optimizer.state_dict(), "snapshot": self._snapshot}
+        """Between steps θ is at its snapshot wherever there is one, so the next step can take it anew."""
+        return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self._snapshot = state["snapshot"]
+        self._snapshot = None
 
 
 class ReforwardedHidden:

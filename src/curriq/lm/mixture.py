@@ -167,11 +167,12 @@ def _mixture(
     lm: LanguageModel, total: int, seen: list[Features], scores: list[Tensor], with_entropy: bool
 ) -> Mixture:
     """Join the pieces of this rank, gather those of the others, and normalise the weights."""
-    dtype = seen[0].loss.dtype if seen else torch.float32
+    # A rank without windows must send the type that the others send.
+    dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
 
     def join(pieces: list[Tensor], *shape: int) -> Tensor:
-        local = torch.cat(pieces) if pieces else torch.zeros((0, *shape), dtype=dtype, device=lm.device)
-        return parallel.gather_rows(local, total)
+        local = torch.cat(pieces) if pieces else torch.zeros((0, *shape), device=lm.device)
+        return parallel.gather_rows(local.to(dtype), total)
 
     features = Features(
         hidden=join([f.hidden for f in seen], lm.width),

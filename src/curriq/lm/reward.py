@@ -16,8 +16,9 @@ def held_out_loss(
     size = max(1, min(micro_batch, chunk_tokens // windows.shape[1]))
     total = torch.zeros((), dtype=torch.float64, device=lm.device)
     with lm.measuring():
-        for batch in windows[parallel.shard()].split(size):
-            tokens = batch.to(lm.device)
+        local = windows[parallel.shard()]
+        for start in range(0, len(local), size):  # none where there are more ranks than windows
+            tokens = local[start : start + size].to(lm.device)
             losses, _ = window_losses(lm, lm.trunk(tokens), tokens, chunk_tokens)
             total += losses.double().sum()
     return parallel.reduce_sum_(total).item() / windows.shape[0]

@@ -1,5 +1,8 @@
 """NEXTBATCH as a proposer: the candidates of a step are the next N windows of the stream."""
 
+import time
+from dataclasses import replace
+
 from curriq.data.stream import WindowStream
 from curriq.types import Candidates, State
 
@@ -17,7 +20,10 @@ class StreamProposer:
         self.n = n
 
     def propose(self, step: int) -> Candidates:
-        return self.stream.next_batch(self.n)
+        began = time.perf_counter()
+        candidates = self.stream.next_batch(self.n)
+        seconds = time.perf_counter() - began
+        return replace(candidates, metrics=candidates.metrics | {"time/propose": seconds})
 
     def state_dict(self) -> State:
         return self.stream.state_dict()

@@ -19,7 +19,7 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
             f"after {summary['steps']} steps"
         )
     else:
-        console.print(f"[bold]stopped after {summary['steps']} steps[/bold]; the state is saved")
+        console.print(f"[bold]stopped after {summary['steps']} steps[/bold]")
     console.print(
         f"{summary['windows_seen']} windows seen, {summary['windows_trained']} trained on "
         f"({summary['effective_windows']:.0f} effective), {summary['tokens']:,} tokens, "
@@ -37,7 +37,9 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     console.print(f"log         {run_dir / 'metrics.jsonl'}")
     if summary["checkpoint"] is not None:
         console.print(f"checkpoint  {run_dir / summary['checkpoint']}")
-        console.print(f"model       {run_dir / summary['checkpoint'] / 'lm'}  (AutoModelForCausalLM opens it)")
+        console.print(
+            f"model       {run_dir / summary['checkpoint'] / 'lm'}  (AutoModelForCausalLM opens it)"
+        )
     if not summary["finished"]:
         console.print(f"go on with  curriq resume {run_dir}")
 

@@ -106,7 +106,7 @@ class Checkpointer:
                 return final
             shutil.rmtree(temporary, ignore_errors=True)
             write_checkpoint(temporary, step, state, save_lm)
-            self._set_aside_from(step)
+            self.set_aside_from(step)
             temporary.rename(final)
             fsync(self.folder)
         except BaseException as error:
@@ -129,7 +129,7 @@ class Checkpointer:
             return False
         return True
 
-    def _set_aside_from(self, step: int) -> None:
+    def set_aside_from(self, step: int) -> None:
         """Rename checkpoints of this step or a later one. `latest` did not choose them, or the run would
         have gone on from there; they must not count as the newest, and may still be of use to somebody."""
         for path in checkpoint_folders(self.folder):

@@ -1,5 +1,6 @@
 """Algorithm 1, the one loop. Every method, baseline and ablation is this loop with other components."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,8 @@ from curriq.softq.equations import sample_action
 from curriq.types import (
     Candidates,
     Critic,
-    Features,
     Metrics,
+    Mixture,
     Outcome,
     Proposer,
     Selector,
@@ -22,16 +23,6 @@ from curriq.types import (
     Transition,
     merge,
 )
-
-
-@runtime_checkable
-class Mixture(Protocol):
-    """One pass over the candidates; `lm.mixture.Mixture` documents the fields."""
-
-    features: Features
-    scores: Float[Tensor, "n"]
-    weights: Float[Tensor, "n"]
-    loss: float
 
 
 @runtime_checkable
@@ -75,28 +66,30 @@ class LoopState:
     Attributes:
         step: k, the step that comes next.
         previous: the transition whose TD update is pending; None before the bootstrap step.
-        pending: candidates that were proposed but not trained on, because the step failed.
+        proposed: the latest candidates, so that the message about a failed step can name them.
     """
 
     step: int = 0
     previous: Transition | None = None
-    pending: Candidates | None = None
+    proposed: Candidates | None = None
 
     def state_dict(self) -> State:
         return {
             "step": self.step,
             "previous": None if self.previous is None else self.previous.state_dict(),
-            "pending": None if self.pending is None else self.pending.state_dict(),
         }
 
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "LoopState":
-        previous, pending = state["previous"], state["pending"]
+        previous = state["previous"]
         return LoopState(
             step=state["step"],
             previous=None if previous is None else Transition.from_state_dict(previous, device),
-            pending=None if pending is None else Candidates.from_state_dict(pending),
         )
+
+
+class Diverged(ArithmeticError):
+    """θ gives no finite loss any more after its update; a smaller update could have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,33 +112,33 @@ class StepRecord:
 
 
 def train_step(c: Components, state: LoopState) -> StepRecord:
-    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right."""
+    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right.
+
+    Raises:
+        ArithmeticError: a number is not finite. The components are then in the middle of the step: go on
+            from a checkpoint. It is `Diverged` when the update of θ is to blame.
+    """
     k = state.step
-    if c.resets(k) and not (k > 0 and c.resets(k - 1)):
+    if c.resets(k):
         c.learner.snapshot()
-    proposed = state.pending or c.proposer.propose(k)  #                          3: C_k
-    state.pending = proposed
+    else:
+        c.learner.release()
+    state.proposed = proposed = c.proposer.propose(k)  #                          3: C_k
     trained = c.selector.narrow(k, proposed)
     score = partial(c.selector.scores, k)
     mixture = c.learner.accumulate(trained, score, c.selector.needs_entropy)  #   4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
     q = c.critic.values(mixture.features)
-    td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step of φ, Polyak
+    td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step, Polyak
     transition = _act(c, trained, mixture, q)  #                                  8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
-    reward = c.measure_reward() if c.needs_reward else None  #                    10: r_k
-    outcome = Outcome(
-        candidates=trained, features=mixture.features, weights=mixture.weights, reward=reward
-    )
+    reward = _finite(c.measure_reward()) if c.needs_reward else None  #           10: r_k
+    outcome = Outcome(candidates=trained, features=mixture.features, weights=mixture.weights, reward=reward)
     selector_metrics = c.selector.observe(k, outcome)
-    reset = c.resets(k)
-    if reset:
+    if c.resets(k):
         c.learner.restore()
-        if not c.resets(k + 1):
-            c.learner.release()
     state.previous = transition(reward) if transition is not None and reward is not None else None
-    state.pending = None
     state.step = k + 1
-    own = {"train/loss": mixture.loss, "theta_reset": float(reset)}
+    own = {"train/loss": mixture.loss, "theta_reset": float(c.resets(k))}
     if reward is not None:
         own["reward"] = reward
     return StepRecord(
@@ -175,3 +168,9 @@ def _act(
         action=action,
         reward=reward,
     )
+
+
+def _finite(reward: float) -> float:
+    if not math.isfinite(reward):
+        raise Diverged(f"the reward after the update is {reward}")
+    return reward

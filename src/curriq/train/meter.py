@@ -1,5 +1,8 @@
 """The x-axes of a run, and what each source's share of the learning was."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,6 +46,7 @@ class Meter:
         self.effective_windows = 0.0
         self.flops = 0
         self.seconds = 0.0
+        self.epoch: float | None = None
         self.weight_by_source = torch.zeros(len(source_names), dtype=torch.float64)
         self.offered_by_source = torch.zeros(len(source_names), dtype=torch.float64)
 
@@ -53,13 +57,14 @@ class Meter:
         n_proposed, n_trained = len(record.proposed), len(record.trained)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(record.trained.source, weights)
-        offered_share = self._by_source(offered, torch.full((n_proposed,), 1 / n_proposed).double())
+        offered_share = self._by_source(offered, torch.ones(n_proposed, dtype=torch.float64) / n_proposed)
         self.windows_seen += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
         self.flops += n_trained * self._per_trained_window + self._per_step
         self.flops += self._per_reward if record.reward is not None else 0
         self.seconds += seconds
+        self.epoch = record.proposed.metrics.get("data/epoch", self.epoch)
         self.weight_by_source += weight_share
         self.offered_by_source += offered_share
         metrics = {
@@ -74,6 +79,7 @@ class Meter:
             "policy/effective_batch_size": effective,
             "policy/effective_batch_fraction": effective / n_proposed,
             "policy/max_weight": weights.max().item(),
+            "time/step": seconds,
             "time/windows_per_second": n_proposed / max(seconds, 1e-9),
         }
         for name, weight, offer in zip(self.source_names, weight_share, offered_share, strict=True):
@@ -83,12 +89,13 @@ class Meter:
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Per source, its share of all mixture weight and of all proposed windows so far."""
-        total = max(self.weight_by_source.sum().item(), 1e-12)
+        weight, offered = (
+            (total / total.sum().clamp(min=1e-12)).tolist()
+            for total in (self.weight_by_source, self.offered_by_source)
+        )
         return {
-            name: {"weight": weight.item() / total, "offered": offered.item() / total}
-            for name, weight, offered in zip(
-                self.source_names, self.weight_by_source, self.offered_by_source, strict=True
-            )
+            name: {"weight": w, "offered": o}
+            for name, w, o in zip(self.source_names, weight, offered, strict=True)
         }
 
     def state_dict(self) -> State:
@@ -104,12 +111,36 @@ class Meter:
         "effective_windows",
         "flops",
         "seconds",
+        "epoch",
         "weight_by_source",
         "offered_by_source",
     )
 
     def _by_source(self, source: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "S"]:
         return torch.zeros(len(self.source_names), dtype=torch.float64).index_add_(0, source, values)
+
+
+class Stopwatch:
+    """Seconds that parts of a step took; a part that was not asked is absent."""
+
+    def __init__(self) -> None:
+        self._seconds: Metrics = {}
+
+    def timed(self, name: str, part: Callable[[], float]) -> Callable[[], float]:
+        """The same part, its seconds logged under `name`."""
+
+        def measured() -> float:
+            began = time.perf_counter()
+            result = part()
+            self._seconds[name] = time.perf_counter() - began
+            return result
+
+        return measured
+
+    def measure(self, record: StepRecord) -> Metrics:
+        """The seconds of the step that has just ended."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
 
 class NeedleProbe:

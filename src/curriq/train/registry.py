@@ -48,14 +48,19 @@ GROUPS = (
             Metric("x/windows_seen", "windows", "Candidates proposed: N per step."),
             Metric("x/windows_trained", "windows", "Candidates forwarded and given a mixture weight."),
             Metric("x/effective_windows", "windows", "Sum over steps of `policy/effective_batch_size`."),
-            Metric("x/tokens", "tokens", "Tokens of the windows in `x/windows_seen`: N·T per step."),
+            Metric("x/tokens", "tokens", "Tokens of the windows in `x/windows_trained`."),
             Metric(
                 "x/flops",
                 "FLOPs",
                 "Floating-point operations spent on choosing and training, forward and backward: scoring, "
                 "training, reward and critic; not the evaluations.",
             ),
-            Metric("x/seconds", "seconds", "Wall time in the loop, over all resumed parts.", False),
+            Metric(
+                "x/seconds",
+                "seconds",
+                "Wall time of the steps, over all resumed parts; without evaluations, checkpoints and logs.",
+                False,
+            ),
         ),
     ),
     Group(
@@ -73,8 +78,8 @@ GROUPS = (
     ),
     Group(
         "Reward and held-out loss",
-        "All without dropout. Validation is measured every `--eval-every` steps and after the last, test "
-        "once at the end; other rows lack these names.",
+        "All without dropout. Validation is measured every `--eval-every` steps and after the last; other "
+        "rows lack its names. The test set is touched once, at the end, for the summary.",
         (
             Metric(
                 "reward",
@@ -84,8 +89,6 @@ GROUPS = (
             ),
             Metric("validation/loss", LOSS, "Mean loss of θ_{k+1} on the whole validation set."),
             Metric("validation/perplexity", "–", "exp of `validation/loss`, per token."),
-            Metric("test/loss", LOSS, "Mean loss of the final θ on the whole test set."),
-            Metric("test/perplexity", "–", "exp of `test/loss`, per token."),
         ),
     ),
     Group(
@@ -143,9 +146,9 @@ GROUPS = (
         "differ between two runs with one seed.",
         (
             Metric("time/propose", "seconds", "Getting the candidates.", False),
-            Metric("time/step", "seconds", "Scoring, critic and mixture step, up to the new θ.", False),
+            Metric("time/step", "seconds", "The whole step, with candidates and reward.", False),
             Metric("time/reward", "seconds", "Measuring the reward.", False),
-            Metric("time/evaluate", "seconds", "Measuring validation or test loss.", False),
+            Metric("time/evaluate", "seconds", "Measuring the validation loss.", False),
             Metric("time/checkpoint", "seconds", "Saving, when the previous step ended with a save.", False),
             Metric("time/windows_per_second", "windows/s", "Candidates over the step's wall time.", False),
         ),
@@ -168,11 +171,15 @@ SUMMARY = (
     Metric("epoch", "epochs", "Last `data/epoch`."),
     Metric("validation_loss", LOSS, "Last `validation/loss`."),
     Metric("validation_perplexity", "–", "Last `validation/perplexity`."),
-    Metric("test_loss", LOSS, "`test/loss` of the final model."),
-    Metric("test_perplexity", "–", "`test/perplexity` of the final model."),
+    Metric("test_loss", LOSS, "Mean loss of the final θ on the whole test set."),
+    Metric("test_perplexity", "–", "exp of `test_loss`, per token."),
     Metric("weight_share", "– per source", "Share of all mixture weight of the run, by source name."),
     Metric("offered_share", "– per source", "Share of all candidates of the run, by source name."),
-    Metric("data_fingerprint", "text", "Hash of the documents, the tokenizer and the split."),
+    Metric(
+        "data_fingerprint",
+        "text",
+        "Hash of what `environment.json` lists as `fingerprint`: sources, tokenizer, split and seed.",
+    ),
     Metric("checkpoint", "path", "Last checkpoint, relative to the run's folder; null when none stands."),
 )
 """Fields of `summary.json`."""

@@ -1,7 +1,7 @@
 """Builds a run from its configuration: the only file that knows the concrete classes."""
 
 import dataclasses
-import os
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from curriq import parallel
-from curriq.config import RunConfig, SelectorName, TokenizerConfig, load_toml, require
+from curriq.config import RunConfig, SelectorName, TokenizerConfig, field_owners, flag, load_toml, require
 from curriq.data import Corpus, check_fingerprint, open_corpus
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
@@ -44,10 +44,15 @@ from curriq.select.difficulty import (
 from curriq.softq.critic import NoCritic, TDCritic, stored_hidden
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
 from curriq.train.loop import Components, LoopState
-from curriq.train.meter import Meter, NeedleProbe
+from curriq.train.meter import Meter, NeedleProbe, Stopwatch
 from curriq.train.phases import resets
-from curriq.train.session import RunResult, Session
+from curriq.train.session import Probe, RunResult, Session
 from curriq.types import Critic, Proposer, Selector
+
+logger = logging.getLogger("curriq")
+
+FIXED = ("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size")
+"""Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
 
 
 @dataclass(kw_only=True)
@@ -73,10 +78,10 @@ def train(config: RunConfig) -> RunResult:
         CurriqError: the configuration does not fit the data, the model or the machine; or training
             met a number that is not finite.
     """
-    return _prepare(config).session.train()
+    return prepare(config).session.train()
 
 
-def resume(run_dir: str | Path, **overrides: Any) -> RunResult:
+def resume(run_dir: str | Path, /, **overrides: Any) -> RunResult:
     """Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.
 
     Args:
@@ -85,7 +90,8 @@ def resume(run_dir: str | Path, **overrides: Any) -> RunResult:
             `lm_lr=1e-4`. The result is then that of another run, of course.
 
     Raises:
-        CurriqError: no usable checkpoint, or the data are not those of the run.
+        CurriqError: no usable checkpoint, the data are not those of the run, a setting was changed that a
+            resume cannot change, or the run is finished.
     """
     return load_run(run_dir, **overrides).session.train()
 
@@ -100,7 +106,7 @@ class Run:
     session: Session
 
 
-def load_run(run_dir: str | Path, **overrides: Any) -> Run:
+def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
     """Open a run at its newest valid checkpoint, without training on.
 
     Raises:
@@ -110,23 +116,37 @@ def load_run(run_dir: str | Path, **overrides: Any) -> Run:
     settings = run_dir / "config.toml"
     if not settings.exists():
         raise CurriqError(f"{run_dir} is not the folder of a run: there is no {settings.name} in it.")
-    config = load_toml(settings).override(**overrides).override(run_dir=str(run_dir))
-    return _prepare(config, latest_checkpoint(run_dir))
+    saved = load_toml(settings).override(run_dir=str(run_dir))
+    config = saved.override(**overrides)
+    owners = field_owners()
+    for name in FIXED:
+        before, after = (getattr(getattr(c, owners[name]), name) for c in (saved, config))
+        require(
+            before == after,
+            f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
+            "out, or start a new run with `curriq train`.",
+        )
+    return prepare(config, latest_checkpoint(run_dir))
 
 
-def _prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Run:
+def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Run:
+    """Build a run without starting it, from a checkpoint when there is one."""
     parallel.start()
-    config = config.override(threads=config.train.threads or os.cpu_count() or 1)
+    config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
+    if checkpoint is not None and checkpoint.manifest["threads"] != config.train.threads:
+        logger.warning(
+            f"--threads = {config.train.threads}: the checkpoint was written with "
+            f"{checkpoint.manifest['threads']}, so the last bits of what follows will differ from those of "
+            "an uninterrupted run."
+        )
     device = pick_device(config.lm.device)
     generators = Generators(config.train.seed)
     corpus = needle_corpus(config) if config.data.needle else open_corpus(config)
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
     # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
-    lm_config = (
-        config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
-    )
+    lm_config = config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
     lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
     workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators)
     session = _session(workshop)
@@ -139,6 +159,7 @@ def _session(shop: Workshop) -> Session:
     config = shop.config
     sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
     learner = Learner(shop.lm, config.optim, config.train.steps)
+    clock = Stopwatch()
     reward = HeldOutReward(
         shop.lm,
         shop.corpus.held_out.reward,
@@ -155,7 +176,7 @@ def _session(shop: Workshop) -> Session:
         selector=selector,
         critic=shop.critic,
         learner=learner,
-        measure_reward=reward.measure,
+        measure_reward=clock.timed("time/reward", reward.measure),
         resets=resets(config.train),
         action_generator=shop.generators("action"),
     )
@@ -168,7 +189,9 @@ def _session(shop: Workshop) -> Session:
         extra_flops_per_window=shop.extra_flops_per_window,
         extra_flops_per_step=shop.extra_flops_per_step,
     )
-    probes = [NeedleProbe(shop.corpus.source_names.index("needle"))] if config.data.needle else []
+    probes: list[Probe] = [clock]
+    if config.data.needle:
+        probes.append(NeedleProbe(shop.corpus.source_names.index("needle")))
     return Session(
         config=config,
         components=components,
@@ -226,8 +249,9 @@ def _excess_loss(shop: Workshop) -> Selector:
     theirs = load_tokenizer(TokenizerConfig(tokenizer=config.select.reference_model), config.lm, list)
     require(
         shop.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
-        f"--reference-model {config.select.reference_model!r} was trained with another tokenizer than this run "
-        "uses, so its losses cannot be compared: train the reference with this run's --tokenizer and sources.",
+        f"--reference-model {config.select.reference_model!r} was trained with another tokenizer than this "
+        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
+        "sources.",
     )
     shop.extra_flops_per_window = forward_flops(reference, config.data.window)
 

@@ -1,18 +1,17 @@
 """Carries the loop from the first step to the last: logs, evaluations, checkpoints, interruptions."""
 
+import hashlib
 import importlib.metadata
+import itertools
 import json
-import logging
 import math
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,16 +20,15 @@ import curriq
 from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError
-from curriq.rng import Generators
-from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint
-from curriq.train.loop import Components, LoopState, StepRecord, train_step
+from curriq.rng import Generators, derive_seed
+from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
+from curriq.train.interrupt import stop_flag
+from curriq.train.loop import Components, Diverged, LoopState, StepRecord, train_step
 from curriq.train.meter import Meter
 from curriq.train.metrics import CandidateLog, MetricsLog, Sink, TensorBoardSink, WandbSink, write_summary
 from curriq.train.progress import make_progress
 from curriq.train.storage import write_atomically
 from curriq.types import Metrics, merge
-
-logger = logging.getLogger("curriq")
 
 
 @runtime_checkable
@@ -85,6 +83,8 @@ class Session:
     run_dir: Path = field(init=False)
     last_validation: float | None = None
     _last_saved: Path | None = None
+    _checkpointer: Checkpointer | None = None
+    _save_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.config.log.run_dir)
@@ -101,9 +101,11 @@ class Session:
             for name, part in self._stateful().items():
                 part.load_state_dict(saved[name])
         except (KeyError, RuntimeError, ValueError, AssertionError) as error:
+            if isinstance(error, CurriqError):
+                raise
             raise CurriqError(
-                f"{checkpoint.path} does not fit the run's settings ({error}): a setting that shapes the model, "
-                "the critic or the selector was changed. Resume without that change."
+                f"{checkpoint.path} does not fit the run's settings ({error}): a setting that shapes the "
+                "model, the critic or the selector was changed. Resume without that change."
             ) from error
         self.last_validation = saved["validation"]
         self._last_saved = checkpoint.path
@@ -112,67 +114,91 @@ class Session:
         """Run to the last step, or until Ctrl-C, and write the summary.
 
         Raises:
-            CurriqError: a loss or gradient that is not finite. The state before the bad step is saved.
+            CurriqError: the run is finished already; its folder holds another run; or a loss or gradient is
+                not finite, and then the checkpoints from before it stand.
         """
+        self._require_open_end()
         primary = parallel.rank() == 0
         if primary:
             self._open_folder()
-        checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep) if primary else None
-        start = self.state.step
+        self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep) if primary else None
         mode = self.config.log.progress if primary else "none"
         with (
-            _stop_flag() as stop,
-            make_progress(mode, self.config.train.steps, start) as progress,
-            (_Logs(self.config, self.run_dir, self.meter.source_names, start) if primary else nullcontext()) as logs,
+            stop_flag() as stop,
+            make_progress(mode, self.config.train.steps, self.state.step) as progress,
+            self._open_logs() if primary else nullcontext() as logs,
         ):
-            checkpoint_seconds = 0.0
-            while self.state.step < self.config.train.steps and not stop():
-                record, row = self._step(checkpointer, logs)
-                if checkpoint_seconds:
-                    row["time/checkpoint"] = checkpoint_seconds
-                checkpoint_seconds = 0.0
+            if self._last_saved is None:
+                self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
+            while not self._finished and not parallel.any_rank(stop()):
+                record, row = self._step(logs)
                 if logs is not None:
                     logs.write(record, row)
                 progress.update(row)
-                done = self.state.step
-                if done % self.config.log.checkpoint_every == 0 or done == self.config.train.steps:
-                    began = time.perf_counter()
-                    self._save(checkpointer, logs)
-                    checkpoint_seconds = time.perf_counter() - began
-            finished = self.state.step >= self.config.train.steps
-            if not finished:
-                self._save(checkpointer, logs)
-        summary = self._summary(finished)
+                if self._finished or self.state.step % self.config.log.checkpoint_every == 0:
+                    self._save(logs)
+            if not self._finished:
+                self._save(logs)
+        summary = self._summary()
         if primary:
             write_summary(self.run_dir, summary)
-        return RunResult(run_dir=self.run_dir, summary=summary, finished=finished)
+        return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
 
-    def _step(self, checkpointer: Checkpointer | None, logs: "_Logs | None") -> tuple[StepRecord, Metrics]:
-        began = time.perf_counter()
+    @property
+    def _finished(self) -> bool:
+        return self.state.step >= self.config.train.steps
+
+    def _require_open_end(self) -> None:
+        """Refuse a run with nothing left to do; without its summary there is that to write."""
+        if self._finished and (self.run_dir / "summary.json").exists():
+            raise CurriqError(
+                f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
+                f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
+                "follows the longer schedule)."
+            )
+
+    def _step(self, logs: "_Logs | None") -> tuple[StepRecord, Metrics]:
+        step = self.state.step
         try:
-            record = train_step(self.components, self.state)
+            began = time.perf_counter()
+            with _dropout_seed(self.config.train.seed, step):
+                record = train_step(self.components, self.state)
+            counted = self.meter.measure(record, time.perf_counter() - began)
+            validated = self._validate()
         except ArithmeticError as error:
-            raise self._stopped_by(error, checkpointer, logs) from error
-        counted = self.meter.measure(record, time.perf_counter() - began)
-        row = merge({"step": record.step}, counted, record.metrics)
+            raise self._stopped_by(error, step, logs) from error
+        row = merge({"step": step}, counted, record.metrics, validated)
         for probe in self.probes:
             row = merge(row, probe.measure(record))
-        if self.state.step % self.config.log.eval_every == 0 or self.state.step == self.config.train.steps:
-            began = time.perf_counter()
-            self.last_validation = self.validate()
-            row["validation/loss"] = self.last_validation
-            row["validation/perplexity"] = math.exp(min(self.last_validation, 700.0))
-            row["time/evaluate"] = time.perf_counter() - began
+        if self._save_seconds is not None:
+            row["time/checkpoint"], self._save_seconds = self._save_seconds, None
         return record, row
 
-    def _save(self, checkpointer: Checkpointer | None, logs: "_Logs | None") -> None:
+    def _validate(self) -> Metrics:
+        """The validation loss where the step calls for one.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        if not self._finished and self.state.step % self.config.log.eval_every != 0:
+            return {}
+        began = time.perf_counter()
+        loss = self.last_validation = self.validate()
+        if not math.isfinite(loss):
+            raise Diverged(f"the validation loss after the update is {loss}")
+        seconds = time.perf_counter() - began
+        return {"validation/loss": loss, "validation/perplexity": _perplexity(loss), "time/evaluate": seconds}
+
+    def _save(self, logs: "_Logs | None") -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
+        began = time.perf_counter()
         if logs is not None:
             logs.flush()
-        if checkpointer is not None:
-            saved = checkpointer.save(self.state.step, self._state(), self.save_lm)
+        if self._checkpointer is not None:
+            saved = self._checkpointer.save(self.state.step, self._state(), self.save_lm)
             self._last_saved = saved or self._last_saved
         parallel.barrier()
+        self._save_seconds = time.perf_counter() - began
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -183,6 +209,8 @@ class Session:
         }
 
     def _stateful(self) -> dict[str, Any]:
+        """Parts by name. A part that draws saves its generator too, so that it is complete by itself;
+        `generators` then holds the same state once more, and those that no part owns."""
         c = self.components
         return {
             "proposer": c.proposer,
@@ -193,32 +221,56 @@ class Session:
             "generators": self.generators,
         }
 
-    def _stopped_by(
-        self, error: ArithmeticError, checkpointer: Checkpointer | None, logs: "_Logs | None"
-    ) -> CurriqError:
-        """Save the state before the bad step, with its candidates, and say what to do."""
-        pending = self.state.pending
-        windows = [] if pending is None else pending.window_ids.tolist()
-        self._save(checkpointer, logs)
+    def _stopped_by(self, error: ArithmeticError, step: int, logs: "_Logs | None") -> CurriqError:
+        """Keep the log, and say from which checkpoint to go on and how."""
+        if logs is not None:
+            logs.flush()
+        proposed = self.state.proposed
+        windows = [] if proposed is None else proposed.window_ids.tolist()
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         return CurriqError(
-            f"step {self.state.step} stopped before it changed the model: {error}. Its windows: {shown}. "
-            f"Everything up to this step is saved in {self._last_saved}. Go on with a smaller step, "
-            f"for instance `curriq resume {self.run_dir} --lm-lr {self.config.optim.lm_lr / 3:.1g}`, "
-            "or look at the windows in the data."
+            f"step {step} stopped: {error}. Its windows: {shown}. {self._way_out(error, step)}"
         )
+
+    def _way_out(self, error: ArithmeticError, step: int) -> str:
+        """A step that fails before its update fails again from the checkpoint right before it, whatever
+        the learning rate: that checkpoint must not be the newest."""
+        if self._checkpointer is None:
+            return "Rank 0 says how to go on."
+        if not isinstance(error, Diverged):
+            self._checkpointer.set_aside_from(step)
+        standing = checkpoint_folders(self._checkpointer.folder)
+        smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
+        if standing:
+            return (
+                f"The log and the checkpoint of step {step_of(standing[0])} stand: go on from there with a "
+                f"smaller learning rate, for instance `curriq resume {self.run_dir} {smaller}` (if Q "
+                "diverged, with a smaller --q-lr)."
+            )
+        if step == 0:
+            return "The model gives no finite number before any training: check --model and --precision."
+        return (
+            "No earlier checkpoint stands: start again with a smaller learning rate, for instance "
+            f"`curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW {smaller}`."
+        )
+
+    def _open_logs(self) -> "_Logs":
+        return _Logs(self.config, self.run_dir, self.meter.source_names, self.state.step)
 
     def _open_folder(self) -> None:
         """Make the run's folder and write down what is about to run."""
-        fresh = self.state.step == 0
-        if fresh and not self.config.log.run_dir:
-            self.run_dir = _free_folder(Path("runs"), f"{self.config.select.selector}-{self.config.train.seed}")
-        if fresh and (self.run_dir / "metrics.jsonl").exists() and self._last_saved is None:
-            raise CurriqError(
-                f"--run-dir {self.run_dir} holds a run already: go on with `curriq resume {self.run_dir}`, "
-                "or give another folder."
-            )
+        if self._last_saved is None:
+            if not self.config.log.run_dir:
+                name = f"{self.config.select.selector}-{self.config.train.seed}"
+                self.run_dir = _new_folder(Path("runs"), name)
+            log = self.run_dir / "metrics.jsonl"
+            if checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0):
+                raise CurriqError(
+                    f"--run-dir {self.run_dir} holds a run already: go on with "
+                    f"`curriq resume {self.run_dir}`, or give another folder."
+                )
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end that is none any more
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
         about = {
             "command": sys.argv,
@@ -233,7 +285,7 @@ class Session:
         }
         write_atomically(self.run_dir / "environment.json", json.dumps(about, indent=1).encode())
 
-    def _summary(self, finished: bool) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         """Fields of `summary.json`; the test set is touched here and nowhere else."""
         shares = self.meter.shares()
         checkpoint = self._last_saved
@@ -242,7 +294,7 @@ class Session:
             "selector": self.config.select.selector,
             "seed": self.config.train.seed,
             "threads": torch.get_num_threads(),
-            "finished": finished,
+            "finished": self._finished,
             "steps": self.state.step,
             "windows_seen": self.meter.windows_seen,
             "windows_trained": self.meter.windows_trained,
@@ -252,15 +304,17 @@ class Session:
             "seconds": self.meter.seconds,
             "weight_share": {name: share["weight"] for name, share in shares.items()},
             "offered_share": {name: share["offered"] for name, share in shares.items()},
-            "data_fingerprint": self.fingerprint,
+            "data_fingerprint": digest(self.fingerprint),
             "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(self.run_dir)),
         }
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
-            summary["validation_perplexity"] = math.exp(min(self.last_validation, 700.0))
-        if finished:
+            summary["validation_perplexity"] = _perplexity(self.last_validation)
+        if self.meter.epoch is not None:
+            summary["epoch"] = self.meter.epoch
+        if self._finished:
             loss = self.test()
-            summary |= {"test_loss": loss, "test_perplexity": math.exp(min(loss, 700.0))}
+            summary |= {"test_loss": loss, "test_perplexity": _perplexity(loss)}
         return summary
 
 
@@ -307,32 +361,31 @@ class _Logs:
 
 
 @contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one kills."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once.")
-
-    try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller's own handling stands
-        previous = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _dropout_seed(seed: int, step: int) -> Iterator[None]:
+    """Dropout draws from torch's global generator: one seed per step and rank resumes exactly without a
+    state to save, and the caller's global state is left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, f"dropout/{step}/{parallel.rank()}"))
+        yield
 
 
-def _free_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3`, … that does not exist."""
-    folder, count = parent / name, 1
-    while folder.exists():
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+def _new_folder(parent: Path, name: str) -> Path:
+    """Makes `parent/name`, or the first of `name-2`, `name-3`, … that nobody else has made."""
+    for count in itertools.count(1):
+        folder = parent / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _perplexity(loss: float) -> float:
+    """exp(loss), kept inside the range of a float."""
+    return math.exp(min(loss, 700.0))
+
+
+def digest(fingerprint: dict[str, str]) -> str:
+    """One short hash of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,266 @@
+"""Whole tiny runs: every selector and every extra, deterministic, resumable to the bit, and accounted for."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pytest
+import torch
+from tests.runs import SETTINGS, Finished, assert_same_run, tiny
+
+from curriq.config import RunConfig, SelectorName, SourceConfig
+from curriq.report.read import read_metrics, read_summary
+from curriq.train.registry import GROUPS, SUMMARY, find
+from curriq.train.run import prepare, resume, train
+
+N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
+STOP = STEPS // 2
+WIDTH, VOCAB = 32, SETTINGS["vocab_size"]
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "no q-weighting": {"q_weighting": False},
+    "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
+    "mixture credit": {"credit": "mixture"},
+    "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
+    "q warm-up": {"q_warmup_steps": 2},
+    "reset theta": {"reset_theta": True},
+    "alternating": {"alternating_period": 2},
+    "warm-up, then a bandit": {"selector": "bandit", "q_warmup_steps": 2},
+    "competence by length": {"selector": "competence", "difficulty": "length"},
+    "competence by rarity": {"selector": "competence", "difficulty": "rarity"},
+    "competence by label": {"selector": "competence", "difficulty": "label"},
+    "needle": {"needle": True},
+    "topic-coherent": {"topic_coherent": True, "topic_encoder": "hashing", "topic_pool_size": 64},
+    "dropout": {"dropout": 0.2},
+    "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True},
+    "bf16": {"precision": "bf16"},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "pretrained": {"model": "REFERENCE"},
+}
+COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
+OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label"}
+"""Compositions that change the data, and so the windows."""
+
+
+@dataclass
+class InterruptAt:
+    """A probe that presses Ctrl-C in a step."""
+
+    step: int
+
+    def measure(self, record) -> dict[str, float]:
+        if record.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> str:
+    """A model of the same tokenizer, for rho and as a pretrained model."""
+    return str(
+        train(tiny(selector="uniform", steps=2, run_dir=str(tmp_path_factory.mktemp("ref")))).model_dir
+    )
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> SourceConfig:
+    """A source whose documents have a difficulty label."""
+    path = tmp_path_factory.mktemp("labelled") / "documents.jsonl"
+    documents = (
+        {"text": f"Document {i} says {i * i} and again " + f"word{i % 7} " * 30, "level": i % 5}
+        for i in range(200)
+    )
+    path.write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
+    return SourceConfig(name="labelled", path=str(path), difficulty_field="level", weight=0.5)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, reference, labelled):
+    """Name of a composition → the finished, uninterrupted run; each is made once."""
+    made: dict[str, Finished] = {}
+
+    def configure(name: str) -> RunConfig:
+        overrides = COMPOSITIONS[name]
+        if overrides.get("model") == "REFERENCE":
+            overrides = overrides | {"model": reference}
+        if overrides.get("selector") == "rho":
+            overrides = overrides | {"reference_model": reference}
+        if overrides.get("difficulty") == "label":
+            overrides = overrides | {"sources": (*tiny().data.sources, labelled)}
+        return tiny(**overrides)
+
+    def get(name: str) -> Finished:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+            train(configure(name).override(run_dir=str(folder)))
+            made[name] = Finished(folder)
+        return made[name]
+
+    get.configure = configure
+    return get
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+class TestEveryComposition:
+    def test_interrupted_and_resumed_equals_uninterrupted(self, name, runs, tmp_path):
+        """Both halves come from fresh objects, so this is determinism under one seed as well."""
+        run = prepare(runs.configure(name).override(run_dir=str(tmp_path)))
+        run.session.probes.append(InterruptAt(STOP - 1))
+        halfway = run.session.train()
+        assert not halfway.finished
+        assert halfway.summary["steps"] == STOP
+        assert Finished(tmp_path).rows == runs(name).rows[:STOP]
+        torch.manual_seed(STOP)  # what the caller does to the global generator must not matter
+        assert resume(tmp_path).finished
+        assert_same_run(tmp_path, runs(name).folder)
+
+    def test_every_row_adds_up(self, name, runs):
+        run = runs(name)
+        offered, table = run.candidates["step"], run.candidates
+        trained_so_far, effective_so_far = 0, 0.0
+        for k, row in enumerate(run.rows):
+            weights = [w for w, step in zip(table["weight"], offered, strict=True) if step == k]
+            losses = [x for x, step in zip(table["loss"], offered, strict=True) if step == k]
+            trained = sum(x is not None for x in losses)
+            trained_so_far += trained
+            effective = 1 / sum(w * w for w in weights)
+            effective_so_far += effective
+            assert row["step"] == k
+            assert len(weights) == N
+            assert sum(weights) == pytest.approx(1, abs=1e-6)
+            assert all(w == 0 for w, x in zip(weights, losses, strict=True) if x is None)
+            assert row["x/windows_seen"] == N * (k + 1)
+            assert row["x/windows_trained"] == trained_so_far
+            assert row["x/tokens"] == T * trained_so_far
+            assert row["x/effective_windows"] == pytest.approx(effective_so_far, rel=1e-5)
+            assert row["policy/effective_batch_size"] == pytest.approx(effective, rel=1e-5)
+            assert 1 - 1e-6 <= effective <= trained + 1e-4
+            assert row["policy/effective_batch_fraction"] == pytest.approx(effective / N, rel=1e-5)
+            assert row["policy/max_weight"] == pytest.approx(max(weights))
+            mixture = sum(w * x for w, x in zip(weights, losses, strict=True) if x is not None)
+            assert row["train/loss"] == pytest.approx(mixture, rel=1e-5)
+            for family in ("weight_share", "offered_share"):
+                shares = [v for key, v in row.items() if key.startswith(f"select/{family}/")]
+                assert sum(shares) == pytest.approx(1, abs=1e-6)
+
+    def test_axes_grow_and_the_summary_repeats_the_last_row(self, name, runs):
+        rows, summary = read_metrics(runs(name).folder), read_summary(runs(name).folder)
+        axes = ("windows_seen", "windows_trained", "effective_windows", "tokens", "flops", "seconds")
+        for axis in axes:
+            values = [row[f"x/{axis}"] for row in rows]
+            assert values == sorted(set(values)), axis
+            assert summary[axis] == values[-1], axis
+        assert summary.get("epoch") == rows[-1].get("data/epoch")
+        assert summary["validation_loss"] == rows[-1]["validation/loss"]
+        assert summary["finished"] is True
+        assert summary["steps"] == STEPS
+        for shares in (summary["weight_share"], summary["offered_share"]):
+            assert sum(shares.values()) == pytest.approx(1)
+
+    def test_generators_are_saved_once_or_alike(self, name, runs):
+        """Components save their generator, and `generators` saves all: the two must never disagree."""
+        state = runs(name).state
+        owners = {
+            "random-k": ("selector", "generator"),
+            "bandit": ("selector", "generator"),
+            "needle": ("proposer", "generator"),
+            "critic/replay": ("critic", "replay", "generator"),
+        }
+        for purpose, generator_state in state["generators"].items():
+            own: Any = state
+            for key in owners.get(purpose, ("generators", purpose)):
+                own = own[key]
+            assert torch.equal(own, generator_state), purpose
+
+
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name not in OTHER_WINDOWS])
+def test_windows_do_not_depend_on_the_method(name, runs):
+    ours, uniform = runs(name).candidates, runs("uniform").candidates
+    for column in ("step", "row", "window_id", "source"):
+        assert ours[column] == uniform[column]
+
+
+def test_flops_of_the_uniform_mixture_by_hand(runs):
+    """One layer: qkv, output, the MLP's two, scores and values of attention; then the head."""
+    per_token = 2 * WIDTH * (3 * WIDTH + WIDTH + 4 * WIDTH + 4 * WIDTH + VOCAB) + 2 * 2 * T * WIDTH
+    forward = T * per_token
+    assert [row["x/flops"] for row in runs("uniform").rows] == [
+        3 * forward * N * (k + 1) for k in range(STEPS)
+    ]
+
+
+def test_flops_count_scoring_twice_with_dropout_and_the_reward(runs):
+    plain, dropout = (runs(name).rows[-1]["x/flops"] for name in ("soft-q", "dropout"))
+    forward = runs("uniform").rows[0]["x/flops"] // (3 * N)
+    reward_windows = tiny().train.reward_windows
+    assert plain == STEPS * (3 * N + reward_windows) * forward
+    assert dropout == STEPS * (4 * N + reward_windows) * forward
+
+
+def test_gradient_checkpointing_changes_no_number(runs):
+    assert runs("gradient checkpointing").rows == runs("soft-q").rows
+
+
+def test_dropout_scores_without_dropout(runs):
+    """The first step's losses are measured at the same θ_0, so dropout must not be seen in them."""
+    plain, dropout = runs("soft-q").candidates, runs("dropout").candidates
+    assert dropout["loss"][:N] == pytest.approx(plain["loss"][:N], rel=1e-6)
+    assert dropout["loss"][N:] != plain["loss"][N:]
+
+
+def weights_of_every_step(config: RunConfig) -> list[bytes]:
+    """θ before the first step and after each."""
+    run = prepare(config)
+
+    def weights() -> bytes:
+        return b"".join(p.numpy().tobytes() for p in run.lm.network.state_dict().values())
+
+    @dataclass
+    class Camera:
+        def measure(self, record) -> dict[str, float]:
+            pictures.append(weights())
+            return {}
+
+    pictures = [weights()]
+    run.session.probes.append(Camera())
+    run.session.train()
+    return pictures
+
+
+def test_reset_theta_puts_it_back_after_every_step(tmp_path):
+    pictures = weights_of_every_step(tiny(reset_theta=True, run_dir=str(tmp_path)))
+    assert set(pictures) == {pictures[0]}
+
+
+def test_alternating_periods_reset_and_train_in_turn(tmp_path):
+    """Period 2: steps 0 and 1 reset, 2 and 3 train, 4 and 5 reset."""
+    start, *after = weights_of_every_step(tiny(alternating_period=2, run_dir=str(tmp_path)))
+    assert after[0] == after[1] == start
+    assert len({start, after[2], after[3]}) == 3
+    assert after[4] == after[5] == after[3]
+
+
+def test_warm_up_is_uniform_and_resets(runs):
+    rows = runs("q warm-up").rows
+    assert [row["theta_reset"] for row in rows] == [1, 1, 0, 0, 0, 0]
+    assert [row["policy/effective_batch_size"] == pytest.approx(N) for row in rows[:2]] == [True, True]
+    assert rows[-1]["policy/effective_batch_size"] < N - 1e-3
+    assert "critic/td_loss" in rows[1]  # Q learns meanwhile
+
+
+def test_no_q_weighting_is_uniform_while_q_learns(runs):
+    uniform, ours = runs("uniform"), runs("no q-weighting")
+    assert ours.weights == uniform.weights
+    assert all("critic/td_loss" in row for row in ours.rows[1:])
+
+
+def test_every_documented_name_is_logged(runs):
+    """A definition that nothing logs would be a promise that nobody keeps."""
+    rows = [row for name in COMPOSITIONS for row in read_metrics(runs(name).folder)]
+    logged = {find(name).name for row in rows for name in row}
+    documented = {metric.name for group in GROUPS for metric in group.metrics}
+    assert documented - logged == set()
+    fields = {field for name in COMPOSITIONS for field in read_summary(runs(name).folder)}
+    assert {field.name for field in SUMMARY} == fields
