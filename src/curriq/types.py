@@ -69,19 +69,6 @@ class Candidates:
         """The same windows with their tokens on `device`; the labels stay on the CPU."""
         return replace(self, tokens=self.tokens.to(device, non_blocking=True))
 
-    def state_dict(self) -> State:
-        return {
-            "tokens": self.tokens.cpu(),
-            "window_ids": self.window_ids,
-            "source": self.source,
-            "difficulty": self.difficulty,
-            "rows": self.rows,
-        }
-
-    @staticmethod
-    def from_state_dict(state: State) -> "Candidates":
-        return Candidates(**state)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Features:

@@ -110,7 +110,8 @@ def test_a_value_outside_its_bounds_is_refused_by_name(section: type, name: str,
     with pytest.raises(CurriqError) as error:
         make(section, **{name: value})
     message = str(error.value)
-    assert message.startswith(f"{flag(name)} = {value}: ")
+    spelling = f"source 'a': {name}" if section is SourceConfig else flag(name)
+    assert message.startswith(f"{spelling} = {value}: ")
     assert message.endswith(".")
 
 
@@ -252,6 +253,21 @@ def test_override_validates_the_fields_and_their_combination() -> None:
     with pytest.raises(CurriqError, match="--reward-windows = 200"):
         RunConfig().override(reward_windows=200)
     assert RunConfig().override(reward_windows=200, reward_set_size=200).train.reward_windows == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("selector", "best", r"select\.selector = 'best': .*'soft-q'"),
+        ("steps", "many", r"train\.steps = 'many': .*integer"),
+        ("steps", 1.5, r"train\.steps = 1\.5: .*integer"),
+        ("beta", None, r"critic\.beta = None: .*number"),
+        ("sources", [{"name": "a", "pth": "x"}], "'pth'.*Did you mean 'path'"),
+    ],
+)
+def test_override_refuses_values_of_the_wrong_type(name: str, value: Any, message: str) -> None:
+    with pytest.raises(CurriqError, match=message):
+        RunConfig().override(**{name: value})
 
 
 def test_field_owners_finds_every_field() -> None:

@@ -99,6 +99,7 @@ def test_the_tokenizer_is_trained_on_training_documents_of_clean_sources_in_turn
         ({"test_set_size": 7}, "held_out_sizes"),
         ({"shuffle_buffer": 16}, "shuffle_buffer"),
         ({"topic_coherent": True, "topic_encoder": "hashing"}, "topic"),
+        ({"needle": True}, "needle"),
     ],
 )
 def test_every_setting_of_the_data_is_in_the_fingerprint(folder, corpus, change, named):
@@ -106,6 +107,20 @@ def test_every_setting_of_the_data_is_in_the_fingerprint(folder, corpus, change,
     with pytest.raises(CurriqError, match=f"{named} was"):
         check_fingerprint(corpus.fingerprint(), changed)
     check_fingerprint(corpus.fingerprint(), open_corpus(run_config(folder)).fingerprint())
+
+
+def test_other_held_out_windows_are_refused_on_resume(folder):
+    """Equal settings do not make equal embeddings: another version or device of an encoder is enough."""
+
+    class ByLength:
+        def encode(self, texts):
+            return np.eye(7, dtype=np.float32)[[len(text) % 7 for text in texts]]
+
+    config = run_config(folder, topic_coherent=True, topic_encoder="hashing", topic_temperature=1e-3)
+    saved, current = (open_corpus(config, encoder).fingerprint() for encoder in (None, ByLength()))
+    with pytest.raises(CurriqError, match="held_out was"):
+        check_fingerprint(saved, current)
+    assert {name for name in saved if saved[name] != current[name]} == {"held_out"}
 
 
 def test_changed_text_is_refused_on_resume(tmp_path, folder, corpus):

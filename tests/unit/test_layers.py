@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lm", "softq"),
     ("propose", "select"),
     ("train",),
-    ("evaluate", "report"),
+    ("report",),
+    ("evaluate",),
     ("cli",),
     ("__main__",),
 )

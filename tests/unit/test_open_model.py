@@ -80,7 +80,9 @@ class TestRandom:
     def test_model_that_sees_the_future_is_refused(self) -> None:
         """A prefix language model lets every token of its prefix see all of it."""
         with pytest.raises(CurriqError, match="'cpmant' is not causal"):
-            open_lm("random:cpmant:hidden_size=16,num_attention_heads=2,dim_head=8,dim_ff=16,num_hidden_layers=1")
+            open_lm(
+                "random:cpmant:hidden_size=16,num_attention_heads=2,dim_head=8,dim_ff=16,num_hidden_layers=1"
+            )
 
 
 class TestFit:
@@ -117,9 +119,7 @@ class TestFit:
         lm.network.config.eos_token_id = lm.network.generation_config.eos_token_id = 5
         lm.save(tmp_path / "five")
         changed = open_lm(str(tmp_path / "five"))
-        assert caplog.messages == [
-            "the model's EOS token is 5, its tokenizer's is 0: documents end with 0."
-        ]
+        assert caplog.messages == ["the model's EOS token is 5, its tokenizer's is 0: documents end with 0."]
         assert changed.network.config.eos_token_id == changed.network.generation_config.eos_token_id == 0
         changed.save(tmp_path / "zero")
         open_lm(str(tmp_path / "zero"))

@@ -18,7 +18,7 @@ from curriq.train.run import train
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big red ball. She wanted to play with it, but it was too high in the tree. "
-    "Her mom said, \"Lily, let's go home.\" Lily was sad, but she was happy to go home with her mom."
+    'Her mom said, "Lily, let\'s go home." Lily was sad, but she was happy to go home with her mom.'
 )
 
 
@@ -54,7 +54,7 @@ class TestStories260k:
         things = ["ball", "doll", "cake", "kite", "book", "frog", "boat", "tree"]
         places = ["park", "house", "garden", "forest", "school", "kitchen", "pond", "shop"]
         stories = [
-            f"{name} went to the {place} with a big {thing}. {name} said, \"I like my {thing} number {i}.\" "
+            f'{name} went to the {place} with a big {thing}. {name} said, "I like my {thing} number {i}." '
             f"Then it was time to go home from the {place}, and mom was happy. The {thing} was very nice."
             for i, (name, thing, place) in enumerate((n, t, p) for n in names for t in things for p in places)
         ]
@@ -90,9 +90,10 @@ class TestStories260k:
         assert rows[-1]["validation/loss"] < rows[0]["validation/loss"]
         assert result.summary["test_loss"] < rows[0]["train/loss"]
         lm, tokenizer = self.reopen(result.model_dir)
-        assert tokenizer.get_vocab() == load_tokenizer(
-            TokenizerConfig(tokenizer=run.lm.model), run.lm, pytest.fail
-        ).get_vocab()
+        assert (
+            tokenizer.get_vocab()
+            == load_tokenizer(TokenizerConfig(tokenizer=run.lm.model), run.lm, pytest.fail).get_vocab()
+        )
         assert lm.network.config.eos_token_id == 1
 
     def test_from_scratch_with_the_configuration_and_a_tokenizer_made_here(self, run: RunConfig) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from curriq.cli import parse_run_config
 from curriq.config import load_toml
+from curriq.evaluate.plan import load_plan
 from curriq.presets import PRESETS, preset, smoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +40,17 @@ def test_train_commands_are_understood(tmp_path: Path, monkeypatch: pytest.Monke
             parse_run_config(arguments)
 
 
+def test_compare_command_is_understood():
+    """The file that it names is there, and six seeds can give a verdict."""
+    (command,) = [line for line in "\n".join(blocks("sh")).splitlines() if "curriq compare" in line]
+    _, _, file = shlex.split(command, comments=True)
+    plan = load_plan(ROOT / file)
+    assert len(plan.compare.seeds) >= 6
+
+
 def test_example_run_files_are_valid():
-    examples = sorted((ROOT / "examples").glob("*.toml"))
+    """Every example but the comparison, which is no run file, is one."""
+    examples = sorted(set((ROOT / "examples").glob("*.toml")) - {ROOT / "examples" / "compare.toml"})
     assert examples
     for example in examples:
         load_toml(example)

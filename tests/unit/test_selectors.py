@@ -230,6 +230,13 @@ def test_bandit_learns_nothing_from_the_first_reward():
     assert metrics == {f"bandit/p_{name}": pytest.approx(1 / 3) for name in "abc"}
 
 
+def test_bandit_gives_no_probability_to_a_source_that_is_never_offered():
+    """A target with weight 0 is a source of the run, but no arm."""
+    selector = make_bandit()
+    metrics = selector.observe(0, finished(selector.narrow(0, windows(source=[0, 2, 2, 0])), -3.0))
+    assert metrics == {"bandit/p_a": 0.5, "bandit/p_b": 0.0, "bandit/p_c": 0.5}
+
+
 def test_bandit_gain_is_the_improvement_between_its_quantiles():
     """Improvements 1, 2, 3, 4, 5 have quantiles 1.8 and 4.2, so 5 is clipped to +1; then 3 maps to 0.
 

@@ -146,6 +146,10 @@ class TestFormats:
             parquet.write_table(table, tmp_path / f"{name}.parquet")
         assert texts_of(local(tmp_path)) == ["a", "b"]
 
+    def test_half_a_surrogate_pair_is_replaced(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", r'{"text": "cut \ud83d here, whole \ud83d\ude00 there"}')
+        assert texts_of(local(path)) == ["cut ? here, whole 😀 there"]
+
     @pytest.mark.parametrize("extension", [".txt", ".jsonl", ".csv"])
     def test_byte_order_mark_is_no_text(self, tmp_path: Path, extension: str) -> None:
         path = write(tmp_path / f"a{extension}", b"\xef\xbb\xbf" + FORMATS[extension]())

@@ -207,6 +207,20 @@ class TestLoading:
             assert encode(loaded, TEXTS + HARD) == encode(tokenizer, TEXTS + HARD)
             assert eos_id(loaded) == 0
 
+    def test_other_tokens_than_a_pretrained_models_own_are_said_aloud(
+        self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for folder in ("model", "copy"):
+            tokenizer.save_pretrained(tmp_path / folder)
+        model = str(tmp_path / "model")
+        for quiet in (("auto", model), (str(tmp_path / "copy"), model), ("train", f"random:{model}")):
+            self.load(*quiet)
+        self.load("train", str(tmp_path / "without a tokenizer"))
+        assert not caplog.records
+        self.load("train", model)
+        assert "--tokenizer train" in caplog.text
+        assert f"random:{model}" in caplog.text
+
     def test_gpt2(self, shared_data: Path) -> None:
         gpt2 = self.load(str(shared_data / "gpt2_tokenizer"))
         assert encode(gpt2, ["Hello world"]) == [[15496, 995]]

@@ -58,6 +58,7 @@ class RunConfig:
             if name not in owners:
                 raise CurriqError(unknown_key(name, list(owners)))
             changed.setdefault(owners[name], {})[name] = value
+        check_source_tables([s for s in values.get("sources", ()) if not isinstance(s, SourceConfig)])
         sections = {
             section: _replaced(getattr(self, section), fields, section) for section, fields in changed.items()
         }

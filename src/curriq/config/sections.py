@@ -190,7 +190,7 @@ class OptimConfig:
     lm_lr: float = 2e-3
     """α: peak learning rate of θ."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Decay from the peak, which reaches zero where the step after the last would be; `constant` does not decay."""
+    """Decay from the peak; it would reach zero one step after the last. `constant` does not decay."""
     lr_warmup_steps: int = 20
     """Steps of linear warm-up to the peak."""
     weight_decay: float = 0.01

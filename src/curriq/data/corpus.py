@@ -71,7 +71,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None) -> Corpus:
         labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
     )
     generator = torch.Generator().manual_seed(derive_seed(seed, "stream"))
-    fingerprint = data_fingerprint(config, tokenizer, mix, target)
+    fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
     return Corpus(
         tokenizer=tokenizer,
         stream=WindowStream(mix, data.shuffle_buffer, generator, fingerprint),
@@ -107,6 +107,7 @@ def data_fingerprint(
     tokenizer: "transformers.PreTrainedTokenizerBase",
     mix: SourceMix,
     target: DocumentSource,
+    held_out: HeldOutSets,
 ) -> dict[str, str]:
     """What must be equal when a run is resumed, by name."""
     data = config.data
@@ -126,6 +127,9 @@ def data_fingerprint(
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
         "near_duplicate_threshold": str(data.near_duplicate_threshold),
         "topic": topic if data.topic_coherent else "none",
+        "needle": str(data.needle),
+        # What all of it comes to: an encoder on another device, say, may draw other topic-coherent windows.
+        "held_out": short_hash(*(windows.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),
     }
 

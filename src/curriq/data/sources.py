@@ -139,6 +139,8 @@ class StreamedSource:
             )
         if not text or text.isspace():
             return None
+        # JSON can spell half a surrogate pair ("\ud83d", an emoji cut in two), which is no text: "?" instead.
+        text = text.encode(errors="replace").decode()
         return Document(text.strip("\n"), difficulty=self._difficulty(row))
 
     def _difficulty(self, row: Row) -> float:

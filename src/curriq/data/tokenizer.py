@@ -1,5 +1,6 @@
 """Tokenizers: trained here and cached, from a folder, or from the Hugging Face hub."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from curriq.errors import CurriqError
 if TYPE_CHECKING:
     import tokenizers
     import transformers
+
+_log = logging.getLogger("curriq")
 
 EOS = "<|endoftext|>"
 """The one special token of a tokenizer trained here; its id is 0."""
@@ -38,12 +41,16 @@ def load_tokenizer(
         CurriqError: the tokenizer cannot be read, has no EOS token, or there is no text to train on.
     """
     name = config.tokenizer
+    pretrained = not lm.model.startswith("random:")
     if name == "auto":
-        name = "train" if lm.model.startswith("random:") else lm.model
+        name = lm.model if pretrained else "train"
     if name == "train":
-        return train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
-    tokenizer = _from_pretrained(name)
+        tokenizer = train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
+    else:
+        tokenizer = _from_pretrained(name)
     eos_id(tokenizer)
+    if pretrained and name != lm.model:
+        _compare_with_own(tokenizer, name, lm.model)
     return tokenizer
 
 
@@ -100,8 +107,9 @@ def train_tokenizer(
     texts = list(first_bytes(texts, sample_bytes))
     if not texts:
         raise CurriqError(
-            "--tokenizer train: there is no text to train on. Give a clean source (dirt=none) with text, or "
-            "a folder or hub name with --tokenizer."
+            "--tokenizer train: there is no text to train on: the clean sources (dirt=none) are empty, or "
+            "each of their documents is held out. Give them more text, cut a .txt file into more documents "
+            "(documents=paragraph), or give a folder or hub name with --tokenizer."
         )
     path = cache_dir() / "tokenizers" / short_hash(str(FORMAT), str(vocab_size), *texts) / "tokenizer.json"
     try:
@@ -147,6 +155,20 @@ def _wrap(tokenizer: "tokenizers.Tokenizer") -> "transformers.PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS, unk_token=EOS
     )
+
+
+def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: str, model: str) -> None:
+    """Warn when a pretrained model is given other tokens than those its embeddings stand for."""
+    try:
+        own = _from_pretrained(model)
+    except CurriqError:
+        return  # a model without a tokenizer: there is nothing to compare with
+    if own.get_vocab() != tokenizer.get_vocab():
+        _log.warning(
+            f"--tokenizer {name}: its tokens are not those of the pretrained --model {model}, so the model's "
+            "embeddings stand for other text. Take its own with --tokenizer auto, or start from scratch: "
+            f"--model random:{model}."
+        )
 
 
 def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":

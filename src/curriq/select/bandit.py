@@ -45,6 +45,7 @@ class SourceBandit(Uniform):
         self._learning_rate = learning_rate
         self._generator = generator
         self._log_weights = torch.zeros(len(self._names), dtype=torch.float64)
+        self._offered = torch.zeros(len(self._names), dtype=torch.bool)  # a pure target never is
         self._improvements = History(history)
         self._last_reward: float | None = None
         self._drawn = 0
@@ -59,6 +60,7 @@ class SourceBandit(Uniform):
     def narrow(self, step: int, candidates: Candidates) -> Candidates:
         source = candidates.source.cpu()
         present = torch.bincount(source, minlength=len(self._names)) > 0
+        self._offered |= present
         policy = self.policy(present)
         self._drawn = sample_action(policy, self._generator)
         self._drawn_probability = policy[self._drawn].item()
@@ -72,8 +74,7 @@ class SourceBandit(Uniform):
             self._log_weights[self._drawn] += self._learning_rate * gain / self._drawn_probability
             metrics["bandit/gain"] = gain
         self._last_reward = outcome.reward
-        everywhere = torch.ones(len(self._names), dtype=torch.bool)
-        for name, probability in zip(self._names, self.policy(everywhere).tolist(), strict=True):
+        for name, probability in zip(self._names, self.policy(self._offered).tolist(), strict=True):
             metrics[f"bandit/p_{name}"] = probability
         return metrics
 
@@ -89,6 +90,7 @@ class SourceBandit(Uniform):
     def state_dict(self) -> State:
         return {
             "log_weights": self._log_weights.clone(),
+            "offered": self._offered.clone(),
             "improvements": self._improvements.state_dict(),
             "last_reward": self._last_reward,
             "drawn": self._drawn,
@@ -98,6 +100,7 @@ class SourceBandit(Uniform):
 
     def load_state_dict(self, state: State) -> None:
         self._log_weights = state["log_weights"].clone()
+        self._offered = state["offered"].clone()
         self._improvements.load_state_dict(state["improvements"])
         self._last_reward = state["last_reward"]
         self._drawn = state["drawn"]

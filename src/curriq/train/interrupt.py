@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,7 +12,7 @@ logger = logging.getLogger("curriq")
 
 
 @contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
+def stop_flag() -> Generator[Callable[[], bool], None, None]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one kills.
 
     Signals within a second of the first count as one, because launchers pass on what the terminal sent to

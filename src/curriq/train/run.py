@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -229,7 +229,7 @@ def _random(k: int | None = None) -> Callable[[Workshop], Selector]:
     return lambda shop: RandomK(k or shop.config.select.random_k, shop.generators("random-k"))
 
 
-def _by_loss(sign: int) -> Callable[[Workshop], Selector]:
+def _by_loss(sign: Literal[1, -1]) -> Callable[[Workshop], Selector]:
     return lambda shop: ByLoss(shop.config.select.selector_temperature, sign)
 
 
@@ -290,7 +290,7 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
     "auto": lambda shop: LabelOrRarity(shop.lm.vocab_size),
     "label": lambda shop: LabelDifficulty(),
     "length": lambda shop: LengthDifficulty(
-        token_characters(shop.corpus.tokenizer.decode, len(shop.corpus.tokenizer))
+        token_characters(lambda ids: str(shop.corpus.tokenizer.decode(ids)), shop.lm.vocab_size)
     ),
     "rarity": lambda shop: RarityDifficulty(shop.lm.vocab_size),
 }

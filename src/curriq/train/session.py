@@ -8,7 +8,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ class Session:
         step = self.state.step
         try:
             began = time.perf_counter()
-            with _dropout_seed(self.config.train.seed, step):
+            with _dropout_seed(self.config.train.seed, step, self.device):
                 record = train_step(self.components, self.state)
             counted = self.meter.measure(record, time.perf_counter() - began)
             validated = self._validate()
@@ -361,10 +361,10 @@ class _Logs:
 
 
 @contextmanager
-def _dropout_seed(seed: int, step: int) -> Iterator[None]:
+def _dropout_seed(seed: int, step: int, device: torch.device) -> Generator[None, None, None]:
     """Dropout draws from torch's global generator: one seed per step and rank resumes exactly without a
     state to save, and the caller's global state is left alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, f"dropout/{step}/{parallel.rank()}"))
         yield
 

@@ -1,0 +1,1 @@
+"""Judges finished runs: arms against a baseline, over seeds."""

@@ -1,0 +1,163 @@
+"""From the logs of a comparison's runs to `comparison.json`; docs/compare.md lists its fields."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+import curriq
+from curriq.errors import CurriqError
+from curriq.evaluate import statistics
+from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun
+from curriq.report.read import read_metrics, read_summary
+
+AXES = {"windows": "x/windows_seen", "tokens": "x/tokens", "flops": "x/flops", "seconds": "x/seconds"}
+"""x-axis of a curve → its name in the log."""
+
+COPIED = ("test_loss", "validation_loss", "windows_seen", "tokens", "flops", "seconds", "threads")
+"""Fields of a run's summary that the comparison repeats."""
+
+Json = dict[str, Any]
+
+
+def assess(plan: Plan, failed: dict[str, str]) -> Json:
+    """Everything that the finished runs say.
+
+    Args:
+        plan: what was compared.
+        failed: name of a run → what it said last. Its seed is left out of the arm's pairs.
+
+    Raises:
+        CurriqError: two runs of one stream and seed saw different data.
+    """
+    measured = {run.name: _failure(run, failed) if run.name in failed else _measure(run) for run in plan.runs}
+    _require_equal_data(plan, measured)
+    streams: Json = {}
+    for stream in plan.streams:
+        by_arm = {
+            arm: [measured[run.name] for run in plan.runs if (run.stream, run.arm) == (stream, arm)]
+            for arm in plan.arms
+        }
+        baseline = by_arm[plan.compare.baseline]
+        streams[stream] = {arm: _assess_arm(runs, baseline) for arm, runs in by_arm.items()}
+    return {
+        "curriq": curriq.__version__,
+        "file": str(plan.file),
+        "baseline": plan.compare.baseline,
+        "seeds": list(plan.compare.seeds),
+        "confidence": statistics.CONFIDENCE,
+        "alpha": statistics.ALPHA,
+        "power": statistics.POWER,
+        "margin_share": statistics.MARGIN_SHARE,
+        "arms": plan.arms,
+        "streams": streams,
+        "failed": {run.name: failed[run.name] for run in plan.runs if run.name in failed},
+        "notes": _notes(measured),
+    }
+
+
+def _measure(run: PlannedRun) -> Json:
+    summary = read_summary(run.folder)
+    rows = [row for row in read_metrics(run.folder) if "validation/loss" in row]
+    curve = {axis: [row[name] for row in rows] for axis, name in AXES.items()}
+    curve["validation_loss"] = [row["validation/loss"] for row in rows]
+    x, y = np.array(curve["windows"], dtype=float), np.array(curve["validation_loss"])
+    return {
+        "seed": run.seed,
+        "folder": str(run.folder),
+        "finished": True,
+        **{name: summary[name] for name in COPIED},
+        "data_fingerprint": summary["data_fingerprint"],
+        "weight_share": summary["weight_share"],
+        "area": statistics.mean_height(x, y),
+        "curve": curve,
+    }
+
+
+def _failure(run: PlannedRun, failed: dict[str, str]) -> Json:
+    return {
+        "seed": run.seed,
+        "folder": str(run.folder),
+        "finished": False,
+        "error": failed[run.name],
+        "log": str(run.folder / WORKER_LOG),
+    }
+
+
+def _require_equal_data(plan: Plan, measured: dict[str, Json]) -> None:
+    first: dict[tuple[str, int], PlannedRun] = {}
+    for run in plan.runs:
+        if not measured[run.name]["finished"]:
+            continue
+        other = first.setdefault((run.stream, run.seed), run)
+        if measured[run.name]["data_fingerprint"] != measured[other.name]["data_fingerprint"]:
+            raise CurriqError(
+                f"{run.folder} and {other.folder} saw different data: files changed between the runs. "
+                "Remove the folder of the older one, or of both, and compare again."
+            )
+
+
+def _assess_arm(runs: list[Json], baseline: list[Json]) -> Json:
+    """One arm of one stream, over the seeds that finished in both it and the baseline."""
+    pairs = [
+        (ours, theirs)
+        for ours, theirs in zip(runs, baseline, strict=True)
+        if ours["finished"] and theirs["finished"]
+    ]
+    finished = [run for run in runs if run["finished"]]
+    losses = [run["test_loss"] for run in finished]
+    return {
+        "test_loss": float(np.mean(losses)) if losses else None,
+        "test_loss_sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None,
+        "area": float(np.mean([run["area"] for run in finished])) if finished else None,
+        "difference": _difference(pairs),
+        "area_difference": _area_difference(pairs),
+        "to_target": {axis: _to_target(pairs, axis) for axis in AXES},
+        "runs": runs,
+    }
+
+
+def _columns(pairs: list[tuple[Json, Json]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = zip(*((ours[name], theirs[name]) for ours, theirs in pairs), strict=True)
+    return np.array(ours, dtype=float), np.array(theirs, dtype=float)
+
+
+def _difference(pairs: list[tuple[Json, Json]]) -> Json | None:
+    """Final test loss, with the verdict; None without a pair or for the baseline itself."""
+    if not pairs or pairs[0][0] is pairs[0][1]:
+        return None
+    return dataclasses.asdict(statistics.summarise_differences(*_columns(pairs, "test_loss")))
+
+
+def _area_difference(pairs: list[tuple[Json, Json]]) -> Json | None:
+    if not pairs or pairs[0][0] is pairs[0][1]:
+        return None
+    ours, theirs = _columns(pairs, "area")
+    low, high = statistics.bootstrap_interval(ours - theirs) or (None, None)
+    return {"mean": float((ours - theirs).mean()), "low": low, "high": high}
+
+
+def _to_target(pairs: list[tuple[Json, Json]], axis: str) -> Json | None:
+    """Ratios per seed and over them; None without a pair."""
+    if not pairs:
+        return None
+    ratios = [
+        statistics.ratio_to_target(*_curve(ours["curve"], axis), *_curve(theirs["curve"], axis))
+        for ours, theirs in pairs
+    ]
+    by_seed = {
+        str(ours["seed"]): {"ratio": ratio.value, "censored": ratio.censored}
+        for (ours, _), ratio in zip(pairs, ratios, strict=True)
+    }
+    return dataclasses.asdict(statistics.summarise_ratios(ratios)) | {"by_seed": by_seed}
+
+
+def _curve(curve: dict[str, list[float]], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(curve[axis], dtype=float), np.array(curve["validation_loss"])
+
+
+def _notes(measured: dict[str, Json]) -> list[str]:
+    threads = sorted({run["threads"] for run in measured.values() if run["finished"]})
+    if len(threads) < 2:
+        return []
+    return [f"Seconds do not compare: runs used {' and '.join(map(str, threads))} threads."]

@@ -1,0 +1,378 @@
+"""`curriq compare`: what it refuses before it starts, whom it runs, and what it writes."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.runs import SETTINGS
+
+from curriq.cli import main
+from curriq.evaluate.plan import OWN, load_plan
+from curriq.evaluate.workers import Job, exclusive, last_line, run_jobs, steps_logged
+from curriq.report.comparison import print_comparison
+from curriq.report.read import read_metrics, read_summary
+from curriq.train.run import train
+
+REPOSITORY = Path(__file__).parents[2]
+
+PREAMBLE = """
+[compare]
+base = "smoke"
+seeds = {seeds}
+baseline = "uniform"
+workers = {workers}
+[arms.uniform]
+selector = "uniform"
+[arms.low-loss]
+selector = "low-loss"
+"""
+
+
+def stream(name: str = "dirty", **overrides: object) -> str:
+    """A stream of tiny runs, as TOML."""
+    settings = {name: value for name, value in SETTINGS.items() if name not in {*OWN, "sources", "beta"}}
+    lines = [f"{setting} = {json.dumps(value)}" for setting, value in (settings | overrides).items()]
+    return "\n".join(
+        (
+            f"[streams.{name}]",
+            *lines,
+            'sources = [{name = "prose", path = "embedded:prose", weight = 0.5},',
+            '           {name = "code", path = "embedded:code", weight = 0.5}]\n',
+        )
+    )
+
+
+def write(folder: Path, seeds: list[int], extra: str = "", workers: int = 2, **overrides: object) -> Path:
+    file = folder / "compare.toml"
+    text = PREAMBLE.format(seeds=seeds, workers=workers) + extra + stream(**overrides)
+    file.write_text(text)
+    return file
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line of an error: status 2 and nothing on stdout."""
+    assert main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a comparison whose runs were all trained, here in this process."""
+    folder = tmp_path_factory.mktemp("finished")
+    plan = load_plan(write(folder, [0, 1]), folder / "out")
+    for run in plan.runs:
+        train(run.config.override(threads=1))
+    return folder
+
+
+class TestPlan:
+    def test_arms_of_a_seed_stand_side_by_side(self, here: Path):
+        plan = load_plan(write(here, [3, 4]))
+        assert [run.name for run in plan.runs] == [
+            "dirty/uniform-3",
+            "dirty/low-loss-3",
+            "dirty/uniform-4",
+            "dirty/low-loss-4",
+        ]
+        assert plan.runs[3].folder == Path("runs/compare/dirty/low-loss-4")
+
+    def test_base_then_stream_then_arm(self, here: Path):
+        (here / "run.toml").write_text("[train]\nsteps = 7\n[optim]\nlm_lr = 0.1\n")
+        (here / "c.toml").write_text(
+            '[compare]\nbase = "smoke"\nconfig = "run.toml"\nseeds = [0]\nbaseline = "a"\n'
+            "[arms.a]\nlm_lr = 0.3\n[arms.b]\n[streams.s]\nlm_lr = 0.2\n[streams.t]\n"
+        )
+        configs = {(run.stream, run.arm): run.config for run in load_plan(here / "c.toml").runs}
+        rates = {cell: config.optim.lm_lr for cell, config in configs.items()}
+        assert rates == {("s", "a"): 0.3, ("s", "b"): 0.2, ("t", "a"): 0.3, ("t", "b"): 0.1}
+        assert all(config.train.steps == 7 and config.data.window == 32 for config in configs.values())
+
+    def test_without_streams_there_is_one(self, here: Path):
+        (here / "c.toml").write_text(PREAMBLE.format(seeds=[0], workers=1))
+        assert load_plan(here / "c.toml").streams == ("default",)
+
+    def test_a_schedule_that_decays_nowhere_can_be_allowed(self, here: Path):
+        text = PREAMBLE.format(seeds=[0], workers=1).replace("workers", "allow_constant_lr = true\nworkers")
+        (here / "c.toml").write_text(text + '[streams.s]\nlr_schedule = "constant"\n')
+        assert load_plan(here / "c.toml").runs[0].config.optim.lr_schedule == "constant"
+
+
+BAD = {
+    "no table of ours": ("[train]\nsteps = 5\n", "unknown table 'train'"),
+    "no TOML": ("[compare\n", "not valid TOML"),
+    "no seeds": ('[compare]\nbaseline = "a"\n', "lacks seeds"),
+    "empty seeds": ('[compare]\nseeds = []\nbaseline = "a"\n', "seeds is empty"),
+    "seed twice": ('[compare]\nseeds = [1, 1]\nbaseline = "a"\n', "one is there twice"),
+    "negative seed": ('[compare]\nseeds = [-1]\nbaseline = "a"\n', "0 or greater"),
+    "seed of the wrong type": ('[compare]\nseeds = ["x"]\nbaseline = "a"\n', "seeds.0 = 'x'"),
+    "unknown key": ('[compare]\nseed = [0]\nbaseline = "a"\n', "Did you mean 'seeds'?"),
+    "no workers": ('[compare]\nseeds = [0]\nbaseline = "a"\nworkers = 0\n', "it must be at least 1"),
+    "unknown preset": ('base = "smok"', "Did you mean 'smoke'?"),
+    "missing run file": ('config = "gone.toml"', "gone.toml: there is no such file"),
+    "unknown baseline": (
+        '[compare]\nseeds = [0]\nbaseline = "unifrom"\n[arms.uniform]\n[arms.b]\n',
+        "Did you",
+    ),
+    "one arm": ('[compare]\nseeds = [0]\nbaseline = "a"\n[arms.a]\n', "one arm only"),
+    "arm that is no table": ('[compare]\nseeds = [0]\nbaseline = "a"\n[arms]\na = 3\n', "write [arms.NAME]"),
+    "arm whose name is no folder": ('[arms."a/b"]\n', "becomes a folder"),
+    "unknown setting": ("[arms.x]\nbetta = 0.1\n", "[arms.x] unknown setting 'betta'. Did you mean 'beta'?"),
+    "setting of the comparison": ("[arms.x]\nseed = 3\n", "[arms.x] seed: take it out"),
+    "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: critic.beta = 'hot'"),
+    "refused value": ("[arms.x]\nbeta = 0\n", "--beta = 0"),
+    "unknown selector": ('[arms.x]\nselector = "best"\n', "select.selector = 'best'"),
+    "unknown key of a source": (
+        '[streams.s]\nsources = [{name = "a", pth = "b"}]\n',
+        "unknown setting 'pth'",
+    ),
+    "other data": ("[arms.x]\nwindow = 16\n", "[arms.x] window = 16, but [arms.uniform] has 32"),
+    "other tokenizer": ("[arms.x]\nvocab_size = 300\n", "vocab_size = 300, but"),
+    "other N": ("[arms.x]\nnum_candidates = 4\n", "num_candidates = 4, but"),
+    "other length": ("[arms.x]\nsteps = 4\n", "arms must share the data, the model, the steps and N"),
+    "constant learning rate": ('[arms.x]\nlr_schedule = "constant"\n', "set allow_constant_lr = true"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_clear_error_before_anything_starts(case: str, here: Path, capsys):
+    text, expected = BAD[case]
+    if text.startswith(("[arms", "[streams")):
+        text = PREAMBLE.format(seeds=[0], workers=1) + text
+    elif text.startswith(("base", "config")):
+        text = PREAMBLE.format(seeds=[0], workers=1).replace('base = "smoke"', text)
+    (here / "bad.toml").write_text(text)
+    error = refused(capsys, "bad.toml")
+    assert error.startswith("curriq: bad.toml")
+    assert expected in error
+    assert os.listdir(here) == ["bad.toml"]
+
+
+def test_a_missing_file_is_named(here: Path, capsys):
+    assert "gone.toml: there is no such file" in refused(capsys, "gone.toml")
+
+
+class TestFinished:
+    """A comparison with nothing left to run: what it says about the runs, and what it leaves alone."""
+
+    @pytest.fixture
+    def compare(self, finished: Path, capsys):
+        def call(*arguments: str, file: Path = finished / "compare.toml") -> tuple[int, str]:
+            status = main(["compare", str(file), "--out", str(finished / "out"), *arguments])
+            return status, capsys.readouterr().out
+
+        return call
+
+    def test_runs_nothing_and_judges_everything(self, compare, finished: Path):
+        out = finished / "out"
+        logs = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+        assert len(logs) == 4
+        status, printed = compare()
+        assert status == 0
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == logs
+        assert not list(out.rglob("worker.log"))
+        assert "undetermined" in printed
+        result = json.loads((out / "comparison.json").read_text())
+        arms = result["streams"]["dirty"]
+        losses = {
+            arm: [read_summary(out / "dirty" / f"{arm}-{seed}")["test_loss"] for seed in (0, 1)]
+            for arm in arms
+        }
+        differences = [a - b for a, b in zip(losses["low-loss"], losses["uniform"], strict=True)]
+        assert arms["low-loss"]["difference"]["mean"] == pytest.approx(sum(differences) / 2)
+        assert arms["low-loss"]["difference"]["more_seeds"] == 4
+        assert arms["uniform"]["difference"] is None
+        for axis in ("windows", "tokens", "flops", "seconds"):
+            assert arms["uniform"]["to_target"][axis]["mean"] == 1.0
+        curve = arms["low-loss"]["runs"][1]["curve"]
+        rows = [row for row in read_metrics(out / "dirty" / "low-loss-1") if "validation/loss" in row]
+        assert curve["validation_loss"] == [row["validation/loss"] for row in rows]
+        assert curve["windows"] == [32, 48]
+        assert (out / "curves-dirty.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (out / "curves-dirty.svg").read_text()
+
+    def test_says_the_same_twice(self, compare, finished: Path):
+        written = []
+        for _ in range(2):
+            assert compare()[0] == 0
+            files = ("comparison.json", "curves-dirty.svg", "curves-dirty.png")
+            written.append([(finished / "out" / file).read_bytes() for file in files])
+        assert written[0] == written[1]
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_tables_fit_the_terminal(self, compare, finished: Path, width: int):
+        compare()
+        result = json.loads((finished / "out" / "comparison.json").read_text())
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_comparison(result, console)
+        text = console.export_text()
+        assert "…" not in text
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        assert "undetermined" in text
+        assert "1.00 [1.00, 1.00]" in text
+
+    def test_without_matplotlib_the_numbers_stand_and_the_extra_is_named(self, compare, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        status, printed = compare()
+        assert status == 0
+        assert 'pip install "curriq[report]"' in printed
+
+    def test_other_settings_are_refused_by_name(self, finished: Path, here: Path, capsys):
+        write(here, [0, 1], window=16)
+        error = refused(capsys, "compare.toml", "--out", str(finished / "out"))
+        assert "window = 32 there, 16 now" in error
+        assert "uniform-0" in error
+
+    def test_how_a_run_is_saved_and_shown_may_change(self, compare, here: Path):
+        file = write(here, [0, 1], checkpoint_every=3, log_candidates=False)
+        assert compare("--workers", "1", file=file)[0] == 0
+
+    def test_runs_that_saw_other_data_are_refused(self, finished: Path, capsys):
+        summary = finished / "out" / "dirty" / "low-loss-1" / "summary.json"
+        before = summary.read_text()
+        changed = json.loads(before) | {"data_fingerprint": "other"}
+        summary.write_text(json.dumps(changed))
+        try:
+            assert main(["compare", str(finished / "compare.toml"), "--out", str(finished / "out")]) == 2
+        finally:
+            summary.write_text(before)
+        assert "saw different data" in capsys.readouterr().err
+
+    def test_a_folder_at_work_is_left_alone(self, finished: Path, capsys):
+        with exclusive(finished / "out"):
+            error = refused(capsys, str(finished / "compare.toml"), "--out", str(finished / "out"))
+        assert "another `curriq compare` is at work there" in error
+
+
+class TestWorkers:
+    def job(self, folder: Path, name: str, code: str) -> Job:
+        return Job(
+            name=name,
+            command=[sys.executable, "-c", code],
+            log=folder / f"{name}.log",
+            steps=1,
+            progress=lambda: 0,
+            result=lambda: "well",
+        )
+
+    def test_a_failure_does_not_sink_the_others(self, tmp_path: Path):
+        jobs = [
+            self.job(tmp_path, "bad", "import sys; print('curriq: no luck.'); print('bye'); sys.exit(2)"),
+            self.job(tmp_path, "good", f"open('{tmp_path}/good', 'w')"),
+        ]
+        console = Console(record=True, file=io.StringIO(), width=100)
+        with exclusive(tmp_path) as lock:
+            outcome = run_jobs(jobs, 1, 0, lock, console, poll_seconds=0.01)
+        assert outcome.failed == {"bad": "no luck."}
+        assert not outcome.stopped
+        assert (tmp_path / "good").exists()
+        text = console.export_text()
+        assert "bad: failed (exit status 2): no luck." in text
+        assert "good: well" in text
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_no_more_than_so_many_at_once(self, tmp_path: Path, workers: int):
+        code = "import time; print(time.time()); time.sleep(0.4); print(time.time())"
+        jobs = [self.job(tmp_path, f"j{i}", code) for i in range(4)]
+        with exclusive(tmp_path) as lock:
+            run_jobs(jobs, workers, 0, lock, Console(file=io.StringIO()), poll_seconds=0.01)
+        spans = [tuple(map(float, job.log.read_text().split())) for job in jobs]
+        at_once = max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
+        assert at_once <= workers
+        assert (at_once == 1) == (workers == 1)
+
+    def test_workers_keep_the_lock_after_the_parent(self, tmp_path: Path):
+        """A worker left behind by a kill holds the folder until it ends."""
+        with exclusive(tmp_path) as lock:
+            left = subprocess.Popen(
+                [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
+            )
+        with pytest.raises(ValueError, match="still finishing"), exclusive(tmp_path):
+            pass
+        left.communicate(b"\n")
+        with exclusive(tmp_path):
+            pass
+
+    def test_steps_come_from_the_last_whole_row(self, tmp_path: Path):
+        assert steps_logged(tmp_path) == 0
+        log = tmp_path / "metrics.jsonl"
+        log.write_text('{"step": 0')
+        assert steps_logged(tmp_path) == 0
+        log.write_text('{"step": 0, "pad": "' + "x" * 70_000 + '"}\n{"step": 1}\n{"step": 2')
+        assert steps_logged(tmp_path) == 2
+
+    def test_the_last_word_of_a_log(self, tmp_path: Path):
+        log = tmp_path / "log"
+        log.write_text("Traceback\n  here\nValueError: x\n\n")
+        assert last_line(log) == "ValueError: x"
+        log.write_text("")
+        assert last_line(log) == "it said nothing"
+
+
+@pytest.mark.slow
+def test_a_comparison_from_start_to_end(tmp_path: Path):
+    """Interrupted, gone on with and extended by a seed in one call, then by an arm that fails."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "COLUMNS": "100"}
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-m", "curriq", "compare", "compare.toml", "--out", "out"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def rows(run: str) -> int:
+        return steps_logged(tmp_path / "out" / "dirty" / run)
+
+    steps = {"steps": 150, "eval_every": 50}
+    write(tmp_path, [0], **steps)
+    process = start()
+    while not rows("uniform-0"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Go on with: curriq compare compare.toml --out out" in said
+    assert 0 < rows("uniform-0") < 150
+    assert not (tmp_path / "out" / "comparison.json").exists()
+
+    write(tmp_path, [0, 1], **steps)
+    process = start()
+    printed, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "undetermined: 4 more seeds" in printed
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    for arm in result["streams"]["dirty"].values():
+        assert [run["windows_seen"] for run in arm["runs"]] == [1200, 1200]
+    assert {run["threads"] for run in result["streams"]["dirty"]["uniform"]["runs"]} == {
+        max(1, (os.cpu_count() or 1) // 2)
+    }
+
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
+    write(tmp_path, [0, 1], '[arms.broken]\nselector = "rho"\nreference_model = "./gone"\n', **steps)
+    process = start()
+    printed, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")} == logs
+    assert "4 of 6 runs are finished already" in said
+    assert "dirty/broken-1" in printed
+    assert "out/dirty/broken-1/worker.log" in printed
+    assert "no pairs" in printed
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert list(result["failed"]) == ["dirty/broken-0", "dirty/broken-1"]
+    assert "gone" in result["failed"]["dirty/broken-0"]
+    assert result["streams"]["dirty"]["low-loss"]["difference"]["seeds"] == 2
