@@ -81,7 +81,9 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     lm = load_language_model(
         LMConfig(model=shape["model"]), Vocabulary(shape["vocabulary"]), length, 0, device
     )
-    learner = Learner(lm, OptimConfig(micro_batch=shape["micro_batch"], lr_schedule="constant"), 1)
+    optim = OptimConfig(micro_batch=shape["micro_batch"], lr_schedule="constant")
+    once, twice = (Learner(lm, optim, 1, mixture_pass=passes) for passes in (single_pass, two_pass))
+    optimizer = twice.optimizer = once.optimizer
     generators = Generators(0)
     tokens = torch.randint(shape["vocabulary"], (n, length), generator=generators("tokens"))
     candidates = Candidates(
@@ -93,14 +95,14 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
 
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
-        learner.optimizer.zero_grad()
+        optimizer.zero_grad()
         for batch in candidates.tokens.split(shape["micro_batch"]):
             loss = lm.network(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
-        learner.optimizer.step()
+        optimizer.step()
 
-    def loop(selector, critic, passes, measure_reward) -> Callable[[], None]:
+    def loop(selector, critic, learner, measure_reward) -> Callable[[], None]:
         components = Components(
             proposer=FixedProposer(candidates),
             selector=selector,
@@ -110,13 +112,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
             resets=never,
             action_generator=generators("action"),
         )
-        state = LoopState()
-
-        def step() -> None:
-            learner._pass = passes
-            train_step(components, state)
-
-        return step
+        return partial(train_step, components, LoopState())
 
     reward = HeldOutReward(
         lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=512
@@ -125,10 +121,10 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     soft_q = partial(loop, SoftQ(critic, 1.0), critic)
     return {
         HF: hugging_face,
-        PLAIN: loop(Uniform(), NoCritic(), single_pass, lambda: 0.0),
-        SINGLE: soft_q(single_pass, lambda: 0.0),
-        TWO: soft_q(two_pass, lambda: 0.0),
-        REWARD: soft_q(single_pass, reward.measure),
+        PLAIN: loop(Uniform(), NoCritic(), once, lambda: 0.0),
+        SINGLE: soft_q(once, lambda: 0.0),
+        TWO: soft_q(twice, lambda: 0.0),
+        REWARD: soft_q(once, reward.measure),
     }
 
 

@@ -203,13 +203,22 @@ def parse_source(text: str) -> SourceConfig:
     """`name=web,path=data/*.jsonl,weight=0.3` → SourceConfig.
 
     Raises:
-        CurriqError: not key=value, an unknown key, or a refused value.
+        CurriqError: not key=value, an unknown or repeated key, or a refused value.
     """
     pairs: dict[str, str] = {}
     for part in text.split(","):
         key, separator, value = part.partition("=")
         if not separator:
-            raise CurriqError(f"--sources {text!r}: write each source as name=NAME,path=PATH[,weight=W,…].")
+            raise CurriqError(
+                f"--sources {text!r}: {part!r} is not key=value. Write each source as "
+                "name=NAME,path=PATH[,weight=W,…]; a path with a comma must go into a run file "
+                "([[data.sources]])."
+            )
+        if key in pairs:
+            raise CurriqError(
+                f"--sources {text!r}: {key} is given twice, as {pairs[key]!r} and {value!r}: keep one of "
+                "them. Two sources are two words with a space between them."
+            )
         pairs[key] = value
     return source_from_dict(pairs)
 

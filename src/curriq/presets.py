@@ -29,7 +29,14 @@ def paper() -> RunConfig:
     """The method as published: GPT-2 (124M) on OpenWebText, N = M = 256, T = 512, literal credit rule."""
     return RunConfig(
         data=DataConfig(
-            sources=(SourceConfig(name="openwebtext", path="hub:openwebtext"),),
+            sources=(
+                SourceConfig(
+                    name="openwebtext",
+                    path="hub:Skylion007/openwebtext",
+                    # The main branch holds a loading script, which `datasets` no longer runs.
+                    hub_revision="refs/convert/parquet",
+                ),
+            ),
             target="openwebtext",
             window=512,
             held_out_share=0.05,

@@ -183,6 +183,11 @@ class TestRefused:
             (["--gamma", "1"], ["--gamma = 1", "[0, 1)"]),
             (["--sources", "name=a,path=b,color=red"], ["'color'", "Known: name, path"]),
             (["--sources", "nonsense"], ["'nonsense'", "name=NAME,path=PATH"]),
+            (
+                ["--sources", "name=a,path=b,c.txt"],
+                ["'c.txt' is not key=value", "run file ([[data.sources]])"],
+            ),
+            (["--sources", "name=a,path=b,path=c"], ["path is given twice", "'b' and 'c'"]),
             (["--target", "poetry"], ["--target 'poetry'", "choose one of"]),
             (["--selector", "rho"], ["--selector rho", "--reference-model"]),
             (["--window", "5000"], ["--window = 5000", "1024 tokens", "at most 1024"]),
@@ -200,6 +205,15 @@ class TestRefused:
         for words in said:
             assert words in error
         assert not (tmp_path / "run").exists()
+
+    def test_bad_reference_model(self, capsys, tmp_path):
+        """The model's own loader would speak of --model and of training from scratch."""
+        choice = ["--selector", "rho", "--reference-model", "/nope", "--run-dir", str(tmp_path / "run")]
+        error = refused(capsys, "train", *QUICK, *choice)
+        assert "--reference-model '/nope'" in error
+        assert "--preset reference" in error
+        assert "--model" not in error.replace("--reference-model", "")
+        assert "random:" not in error
 
     def test_unknown_command(self, capsys):
         assert "Did you mean 'train'" in refused(capsys, "trian")
@@ -262,6 +276,30 @@ class TestRefused:
         error = refused(capsys, "train", *QUICK, "--run-dir", str(finished))
         assert "holds a run already" in error
         assert f"curriq resume {finished}" in error
+
+    @pytest.mark.parametrize("below", ["", "run", "run/deep"])
+    def test_a_file_in_the_place_of_the_folder(self, below, capsys, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        place = tmp_path / "notes.txt" / below
+        error = refused(capsys, "train", *QUICK, "--run-dir", str(place))
+        assert f"--run-dir {place} cannot be the folder of a run" in error
+        assert "give a new folder" in error
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_a_file_in_the_place_of_runs(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("runs").write_text("mine")
+        assert "--run-dir runs/soft-q-0 cannot be" in refused(capsys, "train", *QUICK)
+
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+    @pytest.mark.parametrize("below", ["", "run"])
+    def test_a_folder_without_write_permission(self, below, capsys, tmp_path):
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o500)
+        error = refused(capsys, "train", *QUICK, "--run-dir", str(closed / below))
+        assert "Permission denied" in error
+        assert "where you may write" in error
+        assert list(closed.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +397,25 @@ class TestNotFinite:
             main(["train", *QUICK, "--selector", selector, "--lm-lr", "2e-3", "--run-dir", str(other)]) == 0
         )
         assert_same_run(tmp_path / "run", other)
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--beta", "1e-40"),
+            ("--beta", "1e-40", "--dropout", "0.1"),
+            ("--beta", "1e-40", "--no-q-weighting"),
+            ("--selector", "low-loss", "--selector-temperature", "1e-40"),
+            ("--selector", "uncertainty", "--selector-temperature", "1e-40"),
+        ],
+        ids=" ".join,
+    )
+    def test_a_temperature_that_overflows_is_named(self, flags, capsys, tmp_path):
+        run = tmp_path / "run"
+        error = refused(capsys, "train", *QUICK, *flags, "--run-dir", str(run))
+        assert error.startswith("curriq: step 0 stopped: ")
+        assert "are finite" in error
+        assert "Raise --beta (soft-q) or --selector-temperature" in error
+        assert "--precision" not in error
 
     def test_a_checkpoint_after_the_bad_update_is_set_aside(self, capsys, tmp_path):
         """Without a reward the damage of step 1 shows in step 2, when a checkpoint has been written."""

@@ -231,6 +231,7 @@ class TestFinished:
         status, printed = compare()
         assert status == 0
         assert 'pip install "curriq[report]"' in printed
+        assert '.venv/bin/pip install -e ".[report]"' in printed
 
     def test_other_settings_are_refused_by_name(self, finished: Path, here: Path, capsys):
         write(here, [0, 1], window=16)

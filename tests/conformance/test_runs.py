@@ -182,25 +182,55 @@ def test_windows_do_not_depend_on_the_method(name, runs):
         assert ours[column] == uniform[column]
 
 
+TRUNK = T * (2 * WIDTH * (3 * WIDTH + WIDTH + 4 * WIDTH + 4 * WIDTH) + 2 * 2 * T * WIDTH)
+"""One layer, by hand: qkv, output, the MLP's two; scores and values of attention."""
+FORWARD = TRUNK + T * 2 * WIDTH * VOCAB
+M = tiny().train.reward_windows
+
+
+def flops(run: Finished) -> list[float]:
+    return [row["x/flops"] for row in run.rows]
+
+
 def test_flops_of_the_uniform_mixture_by_hand(runs):
-    """One layer: qkv, output, the MLP's two, scores and values of attention; then the head."""
-    per_token = 2 * WIDTH * (3 * WIDTH + WIDTH + 4 * WIDTH + 4 * WIDTH + VOCAB) + 2 * 2 * T * WIDTH
-    forward = T * per_token
-    assert [row["x/flops"] for row in runs("uniform").rows] == [
-        3 * forward * N * (k + 1) for k in range(STEPS)
-    ]
+    assert flops(runs("uniform")) == [3 * FORWARD * N * (k + 1) for k in range(STEPS)]
 
 
 def test_flops_count_scoring_twice_with_dropout_and_the_reward(runs):
-    plain, dropout = (runs(name).rows[-1]["x/flops"] for name in ("soft-q", "dropout"))
-    forward = runs("uniform").rows[0]["x/flops"] // (3 * N)
-    reward_windows = tiny().train.reward_windows
-    assert plain == STEPS * (3 * N + reward_windows) * forward
-    assert dropout == STEPS * (4 * N + reward_windows) * forward
+    assert flops(runs("soft-q"))[-1] == STEPS * (3 * N + M) * FORWARD
+    assert flops(runs("dropout"))[-1] == STEPS * (4 * N + M) * FORWARD
 
 
-def test_gradient_checkpointing_changes_no_number(runs):
-    assert runs("gradient checkpointing").rows == runs("soft-q").rows
+def test_flops_count_the_reference_model(runs):
+    """Of the same shape as the model; rho needs no reward."""
+    assert flops(runs("rho"))[-1] == STEPS * 4 * N * FORWARD
+
+
+def test_flops_count_the_trunk_again_under_gradient_checkpointing(runs):
+    expected = STEPS * ((3 * N + M) * FORWARD + N * TRUNK)
+    assert flops(runs("gradient checkpointing"))[-1] == expected
+
+
+def test_flops_count_td_into_theta_from_the_second_step_on(runs):
+    """The first step has no previous transition. The TD loss does not pass through the head."""
+    expected = [(k + 1) * (3 * N + M) * FORWARD + k * 3 * TRUNK for k in range(STEPS)]
+    assert flops(runs("td into theta")) == expected
+
+
+def test_gradient_checkpointing_changes_no_number_but_its_cost(runs):
+    def rows(name: str) -> list[dict[str, float]]:
+        return [row | {"x/flops": 0} for row in runs(name).rows]
+
+    assert rows("gradient checkpointing") == rows("soft-q")
+
+
+def test_the_meters_state_does_not_follow_it(tmp_path):
+    run = prepare(tiny(run_dir=str(tmp_path)))
+    state = run.session.meter.state_dict()
+    run.session.train()
+    assert state["windows_seen"] == 0
+    assert state["weight_by_source"].tolist() == [0.0] * 3
+    assert state["offered_by_source"].tolist() == [0.0] * 3
 
 
 def test_dropout_scores_without_dropout(runs):

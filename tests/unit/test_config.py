@@ -25,6 +25,7 @@ from curriq.config import (
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    did_you_mean,
     field_owners,
     flag,
     from_dict,
@@ -202,6 +203,20 @@ def test_a_name_unlike_any_other_gets_no_guess() -> None:
     with pytest.raises(CurriqError) as error:
         RunConfig().override(zzzzzz=1)
     assert "Did you mean" not in str(error.value)
+
+
+def test_hint_is_spelled_as_the_user_must_write_it() -> None:
+    assert did_you_mean("proze", ["prose", "code"], "embedded:{}") == " Did you mean embedded:prose?"
+    assert did_you_mean("proze", iter(["prose"])) == " Did you mean 'prose'?"
+    assert did_you_mean("zzz", ["prose"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("revision", "pinned"),
+    [("", False), ("main", False), ("abc", False), ("0a" * 20, True), ("0a" * 21, False)],
+)
+def test_only_a_whole_commit_pins_a_source(revision: str, pinned: bool) -> None:
+    assert SourceConfig(name="a", path="hub:b", hub_revision=revision).is_pinned == pinned
 
 
 def test_random_k_may_exceed_the_candidates_where_it_is_not_used() -> None:

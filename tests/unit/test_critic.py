@@ -255,6 +255,16 @@ def test_replay_resumes_with_the_same_draws_after_it_has_wrapped():
     assert all(torch.equal(a, b) for a, b in zip(ring.sample(20), other.sample(20), strict=True))
 
 
+def test_replay_state_does_not_follow_the_ring():
+    ring = Replay(2, 1, "cpu", torch.Generator().manual_seed(0))
+    ring.add(torch.tensor([[1.0]]), torch.tensor(2.0))
+    state = ring.state_dict()
+    for _ in range(2):
+        ring.add(torch.tensor([[7.0]]), torch.tensor(8.0))
+    assert state["hidden"].tolist() == [[1.0]]
+    assert state["targets"].tolist() == [2.0]
+
+
 def test_replay_updates_train_more_and_polyak_follows_them():
     """With τ = 1 the target equals φ after *all* updates of the step."""
     made = critic(replay_size=16, replay_batch=4, replay_updates=3, polyak_tau=1.0)

@@ -6,7 +6,7 @@ from tests.helpers import VOCAB, tiny_lm
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from curriq.lm.flops import forward_flops
+from curriq.lm.flops import forward_flops, trunk_flops
 
 D, LAYERS = 16, 2
 T = 24
@@ -32,6 +32,11 @@ def test_llama() -> None:
 def test_grouped_queries_have_smaller_keys_and_values() -> None:
     matmul_parameters = LAYERS * (2 * D**2 + 2 * D * 8 + 3 * D * 32) + D * VOCAB
     assert forward_flops(tiny_lm("qwen2", window=T), T) == 2 * matmul_parameters * T + attention(T)
+
+
+def test_the_trunk_is_all_but_the_head() -> None:
+    lm = tiny_lm("gpt2", window=T)
+    assert forward_flops(lm, T) - trunk_flops(lm, T) == 2 * T * D * VOCAB
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "opt"])

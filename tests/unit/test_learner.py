@@ -11,6 +11,7 @@ from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import OptimConfig
 from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedHidden
+from curriq.lm.mixture import single_pass, two_pass
 from curriq.types import Features, Transition
 
 N, T = 6, 8
@@ -134,6 +135,19 @@ class TestUpdate:
         assert make().passes == 1
         assert make(dropout=0.1).passes == 2
 
+    @pytest.mark.parametrize(("mixture_pass", "passes"), [(single_pass, 1), (two_pass, 2)])
+    def test_the_pass_can_be_chosen(self, mixture_pass, passes) -> None:
+        chosen = Learner(tiny_lm(), OptimConfig(), 1, mixture_pass=mixture_pass)
+        calls = []
+
+        def score(part, features):
+            calls.append(torch.is_grad_enabled())
+            return features.loss
+
+        chosen.accumulate(random_candidates(N, T), score, False)
+        assert chosen.passes == passes
+        assert set(calls) == {passes == 1}  # the second pass of two scores nothing
+
     def test_training_lowers_the_loss(self) -> None:
         learner = make()
         same = [learner.accumulate(random_candidates(N, T), by_loss, False).loss]
@@ -252,13 +266,17 @@ class TestResume:
         assert torch.equal(theta(again), theta(learner))
         assert equal(moments(again), moments(learner))
 
-    def test_keeps_the_snapshot(self) -> None:
+    def test_between_steps_theta_is_its_own_snapshot(self) -> None:
+        """θ is put back after each step of a reset phase, so a resume can take the snapshot anew."""
         learner = make()
         run(learner, range(2))
         learner.snapshot()
         run(learner, range(2, 4))
+        learner.restore()
         again = self.through_a_file(learner)
+        again.snapshot()
         for each in (learner, again):
+            run(each, range(3))
             each.restore()
             run(each, range(5))
         assert torch.equal(theta(again), theta(learner))

@@ -385,7 +385,7 @@ class TestWandb:
 
     def test_missing_package_names_the_extra(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
-        with pytest.raises(CurriqError, match=r'pip install "curriq\[wandb\]"'):
+        with pytest.raises(CurriqError, match=r'pip install "curriq\[wandb\]".*-e "\.\[wandb\]"'):
             WandbSink("project", tmp_path, {})
 
 

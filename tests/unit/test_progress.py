@@ -184,6 +184,30 @@ class TestMessages:
         assert "warning: the disk [nearly] full" in text(out)
         assert "after the end" not in text(out)
 
+    @pytest.mark.parametrize("mode", ["auto", "bar", "lines", "none"])
+    @pytest.mark.parametrize("terminal", [False, True])
+    def test_a_message_appears_once_beside_the_handler_of_the_command_line(self, mode, terminal):
+        """The root handler of `logging.basicConfig` and the display may well write to one terminal."""
+        out = console(terminal)
+        root = logging.StreamHandler(out.file)
+        logging.getLogger().addHandler(root)
+        try:
+            with make_progress(mode, 10, 0, out):
+                logging.getLogger("curriq").warning("disk nearly full")
+            assert text(out).count("disk nearly full") == 1
+            logging.getLogger("curriq").warning("after the end")
+            assert text(out).count("after the end") == 1
+        finally:
+            logging.getLogger().removeHandler(root)
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_propagation_is_as_it_was_before(self, before, monkeypatch):
+        logger = logging.getLogger("curriq")
+        monkeypatch.setattr(logger, "propagate", before)
+        with make_progress("lines", 10, 0, console()):
+            assert not logger.propagate
+        assert logger.propagate is before
+
     def test_handler_goes_when_the_run_fails(self):
         before = list(logging.getLogger("curriq").handlers)
 

@@ -1,6 +1,7 @@
 """Sources: every format and compression, exact resume, epochs, and what users do wrong."""
 
 import csv
+import dataclasses
 import gc
 import gzip
 import io
@@ -26,10 +27,11 @@ from curriq.data.documents import (
     read_epoch,
 )
 from curriq.data.files import find_undecodable
-from curriq.data.sources import open_source
+from curriq.data.sources import open_source, pin_revision
 from curriq.errors import CurriqError
 
 TEXTS = [f"document {i}: naïve 学習\nsecond line of {i}" for i in range(7)]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PACK = {"": lambda content: content, ".gz": gzip.compress, ".zst": zstandard.compress}
 
 
@@ -336,7 +338,37 @@ class TestMistakes:
     def test_broken_json_line(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", jsonl_bytes() + b'{"text": oops\n')
         self.fails(r"no valid JSON.*oops.*one object", path)
-        self.fails(r"a line is \[1\], not an object", write(tmp_path / "b.jsonl", "[1]\n"))
+        self.fails(r"the line is \[1\], not an object", write(tmp_path / "b.jsonl", "[1]\n"))
+
+    @pytest.mark.parametrize("compression", PACK)
+    @pytest.mark.parametrize("bad", ["oops", "[1]", '{"text": 5}', '{"body": "b"}'])
+    def test_bad_line_is_named_by_its_file_and_number(
+        self, tmp_path: Path, bad: str, compression: str
+    ) -> None:
+        write(tmp_path / "1.jsonl", '{"text": "a"}\n\n{"text": "b"}')  # three lines, no break at the end
+        content = f'{{"text": "c"}}\n{{"text": null}}\n\n{bad}\n{{"text": "d"}}\n'
+        path = write(tmp_path / f"2.jsonl{compression}", PACK[compression](content.encode()))
+        self.fails(rf"source 'mine' \({tmp_path}\), line 4 of {path}: ", tmp_path)
+
+    @pytest.mark.parametrize("extension", [".csv", ".json", ".parquet"])
+    def test_bad_row_is_named_by_its_number(self, tmp_path: Path, extension: str) -> None:
+        table = pyarrow.Table.from_pylist(
+            [{"text": "a", "n": "1"}, {"text": "", "n": ""}, {"text": "b", "n": "x"}]
+        )
+        path = tmp_path / f"a{extension}"
+        if extension == ".parquet":
+            parquet.write_table(table, path)
+        elif extension == ".json":
+            write(path, json.dumps(table.to_pylist()))
+        else:
+            write(path, "text,n\na,1\n,\nb,x\n")
+        self.fails(rf"row 3 of a\{extension}: column 'n' holds 'x'", path, difficulty_field="n")
+        source = local(path, difficulty_field="n")
+        source.next_document()
+        resumed = local(path, difficulty_field="n")
+        resumed.load_state_dict(through_disk(source.state_dict()))
+        with pytest.raises(CurriqError, match="row 3 of"):
+            resumed.next_document()
 
     @pytest.mark.parametrize("extension", FORMATS)
     def test_damaged_archive(self, tmp_path: Path, extension: str) -> None:
@@ -362,16 +394,43 @@ class TestHub:
             return datasets.Dataset.from_list(rows()).to_iterable_dataset(num_shards=2)
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        monkeypatch.setattr(
-            "huggingface_hub.HfApi.dataset_info", lambda self, name: SimpleNamespace(sha="abc")
-        )
+        self.publish(monkeypatch, COMMIT)
         return calls
+
+    def publish(self, monkeypatch: pytest.MonkeyPatch, commit: str) -> list[tuple[str, str | None]]:
+        """Make `commit` the hub's answer; returns what it is asked for."""
+        asked: list[tuple[str, str | None]] = []
+
+        def dataset_info(self: Any, name: str, *, revision: str | None = None) -> SimpleNamespace:
+            asked.append((name, revision))
+            return SimpleNamespace(sha=commit)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+        return asked
+
+    def test_revision_is_resolved_to_its_commit(self, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = self.publish(monkeypatch, COMMIT)
+        source = SourceConfig(name="mine", path="hub:owner/name:subset", hub_revision="refs/convert/parquet")
+        pinned = pin_revision(source)
+        assert pinned == dataclasses.replace(source, hub_revision=COMMIT)
+        assert asked == [("owner/name", "refs/convert/parquet")]
+        opened = open_source(pinned, 0)
+        assert pin_revision(pinned) == pinned
+        assert len(asked) == 1, "a commit stands for itself"
+        assert [options["revision"] for _, options in calls] == [COMMIT]
+        assert opened.fingerprint() == open_source(source, 0).fingerprint()
+
+    def test_other_sources_have_no_revision(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = self.publish(monkeypatch, COMMIT)
+        source = SourceConfig(name="mine", path="embedded:prose")
+        assert pin_revision(source) == source
+        assert asked == []
 
     def test_streams_and_pins_the_revision(self, calls: list) -> None:
         source = local("hub:owner/name:subset", hub_split="validation", difficulty_field="level")
         assert texts_of(source) == TEXTS
         assert texts_of(source) == TEXTS
-        expected = {"name": "subset", "split": "validation", "revision": "abc", "streaming": True}
+        expected = {"name": "subset", "split": "validation", "revision": COMMIT, "streaming": True}
         assert calls == [(("owner/name",), expected)]
 
     def test_resumes_exactly(self, calls: list) -> None:
@@ -386,18 +445,17 @@ class TestHub:
         assert local("hub:owner/name").fingerprint() == first
         assert local("hub:owner/name:subset").fingerprint() != first
         assert local("hub:owner/name", hub_split="test").fingerprint() != first
-        monkeypatch.setattr(
-            "huggingface_hub.HfApi.dataset_info", lambda self, name: SimpleNamespace(sha="new")
-        )
+        self.publish(monkeypatch, "f" * 40)
         assert local("hub:owner/name").fingerprint() != first
 
     def test_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:
-            raise ConnectionError("name resolution failed")
+            raise ConnectionError("name resolution failed.")
 
         monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
         match = (
-            r"hub data set 'owner/name' .*'train'\) cannot be read: ConnectionError.*HF_HUB_OFFLINE.*files"
+            r"hub data set 'owner/name' .*'train', revision newest\) cannot be read: ConnectionError: "
+            r"name resolution failed\. With a connection.*HF_HUB_OFFLINE.*files"
         )
         with pytest.raises(CurriqError, match=match):
             local("hub:owner/name")

@@ -92,5 +92,5 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(CurriqError, match=r"curriq\[rag\]"):
+    with pytest.raises(CurriqError, match=r'curriq\[rag\]".*install -e "\.\[rag\]".*hashing'):
         load_encoder("sentence-transformers/all-MiniLM-L6-v2")

@@ -4,7 +4,16 @@ Field names are unique over all sections, so that the command line can be flat (
 the TOML file has sections (`[critic] beta = 0.5`). The docstring under each field is its help text.
 """
 
-from curriq.config.checks import flag, require, require_at_least, require_positive, require_share, unknown_key
+from curriq.config.checks import (
+    did_you_mean,
+    flag,
+    missing_extra,
+    require,
+    require_at_least,
+    require_positive,
+    require_share,
+    unknown_key,
+)
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -45,10 +54,12 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_source_tables",
+    "did_you_mean",
     "field_owners",
     "flag",
     "from_dict",
     "load_toml",
+    "missing_extra",
     "require",
     "require_at_least",
     "require_positive",

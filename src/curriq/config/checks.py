@@ -1,6 +1,7 @@
 """Checks that settings share; each error names the value and the rule."""
 
 import math
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from curriq.errors import CurriqError
@@ -36,6 +37,25 @@ def flag(name: str) -> str:
 
 def unknown_key(name: str, known: list[str], kind: str = "setting") -> str:
     """Error text for a name that is not in `known`, with the nearest known name."""
-    close = get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+    return f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+
+
+def did_you_mean(name: str, known: Iterable[str], form: str = "{!r}") -> str:
+    """A hint to append to an error: the nearest known name as `form` writes it; empty when none is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {form.format(close[0])}?" if close else ""
+
+
+def missing_extra(user: str, package: str, extra: str, instead: str) -> CurriqError:
+    """The error of a part that needs a package of an optional extra.
+
+    Args:
+        user: the part that needs it, as the user named it.
+        package: what cannot be imported.
+        extra: name of the extra that brings it.
+        instead: what to do without it.
+    """
+    return CurriqError(
+        f'{user} needs {package}, which is not installed: `pip install "curriq[{extra}]"`, in a checkout '
+        f'`.venv/bin/pip install -e ".[{extra}]"`; or {instead}.'
+    )

@@ -1,6 +1,7 @@
 """The settings of each component: their defaults, their help texts and their bounds."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,9 @@ class SourceConfig:
     """Column that holds a numeric difficulty label (higher is harder); empty for none."""
     hub_split: str = "train"
     """Split of a hub data set."""
+    hub_revision: str = ""
+    """Revision (branch, tag, commit) of a hub data set; empty takes the newest and pins it in the run's
+    config.toml."""
     documents: Literal["file", "paragraph", "line"] = "paragraph"
     """What one document is in a .txt file."""
     dirt: DirtName = "none"
@@ -55,6 +59,11 @@ class SourceConfig:
             f"source {self.name!r}: weight = {self.weight}: it must be a finite number of at least 0; "
             "0 keeps the source out of the stream.",
         )
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether `hub_revision` is a commit, which names the same data for ever."""
+        return re.fullmatch("[0-9a-f]{40}", self.hub_revision) is not None
 
 
 EMBEDDED_DIRTY = (

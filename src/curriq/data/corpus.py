@@ -150,6 +150,7 @@ def _open_reader(
     seed: int,
 ) -> SourceReader:
     target = target_of(data)
-    same_documents = (source.path, source.hub_split) == (target.path, target.hub_split)
+    fields = ("path", "hub_split", "hub_revision")
+    same_documents = all(getattr(source, field) == getattr(target, field) for field in fields)
     guarded = GuardedSource(open_source(source, seed), guard, of_target=same_documents)
     return SourceReader(dirty_source(source.dirt, guarded, seed), source.dirt, tokenizer, data.window, seed)

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from curriq.config import missing_extra
 from curriq.errors import CurriqError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -64,9 +65,11 @@ class SentenceEncoder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise CurriqError(
-                f"the encoder {model!r} needs sentence-transformers ({error}): "
-                'pip install "curriq[rag]", or use the encoder `hashing`, which needs no weights.'
+            raise missing_extra(
+                f"the encoder {model!r}",
+                f"sentence-transformers ({error})",
+                "rag",
+                "use the encoder `hashing`, which needs no weights",
             ) from None
         where = (packaged_minilm() if model == MINILM else None) or model
         try:

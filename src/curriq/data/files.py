@@ -10,11 +10,10 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from curriq.config import SourceConfig
+from curriq.config import SourceConfig, did_you_mean
 from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 
@@ -165,8 +164,7 @@ def find_files(config: SourceConfig) -> LocalFiles:
     by_extension = {extension_of(file): file for file in reversed(found)}
     for extension, file in by_extension.items():
         if extension not in FORMATS:
-            close = get_close_matches(extension, FORMATS, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(extension, FORMATS, "{}")
             raise CurriqError(
                 f"{where}: {file.name} has the unknown format {extension!r}.{hint} {_known_formats()}"
             )
@@ -198,6 +196,18 @@ def decompressed_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def locate_line(paths: list[Path], number: int) -> str:
+    """Where the line lies that is the `number`-th, from 1, of all the files' lines: `line 3 of
+    data/b.jsonl`."""
+    left = number
+    for path in paths:
+        count = _count_lines(path)
+        if left <= count:
+            return f"line {left} of {path}"
+        left -= count
+    return f"line {number}"
+
+
 def find_undecodable(paths: list[Path]) -> tuple[Path, int, int] | None:
     """The first byte that is not UTF-8: its file, its offset in the decompressed text and its value;
     None when all files are UTF-8 or cannot be read at all. Parquet files are passed over."""
@@ -217,6 +227,15 @@ def find_undecodable(paths: list[Path]) -> tuple[Path, int, int] | None:
         except Exception:  # a damaged archive: the reader's own error says more
             return None
     return None
+
+
+def _count_lines(path: Path) -> int:
+    """Lines of the decompressed text, the last one also without a line break at its end."""
+    count, last = 0, b""
+    for chunk in decompressed_chunks(path):
+        count += chunk.count(b"\n")
+        last = chunk
+    return count + bool(last and not last.endswith(b"\n"))
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

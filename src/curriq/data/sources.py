@@ -6,16 +6,16 @@ library's shuffle buffer is not resumable, so windows are shuffled further down 
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from curriq.config import SourceConfig
+from curriq.config import SourceConfig, did_you_mean
 from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash
 from curriq.data.embedded import KINDS, corpus_version, embedded_documents
-from curriq.data.files import find_files, find_undecodable
+from curriq.data.files import find_files, find_undecodable, locate_line
 from curriq.errors import CurriqError
 from curriq.types import State
 
@@ -40,6 +40,10 @@ def open_source(config: SourceConfig, generator_seed: int) -> DocumentSource:
     return _open_local(config) if opener is None else opener(config, rest, generator_seed)
 
 
+class BadRow(Exception):
+    """What is wrong with one row; the source adds where the row is."""
+
+
 class StreamedSource:
     """Documents of a streamed data set, in its own order; each epoch is one pass.
 
@@ -48,7 +52,8 @@ class StreamedSource:
         open_dataset: opens the data set at its beginning.
         identity: what the fingerprint covers.
         explain: turns an exception of the library into an error that the user can mend.
-        parse: makes a row out of the row of the data set.
+        parse: makes a row out of the row of the data set; raises `BadRow`.
+        locate: where the row with a number, from 1, is to be found.
 
     Raises:
         CurriqError: the data set cannot be opened. The same when a document is asked for and cannot be
@@ -64,6 +69,7 @@ class StreamedSource:
         identity: Callable[[], str],
         explain: Callable[[Exception], CurriqError],
         parse: Callable[[Row], Row] = lambda row: row,
+        locate: Callable[[int], str] = "row {}".format,
     ) -> None:
         self.name = config.name
         self.epoch = 0
@@ -71,7 +77,9 @@ class StreamedSource:
         self._identity = identity
         self._explain = explain
         self._parse = parse
+        self._locate = locate
         self._count = 0  # documents handed out in this epoch
+        self._row = 0  # rows read in this epoch
         with self._explained():
             self._dataset = open_dataset()
         self._start: State = self._dataset.state_dict()
@@ -80,6 +88,7 @@ class StreamedSource:
 
     def next_document(self) -> Document | None:
         while (row := self._next_row()) is not None:
+            self._row += 1
             if (document := self._document(row)) is not None:
                 self._count += 1
                 return document
@@ -89,7 +98,7 @@ class StreamedSource:
                 "text, or leave the source out."
             )
         self.epoch += 1
-        self._count = 0
+        self._count = self._row = 0
         self._rewind(self._start)
         return None
 
@@ -99,11 +108,12 @@ class StreamedSource:
     def state_dict(self) -> State:
         # The library reports a state that has been loaded only once iteration has begun.
         dataset = self._resume if self._rows is None else self._dataset.state_dict()
-        return {"epoch": self.epoch, "count": self._count, "dataset": dataset}
+        return {"epoch": self.epoch, "count": self._count, "row": self._row, "dataset": dataset}
 
     def load_state_dict(self, state: State) -> None:
         self.epoch = state["epoch"]
         self._count = state["count"]
+        self._row = state["row"]
         self._rewind(state["dataset"])
 
     def _rewind(self, state: State) -> None:
@@ -129,12 +139,17 @@ class StreamedSource:
 
     def _document(self, row: Row) -> Document | None:
         """The row as a document; None when it has no text."""
-        row = self._parse(row)
+        try:
+            return self._read(self._parse(row))
+        except BadRow as error:
+            raise CurriqError(f"{self._where()}, {self._locate(self._row)}: {error}") from None
+
+    def _read(self, row: Row) -> Document | None:
         text = self._column(row, self._config.text_field, "text_field", "text")
         if text is not None and not isinstance(text, str):
-            raise CurriqError(
-                f"{self._where()}: column {self._config.text_field!r} holds {shorten(text)}, which is "
-                f"no text but {type(text).__name__}. Name the column of the text with text_field=COLUMN; "
+            raise BadRow(
+                f"column {self._config.text_field!r} holds {shorten(text)}, which is no text but "
+                f"{type(text).__name__}. Name the column of the text with text_field=COLUMN; "
                 f"columns: {', '.join(row)}."
             )
         if not text or text.isspace():
@@ -152,17 +167,16 @@ class StreamedSource:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise CurriqError(
-                f"{self._where()}: column {self._config.difficulty_field!r} holds {shorten(value)}; a "
-                "difficulty must be a number (higher is harder). Name a numeric column, or leave "
-                "difficulty_field out."
+            raise BadRow(
+                f"column {self._config.difficulty_field!r} holds {shorten(value)}; a difficulty must be a "
+                "number (higher is harder). Name a numeric column, or leave difficulty_field out."
             ) from None
 
     def _column(self, row: Row, column: str, setting: str, meaning: str) -> Any:
         if column not in row:
-            raise CurriqError(
-                f"{self._where()} has no column {column!r} for the {meaning}. Columns: {', '.join(row)}. "
-                f"Name one of them with {setting}=COLUMN."
+            raise BadRow(
+                f"there is no column {column!r} for the {meaning}. Columns: {', '.join(row)}. Name "
+                f"one of them with {setting}=COLUMN."
             )
         return row[column]
 
@@ -176,10 +190,14 @@ def shorten(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+def said(error: Exception) -> str:
+    """Type and text of a library's error, without the full stop, for the middle of a sentence."""
+    return f"{type(error).__name__}: {error}".rstrip(" .:\n")
+
+
 def _open_embedded(config: SourceConfig, kind: str, seed: int) -> DocumentSource:
     if kind not in KINDS:
-        close = get_close_matches(kind, KINDS, n=1)
-        hint = f" Did you mean embedded:{close[0]}?" if close else ""
+        hint = did_you_mean(kind, KINDS, "embedded:{}")
         known = " and ".join(f"embedded:{known}" for known in KINDS)
         raise CurriqError(f"source {config.name!r}: there is no {config.path}.{hint} There are {known}.")
     return MemorySource(config.name, embedded_documents(kind), seed, version=corpus_version())
@@ -201,8 +219,13 @@ def _open_local(config: SourceConfig) -> DocumentSource:
             )
         return CurriqError(
             f"source {config.name!r} ({config.path}) cannot be read as {files.format.builder}: "
-            f"{type(error).__name__}: {error}. Check that the files are complete and what their names say."
+            f"{said(error)}. Check that the files are complete and what their names say."
         )
+
+    def locate(row: int) -> str:
+        if files.format.json_lines:
+            return locate_line(files.paths, row)
+        return f"row {row} of {files.paths[0].name}" if len(files.paths) == 1 else f"row {row}"
 
     return StreamedSource(
         config,
@@ -212,6 +235,7 @@ def _open_local(config: SourceConfig) -> DocumentSource:
         ),
         explain=explain,
         parse=json_line(config) if files.format.json_lines else lambda row: row,
+        locate=locate,
     )
 
 
@@ -229,48 +253,62 @@ def json_line(config: SourceConfig) -> Callable[[Row], Row]:
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CurriqError(
-                f"source {config.name!r} ({config.path}): a line is no valid JSON ({error}): "
-                f"{shorten(line)}. Each line of a .jsonl file must be one object; mend or remove it."
+            raise BadRow(
+                f"no valid JSON ({error}): {shorten(line)}. Each line of a .jsonl file must be one "
+                "object; mend or remove it."
             ) from None
         if not isinstance(values, dict):
-            raise CurriqError(
-                f"source {config.name!r} ({config.path}): a line is {shorten(values)}, not an object. "
-                'Each line of a .jsonl file must be one object, such as {"text": "…"}.'
+            raise BadRow(
+                f"the line is {shorten(values)}, not an object. Each line of a .jsonl file must be one "
+                'object, such as {"text": "…"}.'
             )
         return values
 
     return parse
 
 
+def pin_revision(config: SourceConfig) -> SourceConfig:
+    """The source with the revision of its hub data set as a commit; any other source as it is.
+
+    Raises:
+        CurriqError: the hub cannot be reached, or has no such data set or revision.
+    """
+    scheme, _, rest = config.path.partition(":")
+    if scheme != "hub" or config.is_pinned:
+        return config
+    from huggingface_hub import HfApi
+
+    name = rest.partition(":")[0]
+    try:
+        commit = HfApi().dataset_info(name, revision=config.hub_revision or None).sha
+    except Exception as error:  # no connection, no such name or revision, no permission
+        raise _hub_error(config, error) from error
+    return dataclasses.replace(config, hub_revision=commit or config.hub_revision)
+
+
 def _open_hub(config: SourceConfig, rest: str, seed: int) -> DocumentSource:
     name, _, subset = rest.partition(":")
-
-    def explain(error: Exception) -> CurriqError:
-        where = f"hub data set {name!r} (configuration {subset or 'default'}, split {config.hub_split!r})"
-        return CurriqError(
-            f"source {config.name!r}: the {where} cannot be read: {type(error).__name__}: {error}. With a "
-            "connection, check the name, the configuration and the split, and that HF_HUB_OFFLINE is not "
-            f"set. Without one, download the data elsewhere and give its files: name={config.name},"
-            "path=FOLDER/*.parquet."
-        )
-
-    revision = ""
-
-    def open_dataset() -> "datasets.IterableDataset":
-        from huggingface_hub import HfApi
-
-        nonlocal revision
-        # Pinned, so that all epochs of a run read the same revision and the fingerprint can name it.
-        revision = HfApi().dataset_info(name).sha or ""
-        return _stream(name, name=subset or None, split=config.hub_split, revision=revision or None)
-
+    pinned = pin_revision(config)  # so that all epochs read one revision and the fingerprint can name it
+    options = {"name": subset or None, "revision": pinned.hub_revision or None}
     columns = (config.text_field, config.difficulty_field)
     return StreamedSource(
-        config,
-        open_dataset,
-        identity=lambda: short_hash("hub", name, subset, config.hub_split, revision, *columns),
-        explain=explain,
+        pinned,
+        lambda: _stream(name, split=config.hub_split, **options),
+        identity=lambda: short_hash("hub", name, subset, config.hub_split, pinned.hub_revision, *columns),
+        explain=lambda error: _hub_error(pinned, error),
+    )
+
+
+def _hub_error(config: SourceConfig, error: Exception) -> CurriqError:
+    name, _, subset = config.path.removeprefix("hub:").partition(":")
+    where = (
+        f"hub data set {name!r} (configuration {subset or 'default'}, split {config.hub_split!r}, revision "
+        f"{config.hub_revision or 'newest'})"
+    )
+    return CurriqError(
+        f"source {config.name!r}: the {where} cannot be read: {said(error)}. With a connection, check the "
+        "name, the configuration, the split and the revision, and that HF_HUB_OFFLINE is not set. Without "
+        f"one, download the data elsewhere and give its files: name={config.name},path=FOLDER/*.parquet."
     )
 
 

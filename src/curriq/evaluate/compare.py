@@ -1,13 +1,14 @@
 """`curriq compare`: runs arms × seeds × streams that are not finished yet, and judges all of them."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curriq.config import field_owners, load_toml, to_toml
+from curriq.config import SourceConfig, field_owners, load_toml, to_toml
 from curriq.errors import CurriqError
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, differences, load_plan, shown
 from curriq.report.read import read_summary
@@ -78,7 +79,8 @@ def is_finished(run: PlannedRun) -> bool:
     changed = [
         f"{name} = {shown(theirs)} there, {shown(ours)} now"
         for name, ours, theirs in differences(run.config, load_toml(settings))
-        if name == "eval_every" or (field_owners()[name] != "log" and name not in HARMLESS)
+        if (name == "eval_every" or (field_owners()[name] != "log" and name not in HARMLESS))
+        and not (name == "sources" and _same_but_pinned(ours, theirs))
     ]
     if changed:
         raise CurriqError(
@@ -86,6 +88,14 @@ def is_finished(run: PlannedRun) -> bool:
             "remove the folder to run it anew, or give another --out."
         )
     return (run.folder / "summary.json").exists() and bool(read_summary(run.folder)["finished"])
+
+
+def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:
+    """Whether the sources differ only in that the run has written down the commits of its hub data sets."""
+    return len(planned) == len(run) and all(
+        ours == (theirs if ours.is_pinned else dataclasses.replace(theirs, hub_revision=ours.hub_revision))
+        for ours, theirs in zip(planned, run, strict=True)
+    )
 
 
 def _job(run: PlannedRun, workers: int) -> "Job":

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,18 +43,31 @@ class LRSchedule:
 class Learner:
     """θ and AdamW: accumulates the mixture gradient, then takes one clipped step on it.
 
+    Args:
+        lm: the language model.
+        config: learning rate, schedule, clipping and micro-batches.
+        steps: length of the schedule.
+        mixture_pass: `single_pass` or `two_pass`; by default the single pass where the model has no dropout.
+
     Attributes:
         lm: the language model.
         optimizer: AdamW over all of θ.
     """
 
-    def __init__(self, lm: LanguageModel, config: OptimConfig, steps: int) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: OptimConfig,
+        steps: int,
+        *,
+        mixture_pass: Callable[..., Mixture] | None = None,
+    ) -> None:
         self.lm = lm
         self.config = config
         self._schedule = LRSchedule(
             peak=config.lm_lr, kind=config.lr_schedule, warmup_steps=config.lr_warmup_steps, steps=steps
         )
-        self._pass = two_pass if lm.has_dropout else single_pass
+        self._pass = mixture_pass or (two_pass if lm.has_dropout else single_pass)
         self.optimizer = torch.optim.AdamW(
             lm.parameters,
             lr=config.lm_lr,
@@ -65,7 +79,7 @@ class Learner:
 
     @property
     def passes(self) -> int:
-        """Forward passes per candidate: 1, or 2 when the model has dropout."""
+        """Forward passes per candidate: 1, or 2 where scoring has its own (by default with dropout)."""
         return 2 if self._pass is two_pass else 1
 
     def accumulate(self, candidates: Candidates, score: ScoreFunction, with_entropy: bool) -> Mixture:

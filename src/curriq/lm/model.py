@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curriq.config import LMConfig, unknown_key
+from curriq.config import LMConfig, did_you_mean, unknown_key
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
 
@@ -269,8 +268,7 @@ def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
         try:
             plain = _open(what, "config")
         except CurriqError as error:
-            close = get_close_matches(what, CONFIG_MAPPING, n=1)
-            raise CurriqError(f"{error}" + (f" Did you mean random:{close[0]}?" if close else "")) from error
+            raise CurriqError(f"{error}{did_you_mean(what, CONFIG_MAPPING, 'random:{}')}") from error
     known = sorted({*plain.to_dict(), *plain.attribute_map})
     for key in overrides:
         if key not in known:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curriq.config import missing_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
@@ -97,8 +99,7 @@ def save_curves(result: dict[str, Any], folder: Path) -> list[str]:
     try:
         import matplotlib
     except ImportError:
-        note = 'curves   not drawn: matplotlib is not installed; pip install "curriq[report]" and call again.'
-        return [note]
+        return [f"curves   none: {missing_extra('drawing them', 'matplotlib', 'report', 'use the numbers')}"]
     from matplotlib.figure import Figure
 
     lines = []

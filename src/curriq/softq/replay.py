@@ -47,8 +47,8 @@ class Replay:
     def state_dict(self) -> State:
         filled = len(self)
         return {
-            "hidden": self._hidden[:filled].cpu(),
-            "targets": self._targets[:filled].cpu(),
+            "hidden": self._hidden[:filled].clone().cpu(),
+            "targets": self._targets[:filled].clone().cpu(),
             "added": self._added,
             "generator": self._generator.get_state(),
         }

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +13,7 @@ from curriq.softq.equations import sample_action
 from curriq.types import (
     Candidates,
     Critic,
+    Features,
     Metrics,
     Mixture,
     Outcome,
@@ -92,6 +92,10 @@ class Diverged(ArithmeticError):
     """θ gives no finite loss any more after its update; a smaller update could have."""
 
 
+class ScoresNotFinite(ArithmeticError):
+    """The selector or the policy makes something not finite of finite losses and values."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """Everything a log may want to know of one step.
@@ -116,7 +120,8 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
 
     Raises:
         ArithmeticError: a number is not finite. The components are then in the middle of the step: go on
-            from a checkpoint. It is `Diverged` when the update of θ is to blame.
+            from a checkpoint. It is `Diverged` when the update of θ is to blame, `ScoresNotFinite` when
+            the scores are.
     """
     k = state.step
     if c.resets(k):
@@ -125,8 +130,7 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
         c.learner.release()
     state.proposed = proposed = c.proposer.propose(k)  #                          3: C_k
     trained = c.selector.narrow(k, proposed)
-    score = partial(c.selector.scores, k)
-    mixture = c.learner.accumulate(trained, score, c.selector.needs_entropy)  #   4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
+    mixture = _accumulate(c, k, trained)  #                                       4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
     q = c.critic.values(mixture.features)
     td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step, Polyak
     transition = _act(c, trained, mixture, q)  #                                  8: a_k ~ π_k
@@ -152,6 +156,22 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
     )
 
 
+def _accumulate(c: Components, k: int, trained: Candidates) -> Mixture:
+    """Score the candidates and leave the mixture's gradient on θ."""
+    losses: list[Tensor] = []
+
+    def score(part: Candidates, features: Features) -> Tensor:
+        losses.append(features.loss)
+        return c.selector.scores(k, part, features)
+
+    try:
+        return c.learner.accumulate(trained, score, c.selector.needs_entropy)
+    except ArithmeticError as error:
+        if all(loss.isfinite().all() for loss in losses):
+            raise ScoresNotFinite("the losses of the candidates are finite, their scores are not") from error
+        raise
+
+
 def _act(
     c: Components, trained: Candidates, mixture: Mixture, q: Tensor | None
 ) -> Callable[[float], Transition] | None:
@@ -159,7 +179,12 @@ def _act(
     if q is None:
         return None
     policy = c.critic.policy(q)
-    action = sample_action(policy, c.action_generator)
+    try:
+        action = sample_action(policy, c.action_generator)
+    except FloatingPointError as error:
+        if q.isfinite().all():
+            raise ScoresNotFinite("the values Q of the candidates are finite, their policy is not") from error
+        raise
     return lambda reward: Transition(
         tokens=trained.tokens,
         features=mixture.features,

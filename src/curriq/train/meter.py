@@ -1,5 +1,6 @@
 """The x-axes of a run, and what each source's share of the learning was."""
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -21,8 +22,9 @@ class Meter:
         forward_flops: operations of one window's forward pass; backward costs twice as much.
         passes: forward passes per trained window (2 with dropout).
         reward_windows: windows forwarded for the reward of a step that has one.
-        extra_flops_per_window: operations that the selector adds per trained window (a reference model).
-        extra_flops_per_step: operations that the critic adds per step (TD-into-θ).
+        extra_flops_per_window: operations that a trained window costs beside these passes: a reference model,
+            recomputation under gradient checkpointing.
+        flops_per_td_update: operations of TD-into-θ, in steps that have a previous transition.
     """
 
     def __init__(
@@ -34,13 +36,13 @@ class Meter:
         passes: int = 1,
         reward_windows: int = 0,
         extra_flops_per_window: int = 0,
-        extra_flops_per_step: int = 0,
+        flops_per_td_update: int = 0,
     ) -> None:
         self.source_names = source_names
         self._window = window
         self._per_trained_window = (passes + 2) * forward_flops + extra_flops_per_window
         self._per_reward = reward_windows * forward_flops
-        self._per_step = extra_flops_per_step
+        self._per_td_update = flops_per_td_update
         self.windows_seen = 0
         self.windows_trained = 0
         self.effective_windows = 0.0
@@ -61,7 +63,8 @@ class Meter:
         self.windows_seen += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
-        self.flops += n_trained * self._per_trained_window + self._per_step
+        self.flops += n_trained * self._per_trained_window
+        self.flops += self._per_td_update if "critic/td_loss" in record.metrics else 0
         self.flops += self._per_reward if record.reward is not None else 0
         self.seconds += seconds
         self.epoch = record.proposed.metrics.get("data/epoch", self.epoch)
@@ -99,11 +102,11 @@ class Meter:
         }
 
     def state_dict(self) -> State:
-        return {name: getattr(self, name) for name in self._COUNTED}
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._COUNTED}
 
     def load_state_dict(self, state: State) -> None:
         for name in self._COUNTED:
-            setattr(self, name, state[name])
+            setattr(self, name, copy.deepcopy(state[name]))
 
     _COUNTED = (
         "windows_seen",

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from curriq.config import did_you_mean, missing_extra
 from curriq.errors import CurriqError
 from curriq.train import registry
 from curriq.train.storage import fsync, write_atomically
@@ -276,7 +277,7 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     known = [field.name for field in registry.SUMMARY]
     for name in summary:
         if name not in known:
-            raise KeyError(f"unknown summary field {name!r}.{registry.did_you_mean(name, known)}")
+            raise KeyError(f"unknown summary field {name!r}.{did_you_mean(name, known)}")
     content = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(run_dir / "summary.json", content.encode() + b"\n")
 
@@ -322,10 +323,7 @@ class WandbSink:
         try:
             import wandb
         except ImportError:
-            raise CurriqError(
-                f"--wandb {project} needs the package wandb, which is not installed: "
-                'pip install "curriq[wandb]", or leave --wandb out.'
-            ) from None
+            raise missing_extra(f"--wandb {project}", "wandb", "wandb", "leave --wandb out") from None
         id_file = run_dir / "wandb-id"
         if not id_file.exists():
             write_atomically(id_file, uuid.uuid4().hex.encode())

@@ -104,17 +104,21 @@ class Pace:
 class Display(AbstractContextManager):
     """Shows nothing but what is said aloud; the other displays extend it.
 
-    While it is open, log messages of the package go through it, so that they do not tear the bar.
+    While it is open, log messages of the package go through it alone: a second handler, such as the root
+    logger's, would print them twice and tear the bar.
     """
 
     def __init__(self, console: Console, pace: Pace) -> None:
         self.console = console
         self.pace = pace
         self.last: Metrics = {}
+        self._logger = logging.getLogger("curriq")
         self._handler = SayHandler(self)
+        self._propagated = self._logger.propagate
 
     def __enter__(self) -> "Display":
-        logging.getLogger("curriq").addHandler(self._handler)
+        self._propagated, self._logger.propagate = self._logger.propagate, False
+        self._logger.addHandler(self._handler)
         return self
 
     def __exit__(
@@ -123,7 +127,8 @@ class Display(AbstractContextManager):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        logging.getLogger("curriq").removeHandler(self._handler)
+        self._logger.removeHandler(self._handler)
+        self._logger.propagate = self._propagated
 
     def update(self, row: Metrics) -> None:
         """Take in the row of a finished step. A number that a row lacks keeps its last value."""

@@ -6,8 +6,9 @@ without a definition cannot exist. Imports nothing heavy: reports read the defin
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
+
+from curriq.config import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ GROUPS = (
             Metric(
                 "x/flops",
                 "FLOPs",
-                "Floating-point operations spent on choosing and training, forward and backward: scoring, "
-                "training, reward and critic; not the evaluations.",
+                "Floating-point operations of the language models, spent on choosing and training: scoring "
+                "(with a reference model's), forward and backward of training, the trunk once more under "
+                "gradient checkpointing, the reward, and TD-into-θ. Not the evaluations, and not the "
+                "Q-network's own (a few times d · `--q-hidden` per window, less than 0.1 % of the rest).",
             ),
             Metric(
                 "x/seconds",
@@ -217,12 +220,6 @@ def find(name: str) -> Metric:
     raise KeyError(f"unknown metric {name!r}.{hint} Define new ones in curriq/train/registry.py.")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message; empty when nothing is near."""
-    close = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def without_times(row: dict[str, float]) -> dict[str, float]:
     """The part of a row that two runs with one seed must agree on bit by bit."""
     return {name: value for name, value in row.items() if find(name).deterministic}
@@ -267,8 +264,8 @@ Read them without torch:
 ```python
 from curriq.report.read import read_candidates, read_metrics, read_summary
 
-rows = read_metrics("runs/default-0")          # list of dicts
-table = read_candidates("runs/default-0")      # pyarrow.Table; .to_pandas() when pandas is there
+rows = read_metrics("runs/soft-q-0")  # list of dicts
+table = read_candidates("runs/soft-q-0")  # pyarrow.Table; .to_pandas() when pandas is there
 ```
 
 All losses are in nats per token. `–` is a pure number."""

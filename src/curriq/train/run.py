@@ -11,10 +11,10 @@ import torch
 
 from curriq import parallel
 from curriq.config import RunConfig, SelectorName, TokenizerConfig, field_owners, flag, load_toml, require
-from curriq.data import Corpus, check_fingerprint, open_corpus
+from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
-from curriq.lm.flops import forward_flops
+from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.learner import Learner, ReforwardedHidden
 from curriq.lm.loss import window_losses
 from curriq.lm.model import LanguageModel, load_language_model, pick_device
@@ -65,7 +65,7 @@ class Workshop:
     generators: Generators
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
-    extra_flops_per_step: int = 0
+    flops_per_td_update: int = 0
 
 
 def train(config: RunConfig) -> RunResult:
@@ -130,10 +130,16 @@ def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
 
 
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Run:
-    """Build a run without starting it, from a checkpoint when there is one."""
+    """Build a run without starting it, from a checkpoint when there is one.
+
+    Without one, hub data sets are pinned: the configuration of the run names the commits that it reads, so
+    that a resume reads them too, whatever the hub has by then.
+    """
     parallel.start()
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
+    if checkpoint is None:
+        config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
     if checkpoint is not None and checkpoint.manifest["threads"] != config.train.threads:
         logger.warning(
             f"--threads = {config.train.threads}: the checkpoint was written with "
@@ -186,8 +192,8 @@ def _session(shop: Workshop) -> Session:
         forward_flops=flops,
         passes=learner.passes,
         reward_windows=config.train.reward_windows,
-        extra_flops_per_window=shop.extra_flops_per_window,
-        extra_flops_per_step=shop.extra_flops_per_step,
+        extra_flops_per_window=shop.extra_flops_per_window + _recomputed_flops(shop),
+        flops_per_td_update=shop.flops_per_td_update,
     )
     probes: list[Probe] = [clock]
     if config.data.needle:
@@ -214,13 +220,19 @@ def _proposer(shop: Workshop) -> Proposer:
     return StreamProposer(shop.corpus.stream, n)
 
 
+def _recomputed_flops(shop: Workshop) -> int:
+    """Gradient checkpointing forwards the trunk of a window once more for its backward pass."""
+    return trunk_flops(shop.lm, shop.config.data.window) if shop.config.lm.gradient_checkpointing else 0
+
+
 def _soft_q(shop: Workshop) -> Selector:
     """The paper's method: the critic learns, and its values weigh the mixture unless told not to."""
     critic = shop.config.critic
     previous_hidden = stored_hidden
     if critic.td_into_theta:
         previous_hidden = ReforwardedHidden(shop.lm, critic.td_lambda)
-        shop.extra_flops_per_step = 3 * forward_flops(shop.lm, shop.config.data.window)
+        trunk = trunk_flops(shop.lm, shop.config.data.window)
+        shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
     shop.critic = TDCritic(critic, shop.lm.width, shop.lm.device, shop.generators, previous_hidden)
     return SoftQ(shop.critic, critic.beta) if critic.q_weighting else Uniform()
 
@@ -243,10 +255,19 @@ def _excess_loss(shop: Workshop) -> Selector:
     """RHO: losses under a second model, frozen, of the same vocabulary."""
     config = shop.config
     reference_config = dataclasses.replace(config.lm, model=config.select.reference_model, dropout=0.0)
-    reference = load_language_model(
-        reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device
-    )
-    theirs = load_tokenizer(TokenizerConfig(tokenizer=config.select.reference_model), config.lm, list)
+    try:
+        reference = load_language_model(
+            reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device
+        )
+        theirs = load_tokenizer(TokenizerConfig(tokenizer=config.select.reference_model), config.lm, list)
+    except CurriqError as error:
+        # The loaders speak of --model and of training from scratch, which is no way out here.
+        reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0].rstrip(" .")
+        raise CurriqError(
+            f"--reference-model {config.select.reference_model!r} cannot be used "
+            f"({reason.replace('--model', '--reference-model')}). Give the folder or hub name of a trained "
+            "causal language model with its tokenizer; `curriq train --preset reference` trains one."
+        ) from error
     require(
         shop.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
         f"--reference-model {config.select.reference_model!r} was trained with another tokenizer than this "

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import math
 import platform
@@ -23,11 +22,11 @@ from curriq.errors import CurriqError
 from curriq.rng import Generators, derive_seed
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
-from curriq.train.loop import Components, Diverged, LoopState, StepRecord, train_step
+from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, StepRecord, train_step
 from curriq.train.meter import Meter
 from curriq.train.metrics import CandidateLog, MetricsLog, Sink, TensorBoardSink, WandbSink, write_summary
 from curriq.train.progress import make_progress
-from curriq.train.storage import write_atomically
+from curriq.train.storage import new_folder, write_atomically
 from curriq.types import Metrics, merge
 
 
@@ -114,13 +113,19 @@ class Session:
         """Run to the last step, or until Ctrl-C, and write the summary.
 
         Raises:
-            CurriqError: the run is finished already; its folder holds another run; or a loss or gradient is
-                not finite, and then the checkpoints from before it stand.
+            CurriqError: the run is finished already; its folder holds another run or cannot be written; or a
+                loss or gradient is not finite, and then the checkpoints from before it stand.
         """
         self._require_open_end()
         primary = parallel.rank() == 0
         if primary:
-            self._open_folder()
+            try:
+                self._open_folder()
+            except OSError as error:
+                raise CurriqError(
+                    f"--run-dir {self.run_dir} cannot be the folder of a run ({error.strerror}): give a new "
+                    "folder, or an empty one, in a place where you may write."
+                ) from error
         self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep) if primary else None
         mode = self.config.log.progress if primary else "none"
         with (
@@ -241,17 +246,23 @@ class Session:
             self._checkpointer.set_aside_from(step)
         standing = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
+        again = f"curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW"
+        hint = ""
+        if isinstance(error, ScoresNotFinite):
+            hint = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
         if standing:
             return (
-                f"The log and the checkpoint of step {step_of(standing[0])} stand: go on from there with a "
-                f"smaller learning rate, for instance `curriq resume {self.run_dir} {smaller}` (if Q "
+                f"{hint}The log and the checkpoint of step {step_of(standing[0])} stand: go on from there "
+                f"with a smaller learning rate, for instance `curriq resume {self.run_dir} {smaller}` (if Q "
                 "diverged, with a smaller --q-lr)."
             )
+        if step == 0 and hint:
+            return f"{hint}Start again with `{again}` and the greater value."
         if step == 0:
             return "The model gives no finite number before any training: check --model and --precision."
         return (
-            "No earlier checkpoint stands: start again with a smaller learning rate, for instance "
-            f"`curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW {smaller}`."
+            f"{hint}No earlier checkpoint stands: start again with a smaller learning rate, for instance "
+            f"`{again} {smaller}`."
         )
 
     def _open_logs(self) -> "_Logs":
@@ -262,7 +273,8 @@ class Session:
         if self._last_saved is None:
             if not self.config.log.run_dir:
                 name = f"{self.config.select.selector}-{self.config.train.seed}"
-                self.run_dir = _new_folder(Path("runs"), name)
+                self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
+                self.run_dir = new_folder(self.run_dir)
             log = self.run_dir / "metrics.jsonl"
             if checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0):
                 raise CurriqError(
@@ -367,18 +379,6 @@ def _dropout_seed(seed: int, step: int, device: torch.device) -> Generator[None,
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, f"dropout/{step}/{parallel.rank()}"))
         yield
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Makes `parent/name`, or the first of `name-2`, `name-3`, … that nobody else has made."""
-    for count in itertools.count(1):
-        folder = parent / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
 
 
 def _perplexity(loss: float) -> float:

@@ -1,5 +1,6 @@
 """Writing that survives a crash: data reaches the disk before the name that announces it."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def new_folder(path: Path) -> Path:
+    """Makes `path`, or the first of `path-2`, `path-3`, … that nobody else has made.
+
+    Raises:
+        OSError: the parent folder cannot be written.
+    """
+    for count in itertools.count(1):
+        folder = path if count == 1 else path.with_name(f"{path.name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
 
 
 def readable_bytes(count: int) -> str:
