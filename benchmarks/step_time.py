@@ -40,7 +40,7 @@ SHAPES = {
     },
     "gpt2-124M": {
         "model": "random:gpt2",
-        "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 7,
+        "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 6,
     },
 }  # fmt: skip
 HF, PLAIN, SINGLE, TWO, REWARD = (
