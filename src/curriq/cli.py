@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import logging
 import os
@@ -14,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriq.config import RunConfig, SourceConfig, load_toml, source_from_dict, to_toml, unknown_key
+from curriq.config import (
+    RunConfig,
+    SourceConfig,
+    differences,
+    format_source,
+    load_run_config,
+    load_toml,
+    source_from_dict,
+    to_toml,
+    unknown_key,
+)
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
@@ -85,11 +94,9 @@ def resume_command(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(arguments[:1])  # help, or what is missing
     folder, rest = Path(arguments[0]), arguments[1:]
-    settings = folder / "config.toml"
-    if not settings.exists():
-        raise CurriqError(f"{folder} is not the folder of a run: there is no {settings.name} in it.")
-    saved = load_toml(settings)
-    changed = _changes(saved, _parse(rest, saved, prog=f"curriq resume {folder}"))
+    saved = load_run_config(folder)
+    wanted = _parse(rest, saved, prog=f"curriq resume {folder}")
+    changed = {name: value for name, value, _ in differences(wanted, saved)}
     from curriq.train.run import resume
 
     return _report(resume(folder, **changed))
@@ -221,27 +228,6 @@ def parse_source(text: str) -> SourceConfig:
             )
         pairs[key] = value
     return source_from_dict(pairs)
-
-
-def format_source(source: SourceConfig) -> str:
-    """The inverse of `parse_source`, leaving out what is at its default."""
-    shown = [
-        f"{field.name}={getattr(source, field.name)}"
-        for field in dataclasses.fields(source)
-        if field.default is dataclasses.MISSING or getattr(source, field.name) != field.default
-    ]
-    return ",".join(shown)
-
-
-def _changes(before: RunConfig, after: RunConfig) -> dict[str, Any]:
-    """Flat name → new value of every setting that differs."""
-    return {
-        setting.name: getattr(getattr(after, section.name), setting.name)
-        for section in dataclasses.fields(before)
-        for setting in dataclasses.fields(getattr(before, section.name))
-        if getattr(getattr(after, section.name), setting.name)
-        != getattr(getattr(before, section.name), setting.name)
-    }
 
 
 def _report(result: "RunResult") -> int:

@@ -75,6 +75,16 @@ def field_owners() -> dict[str, str]:
     }
 
 
+def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Flat name, value here, value there, of every setting that differs."""
+    found = []
+    for name, section in field_owners().items():
+        a, b = getattr(getattr(ours, section), name), getattr(getattr(theirs, section), name)
+        if a != b:
+            found.append((name, a, b))
+    return found
+
+
 def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
     """A RunConfig from nested plain values; what is absent keeps the value it has in `base`.
 
@@ -106,6 +116,16 @@ def source_from_dict(values: dict[str, Any]) -> SourceConfig:
     """
     check_source_tables([values])
     return _validated(SourceConfig, values, "sources")
+
+
+def format_source(source: SourceConfig) -> str:
+    """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
+    shown = [
+        f"{field.name}={getattr(source, field.name)}"
+        for field in dataclasses.fields(source)
+        if field.default is dataclasses.MISSING or getattr(source, field.name) != field.default
+    ]
+    return ",".join(shown)
 
 
 def _replaced(current: Any, settings: dict[str, Any], name: str) -> Any:
@@ -168,6 +188,18 @@ def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
         return from_dict(values, base)
     except CurriqError as error:
         raise CurriqError(f"{path}: {error}") from None
+
+
+def load_run_config(run_dir: Path) -> RunConfig:
+    """The configuration that a run wrote into its folder.
+
+    Raises:
+        CurriqError: the folder holds no run, or its configuration cannot be read.
+    """
+    settings = run_dir / "config.toml"
+    if not settings.exists():
+        raise CurriqError(f"{run_dir} is not the folder of a run: there is no {settings.name} in it.")
+    return load_toml(settings)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

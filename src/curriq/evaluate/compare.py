@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curriq.config import SourceConfig, field_owners, load_toml, to_toml
+from curriq.config import SourceConfig, differences, field_owners, load_toml, to_toml
 from curriq.errors import CurriqError
-from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, differences, load_plan, shown
+from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
 from curriq.report.read import read_summary
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Reads the TOML of a comparison into the list of its runs, and refuses what would not compare."""
 
-import dataclasses
 import re
 import tomllib
 from dataclasses import dataclass
@@ -9,7 +8,10 @@ from typing import Any
 
 from curriq.config import (
     RunConfig,
+    SourceConfig,
+    differences,
     field_owners,
+    format_source,
     from_dict,
     load_toml,
     require,
@@ -220,25 +222,10 @@ def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compar
     )
 
 
-def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Flat name, value here, value there, of every setting that differs."""
-    found = []
-    for name, section in field_owners().items():
-        a, b = getattr(getattr(ours, section), name), getattr(getattr(theirs, section), name)
-        if a != b:
-            found.append((name, a, b))
-    return found
-
-
 def shown(value: Any) -> str:
     """A value as an error message shows it; sources by what is not at its default."""
     if isinstance(value, tuple):
         return "[" + ", ".join(shown(item) for item in value) + "]"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = [
-            f"{field.name}={getattr(value, field.name)}"
-            for field in dataclasses.fields(value)
-            if field.default != getattr(value, field.name)
-        ]
-        return ",".join(changed)
+    if isinstance(value, SourceConfig):
+        return format_source(value)
     return repr(value)

@@ -10,7 +10,15 @@ from typing import Any, Literal
 import torch
 
 from curriq import parallel
-from curriq.config import RunConfig, SelectorName, TokenizerConfig, field_owners, flag, load_toml, require
+from curriq.config import (
+    RunConfig,
+    SelectorName,
+    TokenizerConfig,
+    differences,
+    flag,
+    load_run_config,
+    require,
+)
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
@@ -113,16 +121,11 @@ def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
         CurriqError: as `resume`.
     """
     run_dir = Path(run_dir)
-    settings = run_dir / "config.toml"
-    if not settings.exists():
-        raise CurriqError(f"{run_dir} is not the folder of a run: there is no {settings.name} in it.")
-    saved = load_toml(settings).override(run_dir=str(run_dir))
+    saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
-    owners = field_owners()
-    for name in FIXED:
-        before, after = (getattr(getattr(c, owners[name]), name) for c in (saved, config))
+    for name, after, before in differences(config, saved):
         require(
-            before == after,
+            name not in FIXED,
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
