@@ -25,10 +25,12 @@ from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.lm.model import load_language_model, pick_device
-from curriq.lm.reward import HeldOutReward
+from curriq.lm.reward import HeldOutReward, NoReward
 from curriq.rng import Generators
 from curriq.select import SoftQ, Uniform
 from curriq.softq.critic import NoCritic, TDCritic
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import FixedBeta
 from curriq.train.loop import Components, LoopState, train_step
 from curriq.train.phases import never
 from curriq.types import Candidates
@@ -102,13 +104,13 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
         optimizer.step()
 
-    def loop(selector, critic, learner, measure_reward) -> Callable[[], None]:
+    def loop(selector, critic, learner, held_out) -> Callable[[], None]:
         components = Components(
             proposer=FixedProposer(candidates),
             selector=selector,
             critic=critic,
             learner=learner,
-            measure_reward=measure_reward,
+            held_out=held_out,
             resets=never,
             action_generator=generators("action"),
         )
@@ -117,14 +119,15 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     reward = HeldOutReward(
         lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=512
     )
-    critic = TDCritic(CriticConfig(), lm.width, device, generators)
-    soft_q = partial(loop, SoftQ(critic, 1.0), critic)
+    temperature = FixedBeta(1.0)
+    critic = TDCritic(CriticConfig(), QInputs(("last",), lm.width), temperature, device, generators)
+    soft_q = partial(loop, SoftQ(critic, temperature), critic)
     return {
         HF: hugging_face,
-        PLAIN: loop(Uniform(), NoCritic(), once, lambda: 0.0),
-        SINGLE: soft_q(once, lambda: 0.0),
-        TWO: soft_q(twice, lambda: 0.0),
-        REWARD: soft_q(once, reward.measure),
+        PLAIN: loop(Uniform(), NoCritic(), once, NoReward()),
+        SINGLE: soft_q(once, NoReward()),
+        TWO: soft_q(twice, NoReward()),
+        REWARD: soft_q(once, reward),
     }
 
 

@@ -1,12 +1,14 @@
 """Named full runs: plain functions that return a RunConfig. `curriq presets` lists them."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 from curriq.config import (
     EMBEDDED_DIRTY,
     CriticConfig,
     DataConfig,
+    DirtName,
     LMConfig,
     LogConfig,
     OptimConfig,
@@ -23,6 +25,107 @@ from curriq.errors import CurriqError
 def default() -> RunConfig:
     """A small GPT-2 from scratch on Python's own documentation and source, mostly dirt; minutes on a CPU."""
     return RunConfig()
+
+
+def recommended() -> RunConfig:
+    """The remedies that gained on the development streams: measured credit, a calibrated policy."""
+    return RunConfig().override(
+        selector="soft-q",
+        credit="counterfactual",
+        probe_windows=16,
+        reward="paired",
+        reward_windows=8,
+        reward_every=4,
+        temperature="governed",
+        target_fraction=0.7,
+        q_features=("auto", "loss"),
+        q_standardise=True,
+        q_layer_norm=True,
+        q_weight_decay=1.0,
+        replay_size=2048,
+        replay_batch=128,
+        replay_updates=8,
+    )
+
+
+def small() -> RunConfig:
+    """A size for comparisons: two layers of width 64, 600 steps of 32 windows of 32 tokens."""
+    return RunConfig(
+        lm=LMConfig(
+            model="random:llama:hidden_size=64,intermediate_size=192,num_hidden_layers=2,num_attention_heads=4"
+        )
+    ).override(
+        steps=600,
+        window=32,
+        vocab_size=1024,
+        validation_set_size=192,
+        test_set_size=384,
+        eval_every=20,
+        checkpoint_every=300,
+        micro_batch=32,
+        head_chunk_tokens=1024,
+    )
+
+
+def dev_dirty() -> RunConfig:
+    """Development stream (a): the embedded default, prose among code and four kinds of dirt."""
+    return RunConfig()
+
+
+def dev_web() -> RunConfig:
+    """Development stream (b): web pages among OCR noise, chat, other languages, duplicates, shuffled text."""
+    return _development(
+        "web",
+        _source("web", "openwebtext_sample/train.jsonl.gz", 0.2),
+        _source("ocr", "ocr_noise/*.jsonl.gz", 0.15),
+        _source("chat", "ubuntu_irc/logs.jsonl.gz", 0.2),
+        _source("foreign", "udhr_multilingual/docs.jsonl.gz", 0.2),
+        _source("duplicates", "c4_sample/train.jsonl.gz", 0.1, dirt="duplicates"),
+        _source("shuffled", "c4_sample/train.jsonl.gz", 0.15, dirt="shuffled-tokens"),
+    )
+
+
+def dev_domain() -> RunConfig:
+    """Development stream (c): Stack Exchange as the target in a mixture of other domains."""
+    return _development(
+        "stackexchange",
+        _source("stackexchange", "redpajama_domains/stackexchange.jsonl.gz", 0.15),
+        _source("arxiv", "redpajama_domains/arxiv.jsonl.gz", 0.25),
+        _source("common-crawl", "redpajama_domains/common_crawl.jsonl.gz", 0.05),
+        _source("c4", "c4_sample/train.jsonl.gz", 0.3),
+        _source("bulgarian", "redpajama_domains/wikipedia_bg.jsonl.gz", 0.25),
+    )
+
+
+def dev_levels() -> RunConfig:
+    """Development stream (d): news at three reading levels, with labels for competence."""
+    return _development(
+        "news", _source("news", "onestop_english/texts.jsonl.gz", 1, difficulty_field="level")
+    )
+
+
+def dev_clean() -> RunConfig:
+    """Development stream (e): one clean source, where there is nothing to select."""
+    return _development("c4", _source("c4", "c4_sample/train.jsonl.gz", 1))
+
+
+def dev_shuffled() -> RunConfig:
+    """Development stream (f): (a) with measured effects that mean nothing; the policy must stay uniform."""
+    return recommended().override(shuffle_effects=True)
+
+
+def _development(target: str, *sources: SourceConfig) -> RunConfig:
+    return RunConfig(data=DataConfig(sources=sources, target=target))
+
+
+def _source(
+    name: str, file: str, weight: float, dirt: DirtName = "none", difficulty_field: str = ""
+) -> SourceConfig:
+    """A file of the development streams, in the folder $CURRIQ_DEV_DATA (default: data)."""
+    folder = os.environ.get("CURRIQ_DEV_DATA", "data")
+    return SourceConfig(
+        name=name, path=f"{folder}/{file}", weight=weight, dirt=dirt, difficulty_field=difficulty_field
+    )
 
 
 def paper() -> RunConfig:
@@ -110,7 +213,22 @@ def smoke() -> RunConfig:
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     function.__name__.replace("_", "-"): function
-    for function in (default, paper, paper_replay, needle, reference, smoke)
+    for function in (
+        default,
+        recommended,
+        paper,
+        paper_replay,
+        needle,
+        reference,
+        smoke,
+        small,
+        dev_dirty,
+        dev_web,
+        dev_domain,
+        dev_levels,
+        dev_clean,
+        dev_shuffled,
+    )
 }
 
 

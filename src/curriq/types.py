@@ -14,7 +14,7 @@ Shape legend, used in every signature of the package:
 All losses are in nats per token. Sums are divided once, by the token count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,7 +76,9 @@ class Features:
 
     Attributes:
         hidden: last layer, last token of each window (Eq. 2), float32.
+        pooled: last layer, mean over the tokens of each window, float32; None where nobody has pooled.
         loss: mean next-token loss of each window, nats per token.
+        source: index into the run's source names, as in `Candidates`; None where it is not known.
         entropy: mean predictive entropy of each window, nats per token; None unless a selector
             declares that it needs it, because it costs a pass over the logits.
     """
@@ -84,20 +86,54 @@ class Features:
     hidden: Float[Tensor, "n d"]
     loss: Float[Tensor, "n"]
     entropy: Float[Tensor, "n"] | None = None
+    pooled: Float[Tensor, "n d"] | None = None
+    source: Int[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.loss.shape[0]
 
+    def take(self, index: Int[Tensor, "m"] | slice) -> "Features":
+        """The windows at `index`, in that order."""
+        return _map(self, lambda x: x[index])
+
     def state_dict(self) -> State:
-        return {"hidden": self.hidden, "loss": self.loss, "entropy": self.entropy}
+        return dict(vars(self))
 
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "Features":
-        entropy = state["entropy"]
-        return Features(
-            hidden=state["hidden"].to(device),
-            loss=state["loss"].to(device),
-            entropy=None if entropy is None else entropy.to(device),
+        return _map(Features(**state), lambda x: x.to(device))
+
+
+def _map(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    """The same change to every tensor that is there."""
+    return replace(features, **{name: change(x) for name, x in vars(features).items() if x is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """What a step on one window alone would do to held-out text, for some or all windows of a step.
+
+    First order in the learning rate: e_i = α ∇ℓ_i · P ∇ℓ_D, with AdamW's preconditioner P and the held-out
+    gradient ∇ℓ_D. Positive is good: the held-out log-probability rises by e_i.
+
+    Attributes:
+        rows: indices into the trained windows of the step, ascending.
+        effect: e_i of these, nats per token.
+        mixture: Σ w_i e_i, the effect of the step that was taken; with a part of the windows it is
+            estimated from these, their weights normalised.
+    """
+
+    rows: Int[Tensor, "m"]
+    effect: Float[Tensor, "m"]
+    mixture: float
+
+    def state_dict(self) -> State:
+        return dict(vars(self))
+
+    @staticmethod
+    def from_state_dict(state: State, device: torch.device | str) -> "Effects":
+        return Effects(
+            rows=state["rows"].to(device), effect=state["effect"].to(device), mixture=state["mixture"]
         )
 
 
@@ -128,7 +164,8 @@ class Transition:
         policy: π_k, the Boltzmann policy over q_k; a_k was drawn from it.
         weights: what the mixture was trained with: π_k, or uniform (Eqs. 9–10, Q warm-up).
         action: index of the sampled candidate a_k.
-        reward: r_k, nats per token (negative).
+        reward: r_k, nats per token.
+        effects: measured effects of single windows at θ_k, where they were probed.
     """
 
     tokens: Int[Tensor, "N T"]
@@ -137,6 +174,7 @@ class Transition:
     weights: Float[Tensor, "N"]
     action: int
     reward: float
+    effects: Effects | None = None
 
     def state_dict(self) -> State:
         return {
@@ -146,6 +184,7 @@ class Transition:
             "weights": self.weights,
             "action": self.action,
             "reward": self.reward,
+            "effects": None if self.effects is None else self.effects.state_dict(),
         }
 
     @staticmethod
@@ -157,6 +196,7 @@ class Transition:
             weights=state["weights"].to(device),
             action=state["action"],
             reward=state["reward"],
+            effects=None if state["effects"] is None else Effects.from_state_dict(state["effects"], device),
         )
 
 
@@ -169,12 +209,16 @@ class Outcome:
         features: measured at θ_k.
         weights: mixture weight of each of them; they sum to one.
         reward: r_k, or None when nobody asked for a reward.
+        q: Q_φ of each of them at φ_k, before Q has learnt from this step; None without a critic.
+        effects: measured effects of single windows, where they were probed.
     """
 
     candidates: Candidates
     features: Features
     weights: Float[Tensor, "n"]
     reward: float | None
+    q: Float[Tensor, "n"] | None = None
+    effects: Effects | None = None
 
 
 class Stateful(Protocol):

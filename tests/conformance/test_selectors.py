@@ -13,6 +13,7 @@ from curriq.select import (
     ByLoss,
     Competence,
     ExcessLoss,
+    Jittered,
     RandomK,
     SoftQ,
     SourceBandit,
@@ -22,14 +23,20 @@ from curriq.select import (
 )
 from curriq.select.difficulty import LabelDifficulty, LabelOrRarity, LengthDifficulty, RarityDifficulty
 from curriq.softq.critic import TDCritic
-from curriq.types import Candidates, Features, Outcome, Selector
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import FixedBeta, FixedFraction, Governor, LearnedBeta, SolvedBeta
+from curriq.types import Candidates, Effects, Features, Outcome, Selector
 
 VOCAB, WINDOW, WIDTH, N = 50, 12, 6, 16
 SOURCES = ("prose", "code", "noise")
 
 
+def q_critic() -> TDCritic:
+    return TDCritic(CriticConfig(), QInputs(("last",), WIDTH), FixedBeta(0.5), "cpu", Generators(3))
+
+
 def soft_q(seed: int) -> Selector:
-    return SoftQ(TDCritic(CriticConfig(), WIDTH, "cpu", Generators(3)), beta=0.5)
+    return SoftQ(q_critic(), FixedBeta(0.5))
 
 
 def bandit(seed: int) -> Selector:
@@ -55,6 +62,10 @@ SELECTORS: dict[str, Callable[[int], Selector]] = {
     "competence by either": lambda seed: Competence(LabelOrRarity(VOCAB), 30, 0.1),
     "rho": excess_loss,
     "bandit": bandit,
+    "soft-q, governed": lambda seed: SoftQ(q_critic(), SolvedBeta(Governor(0.3))),
+    "soft-q, learned": lambda seed: SoftQ(q_critic(), LearnedBeta(FixedFraction(0.5), 1.0, 0.1)),
+    "soft-q, part uniform": lambda seed: SoftQ(q_critic(), SolvedBeta(FixedFraction(0.4)), 0.2),
+    "soft-q, jittered": lambda seed: Jittered(soft_q(seed), 2.0, Generators(seed)("jitter")),
     "soft-q after warm-up": lambda seed: UniformUntil(soft_q(seed), 3),
     "bandit after warm-up": lambda seed: UniformUntil(bandit(seed), 3),
 }
@@ -90,7 +101,15 @@ def play(selector: Selector, steps: range) -> list:
         seen = measure(kept)
         scores = selector.scores(step, kept, seen)
         reward = -3.0 + torch.rand((), generator=torch.Generator().manual_seed(step)).item()
-        outcome = Outcome(candidates=kept, features=seen, weights=scores.softmax(0), reward=reward)
+        rows = torch.arange(0, len(kept), 2)
+        outcome = Outcome(
+            candidates=kept,
+            features=seen,
+            weights=scores.softmax(0),
+            reward=reward,
+            q=seen.hidden.sum(1),
+            effects=Effects(rows=rows, effect=seen.hidden.sum(1)[rows] + seen.loss[rows], mixture=0.1),
+        )
         said.append((kept.rows.tolist(), scores.tolist(), selector.observe(step, outcome)))
     return said
 

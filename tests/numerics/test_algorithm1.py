@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import CriticConfig, OptimConfig
-from curriq.lm.learner import Learner, ReforwardedHidden
+from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.lm.reward import HeldOutReward
 from curriq.rng import Generators
 from curriq.select import SoftQ, Uniform
-from curriq.softq.critic import TDCritic, stored_hidden
+from curriq.softq.critic import TDCritic, stored_action
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import FixedBeta
 from curriq.train.loop import Components, LoopState, train_step
 from curriq.train.phases import never
 
@@ -127,8 +129,10 @@ def test_five_steps_agree(settings):
         ),
         STEPS,
     )
-    previous_hidden = ReforwardedHidden(lm, settings.td_lambda) if settings.td_into_theta else stored_hidden
-    critic = TDCritic(settings, lm.width, "cpu", Generators(1), previous_hidden)
+    previous_action = ReforwardedAction(lm, settings.td_lambda) if settings.td_into_theta else stored_action
+    temperature = FixedBeta(settings.beta)
+    inputs = QInputs(settings.q_features, lm.width)
+    critic = TDCritic(settings, inputs, temperature, "cpu", Generators(1), previous_action)
     critic.online.double()
     critic.target.double()
     critic.optimizer = torch.optim.Adam(critic.online.parameters(), lr=settings.q_lr)
@@ -137,10 +141,10 @@ def test_five_steps_agree(settings):
     reward = HeldOutReward(lm, reward_set, M, generators("reward"), micro_batch=3, chunk_tokens=64)
     components = Components(
         proposer=Scripted(batches),
-        selector=SoftQ(critic, settings.beta) if settings.q_weighting else Uniform(),
+        selector=SoftQ(critic, temperature) if settings.q_weighting else Uniform(),
         critic=critic,
         learner=learner,
-        measure_reward=reward.measure,
+        held_out=reward,
         resets=never,
         action_generator=generators("action"),
     )

@@ -13,6 +13,8 @@ from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select import ByLoss, ExcessLoss, RandomK, SoftQ, SourceBandit, Uncertainty, Uniform
 from curriq.softq.critic import TDCritic
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import FixedBeta
 
 N, T = 11, 8
 
@@ -39,9 +41,10 @@ def plain_autograd(lm, candidates, scores):
 
 
 def critic_with(lm, beta):
-    critic = TDCritic(CriticConfig(beta=beta), lm.width, "cpu", Generators(3))
+    temperature = FixedBeta(beta)
+    critic = TDCritic(CriticConfig(), QInputs(("last",), lm.width), temperature, "cpu", Generators(3))
     critic.online.double()
-    return SoftQ(critic, beta)
+    return SoftQ(critic, temperature)
 
 
 SELECTORS = {

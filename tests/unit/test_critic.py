@@ -12,7 +12,9 @@ from curriq.rng import Generators
 from curriq.softq.credit import MixtureCredit, SampledCredit
 from curriq.softq.critic import NoCritic, QNetwork, TDCritic
 from curriq.softq.equations import uniform_policy
+from curriq.softq.features import QInputs
 from curriq.softq.replay import Replay
+from curriq.softq.temperature import FixedBeta
 from curriq.types import Critic, Features, Transition
 
 TD_NAMES = {"critic/td_loss", "critic/td_target", "critic/q_pred", "critic/grad_norm"}
@@ -34,9 +36,11 @@ def transition(hidden: torch.Tensor, action: int, reward: float) -> Transition:
     )
 
 
-def critic(width: int = 3, seed: int = 0, previous_hidden=None, **settings) -> TDCritic:
-    extra = {} if previous_hidden is None else {"previous_hidden": previous_hidden}
-    return TDCritic(CriticConfig(**settings), width, "cpu", Generators(seed), **extra)
+def critic(width: int = 3, seed: int = 0, previous_action=None, **settings) -> TDCritic:
+    extra = {} if previous_action is None else {"previous_action": previous_action}
+    config = CriticConfig(**settings)
+    inputs = QInputs(config.q_features, width, layer_norm=config.q_layer_norm)
+    return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed), **extra)
 
 
 def saved_and_loaded(state):
@@ -188,7 +192,9 @@ def test_values_are_detached_and_policy_is_boltzmann():
 def test_td_gradient_reaches_the_forwarded_hidden_state_once_and_unclipped():
     """TD-into-θ: ∂loss/∂h = δ·∂Q/∂h lands on θ in full, however small the clip on φ is."""
     theta = torch.tensor([[0.4, -0.2, 0.9]], requires_grad=True)
-    made = critic(previous_hidden=lambda previous: theta * 1.0, td_into_theta=True, q_grad_clip=1e-6)
+    made = critic(
+        previous_action=lambda previous: features(theta * 1.0), td_into_theta=True, q_grad_clip=1e-6
+    )
     h = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     leaf = theta.detach().clone().requires_grad_()
     q = made.online(leaf)
@@ -228,7 +234,7 @@ def test_no_critic_conforms_and_does_nothing():
 def test_replay_keeps_the_last_pairs_and_overwrites_the_oldest():
     ring = Replay(3, 1, "cpu", torch.Generator().manual_seed(0))
     for number in range(5):
-        ring.add(torch.tensor([[float(number)]]), torch.tensor(10.0 * number))
+        ring.add(torch.tensor([[float(number)]]), torch.tensor([10.0 * number]))
         assert len(ring) == min(number + 1, 3)
     hidden, targets = ring.sample(200)
     assert set(hidden[:, 0].tolist()) == {2.0, 3.0, 4.0}
@@ -237,7 +243,7 @@ def test_replay_keeps_the_last_pairs_and_overwrites_the_oldest():
 
 def test_replay_never_draws_empty_slots():
     ring = Replay(100, 1, "cpu", torch.Generator().manual_seed(0))
-    ring.add(torch.tensor([[7.0]], requires_grad=True), torch.tensor(1.0))
+    ring.add(torch.tensor([[7.0]], requires_grad=True), torch.tensor([1.0]))
     hidden, targets = ring.sample(50)
     assert hidden.unique().tolist() == [7.0]
     assert targets.unique().tolist() == [1.0]
@@ -247,20 +253,20 @@ def test_replay_never_draws_empty_slots():
 def test_replay_resumes_with_the_same_draws_after_it_has_wrapped():
     ring, other = (Replay(4, 2, "cpu", torch.Generator().manual_seed(seed)) for seed in (0, 1))
     for number in range(6):
-        ring.add(torch.full((1, 2), float(number)), torch.tensor(float(number)))
+        ring.add(torch.full((1, 2), float(number)), torch.tensor([float(number)]))
     ring.sample(3)
     other.load_state_dict(saved_and_loaded(ring.state_dict()))
     for which in (ring, other):
-        which.add(torch.full((1, 2), 6.0), torch.tensor(6.0))
+        which.add(torch.full((1, 2), 6.0), torch.tensor([6.0]))
     assert all(torch.equal(a, b) for a, b in zip(ring.sample(20), other.sample(20), strict=True))
 
 
 def test_replay_state_does_not_follow_the_ring():
     ring = Replay(2, 1, "cpu", torch.Generator().manual_seed(0))
-    ring.add(torch.tensor([[1.0]]), torch.tensor(2.0))
+    ring.add(torch.tensor([[1.0]]), torch.tensor([2.0]))
     state = ring.state_dict()
     for _ in range(2):
-        ring.add(torch.tensor([[7.0]]), torch.tensor(8.0))
+        ring.add(torch.tensor([[7.0]]), torch.tensor([8.0]))
     assert state["hidden"].tolist() == [[1.0]]
     assert state["targets"].tolist() == [2.0]
 
@@ -310,10 +316,9 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
         noise = 0.03 * torch.randn((), generator=generator, dtype=torch.float64)
         rewards.append((hidden @ truth).mean() + noise)
         done = transition(hidden, int(torch.randint(n, (), generator=generator)), rewards[-1].item())
-        w = torch.zeros(width, dtype=torch.float64, requires_grad=True)
-        stored = hidden[done.action : done.action + 1]
-        prediction = credit.predict(done, lambda h, w=w: h @ w, stored)
-        rows.append(torch.autograd.grad(prediction, w)[0])
+        task = credit.regression(done)
+        inputs = hidden[task.rows]  # Q is linear, so a prediction's gradient is its (combined) input
+        rows.append(inputs[0] if task.combine is None else (task.combine.double() @ inputs)[0])
     found = torch.linalg.lstsq(torch.stack(rows), torch.stack(rewards)[:, None]).solution[:, 0]
     return (found @ truth / (truth @ truth)).item()
 

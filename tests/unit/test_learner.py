@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedHidden
+from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedAction
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.types import Features, Transition
 
@@ -293,11 +293,11 @@ class TestResume:
         assert again.optimizer.param_groups[0]["lr"] == 1e-4
 
 
-class TestReforwardedHidden:
+class TestReforwardedAction:
     def transition(self) -> Transition:
         candidates = random_candidates(N, T)
         uniform = torch.full((N,), 1 / N)
-        features = Features(hidden=torch.zeros(N, 16), loss=torch.zeros(N))
+        features = Features(hidden=torch.zeros(N, 16), loss=torch.arange(N).float())
         return Transition(
             tokens=candidates.tokens,
             features=features,
@@ -309,9 +309,11 @@ class TestReforwardedHidden:
 
     def test_is_the_last_hidden_state_of_the_action_under_the_present_model(self) -> None:
         lm, transition = tiny_lm(), self.transition()
-        expected = lm.network.transformer(transition.tokens).last_hidden_state[4, -1]
-        hidden = ReforwardedHidden(lm, 1.0)(transition)
-        torch.testing.assert_close(hidden, expected[None])
+        expected = lm.network.transformer(transition.tokens).last_hidden_state[4]
+        features = ReforwardedAction(lm, 1.0)(transition)
+        torch.testing.assert_close(features.hidden, expected[None, -1])
+        torch.testing.assert_close(features.pooled, expected.mean(0)[None])
+        assert features.loss.tolist() == [4.0]  # as it was stored, without a gradient
 
     @pytest.mark.parametrize("td_lambda", [0.0, 0.5, 1.0])
     def test_scales_only_the_gradient(self, td_lambda: float) -> None:
@@ -322,6 +324,6 @@ class TestReforwardedHidden:
         expected = [p.grad.clone() for p in lm.parameters]
         for p in lm.parameters:
             p.grad.fill_(3.0)
-        (ReforwardedHidden(lm, td_lambda)(transition)[0] @ direction).backward()
+        (ReforwardedAction(lm, td_lambda)(transition).hidden[0] @ direction).backward()
         for p, gradient in zip(lm.parameters, expected, strict=True):
             torch.testing.assert_close(p.grad, 3.0 + td_lambda * gradient, rtol=1e-5, atol=1e-6)

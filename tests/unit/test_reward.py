@@ -32,6 +32,12 @@ def reward_of(seed: int = 0, m: int = 6, reward_set: torch.Tensor | None = None,
     return HeldOutReward(lm or tiny_lm(), reward_set, m, generator, **SIZES)
 
 
+def measure(reward: HeldOutReward, step: int = 0) -> float | None:
+    """The reward of a step that changes nothing."""
+    reward.draw(step)
+    return reward.after(step)[0]
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The subsets whose loss was asked for, in order."""
@@ -80,27 +86,27 @@ class TestHeldOutLoss:
 class TestHeldOutReward:
     def test_is_the_mean_log_likelihood_of_its_subset(self, drawn: list[torch.Tensor]) -> None:
         lm = tiny_lm()
-        measured = reward_of(lm=lm).measure()
+        measured = measure(reward_of(lm=lm))
         assert measured < 0
         assert measured == pytest.approx(-brute_force(lm, drawn[0]), abs=1e-6)
 
     def test_draws_without_replacement(self, drawn: list[torch.Tensor]) -> None:
         reward = reward_of()
         for _ in range(20):
-            reward.measure()
+            measure(reward)
         for subset in drawn:
             assert len(set(rows(subset))) == 6
             assert set(rows(subset)) <= set(rows(windows()))
 
     def test_subset_of_all_is_the_whole_set(self) -> None:
         lm = tiny_lm()
-        everything = reward_of(m=13, lm=lm).measure()
+        everything = measure(reward_of(m=13, lm=lm))
         assert everything == pytest.approx(-held_out_loss(lm, windows(), **SIZES), abs=1e-6)
 
     def test_subsets_are_fresh_and_cover_the_set(self, drawn: list[torch.Tensor]) -> None:
         reward = reward_of()
         for _ in range(40):
-            reward.measure()
+            measure(reward)
         assert len({frozenset(rows(subset)) for subset in drawn}) > 35  # of 1716 possible ones
         counts = {row: 0 for row in rows(windows())}
         for subset in drawn:
@@ -113,13 +119,13 @@ class TestHeldOutReward:
         state = torch.get_rng_state()
         one, two, other = reward_of(0), reward_of(0), reward_of(1)
         torch.manual_seed(123)
-        first = [one.measure() for _ in range(3)]
+        first = [measure(one) for _ in range(3)]
         torch.manual_seed(321)
-        assert [two.measure() for _ in range(3)] == first
-        assert [other.measure() for _ in range(3)] != first
+        assert [measure(two) for _ in range(3)] == first
+        assert [measure(other) for _ in range(3)] != first
         torch.manual_seed(7)
         before = torch.get_rng_state()
-        one.measure()
+        measure(one)
         assert torch.equal(torch.get_rng_state(), before)
         torch.set_rng_state(state)
 
@@ -127,11 +133,11 @@ class TestHeldOutReward:
         """After steps on the held-out text itself the reward must go up."""
         lm = tiny_lm()
         reward = reward_of(m=13, lm=lm)
-        before = reward.measure()
+        before = measure(reward)
         optimizer = torch.optim.AdamW(lm.parameters, lr=1e-2)
         for _ in range(5):
             optimizer.zero_grad()
             logits = lm.network(input_ids=windows()).logits[:, :-1]
             F.cross_entropy(logits.flatten(0, 1), windows()[:, 1:].flatten()).backward()
             optimizer.step()
-        assert reward.measure() > before + 0.1
+        assert measure(reward) > before + 0.1

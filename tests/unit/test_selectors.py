@@ -30,6 +30,8 @@ from curriq.select.difficulty import (
     token_characters,
 )
 from curriq.softq.critic import TDCritic
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import FixedBeta
 from curriq.types import Candidates, Features, Outcome
 
 
@@ -57,9 +59,10 @@ def measured(loss, entropy=None, width: int = 2) -> Features:
 
 
 def test_soft_q_weights_are_the_critics_policy():
-    critic = TDCritic(CriticConfig(beta=0.05), 2, "cpu", Generators(0))
+    temperature = FixedBeta(0.05)
+    critic = TDCritic(CriticConfig(), QInputs(("last",), 2), temperature, "cpu", Generators(0))
     seen = measured([1.0, 2.0, 3.0, 4.0])
-    scores = SoftQ(critic, beta=0.05).scores(0, windows(), seen)
+    scores = SoftQ(critic, temperature).scores(0, windows(), seen)
     torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen)))
 
 

@@ -14,6 +14,7 @@ from curriq.config.checks import (
     require_share,
     unknown_key,
 )
+from curriq.config.critic import CriticConfig, FeatureName
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -29,7 +30,6 @@ from curriq.config.run import (
 )
 from curriq.config.sections import (
     EMBEDDED_DIRTY,
-    CriticConfig,
     DataConfig,
     DirtName,
     LMConfig,
@@ -47,6 +47,7 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "DirtName",
+    "FeatureName",
     "LMConfig",
     "LogConfig",
     "OptimConfig",

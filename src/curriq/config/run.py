@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import require, unknown_key
+from curriq.config.critic import CriticConfig
 from curriq.config.sections import (
-    CriticConfig,
     DataConfig,
     LMConfig,
     LogConfig,
@@ -44,6 +44,17 @@ class RunConfig:
             self.select.random_k <= self.train.num_candidates or self.select.selector != "random-k",
             f"--random-k = {self.select.random_k} is larger than --num-candidates = "
             f"{self.train.num_candidates}: random-k draws from the candidates.",
+        )
+
+        require(
+            self.select.selector != "bandit" or self.train.reward_every == 1,
+            f"--selector bandit with --reward-every {self.train.reward_every}: the bandit learns from the "
+            "reward of every step; use --reward-every 1.",
+        )
+        require(
+            self.train.train_subset <= self.train.num_candidates,
+            f"--train-subset = {self.train.train_subset} is larger than --num-candidates = "
+            f"{self.train.num_candidates}: the subset is drawn from the candidates.",
         )
 
     def override(self, **values: Any) -> "RunConfig":

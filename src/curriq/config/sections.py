@@ -175,7 +175,9 @@ class TokenizerConfig:
 class LMConfig:
     """θ: any Hugging Face causal language model."""
 
-    model: str = "random:gpt2:hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
+    model: str = (
+        "random:llama:hidden_size=128,intermediate_size=344,num_hidden_layers=3,num_attention_heads=4"
+    )
     """A hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...],
     where WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name."""
     dropout: float = 0.0
@@ -218,66 +220,6 @@ class OptimConfig:
         require_at_least(0, lr_warmup_steps=self.lr_warmup_steps, weight_decay=self.weight_decay)
         require(0 < self.adam_beta2 < 1, f"--adam-beta2 = {self.adam_beta2}: it must lie in (0, 1).")
         require_at_least(1, micro_batch=self.micro_batch, head_chunk_tokens=self.head_chunk_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriticConfig:
-    """φ: the Q-network and its soft Bellman learning rule."""
-
-    beta: float = 1.0
-    """β: Boltzmann temperature, in units of Q (nats per token)."""
-    gamma: float = 0.9
-    """γ: discount."""
-    polyak_tau: float = 0.01
-    """τ of Eq. 5: share of the online network in the target network per step."""
-    q_lr: float = 1e-3
-    """η: Adam's learning rate for φ."""
-    q_grad_clip: float = 1.0
-    """Greatest global gradient norm of φ."""
-    q_hidden: int = 32
-    """Hidden units of the Q-network (d → q_hidden → 1)."""
-    q_weighting: bool = True
-    """Weigh the mixture by the policy; off gives the uniform mixture of Eqs. 9–10 while Q still learns."""
-    td_into_theta: bool = False
-    """Let the TD loss shape θ: the previous action is forwarded again with gradient (Section 2.7)."""
-    td_lambda: float = 1.0
-    """Scale of the TD gradient that flows into θ."""
-    credit: Literal["sampled", "mixture"] = "sampled"
-    """What the TD update holds responsible for a reward: the sampled candidate (the paper), or the whole
-    mixture through its value Σ π_i Q(h_i)."""
-    replay_size: int = 0
-    """Past (h, y) pairs kept for Q replay; 0 switches replay off."""
-    replay_batch: int = 32
-    """Pairs per replay update."""
-    replay_updates: int = 1
-    """Replay updates of φ per step."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.beta < math.inf,
-            f"--beta = {self.beta}: the temperature must be greater than 0 and finite; for a nearly greedy "
-            "policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting.",
-        )
-        require(
-            0 <= self.gamma < 1,
-            f"--gamma = {self.gamma}: the discount must lie in [0, 1), or the soft value has no fixed "
-            "point; a long horizon is 0.99.",
-        )
-        require(0 < self.polyak_tau <= 1, f"--polyak-tau = {self.polyak_tau}: it must lie in (0, 1].")
-        require_positive(q_lr=self.q_lr, q_grad_clip=self.q_grad_clip)
-        require_at_least(1, q_hidden=self.q_hidden, replay_batch=self.replay_batch)
-        require_at_least(1, replay_updates=self.replay_updates)
-        require_at_least(0, replay_size=self.replay_size, td_lambda=self.td_lambda)
-        require(
-            self.credit == "sampled" or not self.td_into_theta,
-            f"--credit {self.credit} with --td-into-theta: only the sampled window is forwarded again with "
-            "gradient; use --credit sampled, or drop --td-into-theta.",
-        )
-        require(
-            self.credit == "sampled" or self.replay_size == 0,
-            f"--credit {self.credit} with --replay-size = {self.replay_size}: replay keeps the hidden state "
-            "of the sampled window only; use --credit sampled, or --replay-size 0.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +270,16 @@ class TrainConfig:
     """Optimiser steps."""
     num_candidates: int = 32
     """N: windows proposed per step."""
+    train_subset: int = 0
+    """B: train on B windows drawn from the policy without replacement, scored in a pass of their own; 0
+    trains on the mixture of all."""
+    reward: Literal["absolute", "paired"] = "absolute"
+    """`absolute` is the held-out log-probability after the step (the paper), `paired` its gain over before
+    the step on the same windows."""
     reward_windows: int = 16
-    """M: windows of the fresh reward subset of each step."""
+    """M: windows of the fresh reward subset of each step that has a reward."""
+    reward_every: int = 1
+    """Steps between rewards. Q learns from the steps that have one, and effects are probed in these."""
     seed: int = 0
     """Seeds every generator of the run."""
     threads: int = 0
@@ -347,11 +297,13 @@ class TrainConfig:
             steps=self.steps,
             num_candidates=self.num_candidates,
             reward_windows=self.reward_windows,
+            reward_every=self.reward_every,
         )
         require_at_least(
             0,
             seed=self.seed,
             threads=self.threads,
+            train_subset=self.train_subset,
             q_warmup_steps=self.q_warmup_steps,
             alternating_period=self.alternating_period,
         )

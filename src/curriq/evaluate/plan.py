@@ -16,6 +16,7 @@ from curriq.config import (
     load_toml,
     require,
     require_at_least,
+    to_dict,
     unknown_key,
 )
 from curriq.errors import CurriqError
@@ -174,7 +175,7 @@ def _compare_config(table: Any) -> CompareConfig:
 
 
 def _named(tables: Any, kind: str) -> dict[str, dict[str, Any]]:
-    """Check the names and keys of [arms.*] or [streams.*]."""
+    """Check the names and keys of [arms.*] or [streams.*], and put in what their presets say."""
     require(
         isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()),
         f"[{kind}] holds one table per name: write [{kind}.NAME] and its settings below.",
@@ -185,12 +186,26 @@ def _named(tables: Any, kind: str) -> dict[str, dict[str, Any]]:
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None,
             f"[{kind}.{name!r}]: the name becomes a folder, so use letters, digits, '.', '_' and '-'.",
         )
-        for setting in settings:
+        for setting in (name for name in settings if name != "preset"):
             if setting in OWN:
                 raise CurriqError(f"[{kind}.{name}] {setting}: take it out; {OWN[setting]}.")
             if setting not in owners:
                 raise CurriqError(f"[{kind}.{name}] " + unknown_key(setting, owners))
-    return tables
+    return {name: _with_preset(settings) for name, settings in tables.items()}
+
+
+def _with_preset(settings: dict[str, Any]) -> dict[str, Any]:
+    """`preset = NAME` stands for the settings in which that preset differs from the defaults."""
+    if "preset" not in settings:
+        return settings
+    own = {name: value for name, value in settings.items() if name != "preset"}
+    chosen, plain = to_dict(preset(settings["preset"])), to_dict(RunConfig())
+    return {
+        name: value
+        for section, values in chosen.items()
+        for name, value in values.items()
+        if value != plain[section][name]
+    } | own
 
 
 def _resolve(

@@ -3,16 +3,15 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import OptimConfig
 from curriq.lm.mixture import ScoreFunction, single_pass, two_pass
 from curriq.lm.model import LanguageModel
-from curriq.types import Candidates, Metrics, Mixture, State, Transition
+from curriq.types import Candidates, Features, Metrics, Mixture, State, Transition
 
 
 class NonFiniteError(ArithmeticError):
@@ -115,6 +114,32 @@ class Learner:
         self.optimizer.step()
         return {"train/grad_norm": norm, "train/lr": lr}
 
+    def rate(self, step: int) -> float:
+        """α_k, the learning rate of a step."""
+        return self._schedule(step)
+
+    def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
+        """P g with AdamW's P = 1/(√v̂ + ε), its second moment as this gradient would leave it.
+
+        A gradient g in one step moves θ by α P g in all, over this step and those in which its momentum
+        lasts. Where no gradient has been yet (the embedding of a token not seen so far), the old v̂ is 0 and
+        would make P as large as 1/ε.
+
+        Returns:
+            None before the optimiser's first step.
+        """
+        if not self.optimizer.state:
+            return None
+        states = [self.optimizer.state[parameter] for parameter in self.lm.parameters]
+        group = self.optimizer.param_groups[0]
+        scaled = []
+        for gradient, state in zip(gradients, states, strict=True):
+            beta2 = group["betas"][1]
+            second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient.square()
+            bias = 1 - beta2 ** (float(state["step"]) + 1)
+            scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
+        return scaled
+
     def snapshot(self) -> None:
         """Keep a copy of θ and of the optimiser's moments for `restore`, unless there is one already."""
         if self._snapshot is None:
@@ -142,8 +167,8 @@ class Learner:
         self._snapshot = None
 
 
-class ReforwardedHidden:
-    """Hidden state of the previous action under the present θ, with gradient: TD-into-θ (Section 2.7).
+class ReforwardedAction:
+    """Features of the previous action under the present θ, with gradient: TD-into-θ (Section 2.7).
 
     The gradient that the TD loss sends into θ is scaled by λ; it lands on top of the mixture gradient, so
     that both are clipped together and take one AdamW step.
@@ -153,10 +178,11 @@ class ReforwardedHidden:
         self._lm = lm
         self._td_lambda = td_lambda
 
-    def __call__(self, transition: Transition) -> Float[Tensor, "1 d"]:
+    def __call__(self, transition: Transition) -> Features:
+        stored = transition.features.take(slice(transition.action, transition.action + 1))
         tokens = transition.tokens[transition.action : transition.action + 1].to(self._lm.device)
         with self._lm.without_dropout():
-            hidden = self._lm.trunk(tokens)[:, -1]
+            hidden = self._lm.trunk(tokens)
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden.register_hook(lambda gradient: gradient * self._td_lambda)
-        return hidden
+        return replace(stored, hidden=hidden[:, -1], pooled=hidden.mean(1))

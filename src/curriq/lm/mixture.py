@@ -11,9 +11,10 @@ windows at a time, so that no more than their logits exist at once, and the trun
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
@@ -50,7 +51,7 @@ def single_pass(
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
         for leaf, part in zip(leaves, _batches(batch, chunk), strict=True):
             losses, entropy = window_losses(lm, leaf, part.tokens, chunk_tokens, with_entropy)
-            features = _features(leaf, losses, entropy)
+            features = window_features(leaf, part, losses, entropy)
             part_scores = score(part, features)
             seen.append(features)
             scores.append(part_scores)
@@ -80,8 +81,67 @@ def two_pass(
 
     Used when the model has dropout: scores are measured without it, gradients are taken with it.
     """
-    parameters = lm.parameters
-    _clear(parameters)
+    _clear(lm.parameters)
+    sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
+    mixture = score_pass(lm, candidates, score, with_entropy=with_entropy, **sizes)
+    weighted_gradient(lm, candidates.tokens, mixture.weights, **sizes)
+    return mixture
+
+
+def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Callable[..., Mixture]:
+    """A pass that scores all windows and trains on few: a forward over N buys a backward over B.
+
+    Args:
+        draw: log-weights of all windows → the indices to train on, each with weight 1/B.
+    """
+
+    def subset(
+        lm: LanguageModel,
+        candidates: Candidates,
+        score: ScoreFunction,
+        *,
+        micro_batch: int,
+        chunk_tokens: int,
+        with_entropy: bool = False,
+    ) -> Mixture:
+        _clear(lm.parameters)
+        sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
+        scored = score_pass(lm, candidates, score, with_entropy=with_entropy, **sizes)
+        chosen = draw(scored.scores)
+        weights = torch.zeros_like(scored.weights)
+        weights[chosen] = 1 / len(chosen)
+        loss = weighted_gradient(lm, candidates.tokens, weights, **sizes)
+        return replace(scored, weights=weights, loss=loss)
+
+    return subset
+
+
+def gumbel_top(b: int, generator: torch.Generator) -> Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]:
+    """Draws b windows without replacement from π = softmax(s): the b greatest of s_i plus Gumbel noise.
+
+    Successive draws from π, each renormalised over what is left, have the same distribution (Yellott 1977;
+    Kool et al. 2019, "Stochastic Beams and Where to Find Them").
+    """
+
+    def draw(scores: Tensor) -> Tensor:
+        uniform = torch.rand(len(scores), dtype=torch.float64, generator=generator)
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
+        keys = scores.double().cpu() + gumbel
+        return keys.topk(min(b, len(keys))).indices.sort().values.to(scores.device)
+
+    return draw
+
+
+def score_pass(
+    lm: LanguageModel,
+    candidates: Candidates,
+    score: ScoreFunction,
+    *,
+    micro_batch: int,
+    chunk_tokens: int,
+    with_entropy: bool = False,
+) -> Mixture:
+    """Features, scores and weights of all windows, without a gradient and without dropout."""
     local = candidates.take(parallel.shard())
     chunk = _windows_per_chunk(local, chunk_tokens)
     seen: list[Features] = []
@@ -90,24 +150,43 @@ def two_pass(
         for batch in _batches(local, micro_batch):
             hidden = lm.trunk(batch.tokens)
             for piece, part in zip(hidden.split(chunk), _batches(batch, chunk), strict=True):
-                features = _features(
-                    piece, *window_losses(lm, piece, part.tokens, chunk_tokens, with_entropy)
-                )
+                losses = window_losses(lm, piece, part.tokens, chunk_tokens, with_entropy)
+                features = window_features(piece, part, *losses)
                 seen.append(features)
                 scores.append(score(part, features))
-    mixture = _mixture(lm, len(candidates), seen, scores, with_entropy)
-    local_weights = mixture.weights[parallel.shard()]
-    for start, batch in enumerate(_batches(local, micro_batch)):
-        weight = local_weights[start * micro_batch :][: len(batch)]
-        hidden = lm.trunk(batch.tokens)
+    return _mixture(lm, len(candidates), seen, scores, with_entropy)
+
+
+def weighted_gradient(
+    lm: LanguageModel,
+    windows: Int[Tensor, "n T"],
+    weights: Float[Tensor, "n"],
+    *,
+    micro_batch: int,
+    chunk_tokens: int,
+) -> float:
+    """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum.
+
+    Windows of weight 0 are not forwarded.
+    """
+    used = weights.nonzero().squeeze(1)[parallel.shard()]
+    windows, weights = windows[used.to(windows.device)], weights[used]
+    chunk = max(1, chunk_tokens // windows.shape[1])
+    total = torch.zeros((), dtype=torch.float64, device=lm.device)
+    for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
+        tokens = windows[start : start + micro_batch].to(lm.device)
+        weight = weights[start : start + micro_batch]
+        hidden = lm.trunk(tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
-        for leaf, part, w in zip(leaves, _batches(batch, chunk), weight.split(chunk), strict=True):
-            losses, _ = window_losses(lm, leaf, part.tokens, chunk_tokens)
-            (w.to(losses.dtype) * losses).sum().backward()
+        for leaf, part, w in zip(leaves, tokens.split(chunk), weight.split(chunk), strict=True):
+            losses, _ = window_losses(lm, leaf, part, chunk_tokens)
+            loss = (w.to(losses) * losses).sum()
+            loss.backward()
+            total += loss.detach()
         hidden.backward(torch.cat([leaf.grad for leaf in leaves]))
-    for parameter in parameters:
+    for parameter in lm.parameters:
         parallel.reduce_sum_(_gradient(parameter))
-    return mixture
+    return parallel.reduce_sum_(total).item()
 
 
 def _batches(candidates: Candidates, size: int) -> Iterator[Candidates]:
@@ -119,10 +198,22 @@ def _windows_per_chunk(candidates: Candidates, chunk_tokens: int) -> int:
     return max(1, chunk_tokens // candidates.tokens.shape[1])
 
 
-def _features(hidden: Tensor, losses: Tensor, entropy: Tensor | None) -> Features:
-    last = hidden[:, -1].detach()
-    dtype = torch.promote_types(last.dtype, torch.float32)
-    return Features(hidden=last.to(dtype), loss=losses.detach(), entropy=entropy)
+def window_features(
+    hidden: Float[Tensor, "n T d"],
+    windows: Candidates,
+    losses: Float[Tensor, "n"],
+    entropy: Float[Tensor, "n"] | None = None,
+) -> Features:
+    """What a critic may see of some windows, from their last hidden states; detached."""
+    hidden = hidden.detach()
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return Features(
+        hidden=hidden[:, -1].to(dtype),
+        loss=losses.detach(),
+        entropy=entropy,
+        pooled=hidden.mean(1, dtype=dtype),
+        source=windows.source.to(hidden.device),
+    )
 
 
 def _clear(parameters: list[torch.nn.Parameter]) -> None:
@@ -170,7 +261,7 @@ def _mixture(
     # A rank without windows must send the type that the others send.
     dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
 
-    def join(pieces: list[Tensor], *shape: int) -> Tensor:
+    def join(pieces: list[Tensor], *shape: int, dtype: torch.dtype = dtype) -> Tensor:
         local = torch.cat(pieces) if pieces else torch.zeros((0, *shape), device=lm.device)
         return parallel.gather_rows(local.to(dtype), total)
 
@@ -178,6 +269,8 @@ def _mixture(
         hidden=join([f.hidden for f in seen], lm.width),
         loss=join([f.loss for f in seen]),
         entropy=join([f.entropy for f in seen if f.entropy is not None]) if with_entropy else None,
+        pooled=join([f.pooled for f in seen if f.pooled is not None], lm.width),
+        source=join([f.source for f in seen if f.source is not None], dtype=torch.int64),
     )
     all_scores = join(scores)
     weights = torch.softmax(all_scores.double(), dim=0)

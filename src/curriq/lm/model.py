@@ -34,6 +34,7 @@ class LanguageModel:
         width: d, the width of the hidden state that the head reads (not always `config.hidden_size`).
         vocab_size: V, entries of the head; at least as many as the tokenizer has.
         has_dropout: whether a forward pass in training mode is random.
+        reduced_precision: whether the forward pass runs in bfloat16 autocast.
 
     Raises:
         CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
@@ -43,7 +44,7 @@ class LanguageModel:
     def __init__(self, network: "PreTrainedModel", device: torch.device, precision: str = "fp32") -> None:
         self.network = network.to(device).train()
         self.device = device
-        self._bf16 = precision == "bf16"
+        self.reduced_precision = precision == "bf16"
         self._trunk = network.get_decoder()
         self._output = network.get_output_embeddings()
         if self._trunk is network or not isinstance(self._output, nn.Linear):
@@ -100,6 +101,15 @@ class LanguageModel:
         with self.without_dropout(), torch.no_grad():
             yield
 
+    @contextmanager
+    def full_precision(self) -> Generator[None]:
+        """No autocast: for differences of losses that bfloat16 would round away."""
+        reduced, self.reduced_precision = self.reduced_precision, False
+        try:
+            yield
+        finally:
+            self.reduced_precision = reduced
+
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` opens."""
         self.network.save_pretrained(folder)
@@ -107,7 +117,7 @@ class LanguageModel:
             tokenizer.save_pretrained(folder)
 
     def _autocast(self) -> Any:
-        if not self._bf16:
+        if not self.reduced_precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -124,14 +134,12 @@ class LanguageModel:
         other = one.clone()
         other[:, -1] = (one[:, -1] + 1) % self.vocab_size
         tokens = torch.cat([one, other]).to(self.device)
-        precision, self._bf16 = self._bf16, False
-        with torch.no_grad():
+        with torch.no_grad(), self.full_precision():
             self.network.eval()
             expected = self.network(input_ids=tokens, use_cache=False).logits
             self.network.train(not self.has_dropout)
             ours = self.head(self.trunk(tokens))
         self.network.train()
-        self._bf16 = precision
         tolerance = 1e-3 * expected.abs().max().item()
         if not (gap := (ours - expected).abs().max().item()) <= tolerance:
             raise CurriqError(

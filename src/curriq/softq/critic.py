@@ -10,27 +10,35 @@ from torch import Tensor, nn
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
-from curriq.softq.credit import CREDIT_RULES
+from curriq.softq.credit import CREDIT_RULES, Regression
 from curriq.softq.equations import boltzmann, polyak_, soft_value, td_target, uniform_policy
+from curriq.softq.features import QInputs
 from curriq.softq.replay import Replay
+from curriq.softq.temperature import Temperature
 from curriq.types import Features, Metrics, State, Transition
 
-PreviousHidden = Callable[[Transition], Float[Tensor, "1 d"]]
+PreviousAction = Callable[[Transition], Features]
 
 
 class QNetwork(nn.Module):
     """Eq. 2, Q_φ(s, x) = W2·ReLU(W1·h_x + b1) + b2.
 
     Args:
-        width: d, width of the hidden state h_x.
+        width: d, width of the hidden state h_x, or of whatever input `QInputs` makes.
         hidden: hidden units.
         generator: CPU generator of the initial weights; the global one is left alone.
+        zero_output: start with Q = 0 everywhere.
     """
 
-    def __init__(self, width: int, hidden: int = 32, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, width: int, hidden: int = 32, *, generator: torch.Generator, zero_output: bool = False
+    ) -> None:
         super().__init__()
         self.layer1 = _linear(width, hidden, generator)
         self.layer2 = _linear(hidden, 1, generator)
+        if zero_output:
+            nn.init.zeros_(self.layer2.weight)
+            nn.init.zeros_(self.layer2.bias)
 
     def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         # Gaps in Q of 0.001 nats decide the policy and would not survive a caller's bfloat16 autocast.
@@ -49,23 +57,61 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def stored_hidden(previous: Transition) -> Float[Tensor, "1 d"]:
-    """The sampled action's hidden state as it was at θ_{k−1}, without gradient."""
-    return previous.features.hidden[previous.action : previous.action + 1]
+def stored_action(previous: Transition) -> Features:
+    """The sampled action's features as they were at θ_{k−1}, without gradient."""
+    return previous.features.take(slice(previous.action, previous.action + 1))
+
+
+class Scale:
+    """Running place and scale of Q, so that φ learns numbers of size 1: Q = place + scale · f(x).
+
+    Rewards are a few nats, or a thousandth of one when they are gains; the effects that tell windows apart
+    shrink with the learning rate. Old values of f are not rescaled when the scale moves: when all effects
+    shrink alike, all differences of Q shrink with them, and their ranks stay.
+
+    Args:
+        fixed: keep Q = f(x), the paper's Q.
+        memory: share of the running means that stays at each update.
+    """
+
+    def __init__(self, fixed: bool, memory: float = 0.9) -> None:
+        self._fixed = fixed
+        self._memory = memory
+        self.place = 0.0
+        self.scale = 1.0
+        self._updates = 0
+
+    def observe(self, reward: float, targets: Float[Tensor, "r"]) -> None:
+        """Follow the mean of the rewards and the spread of a transition's targets, both in nats per token."""
+        if self._fixed:
+            return
+        around = targets.mean().item() if len(targets) > 1 else self.place
+        square = (targets.double() - around).square().mean().item()
+        keep = self._memory if self._updates else 0.0
+        self.place = keep * self.place + (1 - keep) * reward
+        self.scale = max(1e-12, math.sqrt(keep * self.scale**2 + (1 - keep) * square))
+        self._updates += 1
+
+    def state_dict(self) -> State:
+        return {"place": self.place, "scale": self.scale, "updates": self._updates}
+
+    def load_state_dict(self, state: State) -> None:
+        self.place, self.scale, self._updates = state["place"], state["scale"], state["updates"]
 
 
 class TDCritic:
     """Soft Q-learning with a target network (Algorithm 1).
 
     Args:
-        config: β, γ, τ, learning rate, clipping, credit rule and replay.
-        width: d, width of the hidden states.
+        config: γ, τ, learning rate, clipping, credit rule, scale and replay.
+        inputs: what Q sees of a window.
+        temperature: gives β.
         device: where φ lies.
         generators: gives the purposes `critic/init` and `critic/replay` a generator each.
-        previous_hidden: hidden state of the previous action. The default takes the stored one. For
-            TD-into-θ (Section 2.7) pass a function that forwards the action's tokens again with
-            gradient, scaled by `td_lambda`: the TD loss is then backpropagated through it exactly
-            once, and its gradient on θ is left there, unclipped, for the caller's optimiser.
+        previous_action: features of the previous action, for the sampled rule. The default takes the stored
+            ones. For TD-into-θ (Section 2.7) pass a function that forwards the action's tokens again with
+            gradient, scaled by `td_lambda`: the TD loss is then backpropagated through it exactly once,
+            and its gradient on θ is left there, unclipped, for the caller's optimiser.
     """
 
     needs_reward = True
@@ -73,38 +119,49 @@ class TDCritic:
     def __init__(
         self,
         config: CriticConfig,
-        width: int,
+        inputs: QInputs,
+        temperature: Temperature,
         device: torch.device | str,
         generators: Generators,
-        previous_hidden: PreviousHidden = stored_hidden,
+        previous_action: PreviousAction = stored_action,
     ) -> None:
         self.config = config
-        self.online = QNetwork(width, config.q_hidden, generator=generators("critic/init")).to(device)
+        self.inputs = inputs
+        self.temperature = temperature
+        self.online = QNetwork(
+            inputs.width,
+            config.q_hidden,
+            generator=generators("critic/init"),
+            zero_output=config.q_standardise,
+        ).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.online.parameters(), lr=config.q_lr)
-        self.previous_hidden = previous_hidden
+        self.optimizer = torch.optim.AdamW(
+            self.online.parameters(), lr=config.q_lr, weight_decay=config.q_weight_decay
+        )
+        self.scale = Scale(fixed=not config.q_standardise)
+        self.previous_action = previous_action
         self.credit = CREDIT_RULES[config.credit]
         self.replay = (
-            Replay(config.replay_size, width, device, generators("critic/replay"))
+            Replay(config.replay_size, inputs.width, device, generators("critic/replay"))
             if config.replay_size
             else None
         )
 
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:
-        """q = Q_φ(h) of each window."""
-        return self.online(features.hidden)
+        """q = Q_φ(h) of each window, nats per token."""
+        return self._in_nats(self.online(self.inputs(features)))
 
     def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         """π = softmax(q/β), Eq. 6."""
-        return boltzmann(q, self.config.beta)
+        return boltzmann(q, self.temperature.beta)
 
     def learn(self, previous: Transition | None, features: Features) -> Metrics:
         """One TD update for the previous transition, bootstrapped on H_k.
 
-        Order: V_k from φ̄ on H_k (Eq. 4) → y (Eq. 3) → TD step of φ on ½(q̂ − y)² → the pair (h, y)
-        goes into replay → replay steps of φ → Polyak (Eq. 5). φ̄ moves once per call, after all updates
-        of φ; without replay this is Algorithm 1 to the letter.
+        Order: V_k from φ̄ on H_k (Eq. 4) → y (Eq. 3) → TD step of φ on the mean of ½(q̂ − y − offset)² → the
+        pairs (x, target) go into replay → replay steps of φ → Polyak (Eq. 5). φ̄ moves once per call, after
+        all updates of φ; with the sampled rule and without replay this is Algorithm 1 to the letter.
 
         Args:
             previous: the finished transition k − 1; None in the first step, which updates nothing.
@@ -112,14 +169,14 @@ class TDCritic:
 
         Returns:
             Metrics under `critic/`; `q_*` describe Q_φ on H_k before the update. The TD entries are
-            absent in the first step.
+            absent where there was no update.
 
         Raises:
             FloatingPointError: the TD loss or its gradient is not finite; φ has not been updated.
         """
         q = self.values(features)
         with torch.no_grad():
-            value = soft_value(self.target(features.hidden), self.config.beta)
+            value = soft_value(self._in_nats(self.target(self.inputs(features))), self.temperature.beta)
         measured = {
             "critic/q_mean": q.mean(),
             "critic/q_std": q.std(correction=0),
@@ -127,27 +184,48 @@ class TDCritic:
             "critic/q_max": q.max(),
             "critic/soft_value": value,
         }
-        if previous is None:
+        task = None if previous is None else self.credit.regression(previous)
+        if previous is None or task is None:
+            self.inputs.observe(features)
             return _to_metrics(measured)
 
         y = td_target(previous.reward, value, self.config.gamma)
-        hidden = self.previous_hidden(previous)
-        q_pred = self.credit.predict(previous, self.online, hidden)
-        loss = 0.5 * (q_pred - y).square()
+        targets = y + task.offsets
+        self.scale.observe(previous.reward, targets)
+        goal = (targets - self.scale.place) / self.scale.scale
+        inputs = self.inputs(self._responsible(previous, task))
+        predicted = self.online(inputs)
+        if task.combine is not None:
+            predicted = task.combine.to(predicted.dtype) @ predicted
+        loss = 0.5 * (predicted - goal).square().mean()
         measured |= {
             "critic/td_loss": loss,
-            "critic/td_target": y,
-            "critic/q_pred": q_pred,
+            "critic/td_target": targets.mean(),
+            "critic/q_pred": self._in_nats(predicted).mean(),
             "critic/grad_norm": self._backward(loss),
         }
         metrics = _to_metrics(measured)  # without replay the only wait for the device
         _require_finite(metrics, previous.reward)
         self.optimizer.step()
         if self.replay is not None:
-            self.replay.add(hidden, y)
+            self.replay.add(inputs, goal)
             metrics["critic/replay_loss"] = self._replay_updates(self.replay)
         polyak_(self.target.parameters(), self.online.parameters(), self.config.polyak_tau)
+        self.inputs.observe(features)
         return metrics
+
+    def _responsible(self, previous: Transition, task: Regression) -> Features:
+        """Features of the windows that answer; the sampled action's may carry a gradient into θ."""
+        if self.config.td_into_theta:
+            return self.previous_action(previous)
+        return previous.features.take(task.rows)
+
+    def _in_nats(self, f: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return (
+            f
+            if self.scale.scale == 1.0 and self.scale.place == 0.0
+            else self.scale.place + self.scale.scale * f
+        )
 
     def _backward(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Fresh gradient of φ, clipped; returns its norm before clipping."""
@@ -159,8 +237,8 @@ class TDCritic:
         """Adam steps on past pairs; returns the mean of their losses before each step."""
         losses = []
         for _ in range(self.config.replay_updates):
-            hidden, targets = replay.sample(self.config.replay_batch)
-            loss = 0.5 * (self.online(hidden) - targets).square().mean()
+            inputs, targets = replay.sample(self.config.replay_batch)
+            loss = 0.5 * (self.online(inputs) - targets).square().mean()
             self._backward(loss)
             self.optimizer.step()
             losses.append(loss.detach())
@@ -171,6 +249,8 @@ class TDCritic:
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scale": self.scale.state_dict(),
+            "inputs": self.inputs.state_dict(),
             "replay": None if self.replay is None else self.replay.state_dict(),
         }
 
@@ -178,6 +258,8 @@ class TDCritic:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scale.load_state_dict(state["scale"])
+        self.inputs.load_state_dict(state["inputs"])
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
 

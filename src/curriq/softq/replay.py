@@ -1,4 +1,4 @@
-"""Q replay: a ring of past regression pairs (h, y), one of the extras of the authors' published code."""
+"""Q replay: a ring of past regression pairs (x, y), one of the extras of the authors' published code."""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +8,13 @@ from curriq.types import State
 
 
 class Replay:
-    """The last `capacity` pairs of hidden state and Bellman target, sampled uniformly.
+    """The last `capacity` pairs of Q's input and its target, sampled uniformly.
 
     A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
 
     Args:
         capacity: pairs kept; a new one overwrites the oldest.
-        width: d, width of the hidden states.
+        width: entries of an input.
         device: where the pairs lie.
         generator: CPU generator of the draws.
     """
@@ -32,12 +32,14 @@ class Replay:
     def __len__(self) -> int:
         return min(self._added, self.capacity)
 
-    def add(self, hidden: Float[Tensor, "1 d"], target: Float[Tensor, ""]) -> None:
-        """Store one pair, detached."""
-        slot = self._added % self.capacity
-        self._hidden[slot] = hidden.detach()[0]
-        self._targets[slot] = target.detach()
-        self._added += 1
+    def add(self, inputs: Float[Tensor, "m d"], targets: Float[Tensor, "m"]) -> None:
+        """Store pairs, detached, in their order."""
+        slots = (self._added + torch.arange(len(targets))) % self.capacity
+        kept = slice(max(0, len(targets) - self.capacity), None)
+        slots = slots[kept].to(self._hidden.device)
+        self._hidden[slots] = inputs.detach()[kept].to(self._hidden.dtype)
+        self._targets[slots] = targets.detach()[kept].to(self._targets.dtype)
+        self._added += len(targets)
 
     def sample(self, batch: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
         """`batch` pairs drawn uniformly with replacement; the ring must not be empty."""

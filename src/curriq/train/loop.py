@@ -13,6 +13,7 @@ from curriq.softq.equations import sample_action
 from curriq.types import (
     Candidates,
     Critic,
+    Effects,
     Features,
     Metrics,
     Mixture,
@@ -20,6 +21,7 @@ from curriq.types import (
     Proposer,
     Selector,
     State,
+    Stateful,
     Transition,
     merge,
 )
@@ -36,12 +38,28 @@ class Learner(Protocol):
     def release(self) -> None: ...
 
 
+@runtime_checkable
+class HeldOut(Stateful, Protocol):
+    """What is measured on held-out text around the update of a step: rewards, and effects of single windows.
+
+    `lm.reward` and `lm.effects` have the implementations.
+    """
+
+    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> Effects | None:
+        """At θ_k; the gradient on θ stays as it is."""
+        ...
+
+    def after(self, step: int) -> tuple[float | None, Metrics]:
+        """At θ_{k+1}: r_k, or None where the step has none; and what the measurements cost."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Components:
     """What varies between methods.
 
     Attributes:
-        measure_reward: r_k of θ as it is now, nats per token.
+        held_out: measures r_k, and effects where a method asks for them.
         resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
         action_generator: draws a_k.
     """
@@ -50,13 +68,9 @@ class Components:
     selector: Selector
     critic: Critic
     learner: Learner
-    measure_reward: Callable[[], float]
+    held_out: HeldOut
     resets: Callable[[int], bool]
     action_generator: torch.Generator
-
-    @property
-    def needs_reward(self) -> bool:
-        return self.critic.needs_reward or self.selector.needs_reward
 
 
 @dataclass(kw_only=True)
@@ -104,6 +118,7 @@ class StepRecord:
         proposed: C_k, all N windows.
         trained: the windows that the selector let through; the mixture is over these.
         q: q_k of the trained windows at φ_k, or None without a critic.
+        effects: measured effects of single windows, where they were probed.
     """
 
     step: int
@@ -111,6 +126,7 @@ class StepRecord:
     trained: Candidates
     mixture: Mixture
     q: Float[Tensor, "n"] | None
+    effects: Effects | None
     reward: float | None
     metrics: Metrics
 
@@ -132,11 +148,13 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
     trained = c.selector.narrow(k, proposed)
     mixture = _accumulate(c, k, trained)  #                                       4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
     q = c.critic.values(mixture.features)
+    effects = c.held_out.before(k, trained, mixture)
     td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step, Polyak
-    transition = _act(c, trained, mixture, q)  #                                  8: a_k ~ π_k
+    transition = _act(c, trained, mixture, q, effects)  #                         8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
-    reward = _finite(c.measure_reward()) if c.needs_reward else None  #           10: r_k
-    outcome = Outcome(candidates=trained, features=mixture.features, weights=mixture.weights, reward=reward)
+    reward, held_out_metrics = c.held_out.after(k)  #                             10: r_k
+    _require_finite(reward)
+    outcome = _outcome(trained, mixture, q, effects, reward)
     selector_metrics = c.selector.observe(k, outcome)
     if c.resets(k):
         c.learner.restore()
@@ -151,8 +169,9 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
         trained=trained,
         mixture=mixture,
         q=q,
+        effects=effects,
         reward=reward,
-        metrics=merge(proposed.metrics, own, td_metrics, update_metrics, selector_metrics),
+        metrics=merge(proposed.metrics, own, td_metrics, update_metrics, held_out_metrics, selector_metrics),
     )
 
 
@@ -173,7 +192,7 @@ def _accumulate(c: Components, k: int, trained: Candidates) -> Mixture:
 
 
 def _act(
-    c: Components, trained: Candidates, mixture: Mixture, q: Tensor | None
+    c: Components, trained: Candidates, mixture: Mixture, q: Tensor | None, effects: Effects | None
 ) -> Callable[[float], Transition] | None:
     """Draw a_k from π_k; the transition is complete once its reward is known."""
     if q is None:
@@ -192,10 +211,27 @@ def _act(
         weights=mixture.weights,
         action=action,
         reward=reward,
+        effects=effects,
     )
 
 
-def _finite(reward: float) -> float:
-    if not math.isfinite(reward):
+def _outcome(
+    trained: Candidates,
+    mixture: Mixture,
+    q: Tensor | None,
+    effects: Effects | None,
+    reward: float | None,
+) -> Outcome:
+    return Outcome(
+        candidates=trained,
+        features=mixture.features,
+        weights=mixture.weights,
+        reward=reward,
+        q=q,
+        effects=effects,
+    )
+
+
+def _require_finite(reward: float | None) -> None:
+    if reward is not None and not math.isfinite(reward):
         raise Diverged(f"the reward after the update is {reward}")
-    return reward

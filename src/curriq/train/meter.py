@@ -2,15 +2,14 @@
 
 import copy
 import time
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.softq.equations import effective_batch_size, entropy
-from curriq.train.loop import StepRecord
-from curriq.types import Metrics, State
+from curriq.train.loop import HeldOut, StepRecord
+from curriq.types import Candidates, Effects, Metrics, Mixture, State
 
 
 class Meter:
@@ -21,7 +20,7 @@ class Meter:
         window: T, tokens per window.
         forward_flops: operations of one window's forward pass; backward costs twice as much.
         passes: forward passes per trained window (2 with dropout).
-        reward_windows: windows forwarded for the reward of a step that has one.
+        trains: windows that a backward pass is run on, of those that are forwarded; all when None.
         extra_flops_per_window: operations that a trained window costs beside these passes: a reference model,
             recomputation under gradient checkpointing.
         flops_per_td_update: operations of TD-into-θ, in steps that have a previous transition.
@@ -34,14 +33,16 @@ class Meter:
         window: int,
         forward_flops: int,
         passes: int = 1,
-        reward_windows: int = 0,
+        trains: int | None = None,
         extra_flops_per_window: int = 0,
         flops_per_td_update: int = 0,
     ) -> None:
         self.source_names = source_names
         self._window = window
-        self._per_trained_window = (passes + 2) * forward_flops + extra_flops_per_window
-        self._per_reward = reward_windows * forward_flops
+        self._forward = forward_flops
+        self._passes = passes
+        self._trains = trains
+        self._extra = extra_flops_per_window
         self._per_td_update = flops_per_td_update
         self.windows_seen = 0
         self.windows_trained = 0
@@ -56,16 +57,17 @@ class Meter:
         """Add one step and return its metrics."""
         weights = record.mixture.weights.cpu().double()
         offered = record.proposed.source
-        n_proposed, n_trained = len(record.proposed), len(record.trained)
+        n_proposed, n_scored = len(record.proposed), len(record.trained)
+        n_trained = n_scored if self._trains is None else min(n_scored, self._trains)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(record.trained.source, weights)
         offered_share = self._by_source(offered, torch.ones(n_proposed, dtype=torch.float64) / n_proposed)
         self.windows_seen += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
-        self.flops += n_trained * self._per_trained_window
+        self.flops += self._training_flops(n_scored, n_trained)
         self.flops += self._per_td_update if "critic/td_loss" in record.metrics else 0
-        self.flops += self._per_reward if record.reward is not None else 0
+        self.flops += int(record.metrics.get("held_out/forwards", 0)) * self._forward
         self.seconds += seconds
         self.epoch = record.proposed.metrics.get("data/epoch", self.epoch)
         self.weight_by_source += weight_share
@@ -89,6 +91,14 @@ class Meter:
             metrics[f"select/weight_share/{name}"] = weight.item()
             metrics[f"select/offered_share/{name}"] = offer.item()
         return metrics
+
+    def _training_flops(self, scored: int, trained: int) -> int:
+        """A forward pass over what is scored, and a backward pass, twice a forward, over what is trained on.
+
+        With two passes every window is scored first; those that are trained on are forwarded again.
+        """
+        forwards = scored + (self._passes - 1) * trained + 2 * trained
+        return forwards * self._forward + scored * self._extra
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Per source, its share of all mixture weight and of all proposed windows so far."""
@@ -129,21 +139,44 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds: Metrics = {}
 
-    def timed(self, name: str, part: Callable[[], float]) -> Callable[[], float]:
-        """The same part, its seconds logged under `name`."""
-
-        def measured() -> float:
-            began = time.perf_counter()
-            result = part()
-            self._seconds[name] = time.perf_counter() - began
-            return result
-
-        return measured
+    def around(self, held_out: HeldOut) -> HeldOut:
+        """The same measurements, their seconds logged as `time/probe` and `time/reward`."""
+        return _Timed(held_out, self._seconds)
 
     def measure(self, record: StepRecord) -> Metrics:
         """The seconds of the step that has just ended."""
-        seconds, self._seconds = self._seconds, {}
+        seconds = dict(self._seconds)
+        self._seconds.clear()
         return seconds
+
+
+class _Timed:
+    """A `HeldOut` whose calls are timed; steps in which it measured nothing leave no time."""
+
+    def __init__(self, inner: HeldOut, seconds: Metrics) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self._before = 0.0
+
+    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> Effects | None:
+        began = time.perf_counter()
+        effects = self._inner.before(step, candidates, mixture)
+        self._before = time.perf_counter() - began
+        return effects
+
+    def after(self, step: int) -> tuple[float | None, Metrics]:
+        began = time.perf_counter()
+        reward, metrics = self._inner.after(step)
+        if reward is not None:
+            self._seconds["time/reward"] = time.perf_counter() - began
+            self._seconds["time/probe"] = self._before
+        return reward, metrics
+
+    def state_dict(self) -> State:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self._inner.load_state_dict(state)
 
 
 class NeedleProbe:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from curriq.config import did_you_mean, missing_extra
 from curriq.errors import CurriqError
 from curriq.train import registry
 from curriq.train.storage import fsync, write_atomically
-from curriq.types import Candidates, Metrics
+from curriq.types import Candidates, Effects, Metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -166,6 +167,7 @@ class CandidateLog:
         scores: Float[Tensor, "n"],
         weights: Float[Tensor, "n"],
         q: Float[Tensor, "n"] | None,
+        effects: Effects | None = None,
     ) -> None:
         """Collect one step.
 
@@ -177,9 +179,15 @@ class CandidateLog:
             scores: log-weights from the selector, unnormalised.
             weights: mixture weights, summing to one.
             q: Q-values, None without a Q-network.
+            effects: measured effects of some of the trained windows, None where none were probed.
         """
         n = len(proposed)
         trained_rows = trained.rows.cpu().numpy()
+
+        measured = None
+        if effects is not None:
+            measured = torch.full((len(trained),), math.nan)
+            measured[effects.rows.cpu()] = effects.effect.float().cpu()
 
         def spread(values: Float[Tensor, "n"] | None, missing: float) -> np.ndarray:
             column = np.full(n, missing, dtype=np.float32)
@@ -197,6 +205,7 @@ class CandidateLog:
                 "weight": spread(weights, 0.0),
                 "loss": spread(loss, math.nan),
                 "q": spread(q, math.nan),
+                "effect": spread(measured, math.nan),
             }
         )
 

@@ -88,7 +88,14 @@ GROUPS = (
                 "reward",
                 LOSS,
                 "r_k (Eq. 1): mean log-probability that θ_{k+1} gives to a fresh random subset of M windows "
-                "of the reward set; negative, higher is better.",
+                "of the reward set; negative, higher is better. With `--reward paired` its gain over θ_k on "
+                "the same windows. Absent in steps between rewards (`--reward-every`).",
+            ),
+            Metric(
+                "held_out/forwards",
+                "forward passes",
+                "What rewards and probes cost in this step, in forward passes of one window; a backward pass "
+                "counts as two. Training costs three per window.",
             ),
             Metric("validation/loss", LOSS, "Mean loss of θ_{k+1} on the whole validation set."),
             Metric("validation/perplexity", "–", "exp of `validation/loss`, per token."),
@@ -102,6 +109,7 @@ GROUPS = (
             Metric("policy/effective_batch_size", "windows", "1/‖π‖²: N for uniform, 1 for one window."),
             Metric("policy/effective_batch_fraction", "–", "`policy/effective_batch_size` over N."),
             Metric("policy/max_weight", "–", "Greatest π_i."),
+            Metric("policy/beta", LOSS, "β of this step, where a Q-network sets the policy."),
         ),
     ),
     Group(
@@ -113,11 +121,41 @@ GROUPS = (
             Metric("critic/q_min", LOSS, "Smallest Q_φ."),
             Metric("critic/q_max", LOSS, "Greatest Q_φ."),
             Metric("critic/soft_value", LOSS, "V_φ̄(s_k) of the target network (Eq. 4)."),
-            Metric("critic/td_loss", "(nats per token)²", "½ (q̂ − y)² of the previous transition."),
-            Metric("critic/td_target", LOSS, "y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq. 3)."),
-            Metric("critic/q_pred", LOSS, "q̂: what φ predicted for the previous transition."),
+            Metric(
+                "critic/td_loss",
+                "(nats per token)²",
+                "½ (q̂ − y)² of the previous transition, mean over its predictions; with `--q-standardise` in "
+                "units of the squared running scale.",
+            ),
+            Metric(
+                "critic/td_target",
+                LOSS,
+                "y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq. 3), with counterfactual credit the mean over the probed "
+                "windows.",
+            ),
+            Metric("critic/q_pred", LOSS, "q̂: what φ predicted for the previous transition (mean)."),
             Metric("critic/grad_norm", LOSS, "Gradient norm of φ before clipping."),
             Metric("critic/replay_loss", "(nats per token)²", "Mean ½ (q̂ − y)² over the replay updates."),
+        ),
+    ),
+    Group(
+        "Governor",
+        "Whether Q ranks windows as their measured effects do (`--temperature governed`), in the steps with "
+        "a probe, after it. Every correlation is measured before Q has learnt from the probe.",
+        (
+            Metric(
+                "governor/rank_correlation",
+                "–",
+                "Spearman's ρ between Q and the measured effects of the probed windows of this step.",
+            ),
+            Metric("governor/calibration", "–", "Exponentially weighted mean of ρ over the probes so far."),
+            Metric("governor/calibration_error", "–", "Its standard error, from the scatter of the probes."),
+            Metric(
+                "governor/evidence",
+                "–",
+                "Lower bound of the calibration, as a share of `--full-calibration`, clipped to [0, 1].",
+            ),
+            Metric("governor/target_fraction", "–", "Effective batch fraction that β is then solved for."),
         ),
     ),
     Group(
@@ -151,6 +189,9 @@ GROUPS = (
             Metric("time/propose", "seconds", "Getting the candidates.", False),
             Metric("time/step", "seconds", "The whole step, with candidates and reward.", False),
             Metric("time/reward", "seconds", "Measuring the reward.", False),
+            Metric(
+                "time/probe", "seconds", "What is measured before the update: effects, paired reward.", False
+            ),
             Metric("time/evaluate", "seconds", "Measuring the validation loss.", False),
             Metric("time/checkpoint", "seconds", "Saving, when the previous step ended with a save.", False),
             Metric("time/windows_per_second", "windows/s", "Candidates over the step's wall time.", False),
@@ -196,6 +237,12 @@ CANDIDATES = (
     ("weight", "float32", "Mixture weight π_i; 0 when not forwarded."),
     ("loss", "float32", "ℓ_i at θ_k, nats per token; null when not forwarded."),
     ("q", "float32", "Q_φ(h_i) at φ_k; null when not forwarded or when the method has no Q-network."),
+    (
+        "effect",
+        "float32",
+        "Measured first-order effect of a step on this window alone on the held-out log-probability, nats "
+        "per token, positive is good; null when not probed.",
+    ),
 )
 """Columns of the candidates table: name, Arrow type, meaning."""
 

@@ -11,6 +11,7 @@ import torch
 
 from curriq import parallel
 from curriq.config import (
+    CriticConfig,
     RunConfig,
     SelectorName,
     TokenizerConfig,
@@ -22,11 +23,12 @@ from curriq.config import (
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
+from curriq.lm.effects import EffectProbe
 from curriq.lm.flops import forward_flops, trunk_flops
-from curriq.lm.learner import Learner, ReforwardedHidden
-from curriq.lm.loss import window_losses
+from curriq.lm.learner import Learner, ReforwardedAction
+from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel, load_language_model, pick_device
-from curriq.lm.reward import HeldOutReward, held_out_loss
+from curriq.lm.reward import HeldOutReward, NoReward, held_out_loss, window_losses_of
 from curriq.propose.needle import NeedleProposer, needle_corpus
 from curriq.propose.stream import StreamProposer
 from curriq.rng import Generators
@@ -34,6 +36,7 @@ from curriq.select import (
     ByLoss,
     Competence,
     ExcessLoss,
+    Jittered,
     RandomK,
     SoftQ,
     SourceBandit,
@@ -49,13 +52,22 @@ from curriq.select.difficulty import (
     RarityDifficulty,
     token_characters,
 )
-from curriq.softq.critic import NoCritic, TDCritic, stored_hidden
+from curriq.softq.critic import NoCritic, TDCritic, stored_action
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import (
+    FixedBeta,
+    FixedFraction,
+    Governor,
+    LearnedBeta,
+    SolvedBeta,
+    Temperature,
+)
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
-from curriq.train.loop import Components, LoopState
+from curriq.train.loop import Components, HeldOut, LoopState
 from curriq.train.meter import Meter, NeedleProbe, Stopwatch
 from curriq.train.phases import resets
 from curriq.train.session import Probe, RunResult, Session
-from curriq.types import Critic, Proposer, Selector
+from curriq.types import Critic, Mixture, Proposer, Selector
 
 logger = logging.getLogger("curriq")
 
@@ -74,6 +86,12 @@ class Workshop:
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
     flops_per_td_update: int = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Pieces in which windows are forwarded."""
+        optim = self.config.optim
+        return {"micro_batch": optim.micro_batch, "chunk_tokens": optim.head_chunk_tokens}
 
 
 def train(config: RunConfig) -> RunResult:
@@ -166,16 +184,13 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
 
 def _session(shop: Workshop) -> Session:
     config = shop.config
-    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
-    learner = Learner(shop.lm, config.optim, config.train.steps)
-    clock = Stopwatch()
-    reward = HeldOutReward(
+    learner = Learner(
         shop.lm,
-        shop.corpus.held_out.reward,
-        config.train.reward_windows,
-        shop.generators("reward"),
-        **sizes,
+        config.optim,
+        config.train.steps,
+        mixture_pass=_subset_pass(shop) if config.train.train_subset else None,
     )
+    clock = Stopwatch()
     flops = forward_flops(shop.lm, config.data.window)
     selector = SELECTORS[config.select.selector](shop)
     if config.train.q_warmup_steps:
@@ -185,7 +200,7 @@ def _session(shop: Workshop) -> Session:
         selector=selector,
         critic=shop.critic,
         learner=learner,
-        measure_reward=clock.timed("time/reward", reward.measure),
+        held_out=clock.around(_held_out(shop, learner, selector)),
         resets=resets(config.train),
         action_generator=shop.generators("action"),
     )
@@ -194,10 +209,11 @@ def _session(shop: Workshop) -> Session:
         window=config.data.window,
         forward_flops=flops,
         passes=learner.passes,
-        reward_windows=config.train.reward_windows,
+        trains=config.train.train_subset or None,
         extra_flops_per_window=shop.extra_flops_per_window + _recomputed_flops(shop),
         flops_per_td_update=shop.flops_per_td_update,
     )
+    sizes = shop.sizes
     probes: list[Probe] = [clock]
     if config.data.needle:
         probes.append(NeedleProbe(shop.corpus.source_names.index("needle")))
@@ -216,6 +232,37 @@ def _session(shop: Workshop) -> Session:
     )
 
 
+def _subset_pass(shop: Workshop) -> Callable[..., Mixture]:
+    return subset_pass(gumbel_top(shop.config.train.train_subset, shop.generators("subset")))
+
+
+def _held_out(shop: Workshop, learner: Learner, selector: Selector) -> HeldOut:
+    """Rewards where the critic or the selector needs them, and effects where credit needs those."""
+    train, critic = shop.config.train, shop.config.critic
+    if not (shop.critic.needs_reward or selector.needs_reward):
+        return NoReward()
+    reward = HeldOutReward(
+        shop.lm,
+        shop.corpus.held_out.reward,
+        train.reward_windows,
+        shop.generators("reward"),
+        every=train.reward_every,
+        paired=train.reward == "paired",
+        **shop.sizes,
+    )
+    if not (shop.critic.needs_reward and critic.credit == "counterfactual"):
+        return reward
+    return EffectProbe(
+        learner,
+        reward,
+        windows=critic.probe_windows,
+        decay=critic.probe_decay,
+        generator=shop.generators("probe"),
+        shuffle=critic.shuffle_effects,
+        **shop.sizes,
+    )
+
+
 def _proposer(shop: Workshop) -> Proposer:
     n = shop.config.train.num_candidates
     if shop.config.data.needle:
@@ -231,13 +278,24 @@ def _recomputed_flops(shop: Workshop) -> int:
 def _soft_q(shop: Workshop) -> Selector:
     """The paper's method: the critic learns, and its values weigh the mixture unless told not to."""
     critic = shop.config.critic
-    previous_hidden = stored_hidden
+    previous_action = stored_action
     if critic.td_into_theta:
-        previous_hidden = ReforwardedHidden(shop.lm, critic.td_lambda)
+        previous_action = ReforwardedAction(shop.lm, critic.td_lambda)
         trunk = trunk_flops(shop.lm, shop.config.data.window)
         shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
-    shop.critic = TDCritic(critic, shop.lm.width, shop.lm.device, shop.generators, previous_hidden)
-    return SoftQ(shop.critic, critic.beta) if critic.q_weighting else Uniform()
+    inputs = QInputs(
+        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
+    )
+    temperature = TEMPERATURES[critic.temperature](critic)
+    shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
+    selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
+    if not critic.q_weighting:
+        selector = Uniform()
+    return (
+        Jittered(selector, critic.weight_jitter, shop.generators("jitter"))
+        if critic.weight_jitter
+        else selector
+    )
 
 
 def _random(k: int | None = None) -> Callable[[Workshop], Selector]:
@@ -280,11 +338,7 @@ def _excess_loss(shop: Workshop) -> Selector:
     shop.extra_flops_per_window = forward_flops(reference, config.data.window)
 
     def reference_loss(tokens: torch.Tensor) -> torch.Tensor:
-        with reference.measuring():
-            losses, _ = window_losses(
-                reference, reference.trunk(tokens), tokens, config.optim.head_chunk_tokens
-            )
-        return losses
+        return window_losses_of(reference, tokens, **shop.sizes)
 
     return ExcessLoss(reference_loss, config.select.selector_temperature)
 
@@ -319,3 +373,11 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
     "rarity": lambda shop: RarityDifficulty(shop.lm.vocab_size),
 }
 """The values of `--difficulty`."""
+
+TEMPERATURES: dict[str, Callable[[CriticConfig], Temperature]] = {
+    "fixed": lambda critic: FixedBeta(critic.beta),
+    "fraction": lambda critic: SolvedBeta(FixedFraction(critic.target_fraction)),
+    "governed": lambda critic: SolvedBeta(Governor(critic.target_fraction, full=critic.full_calibration)),
+    "learned": lambda critic: LearnedBeta(FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr),
+}
+"""The values of `--temperature`."""

@@ -221,6 +221,7 @@ class Session:
             "proposer": c.proposer,
             "selector": c.selector,
             "critic": c.critic,
+            "held_out": c.held_out,
             "learner": c.learner,
             "meter": self.meter,
             "generators": self.generators,
@@ -356,6 +357,7 @@ class _Logs:
                 scores=mixture.scores,
                 weights=mixture.weights,
                 q=record.q,
+                effects=record.effects,
             )
 
     def flush(self) -> None:

@@ -1,0 +1,175 @@
+"""What training on one window alone would do to held-out text: counterfactual credit, measured.
+
+To first order a step on window i alone raises the mean log-probability of held-out text by
+
+    e_i = α ∇ℓ_i · P ∇ℓ_D,
+
+with AdamW's preconditioner P. The inner product is symmetric, so one held-out gradient serves all windows:
+e_i is also what a step on the held-out text would do to window i, and that is one forward pass,
+
+    e_i ≈ (α/h) [ℓ_i(θ) − ℓ_i(θ − h P ∇ℓ_D)],
+
+whose first loss the mixture step has measured already.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curriq import parallel
+from curriq.lm.learner import Learner
+from curriq.lm.mixture import weighted_gradient
+from curriq.lm.reward import HeldOutReward, window_losses_of
+from curriq.types import Candidates, Effects, Metrics, Mixture, State
+
+RELATIVE_STEP = 3e-4
+"""‖h P ∇ℓ_D‖ over ‖θ‖. Rounding in float32 and curvature are both far below the effect there; see
+`benchmarks/effects.py`."""
+
+
+class EffectProbe:
+    """Measures effects of the candidates of a step on the held-out windows of its reward.
+
+    The held-out gradient is averaged over the probes (exponentially, bias corrected). A single one is mostly
+    sampling noise and fast modes, directions in which θ swings and whose gradient changes its sign within a
+    few steps; what the average points to is still to be learnt later.
+
+    Args:
+        learner: θ and its optimiser.
+        reward: draws the held-out windows, and gets its loss before the update from the gradient's pass.
+        windows: candidates probed per probe, drawn at random; all of them where there are not more.
+        decay: share of the old average that stays at each probe; 0 takes each gradient alone.
+        generator: CPU generator of the draws of windows.
+        shuffle: ablation: permute the effects among the windows, so that they mean nothing.
+        micro_batch, chunk_tokens: pieces that fit memory, as in training.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        reward: HeldOutReward,
+        *,
+        windows: int,
+        decay: float,
+        generator: torch.Generator,
+        micro_batch: int,
+        chunk_tokens: int,
+        shuffle: bool = False,
+    ) -> None:
+        self._learner = learner
+        self._lm = learner.lm
+        self._reward = reward
+        self._windows = windows
+        self._decay = decay
+        self._generator = generator
+        self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
+        self._shuffle = shuffle
+        self._average: list[Tensor] | None = None
+        self._probes = 0
+
+    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> Effects | None:
+        """Effects at θ_k; None in steps without a reward, and before the optimiser's first step.
+
+        The mixture's gradient on θ stays as it is.
+        """
+        drawn = self._reward.draw(step)
+        if drawn is None:
+            return None
+        gradient = self._held_out_gradient(drawn)
+        direction = self._learner.precondition(self._averaged(gradient))
+        if direction is None:
+            return None
+        rows = self._rows(len(candidates))
+        probed = candidates.take(rows)
+        size = RELATIVE_STEP * _norm(self._lm.parameters) / max(1e-30, _norm(direction))
+        if self._lm.reduced_precision:  # the losses of training are too coarse to subtract from
+            before = self._losses(probed.tokens)
+        else:
+            before = mixture.features.loss[rows.to(mixture.features.loss.device)]
+        with _displaced(self._lm.parameters, direction, -size):
+            after = self._losses(probed.tokens)
+        effect = ((before - after).double() * (self._learner.rate(step) / size)).to(before.dtype)
+        if self._shuffle:
+            effect = effect[torch.randperm(len(effect), generator=self._generator).to(effect.device)]
+        weights = mixture.weights[rows.to(mixture.weights.device)]
+        total = weights.sum()
+        share = (weights / total) if total > 0 else torch.full_like(weights, 1 / len(weights))
+        return Effects(
+            rows=rows.to(effect.device), effect=effect, mixture=(share * effect).double().sum().item()
+        )
+
+    def after(self, step: int) -> tuple[float | None, Metrics]:
+        """The reward of the step."""
+        return self._reward.after(step)
+
+    def _held_out_gradient(self, windows: Int[Tensor, "M T"]) -> list[Tensor]:
+        """∇ℓ_D at θ_k, on every rank; leaves the loss with the reward and the gradients on θ as they were."""
+        parameters = self._lm.parameters
+        kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        weights = torch.full((len(windows),), 1 / len(windows), device=self._lm.device)
+        with self._lm.without_dropout():
+            loss = weighted_gradient(self._lm, windows, weights, **self._sizes)
+        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter, grad in zip(parameters, kept, strict=True):
+            parameter.grad = grad
+        self._reward.loss_before = loss
+        self._reward.forwards += 3 * len(windows)
+        return gradient
+
+    def _averaged(self, gradient: list[Tensor]) -> list[Tensor]:
+        self._probes += 1
+        if self._average is None:
+            self._average = [torch.zeros_like(piece) for piece in gradient]
+        torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
+        return [piece / (1 - self._decay**self._probes) for piece in self._average]
+
+    def _rows(self, n: int) -> Int[Tensor, "m"]:
+        """Which candidates are probed, ascending."""
+        if n <= self._windows:
+            return torch.arange(n)
+        return torch.randperm(n, generator=self._generator)[: self._windows].sort().values
+
+    def _losses(self, tokens: Int[Tensor, "m T"]) -> Float[Tensor, "m"]:
+        self._reward.forwards += len(tokens)
+        with self._lm.full_precision():
+            local = window_losses_of(self._lm, tokens[parallel.shard()], **self._sizes)
+        return parallel.gather_rows(local, len(tokens))
+
+    def state_dict(self) -> State:
+        return {
+            "average": self._average,
+            "probes": self._probes,
+            "generator": self._generator.get_state(),
+            "reward": self._reward.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        average = state["average"]
+        self._average = None if average is None else [piece.to(self._lm.device) for piece in average]
+        self._probes = state["probes"]
+        self._generator.set_state(state["generator"])
+        self._reward.load_state_dict(state["reward"])
+
+
+@contextmanager
+def _displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) -> Generator[None]:
+    """θ + by · direction for a while; then θ again, to the bit."""
+    with torch.no_grad():
+        kept = [parameter.clone() for parameter in parameters]
+        for parameter, piece in zip(parameters, direction, strict=True):
+            parameter.add_(piece, alpha=by)
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm over all entries."""
+    return torch.stack([tensor.detach().norm() for tensor in tensors]).double().norm().item()

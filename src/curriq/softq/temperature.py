@@ -1,0 +1,260 @@
+"""How sharp the policy is: β, fixed, solved for an effective batch, or learned; and who decides how sharp.
+
+The single-pass step needs β before it has seen the scores of its batch, so a solved β is that of the batches
+before. Q's spread moves slowly against a step, and the log shows the fraction that came out.
+"""
+
+import math
+from collections import deque
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from curriq.softq.equations import boltzmann, effective_batch_size, entropy
+from curriq.types import Effects, Metrics, State, Stateful
+
+
+@runtime_checkable
+class Temperature(Stateful, Protocol):
+    """Gives β, in nats per token; constant within a step.
+
+    Attributes:
+        beta: β of the step that is under way.
+    """
+
+    @property
+    def beta(self) -> float: ...
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        """The end of a step: its Q-values and what was measured. β is that of the next step afterwards."""
+        ...
+
+
+@runtime_checkable
+class Sharpness(Stateful, Protocol):
+    """Decides the effective batch fraction 1/(N‖π‖²) that the policy should have.
+
+    Attributes:
+        fraction: in (0, 1]; 1 is uniform.
+    """
+
+    @property
+    def fraction(self) -> float: ...
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics: ...
+
+
+class FixedBeta:
+    """The paper's β."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        return {}
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        assert not state, "a fixed temperature has no state"
+
+
+class FixedFraction:
+    """Always the same fraction."""
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        return {}
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        assert not state, "a fixed fraction has no state"
+
+
+class Governor:
+    """Sharpness follows the evidence that Q ranks windows rightly: uniform without any.
+
+    At every probe it takes Spearman's rank correlation ρ between the Q-values of the probed windows and their
+    measured effects, before Q has learnt from them. The exponentially weighted mean ρ̄ of the probes has a
+    standard error s; the evidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
+    complete, and the fraction goes from 1 to `sharpest` with it. A Q that ranks no better than chance,
+    because the reward says nothing or nothing is to be told apart, costs nothing but its probes.
+
+    Args:
+        sharpest: fraction at full evidence.
+        full: ρ of full evidence.
+        z: standard errors that the bound lies below the mean.
+        memory: probes that the mean reaches back, about.
+        least: probes before there is any evidence.
+    """
+
+    def __init__(
+        self, sharpest: float, *, full: float = 0.2, z: float = 2.0, memory: float = 20.0, least: int = 4
+    ) -> None:
+        self._sharpest = sharpest
+        self._full = full
+        self._z = z
+        self._keep = 1 - 1 / memory
+        self._least = least
+        self._probes = 0
+        # Sums of the weights, of their squares, and of the weighted ρ and ρ².
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    @property
+    def fraction(self) -> float:
+        return 1 - (1 - self._sharpest) * self.evidence
+
+    @property
+    def evidence(self) -> float:
+        """In [0, 1]."""
+        if self._probes < self._least:
+            return 0.0
+        mean, error = self._mean_and_error()
+        return min(1.0, max(0.0, (mean - self._z * error) / self._full))
+
+    def _mean_and_error(self) -> tuple[float, float]:
+        """ρ̄ and its standard error, from the probes' own scatter."""
+        weight, squares, total, total_squares = self._sums.tolist()
+        mean = total / weight
+        count = weight**2 / squares
+        if count <= 1:
+            return mean, 1.0
+        scatter = max(0.0, total_squares / weight - mean**2) * count / (count - 1)
+        return mean, math.sqrt(scatter / count)
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        if effects is None:
+            return {}
+        rho = rank_correlation(q[effects.rows], effects.effect)
+        self._probes += 1
+        self._sums *= torch.tensor([self._keep, self._keep**2, self._keep, self._keep], dtype=torch.float64)
+        self._sums += torch.tensor([1.0, 1.0, rho, rho**2], dtype=torch.float64)
+        mean, error = self._mean_and_error()
+        return {
+            "governor/rank_correlation": rho,
+            "governor/calibration": mean,
+            "governor/calibration_error": error,
+            "governor/evidence": self.evidence,
+            "governor/target_fraction": self.fraction,
+        }
+
+    def state_dict(self) -> State:
+        return {"probes": self._probes, "sums": self._sums.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._probes = state["probes"]
+        self._sums = state["sums"].clone()
+
+
+class SolvedBeta:
+    """β at which the policy has the effective batch fraction that `sharpness` asks for.
+
+    Args:
+        sharpness: the fraction.
+        memory: batches of Q-values that it is solved on, each centred: one batch alone would make β noisy.
+    """
+
+    def __init__(self, sharpness: Sharpness, memory: int = 8) -> None:
+        self._sharpness = sharpness
+        self._recent: deque[Tensor] = deque(maxlen=memory)
+        self.beta = 1.0
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        metrics = self._sharpness.observe(q, effects)
+        self._recent.append((q - q.mean()).detach().double().cpu())
+        self.beta = solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction) or self.beta
+        return metrics
+
+    def state_dict(self) -> State:
+        return {
+            "sharpness": self._sharpness.state_dict(),
+            "recent": list(self._recent),
+            "beta": self.beta,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._sharpness.load_state_dict(state["sharpness"])
+        self._recent.clear()
+        self._recent.extend(state["recent"])
+        self.beta = state["beta"]
+
+
+class LearnedBeta:
+    """β as soft actor-critic learns its temperature (Haarnoja et al. 2018, Section 5).
+
+    log β descends β-weighted entropy excess: log β ← log β − η (H(π) − H̄), with H̄ = log(N f) for the fraction
+    f that `sharpness` asks for.
+
+    Args:
+        sharpness: the fraction f.
+        beta: where it starts.
+        learning_rate: η.
+    """
+
+    def __init__(self, sharpness: Sharpness, beta: float, learning_rate: float) -> None:
+        self._sharpness = sharpness
+        self._learning_rate = learning_rate
+        self.beta = beta
+
+    def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
+        metrics = self._sharpness.observe(q, effects)
+        wanted = math.log(max(1.0, len(q) * self._sharpness.fraction))
+        excess = entropy(boltzmann(q.double(), self.beta)).item() - wanted
+        # A uniform policy has no more entropy to give: without a bound β would grow for ever.
+        self.beta = min(1e6, max(1e-12, self.beta * math.exp(-self._learning_rate * excess)))
+        return metrics
+
+    def state_dict(self) -> State:
+        return {"sharpness": self._sharpness.state_dict(), "beta": self.beta}
+
+    def load_state_dict(self, state: State) -> None:
+        self._sharpness.load_state_dict(state["sharpness"])
+        self.beta = state["beta"]
+
+
+def solve_beta(q: Float[Tensor, "n"], fraction: float) -> float | None:
+    """β at which softmax(q/β) has effective batch fraction 1/(n‖π‖²) = `fraction`, by bisection of log β.
+
+    The fraction grows with β from (ties at the maximum)/n to 1. Asked for less than that, or for 1, it is the
+    end of a bracket of 1e-3 to 1e4 standard deviations of q.
+
+    Returns:
+        None when all q are equal: every β gives the uniform policy.
+    """
+    spread = q.std(correction=0).item()
+    if not spread > 0:
+        return None
+    low, high = math.log(1e-3 * spread), math.log(1e4 * spread)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if effective_batch_size(boltzmann(q, math.exp(middle))).item() < fraction * len(q):
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
+
+
+def rank_correlation(a: Float[Tensor, "m"], b: Float[Tensor, "m"]) -> float:
+    """Spearman's ρ with midranks for ties; 0 where either is constant."""
+    if len(a) < 2:
+        return 0.0
+    ranks = torch.stack([_midranks(a), _midranks(b)])
+    centred = ranks - ranks.mean(1, keepdim=True)
+    norms = centred.norm(dim=1)
+    if not bool((norms > 0).all()):
+        return 0.0
+    return ((centred[0] @ centred[1]) / (norms[0] * norms[1])).item()
+
+
+def _midranks(values: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    _, place, counts = values.detach().cpu().double().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    return (last - (counts + 1) / 2)[place].double()
