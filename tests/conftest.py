@@ -20,6 +20,10 @@ os.environ["WANDB_MODE"] = "offline"
 jaxtyping.install_import_hook("curriq", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("curriq", deadline=None)  # a busy machine is no failure
+settings.load_profile("ci" if os.environ.get("CI") else "curriq")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -38,7 +38,7 @@ def recommended() -> RunConfig:
         reward_every=4,
         temperature="governed",
         target_fraction=0.7,
-        q_features=("auto", "loss"),
+        q_features=("source", "loss"),
         q_standardise=True,
         q_layer_norm=True,
         q_weight_decay=1.0,
@@ -49,19 +49,19 @@ def recommended() -> RunConfig:
 
 
 def small() -> RunConfig:
-    """A size for comparisons: two layers of width 64, 600 steps of 32 windows of 32 tokens."""
+    """A size for comparisons: two layers of width 64, 400 steps of 32 windows of 32 tokens."""
     return RunConfig(
         lm=LMConfig(
             model="random:llama:hidden_size=64,intermediate_size=192,num_hidden_layers=2,num_attention_heads=4"
         )
     ).override(
-        steps=600,
+        steps=400,
         window=32,
         vocab_size=1024,
         validation_set_size=192,
         test_set_size=384,
         eval_every=20,
-        checkpoint_every=300,
+        checkpoint_every=200,
         micro_batch=32,
         head_chunk_tokens=1024,
     )

@@ -19,7 +19,7 @@ from curriq.report.read import read_candidates, read_metrics, read_summary
 from curriq.train import metrics as module
 from curriq.train import registry
 from curriq.train.metrics import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
-from curriq.types import Candidates
+from curriq.types import Candidates, Effects
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,7 @@ class TestRegistry:
             "time/propose",
             "time/step",
             "time/reward",
+            "time/probe",
             "time/evaluate",
             "time/checkpoint",
             "time/windows_per_second",
@@ -205,7 +206,9 @@ def collect(
     index = torch.tensor(trained)
     loss = index.float() + step
     weights = torch.full((len(trained),), 1 / len(trained))
-    log.append(step, proposed, proposed.take(index), loss, index * 0.5, weights, -loss if with_q else None)
+    q = -loss if with_q else None
+    effects = Effects(rows=torch.tensor([0]), effect=torch.tensor([0.25]), mixture=0.25) if with_q else None
+    log.append(step, proposed, proposed.take(index), loss, index * 0.5, weights, q, effects)
 
 
 def write_candidates(run_dir: Path, first: int, end: int, every: int) -> None:
@@ -236,6 +239,7 @@ class TestCandidateLog:
             ("weight", "float"),
             ("loss", "float"),
             ("q", "float"),
+            ("effect", "float"),
         ]
         assert table.to_pydict() == {
             "step": [5, 5, 5, 5],
@@ -246,6 +250,7 @@ class TestCandidateLog:
             "weight": [0.0, 0.5, 0.0, 0.5],
             "loss": [None, 6.0, None, 8.0],
             "q": [None, -6.0, None, -8.0],
+            "effect": [None, None, None, 0.25],  # of the first trained window, which is row 3
         }
 
     def test_columns_are_the_documented_ones(self, tmp_path):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
-FeatureName = Literal["last", "mean", "loss", "source", "auto"]
+FeatureName = Literal["last", "mean", "loss", "source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class CriticConfig:
     """Hidden units of the Q-network (d → q_hidden → 1)."""
     q_features: tuple[FeatureName, ...] = ("last",)
     """What Q sees of a window, one or more of: `last` (hidden state of the last token, the paper), `mean`
-    (of all tokens), `loss`, `source` (which source it is from), `auto` (`source` where there are several,
-    otherwise `mean`)."""
+    (of all tokens), `loss`, `source` (which source it is from)."""
     q_layer_norm: bool = False
     """Normalise each hidden state before Q sees it."""
     q_standardise: bool = False
@@ -107,8 +106,8 @@ class CriticConfig:
             require(0 <= value < 1, f"{flag(name)} = {value}: it must lie in [0, 1).")
         require(
             bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
-            f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, "
-            "source and auto, each once.",
+            f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss "
+            "and source, each once.",
         )
         require(
             self.temperature != "governed" or self.credit == "counterfactual",

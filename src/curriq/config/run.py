@@ -215,9 +215,12 @@ def load_run_config(run_dir: Path) -> RunConfig:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested plain values, in TOML's and JSON's types; `from_dict(to_dict(c)) == c`."""
-    values = dataclasses.asdict(config)
-    values["data"]["sources"] = [dict(source) for source in values["data"]["sources"]]
-    return values
+    return {
+        section: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
+        }
+        for section, settings in dataclasses.asdict(config).items()
+    }
 
 
 def to_toml(config: RunConfig) -> str:

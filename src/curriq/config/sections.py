@@ -171,13 +171,16 @@ class TokenizerConfig:
         require_positive(tokenizer_sample_bytes=self.tokenizer_sample_bytes)
 
 
+DEFAULT_MODEL = "random:llama:hidden_size=128,intermediate_size=344,num_hidden_layers=3,num_attention_heads=4"
+"""Llama's shape and not GPT-2's: at this size a GPT-2 with tied embeddings spends most of a short run on the
+plateau where it knows token frequencies only (experiments/LOG.md)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
     """θ: any Hugging Face causal language model."""
 
-    model: str = (
-        "random:llama:hidden_size=128,intermediate_size=344,num_hidden_layers=3,num_attention_heads=4"
-    )
+    model: str = DEFAULT_MODEL
     """A hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...],
     where WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name."""
     dropout: float = 0.0

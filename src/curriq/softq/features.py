@@ -29,8 +29,7 @@ class QInputs:
     """Builds φ's input [n, width] from the features of some windows; each row from one window alone.
 
     Args:
-        names: which features, concatenated in this order; `auto` is `source` where there are several sources,
-            otherwise `mean`.
+        names: which features, concatenated in this order.
         hidden: d, width of a hidden state.
         sources: number of the run's sources.
         layer_norm: give each hidden state mean 0 and standard deviation `STATE_SCALE` first, so that its own
@@ -44,8 +43,7 @@ class QInputs:
         self, names: Sequence[FeatureName], hidden: int, sources: int = 1, *, layer_norm: bool = False
     ) -> None:
         assert names
-        auto = "source" if sources > 1 else "mean"
-        self._names = tuple(dict.fromkeys(auto if name == "auto" else name for name in names))
+        self._names = tuple(names)
         self._hidden = hidden
         self._sources = sources
         self._layer_norm = layer_norm
