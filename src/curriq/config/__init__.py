@@ -14,6 +14,7 @@ from curriq.config.checks import (
     require_share,
     unknown_key,
 )
+from curriq.config.langevin import NEEDS_Q, SEARCHING, LangevinConfig, ProposerName, RetrievalConfig
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -44,12 +45,17 @@ from curriq.config.sections import (
 
 __all__ = [
     "EMBEDDED_DIRTY",
+    "NEEDS_Q",
+    "SEARCHING",
     "CriticConfig",
     "DataConfig",
     "DirtName",
     "LMConfig",
+    "LangevinConfig",
     "LogConfig",
     "OptimConfig",
+    "ProposerName",
+    "RetrievalConfig",
     "RunConfig",
     "SelectConfig",
     "SelectorName",

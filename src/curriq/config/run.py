@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import require, unknown_key
+from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
     CriticConfig,
     DataConfig,
@@ -31,6 +32,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    langevin: LangevinConfig = field(default_factory=LangevinConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -45,6 +48,35 @@ class RunConfig:
             f"--random-k = {self.select.random_k} is larger than --num-candidates = "
             f"{self.train.num_candidates}: random-k draws from the candidates.",
         )
+        self._check_retrieval()
+
+    def _check_retrieval(self) -> None:
+        """What Langevin-RAG and its controls ask of the other sections."""
+        proposer, retrieval = self.langevin.proposer, self.retrieval
+        if proposer == "stream":
+            return
+        require(
+            proposer not in NEEDS_Q or self.select.selector == "soft-q",
+            f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
+            "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
+        )
+        require(
+            not self.data.needle,
+            f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
+            "--proposer stream.",
+        )
+        first = min(retrieval.buffer_size, retrieval.buffer_initial or retrieval.buffer_size)
+        require(
+            self.queries <= first,
+            f"--chains = {self.queries} is more than the {first} windows that the buffer holds in the first "
+            "step (--buffer-size, --buffer-initial): raise these, or lower --chains (0 means "
+            "--num-candidates).",
+        )
+
+    @property
+    def queries(self) -> int:
+        """K, queries per step of Langevin-RAG."""
+        return self.langevin.chains or self.train.num_candidates
 
     def override(self, **values: Any) -> "RunConfig":
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.

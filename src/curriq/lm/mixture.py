@@ -119,10 +119,14 @@ def _windows_per_chunk(candidates: Candidates, chunk_tokens: int) -> int:
     return max(1, chunk_tokens // candidates.tokens.shape[1])
 
 
+def pooled(hidden: Float[Tensor, "n T d"]) -> Float[Tensor, "n d"]:
+    """h_x of Eq. 2 from the last hidden states: the last token's, in float32 at least; keeps the gradient."""
+    last = hidden[:, -1]
+    return last.to(torch.promote_types(last.dtype, torch.float32))
+
+
 def _features(hidden: Tensor, losses: Tensor, entropy: Tensor | None) -> Features:
-    last = hidden[:, -1].detach()
-    dtype = torch.promote_types(last.dtype, torch.float32)
-    return Features(hidden=last.to(dtype), loss=losses.detach(), entropy=entropy)
+    return Features(hidden=pooled(hidden).detach(), loss=losses.detach(), entropy=entropy)
 
 
 def _clear(parameters: list[torch.nn.Parameter]) -> None:

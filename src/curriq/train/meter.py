@@ -63,7 +63,7 @@ class Meter:
         self.windows_seen += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
-        self.flops += n_trained * self._per_trained_window
+        self.flops += n_trained * self._per_trained_window + record.proposed.flops
         self.flops += self._per_td_update if "critic/td_loss" in record.metrics else 0
         self.flops += self._per_reward if record.reward is not None else 0
         self.seconds += seconds
