@@ -63,7 +63,7 @@ class BufferProposer:
         if not self.buffer.live.any():
             raise CurriqError(
                 f"step {step}: every window of the buffer has been used. Raise --ingest above the windows "
-                "that a step retrieves (--chains, or --num-candidates when that is 0), or raise --buffer-size."
+                "that a step retrieves (--chains; --num-candidates when that is 0), or raise --buffer-size."
             )
         found = self._finder.find(self.buffer)
         candidates = self.buffer.take(found.slots)
@@ -151,5 +151,5 @@ def _require_agreement(window_ids: Int[Tensor, "R"], step: int) -> None:
     if parallel.reduce_max(checksum) != -parallel.reduce_max(-checksum):
         raise CurriqError(
             f"step {step}: the processes retrieved different windows, because their devices round "
-            "differently. Train Langevin-RAG in one process, or on equal devices with --bridge-precision fp32."
+            "differently. Train Langevin-RAG in one process, or on equal devices."
         )

@@ -149,9 +149,9 @@ class SoftmaxLangevin:
     def _drift(self, point: EnergyPoint) -> Tensor:
         """∂E/∂ẽ, with the fluency prior's part.
 
-        The prior is w Σ_i Σ_v p_{i,v} log p_θ(v | ẽ_<i) with the prediction held fixed. log p_θ is
-        h_{i−1}·U_v but for a constant that the bridge centres away, so w h_{i−1} is to U what g is to W_e: they add up
-        where the two matrices are one, and stand side by side where they are not.
+        The prior is w Σ_i Σ_v p_{i,v} log p_θ(v | ẽ_<i) with the prediction held fixed. The logarithm is
+        h_{i−1}·U_v but for a constant, which the bridge centres away, so w h_{i−1} is to U what g is to
+        W_e: they add up where the two matrices are one, and stand side by side where they are not.
         """
         c = self._config
         gradient = point.gradient / c.energy_temperature

@@ -135,7 +135,7 @@ GROUPS = (
     Group(
         "Langevin-RAG: the search",
         "Present where queries are searched (`--proposer langevin` and its other samplers) and, as far as "
-        "they apply, with `random-queries`. All values of Q are of *hard* tokens unless the name says soft, and "
+        "they apply, with `random-queries`. All values of Q are of *hard* tokens unless the name says soft; "
         "soft ones are compared at one temperature, τ_end. docs/langevin.md says how to read them.",
         (
             Metric("langevin/hard_q", LOSS, "Mean Q of the queries' tokens."),

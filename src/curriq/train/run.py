@@ -227,12 +227,12 @@ def _proposer(shop: Workshop) -> Proposer:
     if shop.config.data.needle:
         return NeedleProposer(shop.corpus, n, shop.generators("needle"))
     if shop.config.langevin.proposer != "stream":
-        q, parameters = _differentiable_q(shop.critic)
+        q, parameters = differentiable_q(shop.critic)
         return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
     return StreamProposer(shop.corpus.stream, n)
 
 
-def _differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
+def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
     """Q_φ with a gradient into the features, and φ; nothing without a critic that learns."""
     if not isinstance(critic, TDCritic):
         return None, []
