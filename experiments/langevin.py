@@ -65,7 +65,8 @@ def trained(folder: Path, steps: int, settings: dict[str, Any]) -> Run:
     """θ and φ after a run on the stream, opened at its last checkpoint."""
     config = curriq.preset("langevin-rag").override(
         proposer="stream",
-        num_candidates=32,
+        model="random:gpt2:hidden_size=64,num_hidden_layers=2,num_attention_heads=2",
+        window=64,
         steps=steps,
         checkpoint_every=steps,
         run_dir=str(folder),
