@@ -1,4 +1,4 @@
-"""The ring buffer against brute force and against an index that is rebuilt; Eq. 16 against its frequencies."""
+"""The ring buffer against brute force and an index that is rebuilt; Eq. 16 against its frequencies."""
 
 import math
 from collections.abc import Callable

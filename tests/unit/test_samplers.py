@@ -103,7 +103,7 @@ class TestEverySampler:
 
 
 def test_published_defaults_change_no_token() -> None:
-    """Forty steps of noise have a standard deviation of 0.63, the clipped drift is smaller, the margin is 10."""
+    """Forty steps of noise have a deviation of 0.63, the clipped drift is smaller, the margin is 10."""
     world = World(tiny_lm("gpt2"))
     published = preset("paper-langevin").override(query_tokens=L).langevin
     sample = world.langevin(published).sample(world.start())

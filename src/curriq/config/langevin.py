@@ -36,7 +36,7 @@ class LangevinConfig:
     """The chains' first tokens: uniform over the vocabulary, or the beginnings of windows of the buffer."""
     langevin_steps: int = 20
     """T_max: steps of a search."""
-    langevin_step_size: float = 10.0
+    langevin_step_size: float = 20.0
     """ε of Eq. 13."""
     langevin_noise_scale: float = 0.1
     """σ: standard deviation of the noise η of Eq. 13; the noise of one step is √ε η."""
