@@ -210,13 +210,14 @@ def main() -> None:
             f"\n{name}: K = {shape['chains']}, L = {shape['tokens']}, V = {shape['vocabulary']}, "
             f"e = {bench.inputs.width}, {device}, {torch.get_num_threads()} threads, "
             f"{len(seconds[OURS])} rounds; ratios are median [quartiles]\n"
-            f"floor: {flops / 1e9:.1f} GFLOP of matrix products at {speed / 1e9:.0f} GFLOP/s = {floor:.2f} s; "
+            f"floor: {flops / 1e9:.1f} GFLOP of products at {speed / 1e9:.0f} GFLOP/s = {floor:.2f} s; "
             f"λ has {bench.logits.nbytes / 1e6:.0f} MB\n"
             f"relative error of the gradient against autograd: {exact:.1e}; with the bf16 bridge {half:.1e}"
         )
         memory = {arm: peak_memory(name, arm, device) for arm in ARMS}
         print(
-            f"{'arm':22} {'s/step':>7} {'times faster':>20} {'share of floor':>15} {'peak MB':>8} {'memory':>7}"
+            f"{'arm':22} {'s/step':>7} {'times faster':>20} {'share of floor':>15} {'peak MB':>8} "
+            f"{'memory':>7}"
         )
         for arm in ARMS:
             took = statistics.median(seconds[arm])
