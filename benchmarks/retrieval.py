@@ -45,11 +45,8 @@ def index_table(rows: int, fresh: int, queries: int, rounds: int) -> None:
     )
     print(f"{'index':22} {'ingest':>8} {'search':>8} {'same windows':>13}")
     expected = None
-    indexes = {
-        "faiss, in place": FaissIndex(),
-        "faiss, rebuilt": RebuiltFaissIndex(),
-        "torch": TorchIndex(rows),
-    }
+    flat = FaissIndex()
+    indexes = {"faiss, in place": flat, "faiss, rebuilt": RebuiltFaissIndex(), "torch": TorchIndex(rows)}
     for name, index in indexes.items():
         index.write(np.arange(rows), everything)
         ingest = median_ms(lambda index=index: index.write(slots, new), rounds)

@@ -51,6 +51,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "langevin, td into theta": RAG | {"proposer": "langevin", "td_into_theta": True},
     "langevin, faiss and fluency": RAG
     | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
+    "langevin, own hidden state": RAG | {"proposer": "langevin", "encoder": "hidden-state"},
     "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
     "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},

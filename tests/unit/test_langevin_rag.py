@@ -161,6 +161,21 @@ def test_queries_name_the_candidate_that_they_drew(tmp_path) -> None:
         assert text == run.corpus.tokenizer.decode(candidates.tokens[row].tolist())
 
 
+def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
+    """Each text by itself, whatever is encoded beside it; windows by their own hidden state."""
+    run = prepare(tiny(**(RAG | {"encoder": "hidden-state", "run_dir": str(tmp_path)})))
+    encoder = run.session.components.proposer._fresh._encoder
+    texts = ["one two", "def f(x):", "", "one two", "a much longer text " * 30]
+    vectors = encoder.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, rtol=1e-4, atol=1e-6)
+    tokens = torch.tensor(run.corpus.tokenizer.encode("def f(x):"))[None]
+    with run.lm.measuring():
+        hidden = run.lm.trunk(tokens)[0, -1]
+    np.testing.assert_allclose(vectors[1], (hidden / hidden.norm()).numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_search_costs_are_counted(tmp_path) -> None:
     assert proposer(tmp_path, proposer="uniform-buffer").propose(0).flops == 0
     one, two = (proposer(tmp_path, langevin_steps=steps).propose(0).flops for steps in (3, 6))

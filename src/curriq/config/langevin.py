@@ -98,7 +98,8 @@ class RetrievalConfig:
     ingest: int = 32
     """n_ingest: fresh windows per step, written over the oldest."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Sentence-transformer by name or folder, or `hashing` for a quick one without weights."""
+    """Sentence-transformer by name or folder; `hashing`, a quick one without weights; or `hidden-state`, what
+    the Q-network reads of a text, by the model itself."""
     encoder_precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps the sentence-transformer's weights in bfloat16: faster where the processor has it."""
     encode_ahead: bool = True

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from curriq.config import SEARCHING, ProposerName, RunConfig, require
 from curriq.data import Corpus
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.tokenizer import ordinary_ids
+from curriq.data.tokenizer import encode, eos_id, ordinary_ids
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import LanguageModel, context_length
 from curriq.propose.diagnostics import SearchAlarm
+from curriq.propose.encoder import HiddenStateEncoder
 from curriq.propose.energy import Energy, LanguageModelEnergy, QFunction
 from curriq.propose.finders import DirectFinder, Finder, QueryFinder, UniformFinder
 from curriq.propose.ingest import FreshWindows
@@ -105,7 +106,9 @@ def buffer_proposer(
         inputs=inputs,
         vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(corpus.tokenizer)), lm.device),
     )
-    encoder = load_encoder(retrieval.encoder, retrieval.encoder_precision)
+    encoder = _encoder(parts)
+    # The model's own hidden states must not be read in a thread while the model moves.
+    ahead = retrieval.encode_ahead and not isinstance(encoder, HiddenStateEncoder)
     index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
     buffer = RingBuffer(retrieval.buffer_size, index)
     probe = None
@@ -113,14 +116,25 @@ def buffer_proposer(
         probe = RetrievalProbe(retrieval.retrieval_probe, energy, lm.device, generators("retrieval/probe"))
     return BufferProposer(
         buffer=buffer,
-        fresh=FreshWindows(
-            corpus.stream, retrieval.ingest, parts.decode, encoder, buffer.vector_of, retrieval.encode_ahead
-        ),
+        fresh=FreshWindows(corpus.stream, retrieval.ingest, parts.decode, encoder, buffer.vector_of, ahead),
         initial=retrieval.buffer_initial or retrieval.buffer_size,
         finder=_finder(kind, parts, encoder),
         flops=_flops(kind, parts),
         probe=probe,
         generators={purpose: generators(purpose) for purpose in PURPOSES},
+    )
+
+
+def _encoder(parts: Parts) -> Encoder:
+    config, tokenizer = parts.config, parts.corpus.tokenizer
+    if config.retrieval.encoder != "hidden-state":
+        return load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
+    return HiddenStateEncoder(
+        parts.lm,
+        lambda texts: encode(tokenizer, texts),
+        config.data.window,
+        eos_id(tokenizer),
+        config.optim.micro_batch,
     )
 
 
