@@ -46,9 +46,7 @@ def test_rows_are_unit_vectors_in_the_order_of_the_texts(tiny_encoder, precision
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     for text, vector in zip(TEXTS, vectors, strict=True):
-        np.testing.assert_allclose(
-            encoder.encode([text])[0], vector, atol=2e-2 if precision == "bf16" else 1e-5
-        )
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=tolerance)
 
 
 def test_bfloat16_is_near(tiny_encoder) -> None:
