@@ -100,6 +100,15 @@ def test_bridge_and_model_together_equal_plain_autograd_in_float64(name: str, ba
     torch.testing.assert_close(point.hidden, hidden.detach(), rtol=1e-9, atol=1e-12)
 
 
+def test_gradient_checkpointing_changes_no_number() -> None:
+    points = []
+    for checkpointing in (False, True):
+        lm = tiny_lm("gpt2", gradient_checkpointing=checkpointing)
+        points.append(make_energy(lm)[0].point(InputEmbeddings(lm).weight[tokens()]))
+    for plain, recomputed in zip(*points, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
 def test_no_gradient_is_left_on_the_model_or_the_critic() -> None:
     lm = tiny_lm("gpt2")
     energy, q = make_energy(lm)
