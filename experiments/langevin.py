@@ -56,6 +56,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "swaps": {"proposer": "swaps"},
     "best of 40 random": {"proposer": "best-of-random"},
     "random queries": {"proposer": "random-queries"},
+    "langevin, hidden state": {"proposer": "langevin", "encoder": "hidden-state"},
+    "swaps, hidden state": {"proposer": "swaps", "encoder": "hidden-state"},
+    "random queries, hidden state": {"proposer": "random-queries", "encoder": "hidden-state"},
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }

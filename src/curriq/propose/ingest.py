@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,14 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.data.encoder import Encoder
-from curriq.data.stream import WindowStream
-from curriq.types import Candidates, State
+from curriq.types import Candidates, State, Stateful
 
 logger = logging.getLogger("curriq")
 
 FILL_BATCH = 256
 """Windows that are read and encoded at a time while the buffer is filled."""
 FILL_REPORT_SECONDS = 10.0
+
+
+@runtime_checkable
+class WindowSource(Stateful, Protocol):
+    """Where fresh windows come from; `data.stream.WindowStream` is one."""
+
+    def next_batch(self, n: int) -> Candidates: ...
 
 
 class Encoded(NamedTuple):
@@ -48,7 +54,7 @@ class FreshWindows:
 
     def __init__(
         self,
-        stream: WindowStream,
+        stream: WindowSource,
         count: int,
         decode: Callable[[Int[Tensor, "n T"]], list[str]],
         encoder: Encoder,
