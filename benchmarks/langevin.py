@@ -4,10 +4,11 @@
     python benchmarks/langevin.py --shapes small   # seconds
 
 The straightforward version keeps λ as a leaf: softmax, matrix product, a transformer with checkpointed
-blocks whose parameters want gradients, autograd, clipping per chain, and an update out of place. Both run in
-one process in rotating order; times are medians over rounds, ratios medians of the ratio within a round, with
-quartiles. Peak memory comes from one step in a process of its own, and does not count the model and λ. The
-floor is the time that the step's matrix products take at the speed of a product of the bridge's shape.
+blocks whose parameters want gradients, `backward`, clipping per chain, and an update out of place; a second
+one freezes the parameters. All run in one process in rotating order; times are medians over rounds, ratios
+medians of the ratio within a round, with quartiles. Peak memory comes from one step in a process of its own,
+and does not count the model and λ. The floor is the time that the step's matrix products take at the speed of
+a product of the bridge's shape.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from curriq.config import LMConfig
-from curriq.lm.embeddings import InputEmbeddings
+from curriq.lm.embeddings import InputEmbeddings, frozen
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import load_language_model, pick_device
 from curriq.propose.energy import LanguageModelEnergy
@@ -37,8 +38,8 @@ SHAPES = {
         "vocabulary": 8192, "chains": 8, "tokens": 32, "rounds": 10,
     },
 }  # fmt: skip
-NAIVE, OURS, HALF = "autograd", "curriq", "curriq, bf16 bridge"
-ARMS = (NAIVE, OURS, HALF)
+NAIVE, FROZEN, OURS, HALF = "autograd", "autograd, θ frozen", "curriq", "curriq, bf16 bridge"
+ARMS = (NAIVE, FROZEN, OURS, HALF)
 TEMPERATURE, RULE = 1.0, StepRule(step_size=20.0, limit=1.0, gradient="clip", noise_scale=0.1)
 
 
@@ -77,6 +78,7 @@ class Bench:
     def arms(self) -> dict[str, Callable[[], None]]:
         return {
             NAIVE: self.autograd,
+            FROZEN: self.autograd_frozen,
             OURS: lambda: self.ours(self.inputs.weight),
             HALF: lambda: self.ours(self.half),
         }
@@ -93,9 +95,16 @@ class Bench:
         self.lm.network.activation_checkpointing_enable()
         embeddings = torch.softmax(leaf / TEMPERATURE, dim=-1) @ self.lm.network.get_input_embeddings().weight
         value = self.q(self.inputs.trunk(embeddings)[:, -1])
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        value.sum().backward()
         self.lm.network.activation_checkpointing_disable()
-        return gradient
+        self.lm.network.zero_grad()
+        self.q.zero_grad()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def autograd_frozen(self) -> None:
+        with frozen(self.lm.network.parameters()), frozen(self.q.parameters()):
+            self.autograd()
 
     def ours(self, weight: torch.Tensor) -> None:
         soft = soft_embed(self.logits, TEMPERATURE, weight)
