@@ -206,6 +206,10 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         lambda: RunConfig().override(proposer="langevin", chains=65, buffer_initial=64),
         ["--chains = 65", "64 windows", "--buffer-initial", "lower --chains"],
     ),
+    (
+        lambda: RunConfig().override(proposer="langevin", query_start="buffer", query_tokens=129),
+        ["--query-start buffer", "--query-tokens = 129", "--window = 128", "lower"],
+    ),
     (lambda: RunConfig().override(bata=1.0), ["'bata'", "Did you mean 'beta'?", "Known:", "gamma"]),
     (lambda: from_dict({"critics": {}}), ["'critics'", "Did you mean 'critic'?", "Known:", "optim"]),
     (lambda: from_dict({"override": {}}), ["unknown setting 'override'"]),

@@ -65,6 +65,11 @@ class RunConfig:
             f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
             "--proposer stream.",
         )
+        require(
+            self.langevin.query_start == "random" or self.langevin.query_tokens <= self.data.window,
+            f"--query-start buffer with --query-tokens = {self.langevin.query_tokens}: windows have "
+            f"--window = {self.data.window} tokens; lower --query-tokens.",
+        )
         first = min(retrieval.buffer_size, retrieval.buffer_initial or retrieval.buffer_size)
         require(
             self.queries <= first,
