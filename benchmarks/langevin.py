@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds (default: per shape)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
+    parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "ARM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = pick_device(options.device)
@@ -223,7 +224,8 @@ def main() -> None:
             f"λ has {bench.logits.nbytes / 1e6:.0f} MB\n"
             f"relative error of the gradient against autograd: {exact:.1e}; with the bf16 bridge {half:.1e}"
         )
-        memory = {arm: peak_memory(name, arm, device) for arm in ARMS}
+        nothing = dict.fromkeys(ARMS, float("nan"))
+        memory = nothing if options.no_memory else {arm: peak_memory(name, arm, device) for arm in ARMS}
         print(
             f"{'arm':22} {'s/step':>7} {'times faster':>20} {'share of floor':>15} {'peak MB':>8} "
             f"{'memory':>7}"
