@@ -164,6 +164,44 @@ def paper_replay() -> RunConfig:
     return paper().override(replay_size=256, replay_batch=32, replay_updates=1)
 
 
+def paper_langevin() -> RunConfig:
+    """Algorithm 2 as published: `paper` with 64 chains of 64 tokens; the search changes no token."""
+    return paper().override(
+        proposer="langevin",
+        chains=64,
+        query_tokens=64,
+        langevin_steps=40,
+        langevin_step_size=0.01,
+        langevin_noise_scale=1.0,
+        langevin_margin=10.0,
+        langevin_gradient="clip",
+        langevin_limit=1.0,
+        energy_temperature=1.0,
+        bridge_temperature_start=2.0,
+        bridge_temperature_end=0.5,
+        buffer_size=50_000,
+        ingest=100,
+        retrieval_top_k=16,
+        retrieval_temperature=0.1,
+        retrieval_duplicates="drop",
+    )
+
+
+def langevin_rag() -> RunConfig:
+    """Algorithm 2 on the embedded corpus, with settings at which tokens do change; minutes on a CPU."""
+    return RunConfig().override(
+        proposer="langevin",
+        steps=150,
+        num_candidates=16,
+        query_tokens=16,
+        langevin_steps=20,
+        buffer_size=2048,
+        ingest=32,
+        encoder="hashing",
+        retrieval_probe=16,
+    )
+
+
 def needle() -> RunConfig:
     """Needle in a haystack: one window of real text among constant-token windows; does Q find it?"""
     return RunConfig().override(
@@ -218,6 +256,8 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
         recommended,
         paper,
         paper_replay,
+        langevin_rag,
+        paper_langevin,
         needle,
         reference,
         smoke,

@@ -10,6 +10,8 @@ Shape legend, used in every signature of the package:
 | d | width of the features that the Q-network sees |
 | V | vocabulary |
 | M | windows of one reward subset |
+| R | windows retrieved in one step of Langevin-RAG |
+| K, L | its queries, and their tokens |
 
 All losses are in nats per token. Sums are divided once, by the token count.
 """
@@ -30,6 +32,29 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queries:
+    """What Langevin-RAG went looking for in one step, and what it found.
+
+    Attributes:
+        text: the K queries, decoded.
+        q: Q_φ of the hard query tokens, nats per token.
+        start_q: Q_φ of the tokens that the search began with.
+        changed: share of the tokens that the search changed.
+        row: position in the proposal of the window that the query drew; −1 when it drew none.
+        score: its inner product with the query's embedding; NaN when there is none.
+        window_text: its text; empty when there is none.
+    """
+
+    text: tuple[str, ...]
+    q: Float[Tensor, "K"]
+    start_q: Float[Tensor, "K"]
+    changed: Float[Tensor, "K"]
+    row: Int[Tensor, "K"]
+    score: Float[Tensor, "K"]
+    window_text: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidates:
     """C_k: the windows offered to the model in one step.
 
@@ -42,6 +67,8 @@ class Candidates:
         rows: position of each window in the proposal of the step. A shard or a narrowed set keeps
             the positions of the full proposal, which is how the log joins them again.
         metrics: what the proposer measured (phase seconds, epoch, …).
+        flops: operations of the language model that proposing them took.
+        queries: what they were retrieved with; None when nobody searched.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -50,6 +77,8 @@ class Candidates:
     difficulty: Float[Tensor, "n"] | None = None
     rows: Int[Tensor, "n"]
     metrics: Metrics = field(default_factory=dict)
+    flops: int = 0
+    queries: Queries | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

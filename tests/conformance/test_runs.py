@@ -19,6 +19,14 @@ N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
 WIDTH, VOCAB = 32, SETTINGS["vocab_size"]
 
+RAG: dict[str, Any] = {
+    "encoder": "hashing",
+    "buffer_size": 48,
+    "ingest": 12,
+    "query_tokens": 5,
+    "langevin_steps": 3,
+}
+"""Algorithm 2 in miniature; the ring goes round once in six steps."""
 EXTRAS: dict[str, dict[str, Any]] = {
     "no q-weighting": {"q_weighting": False},
     "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
@@ -38,9 +46,22 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "pretrained": {"model": "REFERENCE"},
+    "langevin": RAG | {"proposer": "langevin", "retrieval_probe": 4},
+    "langevin, uniform mixture": RAG | {"proposer": "langevin", "q_weighting": False},
+    "langevin, td into theta": RAG | {"proposer": "langevin", "td_into_theta": True},
+    "langevin, faiss and fluency": RAG
+    | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
+    "langevin, own hidden state": RAG | {"proposer": "langevin", "encoder": "hidden-state"},
+    "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
+    "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
+    "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},
+    "random-queries, no critic": RAG | {"proposer": "random-queries", "selector": "uniform"},
+    "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},
+    "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "low-loss"},
 }
 COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
-OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label"}
+RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}
+OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label"} | RETRIEVING
 """Compositions that change the data, and so the windows."""
 
 

@@ -69,6 +69,9 @@ class TestRegistry:
         assert varying == {
             "x/seconds",
             "time/propose",
+            "time/ingest",
+            "time/search",
+            "time/retrieve",
             "time/step",
             "time/reward",
             "time/probe",

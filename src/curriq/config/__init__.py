@@ -15,6 +15,7 @@ from curriq.config.checks import (
     unknown_key,
 )
 from curriq.config.critic import CriticConfig, FeatureName
+from curriq.config.langevin import NEEDS_Q, SEARCHING, LangevinConfig, ProposerName, RetrievalConfig
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -44,13 +45,18 @@ from curriq.config.sections import (
 
 __all__ = [
     "EMBEDDED_DIRTY",
+    "NEEDS_Q",
+    "SEARCHING",
     "CriticConfig",
     "DataConfig",
     "DirtName",
     "FeatureName",
     "LMConfig",
+    "LangevinConfig",
     "LogConfig",
     "OptimConfig",
+    "ProposerName",
+    "RetrievalConfig",
     "RunConfig",
     "SelectConfig",
     "SelectorName",

@@ -8,6 +8,7 @@ from typing import Any
 
 from curriq.config.checks import require, unknown_key
 from curriq.config.critic import CriticConfig
+from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
     DataConfig,
     LMConfig,
@@ -31,6 +32,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    langevin: LangevinConfig = field(default_factory=LangevinConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -45,7 +48,6 @@ class RunConfig:
             f"--random-k = {self.select.random_k} is larger than --num-candidates = "
             f"{self.train.num_candidates}: random-k draws from the candidates.",
         )
-
         require(
             self.select.selector != "bandit" or self.train.reward_every == 1,
             f"--selector bandit with --reward-every {self.train.reward_every}: the bandit learns from the "
@@ -56,6 +58,46 @@ class RunConfig:
             f"--train-subset = {self.train.train_subset} is larger than --num-candidates = "
             f"{self.train.num_candidates}: the subset is drawn from the candidates.",
         )
+        self._check_retrieval()
+
+    def _check_retrieval(self) -> None:
+        """What Langevin-RAG and its controls ask of the other sections."""
+        proposer, retrieval = self.langevin.proposer, self.retrieval
+        if proposer == "stream":
+            return
+        require(
+            proposer not in NEEDS_Q or self.select.selector == "soft-q",
+            f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
+            "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
+        )
+        unknown = sorted({"loss", "source"} & set(self.critic.q_features))
+        require(
+            proposer not in NEEDS_Q or not unknown,
+            f"--q-features {' '.join(self.critic.q_features)} with --proposer {proposer}: a string "
+            f"that is searched has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
+        )
+        require(
+            not self.data.needle,
+            f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
+            "--proposer stream.",
+        )
+        require(
+            self.langevin.query_start == "random" or self.langevin.query_tokens <= self.data.window,
+            f"--query-start buffer with --query-tokens = {self.langevin.query_tokens}: windows have "
+            f"--window = {self.data.window} tokens; lower --query-tokens.",
+        )
+        first = min(retrieval.buffer_size, retrieval.buffer_initial or retrieval.buffer_size)
+        require(
+            self.queries <= first,
+            f"--chains = {self.queries} is more than the {first} windows that the buffer holds in the first "
+            "step (--buffer-size, --buffer-initial): raise these, or lower --chains (0 means "
+            "--num-candidates).",
+        )
+
+    @property
+    def queries(self) -> int:
+        """K, queries per step of Langevin-RAG."""
+        return self.langevin.chains or self.train.num_candidates
 
     def override(self, **values: Any) -> "RunConfig":
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.

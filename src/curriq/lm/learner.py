@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curriq.config import OptimConfig
-from curriq.lm.mixture import ScoreFunction, single_pass, two_pass
+from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass
 from curriq.lm.model import LanguageModel
 from curriq.types import Candidates, Features, Metrics, Mixture, State, Transition
 
@@ -183,6 +183,6 @@ class ReforwardedAction:
         tokens = transition.tokens[transition.action : transition.action + 1].to(self._lm.device)
         with self._lm.without_dropout():
             hidden = self._lm.trunk(tokens)
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden.register_hook(lambda gradient: gradient * self._td_lambda)
-        return replace(stored, hidden=hidden[:, -1], pooled=hidden.mean(1))
+        last, pooled = last_and_pooled(hidden)
+        return replace(stored, hidden=last, pooled=pooled)

@@ -205,15 +205,20 @@ def window_features(
     entropy: Float[Tensor, "n"] | None = None,
 ) -> Features:
     """What a critic may see of some windows, from their last hidden states; detached."""
-    hidden = hidden.detach()
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    last, pooled = last_and_pooled(hidden.detach())
     return Features(
-        hidden=hidden[:, -1].to(dtype),
+        hidden=last,
         loss=losses.detach(),
         entropy=entropy,
-        pooled=hidden.mean(1, dtype=dtype),
+        pooled=pooled,
         source=windows.source.to(hidden.device),
     )
+
+
+def last_and_pooled(hidden: Float[Tensor, "n T d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """h_x of Eq. 2, the last token's hidden state, and the mean over tokens; float32 or finer, with gradient."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden[:, -1].to(dtype), hidden.mean(1, dtype=dtype)
 
 
 def _clear(parameters: list[torch.nn.Parameter]) -> None:

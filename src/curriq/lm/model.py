@@ -67,12 +67,12 @@ class LanguageModel:
 
     def trunk(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n T d"]:
         """Last hidden states, after the final normalisation."""
-        with self._autocast():
+        with self.autocast():
             return self._trunk(input_ids=tokens, use_cache=False).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Next-token logits in float32 (float64 for a float64 model)."""
-        with self._autocast():
+        with self.autocast():
             logits = self._output(hidden)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         if self._multiplier != 1.0 or self._divisor != 1.0:
@@ -116,7 +116,8 @@ class LanguageModel:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """The precision of the forward pass, as a context."""
         if not self.reduced_precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -36,15 +36,34 @@ def read_candidates(run_dir: str | Path) -> "pa.Table":
     Raises:
         CurriqError: the run logged no candidates, or a part is damaged.
     """
+    folder = Path(run_dir) / "candidates"
+    return _read_parts(
+        folder,
+        f"{folder} holds no candidates: the run had --no-log-candidates, or has saved no checkpoint yet.",
+    )
+
+
+def read_queries(run_dir: str | Path) -> "pa.Table":
+    """All parts of the queries table, in the order of the steps; docs/metrics.md defines the columns.
+
+    Raises:
+        CurriqError: the run logged no queries, or a part is damaged.
+    """
+    folder = Path(run_dir) / "queries"
+    return _read_parts(
+        folder,
+        f"{folder} holds no queries: the run had no --proposer that makes any, had --no-log-candidates, or "
+        "has saved no checkpoint yet.",
+    )
+
+
+def _read_parts(folder: Path, missing: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = Path(run_dir) / "candidates"
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
-        raise CurriqError(
-            f"{folder} holds no candidates: the run had --no-log-candidates, or has saved no checkpoint yet."
-        )
+        raise CurriqError(missing)
     tables = []
     for part in parts:
         try:

@@ -150,6 +150,10 @@ class TDCritic:
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:
         """q = Q_φ(h) of each window, nats per token."""
+        return self.differentiable(features)
+
+    def differentiable(self, features: Features) -> Float[Tensor, "n"]:
+        """The same, with a gradient into φ and into the features."""
         return self._in_nats(self.online(self.inputs(features)))
 
     def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:

@@ -65,7 +65,7 @@ class Meter:
         self.windows_seen += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
-        self.flops += self._training_flops(n_scored, n_trained)
+        self.flops += self._training_flops(n_scored, n_trained) + record.proposed.flops
         self.flops += self._per_td_update if "critic/td_loss" in record.metrics else 0
         self.flops += int(record.metrics.get("held_out/forwards", 0)) * self._forward
         self.seconds += seconds

@@ -171,6 +171,54 @@ GROUPS = (
         ),
     ),
     Group(
+        "Langevin-RAG: the search",
+        "Present where queries are searched (`--proposer langevin` and its other samplers) and, as far as "
+        "they apply, with `random-queries`. All values of Q are of *hard* tokens unless the name says soft; "
+        "soft ones are compared at one temperature, τ_end. docs/langevin.md says how to read them.",
+        (
+            Metric("langevin/hard_q", LOSS, "Mean Q of the queries' tokens."),
+            Metric("langevin/hard_q_gain", LOSS, "`langevin/hard_q` minus the mean Q of the first strings."),
+            Metric("langevin/random_q", LOSS, "Mean Q of 64 fresh strings of random tokens, as long."),
+            Metric("langevin/above_random", LOSS, "`langevin/hard_q` minus `langevin/random_q`."),
+            Metric("langevin/above_random_sd", "–", "The same over the standard deviation of the 64."),
+            Metric(
+                "langevin/soft_q_gain", LOSS, "Mean Q of the soft tokens, end minus beginning, both at τ_end."
+            ),
+            Metric("langevin/tokens_changed", "–", "Share of the tokens that differ from the first ones."),
+            Metric("langevin/distinct_tokens", "–", "Distinct tokens of a query over L, mean."),
+            Metric("langevin/cosine", "–", "Mean cosine of the embeddings of two queries of the step."),
+            Metric("langevin/jaccard", "–", "Mean Jaccard similarity of the token sets of two queries."),
+            Metric("langevin/entropy", "nats", "Mean entropy of p at τ_end after the last step."),
+            Metric("langevin/max_prob", "–", "Mean greatest p at τ_end after the last step."),
+            Metric(
+                "langevin/grad_norm",
+                "–",
+                "Mean norm of a chain's gradient of the energy before it is clipped or scaled: with respect "
+                "to λ for `langevin`, to the embeddings for the others.",
+            ),
+            Metric("langevin/clip_fraction", "–", "Share of chains and steps above `--langevin-limit`."),
+            Metric("langevin/snap_cosine", "–", "`embedding-langevin`: mean cosine to the nearest token."),
+            Metric("langevin/snap_cosine_random", "–", "The same for random Gaussian vectors."),
+            Metric("langevin/swap_acceptance", "–", "`swaps`: share of steps whose best swap was better."),
+        ),
+    ),
+    Group(
+        "Langevin-RAG: buffer and retrieval",
+        "Present with every `--proposer` but `stream`; Q, scores and ranks where there are Q and queries.",
+        (
+            Metric("buffer/windows", "windows", "Windows in the ring buffer, used ones included."),
+            Metric("buffer/live", "windows", "Windows in it that have not been used."),
+            Metric("retrieval/windows", "windows", "R, windows retrieved."),
+            Metric("retrieval/age", "steps", "Mean time that they had been in the buffer."),
+            Metric("retrieval/score", "–", "Mean inner product of a query and its window."),
+            Metric("retrieval/rank", "–", "Mean rank of the drawn window among the top k; 0 is the nearest."),
+            Metric("retrieval/collisions", "–", "Share of queries whose first draw another query had taken."),
+            Metric("retrieval/q", LOSS, "Mean Q of the retrieved windows (`--retrieval-probe`)."),
+            Metric("retrieval/buffer_q", LOSS, "Mean Q of random windows of the buffer at the same time."),
+            Metric("retrieval/q_advantage", LOSS, "The first minus the second."),
+        ),
+    ),
+    Group(
         "Needle in a haystack",
         "Present with `--needle`, where one candidate is real text and the others a constant token.",
         (
@@ -187,6 +235,9 @@ GROUPS = (
         "differ between two runs with one seed.",
         (
             Metric("time/propose", "seconds", "Getting the candidates.", False),
+            Metric("time/ingest", "seconds", "Fresh windows into the buffer, encoding included.", False),
+            Metric("time/search", "seconds", "Searching the queries, or measuring Q of the pool.", False),
+            Metric("time/retrieve", "seconds", "Encoding the queries, searching the buffer, drawing.", False),
             Metric("time/step", "seconds", "The whole step, with candidates and reward.", False),
             Metric("time/reward", "seconds", "Measuring the reward.", False),
             Metric(
@@ -246,6 +297,20 @@ CANDIDATES = (
 )
 """Columns of the candidates table: name, Arrow type, meaning."""
 
+QUERIES = (
+    ("step", "int32", "Index k of the step."),
+    ("query", "int32", "Number of the query, 0 … K−1."),
+    ("text", "string", "The query, decoded."),
+    ("q", "float32", "Q of its tokens, nats per token; null when the method has no Q-network."),
+    ("start_q", "float32", "Q of the tokens that the search began with."),
+    ("changed", "float32", "Share of its tokens that the search changed."),
+    ("row", "int32", "`row` of the candidate that it drew; null when it drew none."),
+    ("window_id", "int64", "Id of that window."),
+    ("score", "float32", "Inner product of the query's and the window's embedding."),
+    ("window_text", "string", "Beginning of the window's text."),
+)
+"""Columns of the queries table: name, Arrow type, meaning."""
+
 
 def metrics() -> list[Metric]:
     """All metrics, in the order of the page."""
@@ -289,6 +354,8 @@ def page() -> str:
         parts += [f"## {group.title}", group.prose, table(("name", "unit", "meaning"), rows)]
     columns = ((f"`{name}`", kind, doc) for name, kind, doc in CANDIDATES)
     parts += [CANDIDATES_PROSE, table(("column", "type", "meaning"), columns)]
+    columns = ((f"`{name}`", kind, doc) for name, kind, doc in QUERIES)
+    parts += [QUERIES_PROSE, table(("column", "type", "meaning"), columns)]
     fields = ((f"`{m.name}`", m.unit, m.doc) for m in SUMMARY)
     parts += [SUMMARY_PROSE, table(("field", "unit", "meaning"), fields)]
     return "\n\n".join(parts) + "\n"
@@ -322,6 +389,12 @@ CANDIDATES_PROSE = """## The candidates table
 `candidates/part-<first step>.parquet`, zstd-compressed, one part per checkpoint; one line per candidate
 and step, so that every choice can be audited. A selector that narrows the proposal leaves windows that
 are never forwarded: they have no score and no loss, and weight 0. The weights of a step sum to 1."""
+
+QUERIES_PROSE = """## The queries table
+
+`queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per
+query and step, with its text and the window that it drew, so that a person can read what the model went
+looking for."""
 
 SUMMARY_PROSE = """## The summary
 

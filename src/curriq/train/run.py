@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from curriq import parallel
 from curriq.config import (
@@ -29,6 +30,8 @@ from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel, load_language_model, pick_device
 from curriq.lm.reward import HeldOutReward, NoReward, held_out_loss, window_losses_of
+from curriq.propose.assemble import buffer_proposer
+from curriq.propose.energy import QFunction
 from curriq.propose.needle import NeedleProposer, needle_corpus
 from curriq.propose.stream import StreamProposer
 from curriq.rng import Generators
@@ -71,7 +74,10 @@ from curriq.types import Critic, Mixture, Proposer, Selector
 
 logger = logging.getLogger("curriq")
 
-FIXED = ("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size")
+FIXED = (
+    *("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size"),
+    *("proposer", "buffer_size", "encoder", "encoder_precision"),
+)
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
 
 
@@ -267,7 +273,17 @@ def _proposer(shop: Workshop) -> Proposer:
     n = shop.config.train.num_candidates
     if shop.config.data.needle:
         return NeedleProposer(shop.corpus, n, shop.generators("needle"))
+    if shop.config.langevin.proposer != "stream":
+        q, parameters = differentiable_q(shop.critic)
+        return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
     return StreamProposer(shop.corpus.stream, n)
+
+
+def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
+    """Q_φ with a gradient into the features, and φ; nothing without a critic that learns."""
+    if not isinstance(critic, TDCritic):
+        return None, []
+    return critic.differentiable, list(critic.online.parameters())
 
 
 def _recomputed_flops(shop: Workshop) -> int:

@@ -26,6 +26,7 @@ from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, 
 from curriq.train.meter import Meter
 from curriq.train.metrics import CandidateLog, MetricsLog, Sink, TensorBoardSink, WandbSink, write_summary
 from curriq.train.progress import make_progress
+from curriq.train.queries import QueryLog
 from curriq.train.storage import new_folder, write_atomically
 from curriq.types import Metrics, merge
 
@@ -337,6 +338,7 @@ class _Logs:
     def __init__(self, config: RunConfig, run_dir: Path, source_names: tuple[str, ...], start: int) -> None:
         self._metrics = MetricsLog(run_dir, start)
         self._candidates = CandidateLog(run_dir, source_names, start) if config.log.log_candidates else None
+        self._queries = QueryLog(run_dir, start) if config.log.log_candidates else None
         self._sinks: list[Sink] = []
         if config.log.tensorboard:
             self._sinks.append(TensorBoardSink(run_dir, start))
@@ -359,11 +361,15 @@ class _Logs:
                 q=record.q,
                 effects=record.effects,
             )
+        if self._queries is not None:
+            self._queries.append(record.step, record.proposed)
 
     def flush(self) -> None:
         self._metrics.flush()
         if self._candidates is not None:
             self._candidates.flush()
+        if self._queries is not None:
+            self._queries.flush()
 
     def __enter__(self) -> "_Logs":
         return self

@@ -1,0 +1,101 @@
+"""The forward pass from embeddings instead of tokens, for what is no token: the soft tokens of Eq. 11."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from curriq.errors import CurriqError
+from curriq.lm.model import LanguageModel
+
+
+class InputEmbeddings:
+    """W_e of a language model, and its trunk behind it.
+
+    What the trunk takes as `inputs_embeds` is what the embedding module returns, and that is not always a
+    row of its weight: Gemma multiplies by `embed_scale`. The factor is measured, and the trunk from
+    embeddings is compared with the trunk from tokens, so a model of which this does not hold is refused.
+    Positions are those of training: 0 to L − 1, the model's own default.
+
+    Args:
+        lm: the language model.
+
+    Raises:
+        CurriqError: the model's embeddings are no multiple of one matrix, or it reads the token ids
+            elsewhere too.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._trunk = lm.network.get_decoder()
+        module = lm.network.get_input_embeddings()
+        assert isinstance(module, nn.Embedding), type(module)
+        self._module = module
+        self.scale = self._measured_scale()
+        self._check()
+
+    @property
+    def width(self) -> int:
+        """e, which need not be the width of the hidden states."""
+        return self._module.weight.shape[1]
+
+    @property
+    def weight(self) -> Float[Tensor, "V e"]:
+        """What the trunk takes for each token, detached; the parameter's own memory where the scale is 1."""
+        weight = self._module.weight.detach()
+        return weight if self.scale == 1.0 else weight * self.scale
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the vocabulary head shares this matrix."""
+        return self._lm.network.get_output_embeddings().weight is self._module.weight
+
+    def trunk(self, embeddings: Float[Tensor, "n L e"]) -> Float[Tensor, "n L d"]:
+        """Last hidden states, as `LanguageModel.trunk` gives them for tokens."""
+        with self._lm.autocast():
+            return self._trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+
+    def _sample(self) -> Tensor:
+        count = min(8, self._module.num_embeddings)
+        return torch.linspace(0, self._module.num_embeddings - 1, count, device=self._lm.device).long()
+
+    @torch.no_grad()
+    def _measured_scale(self) -> float:
+        tokens = self._sample()
+        rows, given = self._module.weight[tokens].double(), self._module(tokens).double()
+        scale = ((rows * given).sum() / rows.square().sum().clamp_min(1e-30)).item()
+        if not torch.allclose(given, rows * scale, rtol=1e-4, atol=1e-6):
+            raise CurriqError(
+                f"model {self._lm.network.config.model_type!r}: its input embeddings are no multiple of one "
+                "matrix, so it cannot read soft tokens: use --proposer stream, or another model."
+            )
+        return 1.0 if abs(scale - 1) < 1e-6 else scale
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        tokens = self._sample().unsqueeze(0)
+        with self._lm.measuring():
+            expected = self._lm.trunk(tokens)
+            ours = self.trunk(self._module(tokens))
+        gap = (ours - expected).abs().max().item()
+        if not gap <= 1e-3 * expected.abs().max().item():
+            raise CurriqError(
+                f"model {self._lm.network.config.model_type!r}: from embeddings its last hidden state "
+                f"differs by {gap:.3g} from that of the tokens, so it reads the token ids elsewhere too and "
+                "cannot read soft tokens: use --proposer stream, or another model."
+            )
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Generator[None]:
+    """No gradient is left on the parameters, and none of their inputs is kept for one."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

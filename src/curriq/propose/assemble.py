@@ -1,0 +1,232 @@
+"""Puts Langevin-RAG and its controls together from the settings; `train/run.py` calls it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from curriq.config import SEARCHING, ProposerName, RunConfig, require
+from curriq.data import Corpus
+from curriq.data.encoder import Encoder, load_encoder
+from curriq.data.tokenizer import encode, eos_id, ordinary_ids
+from curriq.lm.embeddings import InputEmbeddings
+from curriq.lm.flops import trunk_flops
+from curriq.lm.model import LanguageModel, context_length
+from curriq.propose.diagnostics import SearchAlarm
+from curriq.propose.encoder import HiddenStateEncoder
+from curriq.propose.energy import Energy, LanguageModelEnergy, QFunction
+from curriq.propose.finders import DirectFinder, Finder, QueryFinder, UniformFinder
+from curriq.propose.ingest import FreshWindows
+from curriq.propose.langevin_rag import BufferProposer, RetrievalProbe
+from curriq.propose.ring_buffer import FaissIndex, RingBuffer, TorchIndex
+from curriq.propose.samplers import (
+    BestOfRandom,
+    EmbeddingLangevin,
+    GuidedSwaps,
+    NoSearch,
+    QuerySampler,
+    SoftmaxLangevin,
+    Vocabulary,
+    random_strings,
+)
+from curriq.rng import Generators
+
+PURPOSES = ("langevin/start", "langevin/noise", "langevin/baseline", "retrieval/draw", "retrieval/probe")
+"""Generators of this proposer, one per purpose."""
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What the builders below share."""
+
+    config: RunConfig
+    corpus: Corpus
+    lm: LanguageModel
+    generators: Generators
+    energy: Energy | None
+    inputs: InputEmbeddings
+    vocabulary: Vocabulary
+
+    @property
+    def q(self) -> Energy:
+        assert self.energy is not None, "RunConfig lets no proposer that needs Q be without one"
+        return self.energy
+
+    def noise(self) -> torch.Generator:
+        """A generator on the model's device, seeded anew for each search from one on the CPU, whose state is
+        all that a checkpoint needs."""
+        seed = torch.randint(2**62, (), generator=self.generators("langevin/noise")).item()
+        return torch.Generator(self.lm.device).manual_seed(int(seed))
+
+    def decode(self, tokens: Int[Tensor, "n T"]) -> list[str]:
+        return self.corpus.tokenizer.batch_decode(tokens.tolist())
+
+
+def buffer_proposer(
+    config: RunConfig,
+    corpus: Corpus,
+    lm: LanguageModel,
+    generators: Generators,
+    q_function: QFunction | None,
+    q_parameters: Sequence[nn.Parameter],
+) -> BufferProposer:
+    """The proposer that `--proposer` names, over a ring buffer.
+
+    Args:
+        config: the run; `proposer` is not `stream`.
+        corpus: gives the stream and the tokenizer.
+        lm: θ.
+        generators: of the run.
+        q_function: Q_φ; None when the run has no Q.
+        q_parameters: φ, frozen during searches.
+
+    Raises:
+        CurriqError: the encoder or the index is not there; the model cannot read soft tokens; a query is
+            longer than the model's context.
+    """
+    retrieval, kind = config.retrieval, config.langevin.proposer
+    context = context_length(lm.network.config)
+    require(
+        context is None or config.langevin.query_tokens <= context,
+        f"--query-tokens = {config.langevin.query_tokens} is longer than the model's context, {context} "
+        "tokens: lower it.",
+    )
+    inputs = InputEmbeddings(lm)
+    energy = None
+    if q_function is not None:
+        energy = LanguageModelEnergy(lm, inputs, q_function, q_parameters, config.optim.micro_batch * 4)
+    parts = Parts(
+        config=config,
+        corpus=corpus,
+        lm=lm,
+        generators=generators,
+        energy=energy,
+        inputs=inputs,
+        vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(corpus.tokenizer)), lm.device),
+    )
+    encoder = _encoder(parts)
+    # The model's own hidden states must not be read in a thread while the model moves.
+    ahead = retrieval.encode_ahead and not isinstance(encoder, HiddenStateEncoder)
+    index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
+    buffer = RingBuffer(retrieval.buffer_size, index)
+    probe = None
+    if retrieval.retrieval_probe and energy is not None:
+        probe = RetrievalProbe(retrieval.retrieval_probe, energy, lm.device, generators("retrieval/probe"))
+    return BufferProposer(
+        buffer=buffer,
+        fresh=FreshWindows(corpus.stream, retrieval.ingest, parts.decode, encoder, buffer.vector_of, ahead),
+        initial=retrieval.buffer_initial or retrieval.buffer_size,
+        finder=_finder(kind, parts, encoder),
+        flops=_flops(kind, parts),
+        probe=probe,
+        generators={purpose: generators(purpose) for purpose in PURPOSES},
+    )
+
+
+def _encoder(parts: Parts) -> Encoder:
+    config, tokenizer = parts.config, parts.corpus.tokenizer
+    if config.retrieval.encoder != "hidden-state":
+        return load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
+    return HiddenStateEncoder(
+        parts.lm,
+        lambda texts: encode(tokenizer, texts),
+        config.data.window,
+        eos_id(tokenizer),
+        config.optim.micro_batch,
+    )
+
+
+def _finder(kind: ProposerName, parts: Parts, encoder: Encoder) -> Finder:
+    config, draws = parts.config, parts.generators("retrieval/draw")
+    if kind == "uniform-buffer":
+        return UniformFinder(config.queries, draws)
+    if kind == "direct-q":
+        pool = config.retrieval.direct_pool
+        return DirectFinder(config.queries, pool, parts.q, parts.lm.device, draws)
+    return QueryFinder(
+        sampler=SAMPLERS[kind](parts),
+        energy=parts.energy,
+        first_strings=_first_strings(parts),
+        vocabulary=parts.vocabulary,
+        decode=parts.decode,
+        encoder=encoder,
+        retrieval=config.retrieval,
+        generator=draws,
+        baseline_generator=parts.generators("langevin/baseline"),
+        alarm=SearchAlarm() if kind in SEARCHING else None,
+    )
+
+
+def _first_strings(parts: Parts) -> Callable[[RingBuffer], Int[Tensor, "K L"]]:
+    """First tokens of the chains; see `LangevinConfig.query_start`."""
+    config, generator = parts.config, parts.generators("langevin/start")
+    count, length = config.queries, config.langevin.query_tokens
+
+    def random(buffer: RingBuffer) -> Int[Tensor, "K L"]:
+        return random_strings(count, length, parts.vocabulary, generator)
+
+    def beginnings(buffer: RingBuffer) -> Int[Tensor, "K L"]:
+        live = buffer.live.nonzero().flatten()
+        slots = live[torch.randint(len(live), (count,), generator=generator)]
+        tokens = buffer.take(slots).tokens[:, :length].to(parts.lm.device)
+        special = ~torch.isin(tokens, parts.vocabulary.ids)
+        return torch.where(special, random(buffer), tokens)
+
+    return {"random": random, "buffer": beginnings}[config.langevin.query_start]
+
+
+def _langevin(parts: Parts) -> QuerySampler:
+    return SoftmaxLangevin(
+        parts.config.langevin,
+        parts.q,
+        parts.inputs,
+        lambda: parts.lm.network.get_output_embeddings().weight.detach(),
+        parts.vocabulary,
+        parts.noise,
+    )
+
+
+def _embedding_langevin(parts: Parts) -> QuerySampler:
+    return EmbeddingLangevin(parts.config.langevin, parts.q, parts.inputs, parts.vocabulary, parts.noise)
+
+
+def _swaps(parts: Parts) -> QuerySampler:
+    generator = parts.generators("langevin/noise")
+    return GuidedSwaps(parts.config.langevin, parts.q, parts.inputs, parts.vocabulary, generator)
+
+
+def _best_of_random(parts: Parts) -> QuerySampler:
+    count, generator = parts.config.langevin.random_strings, parts.generators("langevin/noise")
+    return BestOfRandom(count, parts.q, parts.vocabulary, generator)
+
+
+SAMPLERS: dict[ProposerName, Callable[[Parts], QuerySampler]] = {
+    "langevin": _langevin,
+    "embedding-langevin": _embedding_langevin,
+    "swaps": _swaps,
+    "best-of-random": _best_of_random,
+    "random-queries": lambda parts: NoSearch(),
+}
+"""The values of `--proposer` that make queries."""
+
+
+def _flops(kind: ProposerName, parts: Parts) -> int:
+    """Operations of the language model in one step's search, without the diagnostics' and the encoder's.
+
+    A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
+    multiplies twice with W_e per step, and so does the swaps' ranking once.
+    """
+    c, chains = parts.config.langevin, parts.config.queries
+    forward = chains * trunk_flops(parts.lm, c.query_tokens)
+    product = 2 * chains * c.query_tokens * len(parts.vocabulary) * parts.inputs.width
+    steps = c.langevin_steps
+    pool = parts.config.retrieval.direct_pool or parts.config.retrieval.buffer_size
+    return {
+        "langevin": steps * (2 * forward + 2 * product),
+        "embedding-langevin": steps * 2 * forward + product,
+        "swaps": steps * ((2 + c.swap_candidates) * forward + product),
+        "best-of-random": c.random_strings * forward,
+        "direct-q": pool * trunk_flops(parts.lm, parts.config.data.window),
+    }.get(kind, 0)

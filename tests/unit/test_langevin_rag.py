@@ -1,0 +1,288 @@
+"""Algorithm 2's proposer: fresh windows, what is found, what is retired, what is said and what is kept."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.runs import tiny
+
+from curriq.errors import CurriqError
+from curriq.propose.diagnostics import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
+from curriq.propose.ingest import FreshWindows
+from curriq.report.read import read_queries
+from curriq.train.queries import QueryLog
+from curriq.train.run import prepare
+from curriq.types import Candidates, Queries
+
+RAG: dict[str, Any] = {
+    "proposer": "langevin",
+    "encoder": "hashing",
+    "buffer_size": 48,
+    "ingest": 12,
+    "query_tokens": 5,
+    "langevin_steps": 3,
+}
+
+
+def proposer(tmp_path, **overrides: Any):
+    return prepare(tiny(**(RAG | {"run_dir": str(tmp_path)} | overrides))).session.components.proposer
+
+
+class CountingStream:
+    """Windows 0, 1, 2, …, except that every fifth is window 0 again."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def next_batch(self, n: int) -> Candidates:
+        ids = torch.arange(self.position, self.position + n)
+        ids[ids % 5 == 0] = 0
+        self.position += n
+        return Candidates(
+            tokens=ids[:, None].repeat(1, 3),
+            window_ids=ids,
+            source=torch.zeros_like(ids),
+            rows=torch.arange(n),
+            metrics={"data/epoch": 0.0},
+        )
+
+    def state_dict(self) -> dict:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.position = state["position"]
+
+
+class Recorder:
+    """An encoder that remembers what it was asked, and whose result depends on the whole batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def encode(self, texts) -> np.ndarray:
+        self.batches.append(list(texts))
+        return np.array([[float(t), len(texts)] for t in texts], np.float32)
+
+
+def fresh(encoder, ahead: bool, known=lambda window: None) -> FreshWindows:
+    decode = lambda tokens: [str(int(row[0])) for row in tokens]  # noqa: E731
+    return FreshWindows(CountingStream(), 4, decode, encoder, known, ahead)
+
+
+def test_encoding_ahead_changes_no_number() -> None:
+    results = []
+    for ahead in (False, True):
+        recorder, read = Recorder(), []
+        windows = fresh(recorder, ahead)
+        read += [piece.vectors for piece in windows.fill(6)]
+        for _ in range(4):
+            windows.begin_next()
+            encoded = windows.next()
+            read.append(encoded.vectors)
+            assert encoded.vectors[:, 0].tolist() == encoded.windows.window_ids.tolist()
+            assert encoded.texts == [str(i) for i in encoded.windows.window_ids.tolist()]
+        results.append((read, recorder.batches))
+    assert all(np.array_equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
+    assert results[0][1] == results[1][1]
+
+
+def test_known_and_repeated_windows_are_encoded_once() -> None:
+    recorder = Recorder()
+    kept = np.array([9.0, 9.0], np.float32)
+    (encoded,) = fresh(recorder, False, lambda window: kept if window == 3 else None).fill(6)
+    assert recorder.batches == [["0", "1", "2", "4"]]  # 5 is window 0 again
+    assert encoded.vectors[3].tolist() == kept.tolist()
+    assert encoded.vectors[5].tolist() == encoded.vectors[0].tolist()
+
+
+@pytest.mark.parametrize(("ahead", "then"), [(True, True), (True, False), (False, True), (False, False)])
+def test_pending_windows_survive_a_resume(ahead: bool, then: bool) -> None:
+    whole = fresh(Recorder(), ahead)
+    list(whole.fill(3))
+    whole.begin_next()
+    state = whole.state_dict()
+    resumed = fresh(Recorder(), then)
+    resumed.load_state_dict(state)
+    for _ in range(3):
+        ours, theirs = resumed.next(), whole.next()
+        assert torch.equal(ours.windows.window_ids, theirs.windows.window_ids)
+        assert np.array_equal(ours.vectors, theirs.vectors)
+        whole.begin_next()
+        resumed.begin_next()
+
+
+@pytest.mark.parametrize("kind", ["langevin", "random-queries", "direct-q", "uniform-buffer"])
+def test_no_window_is_proposed_twice_and_every_one_is_real(kind: str, tmp_path) -> None:
+    rag = proposer(tmp_path, proposer=kind, direct_pool=20)
+    seen: set[int] = set()
+    for step in range(5):
+        candidates = rag.propose(step)
+        ids = candidates.window_ids.tolist()
+        assert len(set(ids)) == len(ids) == 8
+        assert candidates.rows.tolist() == list(range(8))
+        assert not seen & set(ids)
+        seen |= set(ids)
+        assert not torch.isin(
+            rag.buffer.window_ids(rag.buffer.live.nonzero().flatten()), candidates.window_ids
+        ).any()
+
+
+def test_dropped_duplicates_propose_fewer_windows(tmp_path) -> None:
+    rag = proposer(tmp_path, retrieval_duplicates="drop", retrieval_top_k=1, chains=20)
+    candidates = rag.propose(0)
+    collisions = candidates.metrics["retrieval/collisions"]
+    assert len(candidates) == round(20 * (1 - collisions))
+    assert (candidates.queries.row >= 0).sum() == len(candidates)
+
+
+def test_direct_q_takes_the_best_of_the_whole_buffer(tmp_path) -> None:
+    run = prepare(tiny(**(RAG | {"proposer": "direct-q", "direct_pool": 0, "run_dir": str(tmp_path)})))
+    rag, critic = run.session.components.proposer, run.session.components.critic
+    candidates = rag.propose(0)
+    everything = rag.buffer.take(torch.arange(len(rag.buffer)))
+    with run.lm.measuring():
+        q = {
+            int(i): critic.online(run.lm.trunk(t[None])[:, -1]).item()
+            for i, t in zip(everything.window_ids, everything.tokens, strict=True)
+        }
+    best = sorted(q, key=lambda window: -q[window])[:8]
+    assert set(candidates.window_ids.tolist()) == set(best)
+
+
+def test_queries_name_the_candidate_that_they_drew(tmp_path) -> None:
+    run = prepare(tiny(**(RAG | {"run_dir": str(tmp_path)})))
+    candidates = run.session.components.proposer.propose(0)
+    queries = candidates.queries
+    assert sorted(queries.row.tolist()) == list(range(8))
+    for row, text in zip(queries.row.tolist(), queries.window_text, strict=True):
+        assert text == run.corpus.tokenizer.decode(candidates.tokens[row].tolist())
+
+
+def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
+    """Each text by itself, whatever is encoded beside it; windows by their own hidden state."""
+    run = prepare(tiny(**(RAG | {"encoder": "hidden-state", "run_dir": str(tmp_path)})))
+    encoder = run.session.components.proposer._fresh._encoder
+    texts = ["one two", "def f(x):", "", "one two", "a much longer text " * 30]
+    vectors = encoder.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, rtol=1e-4, atol=1e-6)
+    tokens = torch.tensor(run.corpus.tokenizer.encode("def f(x):"))[None]
+    with run.lm.measuring():
+        hidden = run.lm.trunk(tokens)[0, -1]
+    np.testing.assert_allclose(vectors[1], (hidden / hidden.norm()).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_search_costs_are_counted(tmp_path) -> None:
+    assert proposer(tmp_path, proposer="uniform-buffer").propose(0).flops == 0
+    one, two = (proposer(tmp_path, langevin_steps=steps).propose(0).flops for steps in (3, 6))
+    assert two == 2 * one > 0
+
+
+def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
+    """One fresh window per step, eight used: the second step has one to choose from; then nothing comes."""
+    rag = proposer(tmp_path, proposer="uniform-buffer", buffer_size=8, ingest=1)
+    assert len(rag.propose(0)) == 8
+    assert len(rag.propose(1)) == 1
+    rag._ingest = lambda step: {}
+    with pytest.raises(CurriqError, match=r"step 2: every window.*--ingest.*--buffer-size"):
+        rag.propose(2)
+
+
+# Section 3.6 ----------------------------------------------------------------------------------------
+
+
+def test_diversity_by_hand() -> None:
+    tokens = torch.tensor([[1, 2, 3, 3], [3, 4, 5, 6]])
+    assert distinct_share(tokens) == pytest.approx((3 / 4 + 1) / 2)
+    assert jaccard(tokens)[0, 1].item() == pytest.approx(1 / 6)
+    assert mean_pairwise(jaccard(tokens)) == pytest.approx(1 / 6)
+    assert mean_pairwise(torch.ones(1, 1)) == 1.0
+
+
+def test_search_metrics_by_hand() -> None:
+    start, tokens = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 9], [8, 9]])
+    vectors = np.array([[1.0, 0.0], [0.6, 0.8]], np.float32)
+    metrics = search_metrics(
+        start, tokens, torch.tensor([0.0, 1.0]), torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]), vectors
+    )
+    assert metrics["langevin/tokens_changed"] == 0.75
+    assert metrics["langevin/hard_q"] == 3.0
+    assert metrics["langevin/hard_q_gain"] == 2.5
+    assert metrics["langevin/random_q"] == 2.0
+    assert metrics["langevin/above_random"] == 1.0
+    assert metrics["langevin/above_random_sd"] == pytest.approx(1 / math.sqrt(2))
+    assert metrics["langevin/cosine"] == pytest.approx(0.6)
+
+
+def test_alarm_names_the_setting_once(caplog) -> None:
+    alarm = SearchAlarm(patience=3)
+    good = {"langevin/tokens_changed": 0.6, "langevin/above_random": 1.0}
+    with caplog.at_level(logging.WARNING, logger="curriq"):
+        for _ in range(5):
+            alarm.look(good)
+        assert not caplog.records
+        for _ in range(2):
+            alarm.look(good | {"langevin/tokens_changed": 0.04})
+        assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+            "the search changed 4.0% of the query tokens"
+        ]
+        assert "--langevin-margin" in caplog.text
+        assert "--langevin-step-size" in caplog.text
+        for _ in range(5):
+            alarm.look(good | {"langevin/above_random": -0.5})
+        assert len(caplog.records) == 2
+        assert "below that of random strings" in caplog.text
+        assert "--langevin-noise-scale" in caplog.text
+
+
+def test_query_log_round_trip_and_resume(tmp_path) -> None:
+    def proposed(step: int) -> Candidates:
+        return Candidates(
+            tokens=torch.zeros(1, 2, dtype=torch.long),
+            window_ids=torch.tensor([70 + step]),
+            source=torch.zeros(1, dtype=torch.long),
+            rows=torch.arange(1),
+            queries=Queries(
+                text=("a query", "another"),
+                q=torch.tensor([0.5, torch.nan]),
+                start_q=torch.tensor([0.25, torch.nan]),
+                changed=torch.tensor([1.0, 0.0]),
+                row=torch.tensor([0, -1]),
+                score=torch.tensor([0.75, torch.nan]),
+                window_text=("x" * 999, ""),
+            ),
+        )
+
+    log = QueryLog(tmp_path, 0)
+    for step in range(3):
+        log.append(step, proposed(step))
+    log.flush()
+    log = QueryLog(tmp_path, 2)  # resumed from step 2: the third is written again
+    log.append(2, proposed(2))
+    log.flush()
+    table = read_queries(tmp_path).to_pylist()
+    assert [(row["step"], row["query"]) for row in table] == [(k, i) for k in range(3) for i in range(2)]
+    assert table[0] == {
+        "step": 0,
+        "query": 0,
+        "text": "a query",
+        "q": 0.5,
+        "start_q": 0.25,
+        "changed": 1.0,
+        "row": 0,
+        "window_id": 70,
+        "score": 0.75,
+        "window_text": "x" * 300,
+    }
+    assert {table[1][name] for name in ("q", "start_q", "row", "window_id", "score", "window_text")} == {None}
+
+
+def test_a_run_without_queries_has_no_folder_for_them(tmp_path) -> None:
+    QueryLog(tmp_path, 0).flush()
+    assert not (tmp_path / "queries").exists()
+    with pytest.raises(CurriqError, match=r"holds no queries.*--proposer"):
+        read_queries(tmp_path)
