@@ -73,6 +73,7 @@ class TestRegistry:
             "time/reward",
             "time/evaluate",
             "time/checkpoint",
+            "time/tasks",
             "time/windows_per_second",
         }
 

@@ -375,6 +375,9 @@ class LogConfig:
     """Weights & Biases project; empty for none. Needs the extra [wandb]."""
     log_candidates: bool = True
     """Write ids, sources, scores and weights of all candidates as Parquet."""
+    log_windows_mb: float = 200.0
+    """Megabytes of windows (4 bytes per token, once per window) kept for the report's explorer and for
+    `curriq export`; later windows are not kept. 0 keeps none."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """Live display; `auto` takes the bar on a terminal and plain lines elsewhere."""
 
@@ -385,3 +388,4 @@ class LogConfig:
             checkpoint_every=self.checkpoint_every,
             checkpoint_keep=self.checkpoint_keep,
         )
+        require_at_least(0, log_windows_mb=self.log_windows_mb)

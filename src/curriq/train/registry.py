@@ -16,7 +16,8 @@ class Metric:
     """One named number.
 
     Attributes:
-        name: the key in a row; `<source>` stands for the name of any source.
+        name: the key in a row; `<source>` stands for the name of any source, `<task>/<measure>` for any task
+            and measure of the harness. A family is told by what stands before the `<`.
         unit: unit of the number, or `–` for a pure number.
         doc: what it is, exactly.
         deterministic: whether two runs with one seed and one thread count log equal values.
@@ -92,6 +93,22 @@ GROUPS = (
             ),
             Metric("validation/loss", LOSS, "Mean loss of θ_{k+1} on the whole validation set."),
             Metric("validation/perplexity", "–", "exp of `validation/loss`, per token."),
+        ),
+    ),
+    Group(
+        "Downstream tasks",
+        "Of θ_{k+1} by lm-evaluation-harness, every `--eval-tasks-every` steps and after the last, with "
+        "`--eval-tasks`. Other rows lack these names. `<measure>` is the harness's name, such as `acc_norm`.",
+        (
+            Metric("task/<task>/<measure>", "–", "The score, over the first `--eval-tasks-limit` examples."),
+            Metric("task/<task>/<measure>/stderr", "–", "Its standard error, where the harness gives one."),
+            Metric(
+                "task/<task>/<measure>/chance",
+                "–",
+                "What guessing scores: the mean over the examples of 1 over the number of choices. Of tasks "
+                "with choices and for accuracies only.",
+            ),
+            Metric("time/tasks", "seconds", "Evaluating the tasks.", False),
         ),
     ),
     Group(
@@ -199,6 +216,13 @@ CANDIDATES = (
 )
 """Columns of the candidates table: name, Arrow type, meaning."""
 
+WINDOWS = (
+    ("window_id", "int64", "As in the candidates table; each window stands here once."),
+    ("step", "int32", "Step in which the window was first offered."),
+    ("tokens", "list of T int32", "Its tokens; `windows/tokenizer.json` turns them into text."),
+)
+"""Columns of the table of windows."""
+
 
 def metrics() -> list[Metric]:
     """All metrics, in the order of the page."""
@@ -213,7 +237,7 @@ def find(name: str) -> Metric:
         KeyError: nobody has defined the name; the message offers the nearest one.
     """
     for metric in metrics():
-        prefix, is_family, _ = metric.name.partition("<source>")
+        prefix, is_family, _ = metric.name.partition("<")
         if name == metric.name or (is_family and name.startswith(prefix) and len(name) > len(prefix)):
             return metric
     hint = did_you_mean(name, (metric.name for metric in metrics()))
@@ -242,6 +266,8 @@ def page() -> str:
         parts += [f"## {group.title}", group.prose, table(("name", "unit", "meaning"), rows)]
     columns = ((f"`{name}`", kind, doc) for name, kind, doc in CANDIDATES)
     parts += [CANDIDATES_PROSE, table(("column", "type", "meaning"), columns)]
+    columns = ((f"`{name}`", kind, doc) for name, kind, doc in WINDOWS)
+    parts += [WINDOWS_PROSE, table(("column", "type", "meaning"), columns)]
     fields = ((f"`{m.name}`", m.unit, m.doc) for m in SUMMARY)
     parts += [SUMMARY_PROSE, table(("field", "unit", "meaning"), fields)]
     return "\n\n".join(parts) + "\n"
@@ -252,9 +278,9 @@ PREFACE = """# What a run logs
 <!-- Printed from src/curriq/train/registry.py by: python -m curriq.train.metrics > docs/metrics.md -->
 
 A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
-window that was offered, as Parquet), `summary.json` (the result), `config.toml` (the settings),
-`checkpoints/` and, unless switched off, `tensorboard/` with the same names. The JSON rows are the truth:
-numbers are written so that reading gives back the same bits, and a number that is not finite stops the
+window that was offered, as Parquet), `windows/` (their tokens), `summary.json` (the result), `config.toml` (the
+settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names. `curriq report RUN`
+makes one page of it all ([report.md](report.md)). The JSON rows are the truth: numbers are written so that reading gives back the same bits, and a number that is not finite stops the
 run instead of entering the log. Two runs with one seed, one thread count and one machine have equal
 rows, except for the numbers marked *Differs between runs*; a resumed run has the rows of a run that was
 never interrupted. A name is absent from a row when it was not measured in that step.
@@ -275,6 +301,11 @@ CANDIDATES_PROSE = """## The candidates table
 `candidates/part-<first step>.parquet`, zstd-compressed, one part per checkpoint; one line per candidate
 and step, so that every choice can be audited. A selector that narrows the proposal leaves windows that
 are never forwarded: they have no score and no loss, and weight 0. The weights of a step sum to 1."""
+
+WINDOWS_PROSE = """## The windows
+
+`windows/part-<first step>.parquet`, zstd-compressed: what the ids of the candidates table stand for. At most
+`--log-windows-mb` megabytes of tokens are kept, counted uncompressed; 0 keeps none."""
 
 SUMMARY_PROSE = """## The summary
 

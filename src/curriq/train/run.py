@@ -20,7 +20,7 @@ from curriq.config import (
     require,
 )
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
-from curriq.data.tokenizer import load_tokenizer
+from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.learner import Learner, ReforwardedHidden
@@ -213,6 +213,7 @@ def _session(shop: Workshop) -> Session:
         validate=lambda: held_out_loss(shop.lm, shop.corpus.held_out.validation, **sizes),
         test=lambda: held_out_loss(shop.lm, shop.corpus.held_out.test, **sizes),
         device=shop.lm.device,
+        tokenizer=serialised(shop.corpus.tokenizer),
     )
 
 

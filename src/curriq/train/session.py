@@ -27,6 +27,7 @@ from curriq.train.meter import Meter
 from curriq.train.metrics import CandidateLog, MetricsLog, Sink, TensorBoardSink, WandbSink, write_summary
 from curriq.train.progress import make_progress
 from curriq.train.storage import new_folder, write_atomically
+from curriq.train.windows import WindowLog
 from curriq.types import Metrics, merge
 
 
@@ -66,6 +67,7 @@ class Session:
         validate, test: mean loss of θ on the validation and the test set, nats per token.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
     """
 
     config: RunConfig
@@ -79,6 +81,7 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], float]
     device: torch.device
+    tokenizer: str = ""
     run_dir: Path = field(init=False)
     last_validation: float | None = None
     _last_saved: Path | None = None
@@ -266,7 +269,7 @@ class Session:
         )
 
     def _open_logs(self) -> "_Logs":
-        return _Logs(self.config, self.run_dir, self.meter.source_names, self.state.step)
+        return _Logs(self, self.state.step)
 
     def _open_folder(self) -> None:
         """Make the run's folder and write down what is about to run."""
@@ -333,9 +336,11 @@ class Session:
 class _Logs:
     """The writers of one session, opened and closed together."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, source_names: tuple[str, ...], start: int) -> None:
+    def __init__(self, session: Session, start: int) -> None:
+        config, run_dir, names = session.config, session.run_dir, session.meter.source_names
         self._metrics = MetricsLog(run_dir, start)
-        self._candidates = CandidateLog(run_dir, source_names, start) if config.log.log_candidates else None
+        self._candidates = CandidateLog(run_dir, names, start) if config.log.log_candidates else None
+        self._windows = WindowLog(run_dir, start, config.log.log_windows_mb, session.tokenizer)
         self._sinks: list[Sink] = []
         if config.log.tensorboard:
             self._sinks.append(TensorBoardSink(run_dir, start))
@@ -346,6 +351,7 @@ class _Logs:
         self._metrics.append(row)
         for sink in self._sinks:
             sink.write(row)
+        self._windows.append(record.step, record.proposed)
         if self._candidates is not None:
             mixture = record.mixture
             self._candidates.append(
@@ -360,6 +366,7 @@ class _Logs:
 
     def flush(self) -> None:
         self._metrics.flush()
+        self._windows.flush()
         if self._candidates is not None:
             self._candidates.flush()
 
