@@ -1,4 +1,4 @@
-"""The command line: train, resume, compare, report, presets.
+"""The command line: train, resume, compare, eval, report, watch, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -40,7 +40,9 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --help                   every setting, with what it does
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
+  curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
   curriq report RUN…                    one page that shows what runs did, from their logs
+  curriq watch RUN                      the same page while the run goes on, on this machine only
   curriq presets [NAME]                 list the presets, or print one as a run file
 """
 
@@ -111,11 +113,25 @@ def compare_command(arguments: list[str]) -> int:
     return compare(arguments)
 
 
+def eval_command(arguments: list[str]) -> int:
+    """`curriq eval RUN`: downstream tasks, and perplexity by source."""
+    from curriq.evaluate.tasks import main as evaluate
+
+    return evaluate(arguments)
+
+
 def report_command(arguments: list[str]) -> int:
     """`curriq report RUN…`: one page from the logs alone, and its charts as pictures."""
     from curriq.report.command import main as report
 
     return report(arguments, _load_embed)
+
+
+def watch_command(arguments: list[str]) -> int:
+    """`curriq watch RUN`: the report of a run that goes on."""
+    from curriq.report.watch import main as watch
+
+    return watch(arguments)
 
 
 def _load_embed(encoder: str) -> "Embed":
@@ -141,7 +157,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
     "compare": compare_command,
+    "eval": eval_command,
     "report": report_command,
+    "watch": watch_command,
     "presets": presets_command,
 }
 

@@ -14,6 +14,7 @@ from curriq.config.checks import (
     require_share,
     unknown_key,
 )
+from curriq.config.evaluation import EvalConfig
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -47,6 +48,7 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "DirtName",
+    "EvalConfig",
     "LMConfig",
     "LogConfig",
     "OptimConfig",

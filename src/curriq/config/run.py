@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import require, unknown_key
+from curriq.config.evaluation import EvalConfig
 from curriq.config.sections import (
     CriticConfig,
     DataConfig,
@@ -33,6 +34,7 @@ class RunConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    tasks: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         require(

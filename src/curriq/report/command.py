@@ -145,12 +145,13 @@ def _comparison(folder: Path) -> dict[str, Any]:
 
 
 def _runs_of(result: dict[str, Any], folder: Path) -> list[tuple[str, Path]]:
-    """The finished runs of a comparison. Their paths hold where the comparison ran; it may have moved."""
+    """The finished runs of a comparison, the baseline's last. Their paths hold where the comparison ran; it
+    may have moved."""
     places = []
     several = len(result["streams"]) > 1
     for stream, arms in result["streams"].items():
-        for arm in arms.values():
-            for run in arm["runs"]:
+        for arm in sorted(arms, key=lambda name: name == result["baseline"]):
+            for run in arms[arm]["runs"]:
                 name = Path(run["folder"]).name
                 moved = folder / stream / name
                 path = moved if moved.is_dir() else Path(run["folder"])

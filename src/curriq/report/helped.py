@@ -13,7 +13,7 @@ from curriq.report.tasks import task_charts
 Json = dict[str, Any]
 CURVE_AXES = {"windows": "windows", "tokens": "tokens", "FLOPs": "flops", "seconds": "seconds"}
 """x-axis of a chart → its name in comparison.json."""
-TARGET_AXES = {"windows": "windows seen", "flops": "FLOPs", "seconds": "seconds"}
+TARGET_AXES = {"windows": "Windows seen", "flops": "FLOPs", "seconds": "Seconds"}
 
 
 def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
@@ -176,7 +176,7 @@ def _ratios(stream: str, arms: Json, baseline: str, axis: str, suffix: str) -> F
         )
     return Forest(
         id=f"ratio-{axis}-{stream}",
-        title=f"{TARGET_AXES[axis].capitalize()} to reach {baseline}'s final loss{suffix}",
+        title=f"{TARGET_AXES[axis]} to reach {baseline}'s final loss{suffix}",
         x=f"over what {baseline} needed (less is better)",
         rows=rows,
         neutral=1.0,

@@ -278,9 +278,10 @@ PREFACE = """# What a run logs
 <!-- Printed from src/curriq/train/registry.py by: python -m curriq.train.metrics > docs/metrics.md -->
 
 A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
-window that was offered, as Parquet), `windows/` (their tokens), `summary.json` (the result), `config.toml` (the
-settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names. `curriq report RUN`
-makes one page of it all ([report.md](report.md)). The JSON rows are the truth: numbers are written so that reading gives back the same bits, and a number that is not finite stops the
+window that was offered, as Parquet), `windows/` (their tokens), `summary.json` (the result),
+`config.toml` (the settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names.
+`curriq report RUN` makes one page of it all ([report.md](report.md)). The JSON rows are the truth:
+numbers are written so that reading gives back the same bits, and a number that is not finite stops the
 run instead of entering the log. Two runs with one seed, one thread count and one machine have equal
 rows, except for the numbers marked *Differs between runs*; a resumed run has the rows of a run that was
 never interrupted. A name is absent from a row when it was not measured in that step.

@@ -23,6 +23,7 @@ from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.lm.flops import forward_flops, trunk_flops
+from curriq.lm.harness import Harness
 from curriq.lm.learner import Learner, ReforwardedHidden
 from curriq.lm.loss import window_losses
 from curriq.lm.model import LanguageModel, load_language_model, pick_device
@@ -55,6 +56,7 @@ from curriq.train.loop import Components, LoopState
 from curriq.train.meter import Meter, NeedleProbe, Stopwatch
 from curriq.train.phases import resets
 from curriq.train.session import Probe, RunResult, Session
+from curriq.train.tasks import TaskProbe
 from curriq.types import Critic, Proposer, Selector
 
 logger = logging.getLogger("curriq")
@@ -199,6 +201,8 @@ def _session(shop: Workshop) -> Session:
         flops_per_td_update=shop.flops_per_td_update,
     )
     probes: list[Probe] = [clock]
+    if config.tasks.eval_tasks:
+        probes.append(_task_probe(shop))
     if config.data.needle:
         probes.append(NeedleProbe(shop.corpus.source_names.index("needle")))
     return Session(
@@ -215,6 +219,21 @@ def _session(shop: Workshop) -> Session:
         device=shop.lm.device,
         tokenizer=serialised(shop.corpus.tokenizer),
     )
+
+
+def _task_probe(shop: Workshop) -> Probe:
+    """Built before the first step, so that an unknown task is refused before any work."""
+    tasks = shop.config.tasks
+    harness = Harness(
+        shop.lm,
+        shop.corpus.tokenizer,
+        tasks.eval_tasks,
+        limit=tasks.eval_tasks_limit or None,
+        fewshot=None if tasks.eval_tasks_fewshot < 0 else tasks.eval_tasks_fewshot,
+        path=tasks.eval_tasks_path,
+        batch_size=shop.config.optim.micro_batch,
+    )
+    return TaskProbe(harness, tasks, shop.config.train.steps)
 
 
 def _proposer(shop: Workshop) -> Proposer:
