@@ -1,4 +1,4 @@
-"""The command line: train, resume, compare, eval, report, watch, presets.
+"""The command line: train, resume, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -43,6 +43,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
   curriq report RUN…                    one page that shows what runs did, from their logs
   curriq watch RUN                      the same page while the run goes on, on this machine only
+  curriq export RUN                     the learned order and weights, for curriq train --curriculum
   curriq presets [NAME]                 list the presets, or print one as a run file
 """
 
@@ -134,6 +135,13 @@ def watch_command(arguments: list[str]) -> int:
     return watch(arguments)
 
 
+def export_command(arguments: list[str]) -> int:
+    """`curriq export RUN`: the learned order and weights as Parquet."""
+    from curriq.evaluate.export import main as export
+
+    return export(arguments)
+
+
 def _load_embed(encoder: str) -> "Embed":
     """Embeds texts with a model, which the report itself does not load."""
     from curriq.data.encoder import load_encoder
@@ -160,6 +168,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": eval_command,
     "report": report_command,
     "watch": watch_command,
+    "export": export_command,
     "presets": presets_command,
 }
 

@@ -48,6 +48,12 @@ class RunConfig:
             f"{self.train.num_candidates}: random-k draws from the candidates.",
         )
 
+    @property
+    def method(self) -> str:
+        """What weighs the candidates: the selector's name, or `replay` for those of a recorded curriculum."""
+        replays = bool(self.data.curriculum) and self.data.curriculum_weights
+        return "replay" if replays else self.select.selector
+
     def override(self, **values: Any) -> "RunConfig":
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.
 

@@ -108,6 +108,10 @@ class DataConfig:
     """Softmax temperature over cosine similarity to the anchor; low gives a tight topic."""
     topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Sentence-transformer by name or folder, or `hashing` for a quick one without weights."""
+    curriculum: str = ""
+    """Parquet file of `curriq export`: its windows, order and weights replace the stream and the selector."""
+    curriculum_weights: bool = True
+    """Replay the weights too; off keeps the windows and their order, and the selector weighs them."""
     needle: bool = False
     """Needle-in-a-haystack experiment: one fixed window of real text among N−1 constant-token windows;
     the held-out sets are copies of the needle."""

@@ -20,6 +20,7 @@ from curriq.config import (
     require,
 )
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
+from curriq.data.curriculum import Curriculum, open_curriculum
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.lm.flops import forward_flops, trunk_flops
@@ -28,6 +29,7 @@ from curriq.lm.learner import Learner, ReforwardedHidden
 from curriq.lm.loss import window_losses
 from curriq.lm.model import LanguageModel, load_language_model, pick_device
 from curriq.lm.reward import HeldOutReward, held_out_loss
+from curriq.propose.curriculum import CurriculumProposer
 from curriq.propose.needle import NeedleProposer, needle_corpus
 from curriq.propose.stream import StreamProposer
 from curriq.rng import Generators
@@ -50,18 +52,29 @@ from curriq.select.difficulty import (
     RarityDifficulty,
     token_characters,
 )
+from curriq.select.replay import Replay
 from curriq.softq.critic import NoCritic, TDCritic, stored_hidden
+from curriq.train.card import write_card
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
 from curriq.train.loop import Components, LoopState
 from curriq.train.meter import Meter, NeedleProbe, Stopwatch
 from curriq.train.phases import resets
 from curriq.train.session import Probe, RunResult, Session
 from curriq.train.tasks import TaskProbe
-from curriq.types import Critic, Proposer, Selector
+from curriq.types import Critic, Metrics, Proposer, Selector
 
 logger = logging.getLogger("curriq")
 
-FIXED = ("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size")
+FIXED = (
+    "run_dir",
+    "model",
+    "selector",
+    "curriculum",
+    "curriculum_weights",
+    "difficulty",
+    "q_hidden",
+    "replay_size",
+)
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
 
 
@@ -73,6 +86,7 @@ class Workshop:
     corpus: Corpus
     lm: LanguageModel
     generators: Generators
+    curriculum: Curriculum | None = None
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
     flops_per_td_update: int = 0
@@ -159,7 +173,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
     # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
     lm_config = config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
     lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
-    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators)
+    curriculum = open_curriculum(config, corpus.fingerprint(), corpus.source_names)
+    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators, curriculum=curriculum)
     session = _session(workshop)
     if checkpoint is not None:
         session.load(checkpoint)
@@ -179,7 +194,7 @@ def _session(shop: Workshop) -> Session:
         **sizes,
     )
     flops = forward_flops(shop.lm, config.data.window)
-    selector = SELECTORS[config.select.selector](shop)
+    selector = SELECTORS[config.select.selector](shop) if config.method != "replay" else _replay(shop)
     if config.train.q_warmup_steps:
         selector = UniformUntil(selector, config.train.q_warmup_steps)
     components = Components(
@@ -205,7 +220,7 @@ def _session(shop: Workshop) -> Session:
         probes.append(_task_probe(shop))
     if config.data.needle:
         probes.append(NeedleProbe(shop.corpus.source_names.index("needle")))
-    return Session(
+    session = Session(
         config=config,
         components=components,
         state=LoopState(),
@@ -213,12 +228,33 @@ def _session(shop: Workshop) -> Session:
         probes=probes,
         generators=shop.generators,
         fingerprint=shop.corpus.fingerprint(),
-        save_lm=lambda folder: shop.lm.save(folder, shop.corpus.tokenizer),
+        save_lm=lambda folder: _save_lm(shop, session, folder),
         validate=lambda: held_out_loss(shop.lm, shop.corpus.held_out.validation, **sizes),
         test=lambda: held_out_loss(shop.lm, shop.corpus.held_out.test, **sizes),
         device=shop.lm.device,
         tokenizer=serialised(shop.corpus.tokenizer),
     )
+    return session
+
+
+def _save_lm(shop: Workshop, session: Session, folder: Path) -> None:
+    """Weights, tokenizer and model card."""
+    shop.lm.save(folder, shop.corpus.tokenizer)
+    meter = session.meter
+    facts: Metrics = {
+        "steps": session.state.step,
+        "windows seen": meter.windows_seen,
+        "tokens": meter.windows_trained * shop.config.data.window,
+        "FLOPs": meter.flops,
+    }
+    if session.last_validation is not None:
+        facts["validation loss"] = session.last_validation
+    write_card(folder, shop.config, facts)
+
+
+def _replay(shop: Workshop) -> Selector:
+    assert shop.curriculum is not None
+    return Replay(shop.curriculum)
 
 
 def _task_probe(shop: Workshop) -> Probe:
@@ -238,6 +274,8 @@ def _task_probe(shop: Workshop) -> Probe:
 
 def _proposer(shop: Workshop) -> Proposer:
     n = shop.config.train.num_candidates
+    if shop.curriculum is not None:
+        return CurriculumProposer(shop.curriculum, shop.corpus.source_names)
     if shop.config.data.needle:
         return NeedleProposer(shop.corpus, n, shop.generators("needle"))
     return StreamProposer(shop.corpus.stream, n)

@@ -275,7 +275,7 @@ class Session:
         """Make the run's folder and write down what is about to run."""
         if self._last_saved is None:
             if not self.config.log.run_dir:
-                name = f"{self.config.select.selector}-{self.config.train.seed}"
+                name = f"{self.config.method}-{self.config.train.seed}"
                 self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
                 self.run_dir = new_folder(self.run_dir)
             log = self.run_dir / "metrics.jsonl"
@@ -306,7 +306,7 @@ class Session:
         checkpoint = self._last_saved
         summary: dict[str, Any] = {
             "curriq": curriq.__version__,
-            "selector": self.config.select.selector,
+            "selector": self.config.method,
             "seed": self.config.train.seed,
             "threads": torch.get_num_threads(),
             "finished": self._finished,
