@@ -205,6 +205,21 @@ class TestReport:
         assert task.levels == [(0.25, "chance")]
         assert task.series[0].high[0] - task.series[0].y[0] == pytest.approx(1.96 * 0.02)
 
+    def test_evaluated_checkpoints_are_listed(self, tmp_path):
+        write_run(tmp_path)
+        score = {"task": "mmlu", "measure": "acc", "value": 0.26, "stderr": 0.01, "chance": 0.25, "examples": 9}
+        sources = {"epoch": 0.0, "losses": {"prose": {"windows": 12, "loss": 1.0}}}
+        (tmp_path / "eval").mkdir()
+        content = json.dumps({"tasks": [score | {"stderr": None}], "sources": sources})
+        (tmp_path / "eval" / "step-00000040.json").write_text(content)
+        tasks, by_source = build([tmp_path]).overview[0].blocks[-2:]
+        assert tasks.rows == [[tmp_path.name, "step-00000040", "mmlu", "acc", "0.2600", "–", "0.2500"]]
+        assert by_source.rows == [[tmp_path.name, "step-00000040", "prose", "1.0000", "2.72", "12"]]
+
+    def test_topics_by_an_encoder(self, tmp_path, capsys):
+        assert main(["report", str(write_run(tmp_path)), "--no-figures", "--encoder", "hashing"]) == 0
+        assert "Preference for each topic" in (tmp_path / "report.html").read_text()
+
     def test_figures_hold_the_same_charts(self, tmp_path):
         report = build([write_run(tmp_path, tasks=True, effect=True)])
         wanted = {"validation", "task-hellaswag-acc_norm", "weight-share", "calibration"}

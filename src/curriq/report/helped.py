@@ -8,7 +8,7 @@ import numpy as np
 from curriq.report.chart import Block, Chart, Forest, Interval, Section, Series, Table
 from curriq.report.comparison import verdict
 from curriq.report.runlog import RunLog
-from curriq.report.tasks import task_charts
+from curriq.report.tasks import evaluated, task_charts
 
 Json = dict[str, Any]
 CURVE_AXES = {"windows": "windows", "tokens": "tokens", "FLOPs": "flops", "seconds": "seconds"}
@@ -28,7 +28,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
         blocks.append(_differences(stream, arms, result["baseline"], suffix))
         blocks += [_ratios(stream, arms, result["baseline"], axis, suffix) for axis in TARGET_AXES]
         blocks.append(_table(arms, result["baseline"], suffix))
-    blocks += task_charts(runs)
+    blocks += [*task_charts(runs), *evaluated(runs)]
     for name, said in result["failed"].items():
         blocks.append(f"Failed: {name}: {said}")
     blocks += list(result["notes"])
@@ -68,7 +68,7 @@ def runs_helped(runs: list[RunLog]) -> Section:
         id="did-it-help",
         title="Did it help?",
         answer=_unpaired_answer(runs),
-        blocks=[loss, table, *task_charts(runs)],
+        blocks=[loss, table, *task_charts(runs), *evaluated(runs)],
     )
 
 

@@ -130,8 +130,8 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
         label=label,
         columns=columns,
         config=_toml(folder / "config.toml"),
-        environment=_json(folder / "environment.json"),
-        summary=_json(folder / "summary.json"),
+        environment=read_json(folder / "environment.json"),
+        summary=read_json(folder / "summary.json"),
         windows=windows,
         kept=len(kept),
         topics=topics,
@@ -140,7 +140,12 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file; empty when there is none.
+
+    Raises:
+        CurriqError: the file is damaged.
+    """
     if not path.exists():
         return {}
     try:
