@@ -32,7 +32,7 @@ bench: ## time the training step against plain training
 docs: ## build the documentation site into build/site; a warning is an error
 	@scripts/setup.sh dev
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	.venv/bin/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet
 
 constraints: ## renew constraints.txt (needs uv)
 	uv pip compile --universal --all-extras --python-version 3.11 --upgrade --upgrade-package torch==2.13.0 \

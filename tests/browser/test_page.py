@@ -225,7 +225,7 @@ def test_many_runs_are_chosen_from_a_list(browser: Any, tmp_path: Path):
 def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
     """New steps come in by themselves; the reader's choices stay."""
     write_run(tmp_path, steps=10)
-    with make_server(LivePage([tmp_path], 1.0, topics=0).get, 0) as server:
+    with make_server(LivePage([tmp_path], 1.0, topics=0, share=1.0).get, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -15,7 +15,7 @@ from curriq.report.watch import HOST, LivePage, make_server
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """An empty run folder and the port that it is served on."""
-    page = LivePage([tmp_path], 1.0, topics=0)
+    page = LivePage([tmp_path], 1.0, topics=0, share=1.0)
     with make_server(page.get, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

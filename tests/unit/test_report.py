@@ -207,7 +207,14 @@ class TestReport:
 
     def test_evaluated_checkpoints_are_listed(self, tmp_path):
         write_run(tmp_path)
-        score = {"task": "mmlu", "measure": "acc", "value": 0.26, "stderr": 0.01, "chance": 0.25, "examples": 9}
+        score = {
+            "task": "mmlu",
+            "measure": "acc",
+            "value": 0.26,
+            "stderr": 0.01,
+            "chance": 0.25,
+            "examples": 9,
+        }
         sources = {"epoch": 0.0, "losses": {"prose": {"windows": 12, "loss": 1.0}}}
         (tmp_path / "eval").mkdir()
         content = json.dumps({"tasks": [score | {"stderr": None}], "sources": sources})

@@ -4,6 +4,7 @@ import argparse
 import html
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,28 +26,38 @@ class LivePage:
         folders: of runs or of one comparison.
         every: seconds between the refreshes of the page.
         topics: clusters of the windows.
+        share: greatest share of the time that making pages may take, so that the run itself is not slowed.
     """
 
-    def __init__(self, folders: list[Path], every: float, topics: int) -> None:
+    def __init__(self, folders: list[Path], every: float, topics: int, share: float = 0.1) -> None:
         self._folders = folders
         self._every = every
         self._topics = topics
+        self._share = share
         self._lock = threading.Lock()
-        self._made: tuple[Stamp, int, str] | None = None
+        self._made: tuple[int, str] | None = None
+        self._stamp: Stamp = ()
+        self._not_before = 0.0
 
     def get(self) -> tuple[int, str]:
         """HTTP status and content; a run that cannot be read yet gives 503 and says why."""
         with self._lock:
-            stamp = self._stamp()
-            if self._made is None or self._made[0] != stamp:
-                try:
-                    made = 200, build(self._folders, topics=self._topics).page(self._every)
-                except CurriqError as error:
-                    made = 503, waiting(str(error), self._every)
-                self._made = (stamp, *made)
-            return self._made[1:]
+            began = time.monotonic()
+            if self._made is not None and began < self._not_before:
+                return self._made
+            try:
+                stamp = self._logs()
+                if self._made is None or stamp != self._stamp:
+                    self._made = 200, build(self._folders, topics=self._topics).page(self._every)
+                    self._stamp = stamp
+            except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
+                self._made, self._stamp = (503, waiting(str(error), self._every)), ()
+            ended = time.monotonic()
+            self._not_before = ended + (ended - began) * (1 / self._share - 1)
+            return self._made
 
-    def _stamp(self) -> Stamp:
+    def _logs(self) -> Stamp:
+        """Name, size and time of every file that the page is made of."""
         found = []
         for folder in self._folders:
             for name in READ:
