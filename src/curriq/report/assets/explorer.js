@@ -82,7 +82,8 @@ class ExplorerView {
   }
 
   numbers(row) {
-    return this.columns.map((name) => {
+    const columns = [this.order, ...this.columns.filter((name) => name !== this.order)];
+    return columns.map((name) => {
       const value = this.content.columns[name][row];
       return el("span", { class: name === this.order ? "number by" : "number" }, `${COLUMN_TITLES[name] ?? name} `, el("b", {}, format(value)));
     });

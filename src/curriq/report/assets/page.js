@@ -25,7 +25,9 @@ class Page {
   constructor(source) {
     this.read(source);
     this.runIndex = 0;
-    this.axis = "step";
+    // A comparison's curves have no steps: its arms may see different numbers of windows in one.
+    const first = this.overview.sections[0]?.blocks.find((b) => b.type === "chart");
+    this.axis = !first || first.axes.some((axes) => "step" in axes) ? "step" : "windows";
     this.views = [];
     this.controls();
     this.render();
@@ -43,6 +45,7 @@ class Page {
     this.fillRuns();
     this.runSelect.addEventListener("change", () => { this.runIndex = Number(this.runSelect.value); this.render(); });
     this.axisSelect.addEventListener("change", () => { this.axis = this.axisSelect.value; this.views.forEach((v) => v.show(this.axis)); });
+    this.axisSelect.value = this.axis;
     const theme = document.getElementById("theme");
     theme.addEventListener("change", () => document.documentElement.setAttribute("data-theme", theme.value));
   }
