@@ -233,12 +233,12 @@ def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
             page = opened.page
             page.select_option("#axis", "tokens")
             page.locator("#axis").blur()
-            page.wait_for_function("document.querySelector('#ran .answer').textContent.includes('10 of 10')")
+            page.locator("#ran .answer", has_text="10 of 10").wait_for()
             log = tmp_path / "metrics.jsonl"
             last = log.read_text().splitlines()[-1]
             with log.open("a") as file:
                 file.write(last.replace('"step": 9', '"step": 10') + "\n")
-            page.wait_for_function("document.querySelector('#ran .answer').textContent.includes('11 of 10')")
+            page.locator("#ran .answer", has_text="11 of 10").wait_for()
             assert page.locator("#axis").input_value() == "tokens"
             assert "live" in page.locator("#live").text_content()
             assert opened.errors == []

@@ -17,10 +17,11 @@ from tests.runs import Finished, tiny
 from curriq.cli import main
 from curriq.config import EvalConfig
 from curriq.evaluate.tasks import model_folder
-from curriq.lm.harness import Harness, Score, _scores, _untouched
+from curriq.lm.harness import _scores, _untouched
 from curriq.report.read import read_metrics
 from curriq.train.run import train
 from curriq.train.tasks import TaskProbe
+from curriq.types import Score
 
 
 def results() -> dict[str, Any]:
@@ -67,11 +68,8 @@ class TestScores:
         assert [s.task for s in _scores(only, ["some-tag"])] == ["first", "first", "second", "text"]
 
 
-class StubHarness(Harness):
+class StubHarness:
     """One accuracy, and a perplexity that has overflowed."""
-
-    def __init__(self) -> None:
-        pass
 
     def scores(self) -> list[Score]:
         return [Score("a", "acc", 0.5, 0.1, 0.25, 9), Score("b", "perplexity", math.inf, None, None, 9)]

@@ -62,19 +62,25 @@ class CurriculumStep:
     scores: Float[np.ndarray, "N"]
 
 
-def write_curriculum(path: Path, about: CurriculumAbout, parts: "Iterable[pa.Table]") -> None:
+def write_curriculum(path: Path, parts: "Iterable[pa.Table]", **about: Any) -> None:
     """Write tables with `COLUMNS` in the order of the steps; a step lies in one table.
+
+    Args:
+        path: the file.
+        parts: the tables.
+        about: fields of `CurriculumAbout`.
 
     Raises:
         OSError: the disk refused it; no half file is left.
     """
     import pyarrow.parquet as pq
 
+    checked = CurriculumAbout(**about)
     temporary = path.with_name(f".tmp-{path.name}")
     writer = None
     try:
         for part in parts:
-            part = part.replace_schema_metadata({KEY: json.dumps(asdict(about))})
+            part = part.replace_schema_metadata({KEY: json.dumps(asdict(checked))})
             writer = writer or pq.ParquetWriter(temporary, part.schema, compression="zstd")
             writer.write_table(part, row_group_size=max(1, len(part)))
         assert writer is not None, "no part"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curriq.config import load_run_config
-from curriq.data.curriculum import COLUMNS, CurriculumAbout, write_curriculum
+from curriq.data.curriculum import COLUMNS, write_curriculum
 from curriq.errors import CurriqError
 from curriq.report.read import existing
 from curriq.report.windows import KeptWindows, read_windows
@@ -32,15 +32,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the file (default: curriculum.parquet in the run's folder)")
     options = parser.parse_args(list(arguments))
     out = options.out or options.RUN / "curriculum.parquet"
-    about = export(options.RUN, out)
-    size = f"{about.steps} steps of {about.candidates} windows, {out.stat().st_size / 1e6:.1f} MB"
+    steps, candidates = export(options.RUN, out)
+    size = f"{steps} steps of {candidates} windows, {out.stat().st_size / 1e6:.1f} MB"
     print(f"curriculum  {out} ({size})")
-    print(f"replay      curriq train --curriculum {out} --num-candidates {about.candidates} …")
+    print(f"replay      curriq train --curriculum {out} --num-candidates {candidates} …")
     return 0
 
 
-def export(run: Path, out: Path) -> CurriculumAbout:
+def export(run: Path, out: Path) -> tuple[int, int]:
     """Write the curriculum of a run, up to its last checkpoint.
+
+    Returns:
+        Its steps, and the windows of each.
 
     Raises:
         CurriqError: the run kept no candidates, or not the tokens of all of them; or the file cannot be
@@ -56,21 +59,22 @@ def export(run: Path, out: Path) -> CurriculumAbout:
             f"{run} kept no {what}, or has saved no checkpoint yet: an export needs both. Train again with "
             "them."
         )
-    about = CurriculumAbout(
+    steps = _steps(parts)
+    about = dict(
         tokenizer=fingerprint["tokenizer"],
         held_out=fingerprint["held_out"],
         window=kept.tokens.shape[1],
         candidates=config.train.num_candidates,
-        steps=_steps(parts),
+        steps=steps,
         method=config.method,
         seed=config.train.seed,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_curriculum(out, about, _tables(parts, kept))
+        write_curriculum(out, _tables(parts, kept), **about)
     except OSError as error:
         raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
-    return about
+    return steps, config.train.num_candidates
 
 
 def _steps(parts: list[Path]) -> int:

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriq.config import LMConfig, TokenizerConfig, require_at_least
+from curriq.config import require_at_least
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
-    from curriq.lm.harness import Score
+    from curriq.types import Score
 
 TASKS = ("hellaswag", "mmlu", "lambada_openai", "wikitext")
 
@@ -68,7 +68,17 @@ def evaluate(options: argparse.Namespace) -> int:
         )
     result: dict[str, Any] = {"model": str(folder), "limit": options.limit or None, "tasks": []}
     if options.tasks:
-        scores = _scores(folder, options)
+        from curriq.lm.harness import score_folder
+
+        scores = score_folder(
+            folder,
+            options.tasks,
+            limit=options.limit or None,
+            fewshot=None if options.fewshot < 0 else options.fewshot,
+            path=options.path,
+            batch_size=options.batch_size,
+            device=options.device,
+        )
         result["tasks"] = [_finite(asdict(score)) for score in scores]
         _print_scores(scores)
     if options.source_windows and run is not None:
@@ -100,26 +110,6 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
         "config.json)."
     )
-
-
-def _scores(folder: Path, options: argparse.Namespace) -> "list[Score]":
-    from curriq.data.tokenizer import load_tokenizer
-    from curriq.lm import harness
-    from curriq.lm.model import load_language_model, pick_device
-
-    config = LMConfig(model=str(folder))
-    tokenizer = load_tokenizer(TokenizerConfig(tokenizer=str(folder)), config, list)
-    lm = load_language_model(config, tokenizer, 2, 0, pick_device(options.device))
-    judge = harness.Harness(
-        lm,
-        tokenizer,
-        options.tasks,
-        limit=options.limit or None,
-        fewshot=None if options.fewshot < 0 else options.fewshot,
-        path=options.path,
-        batch_size=options.batch_size,
-    )
-    return judge.scores()
 
 
 def source_losses(run: Path, windows: int) -> dict[str, Any]:

@@ -11,15 +11,17 @@ import math
 import random
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from curriq.config import missing_extra
+from curriq.config import LMConfig, TokenizerConfig, missing_extra
+from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, load_language_model, pick_device
+from curriq.types import Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,27 +29,6 @@ if TYPE_CHECKING:
 BOOTSTRAP = 1000
 """Resamples for the standard errors that have no closed form (those of perplexities)."""
 _log = logging.getLogger("curriq")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One measure of one task.
-
-    Attributes:
-        task: the harness's name of the task or group.
-        measure: the harness's name of the measure, such as `acc_norm`.
-        value: the score; not finite where a model is too bad for it (a perplexity that overflows).
-        stderr: its standard error; None where the harness gives none.
-        chance: what guessing scores; None for anything but the accuracy of a task with choices.
-        examples: how many were scored.
-    """
-
-    task: str
-    measure: str
-    value: float
-    stderr: float | None
-    chance: float | None
-    examples: int
 
 
 class Harness:
@@ -127,6 +108,28 @@ class Harness:
                 ) from error
         assert results is not None  # None is for ranks other than 0, and the harness knows of one process
         return list(_scores(results, self._tasks))
+
+
+def score_folder(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    path: str = "",
+    batch_size: int = 8,
+    device: str = "auto",
+) -> list[Score]:
+    """Open a Hugging Face folder and judge its model; the other arguments are those of `Harness`.
+
+    Raises:
+        CurriqError: the model cannot be opened, or as `Harness`.
+    """
+    config = LMConfig(model=str(folder))
+    tokenizer = load_tokenizer(TokenizerConfig(tokenizer=str(folder)), config, list)
+    lm = load_language_model(config, tokenizer, 2, 0, pick_device(device))
+    harness = Harness(lm, tokenizer, tasks, limit=limit, fewshot=fewshot, path=path, batch_size=batch_size)
+    return harness.scores()
 
 
 def _scores(results: Any, wanted: Iterable[str]) -> Iterable[Score]:

@@ -3,27 +3,33 @@
 import logging
 import math
 import time
+from typing import Protocol
 
 from curriq import parallel
 from curriq.config import EvalConfig
-from curriq.lm.harness import Harness, Score
 from curriq.train.loop import StepRecord
-from curriq.types import Metrics
+from curriq.types import Metrics, Score
 
 log = logging.getLogger("curriq")
+
+
+class Scorer(Protocol):
+    """Judges a model as it is at the call; `lm.harness.Harness` does."""
+
+    def scores(self) -> list[Score]: ...
 
 
 class TaskProbe:
     """Scores θ_{k+1} on the tasks, on rank 0, every so many steps and after the last.
 
     Args:
-        harness: scores the model in memory.
+        scorer: judges the model in memory.
         config: when.
         steps: of the whole run.
     """
 
-    def __init__(self, harness: Harness, config: EvalConfig, steps: int) -> None:
-        self._harness = harness
+    def __init__(self, scorer: Scorer, config: EvalConfig, steps: int) -> None:
+        self._scorer = scorer
         self._every = config.eval_tasks_every
         self._steps = steps
         self._left_out: set[str] = set()
@@ -40,7 +46,7 @@ class TaskProbe:
         """The scores under the names of the log."""
         began = time.perf_counter()
         metrics: Metrics = {}
-        for score in self._harness.scores():
+        for score in self._scorer.scores():
             metrics |= self._named(score)
         return metrics | {"time/tasks": time.perf_counter() - began}
 
