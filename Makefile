@@ -4,7 +4,7 @@
 ARGS ?=
 export TORCH PYTHON
 
-.PHONY: run test lint format bench constraints help
+.PHONY: run test lint format bench docs constraints help
 
 run: ## train the default job
 	@scripts/setup.sh run
@@ -28,6 +28,11 @@ format: ## mend style and formatting in place
 bench: ## time the training step against plain training
 	@scripts/setup.sh run
 	.venv/bin/python benchmarks/step_time.py $(ARGS)
+
+docs: ## build the documentation site into build/site; a warning is an error
+	@scripts/setup.sh dev
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet
 
 constraints: ## renew constraints.txt (needs uv)
 	uv pip compile --universal --all-extras --python-version 3.11 --upgrade --upgrade-package torch==2.13.0 \

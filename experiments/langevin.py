@@ -35,7 +35,8 @@ from curriq.lm.reward import held_out_loss
 from curriq.propose.assemble import buffer_proposer
 from curriq.propose.finders import uniform_slots
 from curriq.rng import Generators
-from curriq.train.run import Run, differentiable_q, load_run
+from curriq.train.build import Run, differentiable_q
+from curriq.train.run import load_run
 from curriq.types import Candidates
 
 PUBLISHED: dict[str, Any] = {

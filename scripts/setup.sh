@@ -132,7 +132,7 @@ install_torch() {
 }
 
 install_curriq() {
-    local constraints=constraints.txt target=.
+    local constraints=constraints.txt target='.[report]'
     [[ "$level" == run ]] || target='.[dev]'
     if [[ "$1" == system ]]; then # whatever torch is there stays
         constraints="$venv/constraints-system.txt"

@@ -1,4 +1,4 @@
-"""The command line: train, resume, compare, presets.
+"""The command line: train, resume, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -28,6 +28,7 @@ from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
 if TYPE_CHECKING:
+    from curriq.report.topics import Embed
     from curriq.train.session import RunResult
 
 USAGE = """curriq: a language model that learns which data to learn from.
@@ -39,6 +40,10 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --help                   every setting, with what it does
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
+  curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
+  curriq report RUN…                    one page that shows what runs did, from their logs
+  curriq watch RUN                      the same page while the run goes on, on this machine only
+  curriq export RUN                     the learned order and weights, for curriq train --curriculum
   curriq presets [NAME]                 list the presets, or print one as a run file
 """
 
@@ -109,6 +114,41 @@ def compare_command(arguments: list[str]) -> int:
     return compare(arguments)
 
 
+def eval_command(arguments: list[str]) -> int:
+    """`curriq eval RUN`: downstream tasks, and perplexity by source."""
+    from curriq.evaluate.tasks import main as evaluate
+
+    return evaluate(arguments)
+
+
+def report_command(arguments: list[str]) -> int:
+    """`curriq report RUN…`: one page from the logs alone, and its charts as pictures."""
+    from curriq.report.command import main as report
+
+    return report(arguments, _load_embed)
+
+
+def watch_command(arguments: list[str]) -> int:
+    """`curriq watch RUN`: the report of a run that goes on."""
+    from curriq.report.watch import main as watch
+
+    return watch(arguments)
+
+
+def export_command(arguments: list[str]) -> int:
+    """`curriq export RUN`: the learned order and weights as Parquet."""
+    from curriq.evaluate.export import main as export
+
+    return export(arguments)
+
+
+def _load_embed(encoder: str) -> "Embed":
+    """Embeds texts with a model, which the report itself does not load."""
+    from curriq.data.encoder import load_encoder
+
+    return load_encoder(encoder).encode
+
+
 def presets_command(arguments: list[str]) -> int:
     """`curriq presets [NAME]`: the list, or one preset as a run file."""
     if arguments and arguments[0] in ("-h", "--help"):
@@ -125,6 +165,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
     "compare": compare_command,
+    "eval": eval_command,
+    "report": report_command,
+    "watch": watch_command,
+    "export": export_command,
     "presets": presets_command,
 }
 

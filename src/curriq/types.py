@@ -250,6 +250,27 @@ class Outcome:
     effects: Effects | None = None
 
 
+@dataclass(frozen=True)
+class Score:
+    """One measure of one task.
+
+    Attributes:
+        task: the harness's name of the task or group.
+        measure: the harness's name of the measure, such as `acc_norm`.
+        value: the score; not finite where a model is too bad for it (a perplexity that overflows).
+        stderr: its standard error; None where the harness gives none.
+        chance: what guessing scores; None for anything but the accuracy of a task with choices.
+        examples: how many were scored.
+    """
+
+    task: str
+    measure: str
+    value: float
+    stderr: float | None
+    chance: float | None
+    examples: int
+
+
 class Stateful(Protocol):
     """Anything whose state a checkpoint must hold for a bitwise resume."""
 

@@ -128,6 +128,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LogConfig, "eval_every", [0], [1]),
     (LogConfig, "checkpoint_every", [0], [1]),
     (LogConfig, "checkpoint_keep", [0], [1]),
+    (LogConfig, "log_windows_mb", [-1.0, math.inf], [0.0]),
 ]
 REQUIRED = {SourceConfig: {"name": "a", "path": "embedded:prose"}}
 

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {prefix: rank for rank, layer in enumerate(LAYERS) for prefix in layer}
 
 CONCRETE = ("data", "lm", "propose", "select", "softq")
-"""Subpackages whose classes only `train/run.py` puts together."""
+"""Subpackages whose classes only `train/build.py` puts together."""
 LOOP_MAY_IMPORT = {"types", "rng", "errors", "softq.equations"}
 
 
@@ -96,26 +96,26 @@ def test_imports_go_one_way(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_run_puts_concrete_classes_together(module: str) -> None:
-    """Outside its own subpackage, a class of `propose`, `select`, … is named in `train/run.py` alone.
+def test_only_build_puts_concrete_classes_together(module: str) -> None:
+    """Outside its own subpackage, a class of `propose`, `select`, … is named in `train/build.py` alone.
 
     A layer that works on a class of an earlier layer (the learner's model, for instance) is no wiring:
     the rule binds `train` and everything after it.
     """
-    if module == "train.run" or layer_of(module)[0] < RANK["train"]:
+    if module == "train.build" or layer_of(module)[0] < RANK["train"]:
         return
     for imported, name in imports(module, MODULES[module]):
         subpackage = imported.split(".")[0]
         is_class = name is not None and name[:1].isupper() and not name.isupper()
         assert subpackage not in CONCRETE or not is_class, (
-            f"curriq.{module} imports the class {name} of curriq.{imported}; only curriq.train.run may"
+            f"curriq.{module} imports the class {name} of curriq.{imported}; only curriq.train.build may"
         )
 
 
 @pytest.mark.skipif("train.loop" not in MODULES, reason="there is no train/loop.py")
 def test_the_loop_knows_protocols_only() -> None:
     for imported, _name in imports("train.loop", MODULES["train.loop"]):
-        helper = imported.startswith("train.") and imported != "train.run"
+        helper = imported.startswith("train.") and imported not in ("train.run", "train.build")
         assert helper or imported in LOOP_MAY_IMPORT, f"train/loop.py imports curriq.{imported}"
 
 

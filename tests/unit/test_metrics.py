@@ -77,6 +77,7 @@ class TestRegistry:
             "time/probe",
             "time/evaluate",
             "time/checkpoint",
+            "time/tasks",
             "time/windows_per_second",
         }
 

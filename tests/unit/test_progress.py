@@ -157,13 +157,14 @@ class TestModes:
             progress.update(row(136) | {"validation/loss": 4.5})
         lines = text(out).splitlines()
         assert max(map(len, lines)) <= width
-        assert "step 137/300" in lines[-3]
-        assert "46 %" in lines[-3]
+        assert "step 137/300" in lines[-4]
+        assert "46 %" in lines[-4]
         if width >= 80:
-            assert lines[-2].split() == [
+            assert lines[-3].split() == [
                 "loss", "validation", "reward", "entropy", "effective", "batch", "windows/s",
             ]  # fmt: skip
-            assert lines[-1].split() == ["3.142", "4.500", "−2.718", "2.50", "12.3", "(38%)", "1,234"]
+            assert lines[-2].split() == ["3.142", "4.500", "−2.718", "2.50", "12.3", "(38%)", "1,234"]
+            assert lines[-1].split() == ["▄"] * 6  # the course of a single step
 
     def test_none_shows_no_numbers(self):
         out = console()

@@ -15,6 +15,7 @@ from curriq.config.checks import (
     unknown_key,
 )
 from curriq.config.critic import CriticConfig, FeatureName
+from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, SEARCHING, LangevinConfig, ProposerName, RetrievalConfig
 from curriq.config.run import (
     RunConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "DirtName",
+    "EvalConfig",
     "FeatureName",
     "LMConfig",
     "LangevinConfig",

@@ -8,6 +8,7 @@ from typing import Any
 
 from curriq.config.checks import require, unknown_key
 from curriq.config.critic import CriticConfig
+from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
     DataConfig,
@@ -36,6 +37,7 @@ class RunConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    tasks: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -98,6 +100,12 @@ class RunConfig:
     def queries(self) -> int:
         """K, queries per step of Langevin-RAG."""
         return self.langevin.chains or self.train.num_candidates
+
+    @property
+    def method(self) -> str:
+        """What weighs the candidates: the selector's name, or `replay` for those of a recorded curriculum."""
+        replays = bool(self.data.curriculum) and self.data.curriculum_weights
+        return "replay" if replays else self.select.selector
 
     def override(self, **values: Any) -> "RunConfig":
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.

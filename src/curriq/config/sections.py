@@ -108,6 +108,10 @@ class DataConfig:
     """Softmax temperature over cosine similarity to the anchor; low gives a tight topic."""
     topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Sentence-transformer by name or folder, or `hashing` for a quick one without weights."""
+    curriculum: str = ""
+    """Parquet file of `curriq export`: its windows, order and weights replace the stream and the selector."""
+    curriculum_weights: bool = True
+    """Replay the weights too; off keeps the windows and their order, and the selector weighs them."""
     needle: bool = False
     """Needle-in-a-haystack experiment: one fixed window of real text among N−1 constant-token windows;
     the held-out sets are copies of the needle."""
@@ -330,6 +334,9 @@ class LogConfig:
     """Weights & Biases project; empty for none. Needs the extra [wandb]."""
     log_candidates: bool = True
     """Write ids, sources, scores and weights of all candidates as Parquet."""
+    log_windows_mb: float = 200.0
+    """Megabytes of windows (4 bytes per token, once per window) kept for the report's explorer and for
+    `curriq export`; later windows are not kept. 0 keeps none."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """Live display; `auto` takes the bar on a terminal and plain lines elsewhere."""
 
@@ -340,3 +347,4 @@ class LogConfig:
             checkpoint_every=self.checkpoint_every,
             checkpoint_keep=self.checkpoint_keep,
         )
+        require_at_least(0, log_windows_mb=self.log_windows_mb)

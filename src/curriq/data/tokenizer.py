@@ -84,6 +84,11 @@ def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) 
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def serialised(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
+    """Content of a `tokenizer.json` that the library tokenizers opens; empty for a slow tokenizer."""
+    return tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+
+
 def ordinary_ids(tokenizer: "transformers.PreTrainedTokenizerBase") -> Int[np.ndarray, "V"]:
     """Ids of the vocabulary without special tokens, ascending."""
     special = set(tokenizer.all_special_ids)

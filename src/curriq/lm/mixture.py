@@ -216,7 +216,7 @@ def window_features(
 
 
 def last_and_pooled(hidden: Float[Tensor, "n T d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """h_x of Eq. 2, the last token's hidden state, and the mean over tokens; float32 or finer, with gradient."""
+    """h_x of Eq. 2 (the last token's hidden state), and the mean over tokens; float32 or finer."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return hidden[:, -1].to(dtype), hidden.mean(1, dtype=dtype)
 

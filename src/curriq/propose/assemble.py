@@ -1,4 +1,4 @@
-"""Puts Langevin-RAG and its controls together from the settings; `train/run.py` calls it."""
+"""Puts Langevin-RAG and its controls together from the settings; `train/build.py` calls it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

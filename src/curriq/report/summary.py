@@ -49,14 +49,18 @@ def verdict(summary: dict[str, Any]) -> str:
 
     The measure is the Kullback-Leibler divergence of the weight over sources from what was offered.
     """
-    offered, weight = summary["offered_share"], summary["weight_share"]
-    pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
-    divergence = sum(w * math.log(w / o) for w, o in pairs)
+    moved = divergence(summary["weight_share"], summary["offered_share"])
     if summary["selector"] == "uniform":
         return "The uniform baseline weighs every window alike."
-    if divergence < 1e-3:
+    if moved < 1e-3:
         return (
-            f"The policy stayed uniform over sources (divergence {divergence:.1e} nats): "
+            f"The policy stayed uniform over sources (divergence {moved:.1e} nats): "
             f"{summary['selector']} chose nothing here."
         )
-    return f"The weight moved {divergence:.3f} nats away from what was offered."
+    return f"The weight moved {moved:.3f} nats away from what was offered."
+
+
+def divergence(weight: dict[str, float], offered: dict[str, float]) -> float:
+    """Kullback-Leibler divergence of the weight over sources from what was offered, in nats."""
+    pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
+    return sum(w * math.log(w / o) for w, o in pairs)

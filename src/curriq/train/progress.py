@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from curriq.train.sparkline import Trail
 from curriq.types import Metrics
 
 Mode = Literal["auto", "bar", "lines", "none"]
@@ -146,8 +147,13 @@ class Display(AbstractContextManager):
         self.console.print(escape(text), style=style)
 
 
+SPARK_WIDTH = 10
+"""Characters of a course; six of them and their labels fit 80 columns."""
+
+
 class Bar(Display):
-    """A bar with a small table of readings under it, redrawn in place four times a second."""
+    """A bar with a small table of readings under it and their course over the run, redrawn in place four
+    times a second. Plain text, so that it works over ssh."""
 
     def __init__(self, console: Console, pace: Pace) -> None:
         super().__init__(console, pace)
@@ -159,6 +165,7 @@ class Bar(Display):
             console=console,
             expand=True,
         )
+        self._trails = {reading.label: (reading.metric, Trail(SPARK_WIDTH)) for reading in READINGS}
         self._task: TaskID = self._bar.add_task("", total=pace.total, completed=pace.finished)
         self._live = Live(self._frame(), console=console, refresh_per_second=4)
 
@@ -177,6 +184,12 @@ class Bar(Display):
         self._live.stop()
         super().__exit__(kind, error, traceback)
 
+    def update(self, row: Metrics) -> None:
+        for metric, trail in self._trails.values():
+            if metric in row:
+                trail.add(row[metric])
+        super().update(row)
+
     def show(self) -> None:
         self._bar.update(self._task, completed=self.pace.finished)
         self._live.update(self._frame())
@@ -188,6 +201,7 @@ class Bar(Display):
             table.add_column(label, justify="right", no_wrap=True)
         if numbers:
             table.add_row(*numbers.values(), style="bold")
+            table.add_row(*(self._trails[label][1].text() for label in numbers), style="cyan")
         return Group(self._bar, table)
 
 

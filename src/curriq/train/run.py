@@ -1,103 +1,36 @@
-"""Builds a run from its configuration: the only file that knows the concrete classes."""
+"""Starts, resumes and opens runs; `train/build.py` puts them together."""
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
 from curriq import parallel
 from curriq.config import (
-    CriticConfig,
     RunConfig,
-    SelectorName,
-    TokenizerConfig,
     differences,
     flag,
     load_run_config,
     require,
 )
-from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
-from curriq.data.tokenizer import load_tokenizer
-from curriq.errors import CurriqError
-from curriq.lm.effects import EffectProbe
-from curriq.lm.flops import forward_flops, trunk_flops
-from curriq.lm.learner import Learner, ReforwardedAction
-from curriq.lm.mixture import gumbel_top, subset_pass
-from curriq.lm.model import LanguageModel, load_language_model, pick_device
-from curriq.lm.reward import HeldOutReward, NoReward, held_out_loss, window_losses_of
-from curriq.propose.assemble import buffer_proposer
-from curriq.propose.energy import QFunction
-from curriq.propose.needle import NeedleProposer, needle_corpus
-from curriq.propose.stream import StreamProposer
+from curriq.data import check_fingerprint, open_corpus, pin_revision
+from curriq.data.curriculum import open_curriculum
+from curriq.lm.model import load_language_model, pick_device
+from curriq.propose.needle import needle_corpus
 from curriq.rng import Generators
-from curriq.select import (
-    ByLoss,
-    Competence,
-    ExcessLoss,
-    Jittered,
-    RandomK,
-    SoftQ,
-    SourceBandit,
-    Uncertainty,
-    Uniform,
-    UniformUntil,
-)
-from curriq.select.difficulty import (
-    Difficulty,
-    LabelDifficulty,
-    LabelOrRarity,
-    LengthDifficulty,
-    RarityDifficulty,
-    token_characters,
-)
-from curriq.softq.critic import NoCritic, TDCritic, stored_action
-from curriq.softq.features import QInputs
-from curriq.softq.temperature import (
-    FixedBeta,
-    FixedFraction,
-    Governor,
-    LearnedBeta,
-    SolvedBeta,
-    Temperature,
-)
+from curriq.train.build import Run, Workshop, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
-from curriq.train.loop import Components, HeldOut, LoopState
-from curriq.train.meter import Meter, NeedleProbe, Stopwatch
-from curriq.train.phases import resets
-from curriq.train.session import Probe, RunResult, Session
-from curriq.types import Critic, Mixture, Proposer, Selector
+from curriq.train.session import RunResult
 
 logger = logging.getLogger("curriq")
 
 FIXED = (
     *("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size"),
-    *("proposer", "buffer_size", "encoder", "encoder_precision"),
+    *("proposer", "buffer_size", "encoder", "encoder_precision", "curriculum", "curriculum_weights"),
 )
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
-
-
-@dataclass(kw_only=True)
-class Workshop:
-    """What the builders below share."""
-
-    config: RunConfig
-    corpus: Corpus
-    lm: LanguageModel
-    generators: Generators
-    critic: Critic = dataclasses.field(default_factory=NoCritic)
-    extra_flops_per_window: int = 0
-    flops_per_td_update: int = 0
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Pieces in which windows are forwarded."""
-        optim = self.config.optim
-        return {"micro_batch": optim.micro_batch, "chunk_tokens": optim.head_chunk_tokens}
 
 
 def train(config: RunConfig) -> RunResult:
@@ -126,16 +59,6 @@ def resume(run_dir: str | Path, /, **overrides: Any) -> RunResult:
             resume cannot change, or the run is finished.
     """
     return load_run(run_dir, **overrides).session.train()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run that is built and ready: for inspection, or for `session.train()`."""
-
-    config: RunConfig
-    corpus: Corpus
-    lm: LanguageModel
-    session: Session
 
 
 def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
@@ -181,219 +104,9 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
     # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
     lm_config = config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
     lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
-    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators)
-    session = _session(workshop)
+    curriculum = open_curriculum(config, corpus.fingerprint(), corpus.source_names)
+    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators, curriculum=curriculum)
+    session = build_session(workshop)
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)
-
-
-def _session(shop: Workshop) -> Session:
-    config = shop.config
-    learner = Learner(
-        shop.lm,
-        config.optim,
-        config.train.steps,
-        mixture_pass=_subset_pass(shop) if config.train.train_subset else None,
-    )
-    clock = Stopwatch()
-    flops = forward_flops(shop.lm, config.data.window)
-    selector = SELECTORS[config.select.selector](shop)
-    if config.train.q_warmup_steps:
-        selector = UniformUntil(selector, config.train.q_warmup_steps)
-    components = Components(
-        proposer=_proposer(shop),
-        selector=selector,
-        critic=shop.critic,
-        learner=learner,
-        held_out=clock.around(_held_out(shop, learner, selector)),
-        resets=resets(config.train),
-        action_generator=shop.generators("action"),
-    )
-    meter = Meter(
-        shop.corpus.source_names,
-        window=config.data.window,
-        forward_flops=flops,
-        passes=learner.passes,
-        trains=config.train.train_subset or None,
-        extra_flops_per_window=shop.extra_flops_per_window + _recomputed_flops(shop),
-        flops_per_td_update=shop.flops_per_td_update,
-    )
-    sizes = shop.sizes
-    probes: list[Probe] = [clock]
-    if config.data.needle:
-        probes.append(NeedleProbe(shop.corpus.source_names.index("needle")))
-    return Session(
-        config=config,
-        components=components,
-        state=LoopState(),
-        meter=meter,
-        probes=probes,
-        generators=shop.generators,
-        fingerprint=shop.corpus.fingerprint(),
-        save_lm=lambda folder: shop.lm.save(folder, shop.corpus.tokenizer),
-        validate=lambda: held_out_loss(shop.lm, shop.corpus.held_out.validation, **sizes),
-        test=lambda: held_out_loss(shop.lm, shop.corpus.held_out.test, **sizes),
-        device=shop.lm.device,
-    )
-
-
-def _subset_pass(shop: Workshop) -> Callable[..., Mixture]:
-    return subset_pass(gumbel_top(shop.config.train.train_subset, shop.generators("subset")))
-
-
-def _held_out(shop: Workshop, learner: Learner, selector: Selector) -> HeldOut:
-    """Rewards where the critic or the selector needs them, and effects where credit needs those."""
-    train, critic = shop.config.train, shop.config.critic
-    if not (shop.critic.needs_reward or selector.needs_reward):
-        return NoReward()
-    reward = HeldOutReward(
-        shop.lm,
-        shop.corpus.held_out.reward,
-        train.reward_windows,
-        shop.generators("reward"),
-        every=train.reward_every,
-        paired=train.reward == "paired",
-        **shop.sizes,
-    )
-    if not (shop.critic.needs_reward and critic.credit == "counterfactual"):
-        return reward
-    return EffectProbe(
-        learner,
-        reward,
-        windows=critic.probe_windows,
-        decay=critic.probe_decay,
-        generator=shop.generators("probe"),
-        shuffle=critic.shuffle_effects,
-        **shop.sizes,
-    )
-
-
-def _proposer(shop: Workshop) -> Proposer:
-    n = shop.config.train.num_candidates
-    if shop.config.data.needle:
-        return NeedleProposer(shop.corpus, n, shop.generators("needle"))
-    if shop.config.langevin.proposer != "stream":
-        q, parameters = differentiable_q(shop.critic)
-        return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
-    return StreamProposer(shop.corpus.stream, n)
-
-
-def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
-    """Q_φ with a gradient into the features, and φ; nothing without a critic that learns."""
-    if not isinstance(critic, TDCritic):
-        return None, []
-    return critic.differentiable, list(critic.online.parameters())
-
-
-def _recomputed_flops(shop: Workshop) -> int:
-    """Gradient checkpointing forwards the trunk of a window once more for its backward pass."""
-    return trunk_flops(shop.lm, shop.config.data.window) if shop.config.lm.gradient_checkpointing else 0
-
-
-def _soft_q(shop: Workshop) -> Selector:
-    """The paper's method: the critic learns, and its values weigh the mixture unless told not to."""
-    critic = shop.config.critic
-    previous_action = stored_action
-    if critic.td_into_theta:
-        previous_action = ReforwardedAction(shop.lm, critic.td_lambda)
-        trunk = trunk_flops(shop.lm, shop.config.data.window)
-        shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
-    inputs = QInputs(
-        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
-    )
-    temperature = TEMPERATURES[critic.temperature](critic)
-    shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
-    selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
-    if not critic.q_weighting:
-        selector = Uniform()
-    return (
-        Jittered(selector, critic.weight_jitter, shop.generators("jitter"))
-        if critic.weight_jitter
-        else selector
-    )
-
-
-def _random(k: int | None = None) -> Callable[[Workshop], Selector]:
-    return lambda shop: RandomK(k or shop.config.select.random_k, shop.generators("random-k"))
-
-
-def _by_loss(sign: Literal[1, -1]) -> Callable[[Workshop], Selector]:
-    return lambda shop: ByLoss(shop.config.select.selector_temperature, sign)
-
-
-def _competence(shop: Workshop) -> Selector:
-    select = shop.config.select
-    total = select.competence_steps or max(1, shop.config.train.steps // 2)
-    return Competence(DIFFICULTIES[select.difficulty](shop), total, select.competence_initial)
-
-
-def _excess_loss(shop: Workshop) -> Selector:
-    """RHO: losses under a second model, frozen, of the same vocabulary."""
-    config = shop.config
-    reference_config = dataclasses.replace(config.lm, model=config.select.reference_model, dropout=0.0)
-    try:
-        reference = load_language_model(
-            reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device
-        )
-        theirs = load_tokenizer(TokenizerConfig(tokenizer=config.select.reference_model), config.lm, list)
-    except CurriqError as error:
-        # The loaders speak of --model and of training from scratch, which is no way out here.
-        reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0].rstrip(" .")
-        raise CurriqError(
-            f"--reference-model {config.select.reference_model!r} cannot be used "
-            f"({reason.replace('--model', '--reference-model')}). Give the folder or hub name of a trained "
-            "causal language model with its tokenizer; `curriq train --preset reference` trains one."
-        ) from error
-    require(
-        shop.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
-        f"--reference-model {config.select.reference_model!r} was trained with another tokenizer than this "
-        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
-        "sources.",
-    )
-    shop.extra_flops_per_window = forward_flops(reference, config.data.window)
-
-    def reference_loss(tokens: torch.Tensor) -> torch.Tensor:
-        return window_losses_of(reference, tokens, **shop.sizes)
-
-    return ExcessLoss(reference_loss, config.select.selector_temperature)
-
-
-def _bandit(shop: Workshop) -> Selector:
-    select = shop.config.select
-    return SourceBandit(
-        shop.corpus.source_names, select.bandit_exploration, select.bandit_lr, shop.generators("bandit")
-    )
-
-
-SELECTORS: dict[SelectorName, Callable[[Workshop], Selector]] = {
-    "soft-q": _soft_q,
-    "uniform": lambda shop: Uniform(),
-    "random-single": _random(1),
-    "random-k": _random(),
-    "high-loss": _by_loss(+1),
-    "low-loss": _by_loss(-1),
-    "uncertainty": lambda shop: Uncertainty(shop.config.select.selector_temperature),
-    "competence": _competence,
-    "rho": _excess_loss,
-    "bandit": _bandit,
-}
-"""The values of `--selector`."""
-
-DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
-    "auto": lambda shop: LabelOrRarity(shop.lm.vocab_size),
-    "label": lambda shop: LabelDifficulty(),
-    "length": lambda shop: LengthDifficulty(
-        token_characters(lambda ids: str(shop.corpus.tokenizer.decode(ids)), shop.lm.vocab_size)
-    ),
-    "rarity": lambda shop: RarityDifficulty(shop.lm.vocab_size),
-}
-"""The values of `--difficulty`."""
-
-TEMPERATURES: dict[str, Callable[[CriticConfig], Temperature]] = {
-    "fixed": lambda critic: FixedBeta(critic.beta),
-    "fraction": lambda critic: SolvedBeta(FixedFraction(critic.target_fraction)),
-    "governed": lambda critic: SolvedBeta(Governor(critic.target_fraction, full=critic.full_calibration)),
-    "learned": lambda critic: LearnedBeta(FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr),
-}
-"""The values of `--temperature`."""

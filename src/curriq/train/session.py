@@ -17,16 +17,16 @@ import torch
 
 import curriq
 from curriq import parallel
-from curriq.config import RunConfig, to_dict, to_toml
+from curriq.config import RunConfig, to_toml
 from curriq.errors import CurriqError
 from curriq.rng import Generators, derive_seed
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
+from curriq.train.logs import RunLogs
 from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, StepRecord, train_step
 from curriq.train.meter import Meter
-from curriq.train.metrics import CandidateLog, MetricsLog, Sink, TensorBoardSink, WandbSink, write_summary
+from curriq.train.metrics import write_summary
 from curriq.train.progress import make_progress
-from curriq.train.queries import QueryLog
 from curriq.train.storage import new_folder, write_atomically
 from curriq.types import Metrics, merge
 
@@ -67,6 +67,7 @@ class Session:
         validate, test: mean loss of θ on the validation and the test set, nats per token.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], float]
     device: torch.device
+    tokenizer: str = ""
     run_dir: Path = field(init=False)
     last_validation: float | None = None
     _last_saved: Path | None = None
@@ -163,7 +165,7 @@ class Session:
                 "follows the longer schedule)."
             )
 
-    def _step(self, logs: "_Logs | None") -> tuple[StepRecord, Metrics]:
+    def _step(self, logs: RunLogs | None) -> tuple[StepRecord, Metrics]:
         step = self.state.step
         try:
             began = time.perf_counter()
@@ -195,7 +197,7 @@ class Session:
         seconds = time.perf_counter() - began
         return {"validation/loss": loss, "validation/perplexity": _perplexity(loss), "time/evaluate": seconds}
 
-    def _save(self, logs: "_Logs | None") -> None:
+    def _save(self, logs: RunLogs | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
         began = time.perf_counter()
         if logs is not None:
@@ -228,7 +230,7 @@ class Session:
             "generators": self.generators,
         }
 
-    def _stopped_by(self, error: ArithmeticError, step: int, logs: "_Logs | None") -> CurriqError:
+    def _stopped_by(self, error: ArithmeticError, step: int, logs: RunLogs | None) -> CurriqError:
         """Keep the log, and say from which checkpoint to go on and how."""
         if logs is not None:
             logs.flush()
@@ -267,14 +269,15 @@ class Session:
             f"`{again} {smaller}`."
         )
 
-    def _open_logs(self) -> "_Logs":
-        return _Logs(self.config, self.run_dir, self.meter.source_names, self.state.step)
+    def _open_logs(self) -> RunLogs:
+        names = self.meter.source_names
+        return RunLogs(self.config, self.run_dir, names, self.tokenizer, self.state.step)
 
     def _open_folder(self) -> None:
         """Make the run's folder and write down what is about to run."""
         if self._last_saved is None:
             if not self.config.log.run_dir:
-                name = f"{self.config.select.selector}-{self.config.train.seed}"
+                name = f"{self.config.method}-{self.config.train.seed}"
                 self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
                 self.run_dir = new_folder(self.run_dir)
             log = self.run_dir / "metrics.jsonl"
@@ -305,7 +308,7 @@ class Session:
         checkpoint = self._last_saved
         summary: dict[str, Any] = {
             "curriq": curriq.__version__,
-            "selector": self.config.select.selector,
+            "selector": self.config.method,
             "seed": self.config.train.seed,
             "threads": torch.get_num_threads(),
             "finished": self._finished,
@@ -330,54 +333,6 @@ class Session:
             loss = self.test()
             summary |= {"test_loss": loss, "test_perplexity": _perplexity(loss)}
         return summary
-
-
-class _Logs:
-    """The writers of one session, opened and closed together."""
-
-    def __init__(self, config: RunConfig, run_dir: Path, source_names: tuple[str, ...], start: int) -> None:
-        self._metrics = MetricsLog(run_dir, start)
-        self._candidates = CandidateLog(run_dir, source_names, start) if config.log.log_candidates else None
-        self._queries = QueryLog(run_dir, start) if config.log.log_candidates else None
-        self._sinks: list[Sink] = []
-        if config.log.tensorboard:
-            self._sinks.append(TensorBoardSink(run_dir, start))
-        if config.log.wandb:
-            self._sinks.append(WandbSink(config.log.wandb, run_dir, to_dict(config)))
-
-    def write(self, record: StepRecord, row: Metrics) -> None:
-        self._metrics.append(row)
-        for sink in self._sinks:
-            sink.write(row)
-        if self._candidates is not None:
-            mixture = record.mixture
-            self._candidates.append(
-                record.step,
-                record.proposed,
-                record.trained,
-                loss=mixture.features.loss,
-                scores=mixture.scores,
-                weights=mixture.weights,
-                q=record.q,
-                effects=record.effects,
-            )
-        if self._queries is not None:
-            self._queries.append(record.step, record.proposed)
-
-    def flush(self) -> None:
-        self._metrics.flush()
-        if self._candidates is not None:
-            self._candidates.flush()
-        if self._queries is not None:
-            self._queries.flush()
-
-    def __enter__(self) -> "_Logs":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for sink in self._sinks:
-            sink.close()
-        self._metrics.close()
 
 
 @contextmanager

@@ -1,0 +1,209 @@
+"""Downstream tasks by EleutherAI's lm-evaluation-harness, on a model in memory.
+
+The harness is the judge: prompts, choices, normalisation and standard errors are its own. What this module
+adds is that the run around it is left as it was. The harness seeds every global generator, switches the
+model to evaluation mode once and for all, and gives the tokenizer a padding token.
+"""
+
+import copy
+import logging
+import math
+import random
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from curriq.config import LMConfig, TokenizerConfig, missing_extra
+from curriq.data.tokenizer import load_tokenizer
+from curriq.errors import CurriqError
+from curriq.lm.model import LanguageModel, load_language_model, pick_device
+from curriq.types import Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BOOTSTRAP = 1000
+"""Resamples for the standard errors that have no closed form (those of perplexities)."""
+_log = logging.getLogger("curriq")
+
+
+class Harness:
+    """Some tasks, loaded once, and the model that they judge.
+
+    Args:
+        lm: the model; always measured as it is at the call.
+        tokenizer: its tokenizer.
+        tasks: names of tasks, groups or tags.
+        limit: first examples of each task; None for all.
+        fewshot: worked examples before each question; None for the task's own number.
+        path: folder of task files besides the harness's own; empty for none.
+        batch_size: sequences per forward pass.
+
+    Raises:
+        CurriqError: the extra is not installed, a task is unknown, or its data cannot be had.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        tasks: Sequence[str],
+        *,
+        limit: int | None = None,
+        fewshot: int | None = None,
+        path: str = "",
+        batch_size: int = 8,
+    ) -> None:
+        try:
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise missing_extra(
+                f"the tasks {' '.join(tasks)}", f"lm-eval ({error})", "eval", "leave the tasks out"
+            ) from None
+        self._lm = lm
+        self._tasks = list(tasks)
+        self._options = {"limit": limit, "num_fewshot": fewshot, "bootstrap_iters": BOOTSTRAP}
+        own: Any = copy.deepcopy(tokenizer)  # the harness names narrower types than it takes
+        with _quiet(), _untouched(lm):
+            # A task file may take the place of the harness's own, so the folder's names come first.
+            self._manager = TaskManager(include_path=path or None, include_defaults=True)
+            unknown = [task for task in tasks if task not in self._manager.all_tasks]
+            if unknown:
+                raise CurriqError(
+                    f"the harness knows no task {unknown[0]!r}"
+                    + (f", and {path} has no file of it" if path else "")
+                    + ": `lm_eval ls tasks` lists them; a task file of your own goes into --eval-tasks-path "
+                    "(for `curriq eval`: --path)."
+                )
+            self._model = HFLM(
+                pretrained=lm.network,
+                tokenizer=own,
+                backend="causal",
+                batch_size=batch_size,
+            )
+
+    def scores(self) -> list[Score]:
+        """Judge the model as it is now.
+
+        Raises:
+            CurriqError: the data of a task cannot be had, or a task asks for what the model cannot do.
+        """
+        from lm_eval import simple_evaluate
+
+        with _quiet(), _untouched(self._lm):
+            try:
+                results = simple_evaluate(
+                    model=self._model, tasks=self._tasks, task_manager=self._manager, **self._options
+                )
+            except (OSError, ValueError, ConnectionError) as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise CurriqError(
+                    f"the tasks {' '.join(self._tasks)} cannot be scored ({first}). Their data come from the "
+                    "hub unless a task file names local ones; docs/tasks.md shows such a file."
+                ) from error
+        assert results is not None  # None is for ranks other than 0, and the harness knows of one process
+        return list(_scores(results, self._tasks))
+
+
+def score_folder(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    path: str = "",
+    batch_size: int = 8,
+    device: str = "auto",
+) -> list[Score]:
+    """Open a Hugging Face folder and judge its model; the other arguments are those of `Harness`.
+
+    Raises:
+        CurriqError: the model cannot be opened, or as `Harness`.
+    """
+    config = LMConfig(model=str(folder))
+    tokenizer = load_tokenizer(TokenizerConfig(tokenizer=str(folder)), config, list)
+    lm = load_language_model(config, tokenizer, 2, 0, pick_device(device))
+    harness = Harness(lm, tokenizer, tasks, limit=limit, fewshot=fewshot, path=path, batch_size=batch_size)
+    return harness.scores()
+
+
+def _scores(results: Any, wanted: Iterable[str]) -> Iterable[Score]:
+    """The asked-for tasks and groups in their order; of a tag, its tasks."""
+    table = results["results"]
+    names = [name for name in wanted if name in table] or list(table)
+    tagged = [name for name in wanted if name not in table]
+    if tagged and len(names) < len(table):
+        inside = {member for name in names for member in _leaves(results, name)}
+        names += [name for name in table if name not in names and name not in inside]
+    for name in names:
+        chance = _chance(results, name)
+        for key, value in table[name].items():
+            measure, _, filtered = key.partition(",")
+            if not filtered or measure.endswith("_stderr") or not isinstance(value, float | int):
+                continue
+            stderr = table[name].get(f"{measure}_stderr,{filtered}")
+            known = isinstance(stderr, float | int) and math.isfinite(stderr)
+            yield Score(
+                task=name,
+                measure=measure if filtered == "none" else f"{measure}-{filtered}",
+                value=float(value),
+                stderr=float(stderr) if known else None,
+                chance=chance if measure.startswith("acc") else None,
+                examples=sum(len(results["samples"].get(leaf, ())) for leaf in _leaves(results, name)),
+            )
+
+
+def _leaves(results: Any, name: str) -> list[str]:
+    """The tasks that a group is made of; a task is made of itself."""
+    members = results.get("group_subtasks", {}).get(name) or []
+    return [leaf for member in members for leaf in _leaves(results, member)] or [name]
+
+
+def _chance(results: Any, name: str) -> float | None:
+    """Mean over the examples of 1 over the number of choices; None without choices."""
+    guesses = []
+    for leaf in _leaves(results, name):
+        if results["configs"].get(leaf, {}).get("output_type") != "multiple_choice":
+            return None
+        guesses += [1 / max(1, len(sample["arguments"])) for sample in results["samples"].get(leaf, ())]
+    return float(np.mean(guesses)) if guesses else None
+
+
+@contextmanager
+def _untouched(lm: LanguageModel) -> Generator[None]:
+    """Global generators and the model's mode are afterwards what they were; no dropout in between."""
+    python, numpy = random.getstate(), np.random.get_state()
+    training = lm.network.training
+    try:
+        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), torch.no_grad():
+            lm.network.eval()
+            yield
+    finally:
+        lm.network.train(training)
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """The harness's own messages and bars, which would tear the display of a run, are left out."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "lm_eval.models.huggingface")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

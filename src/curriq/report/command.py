@@ -1,0 +1,195 @@
+"""`curriq report`: one page of one run, of some runs, or of a comparison."""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import curriq
+from curriq.config import missing_extra
+from curriq.errors import CurriqError
+from curriq.report.chart import Section
+from curriq.report.explore import explorer
+from curriq.report.figures import save_figures
+from curriq.report.helped import comparison_helped, runs_helped
+from curriq.report.learned import learned_from
+from curriq.report.page import render
+from curriq.report.policy import policy_health
+from curriq.report.ran import retrieval, what_ran
+from curriq.report.runlog import Detail, RunLog, load_run_log
+from curriq.report.topics import Embed
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All sections, before they become a page or figures."""
+
+    title: str
+    overview: list[Section]
+    runs: list[tuple[str, list[Section]]]
+
+    def page(self, live: float | None = None) -> str:
+        made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+        detail = "Long runs are drawn in buckets of steps: the line is a bucket's mean, the band its range."
+        facts = f"Made by curriq {curriq.__version__} on {made} from the log alone; {{size}}. {detail}"
+        # A page that is polled must not change while its data do not.
+        return render(self.title, self.overview, self.runs, facts if live is None else detail, live)
+
+    def figures(self, folder: Path, axis: str) -> list[Path]:
+        written = save_figures(self.overview, folder, axis)
+        for label, sections in self.runs:
+            prefix = "" if len(self.runs) == 1 else "".join(c if c.isalnum() else "-" for c in label) + "-"
+            written += save_figures(sections, folder, axis, prefix)
+        return written
+
+
+def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = None) -> int:
+    """The command; returns the exit status.
+
+    Args:
+        load_embed: opens the encoder that `--encoder` names; it may use torch, this package may not.
+    """
+    parser = argparse.ArgumentParser(
+        prog="curriq report",
+        description="Write one HTML file that shows what runs did, from their logs alone, and the same "
+        "charts as PNG and SVG.",
+    )
+    parser.add_argument(
+        "RUN", type=Path, nargs="+", help="folder of a run, or of a comparison (with comparison.json)"
+    )
+    parser.add_argument("--out", type=Path, help="the page (default: report.html in the only RUN, or here)")
+    parser.add_argument(
+        "--figures", type=Path, help="folder of the figures (default: figures beside the page)"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="write the page only")
+    parser.add_argument(
+        "--axis",
+        choices=("step", "windows", "tokens", "FLOPs", "seconds"),
+        default="windows",
+        help="x-axis of the figures (default: windows; the page lets its reader choose)",
+    )
+    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
+    parser.add_argument(
+        "--encoder",
+        default="",
+        help="sentence-transformer by name or folder for the topics (default: TF-IDF, which needs no model)",
+    )
+    options = parser.parse_args(list(arguments))
+    if not 0 <= options.topics <= 32:
+        raise CurriqError(f"--topics {options.topics}: choose from 0 (none) to 32.")
+    embed = load_embed(options.encoder) if options.encoder and load_embed is not None else None
+    report = build(
+        options.RUN, topics=options.topics, embed=embed, say=lambda text: print(text, file=sys.stderr)
+    )
+    only = options.RUN[0] if len(options.RUN) == 1 else Path()
+    out = options.out or only / "report.html"
+    _write(out, report.page())
+    print(f"report   {out} ({out.stat().st_size / 1e6:.2f} MB)")
+    if not options.no_figures:
+        print(_figures(report, options.figures or out.parent / "figures", options.axis))
+    return 0
+
+
+def build(
+    folders: list[Path], *, topics: int = 8, embed: Embed | None = None, say: Say = lambda text: None
+) -> Report:
+    """Read runs and comparisons, and say what they show.
+
+    Args:
+        folders: of runs, or of comparisons.
+        topics: clusters of the windows.
+        embed: embeds texts for them; TF-IDF when None.
+        say: takes a line of progress per run when there are several.
+
+    Raises:
+        CurriqError: a folder is neither, or a file in it is damaged.
+    """
+    comparisons = [folder for folder in folders if (folder / "comparison.json").exists()]
+    if comparisons and len(folders) > 1:
+        raise CurriqError(f"{comparisons[0]} is a comparison: give it alone, or give folders of single runs.")
+    result = _comparison(comparisons[0]) if comparisons else None
+    places = _runs_of(result, comparisons[0]) if result is not None else _labelled(folders)
+    detail = Detail.of(len(places), topics)
+    runs = []
+    for number, (label, folder) in enumerate(places, 1):
+        if len(places) > 1:
+            say(f"reading {number}/{len(places)}: {folder}")
+        runs.append(load_run_log(folder, label, detail, embed))
+    first = comparison_helped(result, runs) if result is not None else runs_helped(runs)
+    name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
+    return Report(f"curriq: {name}", [first], [(run.label, sections_of(run)) for run in runs])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def sections_of(run: RunLog) -> list[Section]:
+    """The sections about one run, in the order of the questions."""
+    sections = (learned_from(run), policy_health(run), explorer(run), retrieval(run), what_ran(run))
+    return [section for section in sections if section is not None]
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    path = folder / "comparison.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CurriqError(f"{path} is damaged ({error}): compare again, finished runs are kept.") from None
+
+
+def _runs_of(result: dict[str, Any], folder: Path) -> list[tuple[str, Path]]:
+    """The finished runs of a comparison, the baseline's last. Their paths hold where the comparison ran; it
+    may have moved."""
+    places = []
+    several = len(result["streams"]) > 1
+    for stream, arms in result["streams"].items():
+        for arm in sorted(arms, key=lambda name: name == result["baseline"]):
+            for run in arms[arm]["runs"]:
+                name = Path(run["folder"]).name
+                moved = folder / stream / name
+                path = moved if moved.is_dir() else Path(run["folder"])
+                if run["finished"] and (path / "metrics.jsonl").exists():
+                    places.append((f"{stream}/{name}" if several else name, path))
+    return places
+
+
+def _labelled(folders: list[Path]) -> list[tuple[str, Path]]:
+    """Each run under the shortest end of its path that tells it from the others."""
+    for folder in folders:
+        if not (folder / "metrics.jsonl").exists():
+            raise CurriqError(
+                f"{folder} is neither the folder of a run (it has no metrics.jsonl) nor of a comparison "
+                "(no comparison.json): give one that `curriq train` or `curriq compare` has written."
+            )
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return list(zip(labels, folders, strict=True))
+    raise CurriqError(f"{folders[0]} is given twice: name every run once.")
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise CurriqError(f"--out {path} cannot be written: {error.strerror}.") from None
+
+
+def _figures(report: Report, folder: Path, axis: str) -> str:
+    try:
+        written = report.figures(folder, axis)
+    except ImportError:
+        missing = missing_extra("drawing them", "matplotlib", "report", "use the page")
+        return f"figures  none: {missing}"
+    except OSError as error:
+        raise CurriqError(f"--figures {folder} cannot be written: {error.strerror}.") from None
+    return f"figures  {len(written)} in {folder} (PNG and SVG)"

@@ -1,0 +1,93 @@
+"""One HTML file that holds everything: it opens from a disk, without a network and without a library.
+
+The charts are drawn by some hundred lines of our own (`assets/charts.js`) and not by plotly: the whole page
+of a run then has a few hundred kilobytes instead of five megabytes, follows light and dark by style sheet,
+and can be refreshed in place by `curriq watch`. Nothing of a run becomes markup: it travels as JSON, and the
+scripts put it into text nodes. A content security policy allows that one script and no connection.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+from curriq.report.chart import Section, section_json
+
+LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B8578F", "#B87900", "#3A9BD1", "#000000")
+"""Palette of Okabe and Ito (2008) as in `comparison.COLOURS`, the pale ones darkened to a contrast of 3 on
+white."""
+DARK = ("#4AA8E0", "#F0813A", "#2CC295", "#DE94BC", "#E8A81C", "#8CCBF2", "#E6E9EC")
+"""The same hues for a dark ground."""
+SCRIPTS = ("charts.js", "explorer.js", "page.js")
+
+Json = dict[str, Any]
+
+
+def render(
+    title: str,
+    overview: list[Section],
+    runs: list[tuple[str, list[Section]]],
+    facts: str,
+    live: float | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        title: of the page; plain text.
+        overview: sections about all runs.
+        runs: name and sections of each run; the reader chooses one.
+        facts: last line of the page. `{size}` becomes the size of the page.
+        live: seconds between refreshes when `curriq watch` serves the page; None for a file.
+    """
+    blocks = [
+        _data(f"run-{index}", {"sections": [section_json(section) for section in sections]})
+        for index, (_, sections) in enumerate(runs)
+    ]
+    script = '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = _asset("page.css").replace("/*LIGHT*/", _variables(LIGHT)).replace("/*DARK*/", _variables(DARK))
+    style = style.replace("/*CLASSES*/", _classes())
+    size = len(script) + len(style) + sum(len(block.encode()) for block in blocks)
+    head = {
+        "sections": [section_json(section) for section in overview],
+        "runs": [label for label, _ in runs],
+        "facts": facts.replace("{size}", f"{size / 1e6:.2f} MB"),
+        "live": live,
+    }
+    blocks.insert(0, _data("overview", head))
+    version = hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+    pieces = {
+        "version": version,
+        "hash": f"sha256-{digest}",
+        "connect": "'self'" if live else "'none'",
+        "title": html.escape(title),
+        "css": style,
+        "script": script,
+        "data": "\n".join(blocks),
+    }
+    # One pass, so that a piece that looks like a placeholder stays what it is.
+    return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], _asset("page.html"))
+
+
+def _data(identity: str, content: Json) -> str:
+    """A block that a browser reads as data: no `<` in it can end the block."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # A lone surrogate is no valid UTF-8.
+    text = text.encode("utf-8", "replace").decode()
+    return f'<script type="application/json" id="{identity}">{text}</script>'
+
+
+def _asset(name: str) -> str:
+    return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _variables(colours: tuple[str, ...]) -> str:
+    return " ".join(f"--c{index}: {colour};" for index, colour in enumerate(colours))
+
+
+def _classes() -> str:
+    return "\n".join(f".c{index} {{ --s: var(--c{index}); }}" for index in range(len(LIGHT)))

@@ -1,0 +1,149 @@
+"""`curriq watch`: the report of a run that goes on, on this machine only and read-only."""
+
+import argparse
+import html
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from curriq.errors import CurriqError
+from curriq.report.command import build
+
+HOST = "127.0.0.1"
+READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "eval")
+"""What in a folder changes the page when it changes."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+class LivePage:
+    """The page of some runs, made again only when their logs have grown.
+
+    Args:
+        folders: of runs or of one comparison.
+        every: seconds between the refreshes of the page.
+        topics: clusters of the windows.
+        share: greatest share of the time that making pages may take, so that the run itself is not slowed.
+    """
+
+    def __init__(self, folders: list[Path], every: float, topics: int, share: float = 0.1) -> None:
+        self._folders = folders
+        self._every = every
+        self._topics = topics
+        self._share = share
+        self._lock = threading.Lock()
+        self._made: tuple[int, str] | None = None
+        self._stamp: Stamp = ()
+        self._not_before = 0.0
+
+    def get(self) -> tuple[int, str]:
+        """HTTP status and content; a run that cannot be read yet gives 503 and says why."""
+        with self._lock:
+            began = time.monotonic()
+            if self._made is not None and began < self._not_before:
+                return self._made
+            try:
+                stamp = self._logs()
+                if self._made is None or stamp != self._stamp:
+                    self._made = 200, build(self._folders, topics=self._topics).page(self._every)
+                    self._stamp = stamp
+            except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
+                self._made, self._stamp = (503, waiting(str(error), self._every)), ()
+            ended = time.monotonic()
+            self._not_before = ended + (ended - began) * (1 / self._share - 1)
+            return self._made
+
+    def _logs(self) -> Stamp:
+        """Name, size and time of every file that the page is made of."""
+        found = []
+        for folder in self._folders:
+            for name in READ:
+                path = folder / name
+                for file in sorted(path.glob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        stat = file.stat()
+                        found.append((str(file), stat.st_size, stat.st_mtime_ns))
+        return tuple(found)
+
+
+def waiting(reason: str, every: float) -> str:
+    """A page that asks again by itself until there is something to show."""
+    return (
+        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{every:g}">'
+        f"<title>curriq watch</title><p>Nothing to show yet: {html.escape(reason)}</p>"
+    )
+
+
+def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTPServer:
+    """A server on the loopback interface that answers GET / and nothing else.
+
+    Raises:
+        CurriqError: the port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # A name that some web site resolves to this address must not read the page.
+            host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            if host not in (HOST, "localhost"):
+                self.send_error(403, "this page is for this machine only")
+            elif self.path.partition("?")[0] != "/":
+                self.send_error(404)
+            else:
+                self._answer(*page())
+
+        do_HEAD = do_GET
+
+        def _answer(self, status: int, content: str) -> None:
+            body = content.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Requests are no news."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise CurriqError(
+            f"--port {port} cannot be opened ({error.strerror}): give another one; 0 takes a free one."
+        ) from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; serves until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="curriq watch",
+        description="Serve the report of a run that goes on, refreshing, to browsers on this machine only. "
+        "Over ssh, forward the port: ssh -L 8642:localhost:8642 HOST.",
+    )
+    parser.add_argument("RUN", type=Path, nargs="+", help="folder of a run, or of a comparison")
+    parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
+    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
+    options = parser.parse_args(list(arguments))
+    if not options.every >= 1:
+        raise CurriqError(f"--every {options.every}: give at least 1 second.")
+    if not 0 <= options.port <= 65535:
+        raise CurriqError(f"--port {options.port}: a port lies between 0 and 65535.")
+    missing = [folder for folder in options.RUN if not folder.is_dir()]
+    if missing:
+        raise CurriqError(f"{missing[0]} is no folder: give one that `curriq train` writes.")
+    page = LivePage(options.RUN, options.every, options.topics)
+    with make_server(page.get, options.port) as server:
+        print(f"watching {', '.join(map(str, options.RUN))} at http://localhost:{server.server_port}/")
+        print("Ctrl-C ends the watching, not the run.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("", file=sys.stderr)
+    return 0

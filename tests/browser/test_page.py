@@ -1,0 +1,248 @@
+"""The page in a real browser: it draws without an error, its controls work, hostile text does no harm."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.reports import write_run
+
+from curriq.report.command import build
+from curriq.report.watch import LivePage, make_server
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: the page is not tested in a browser"
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not tested in a browser"),
+]
+SECONDS = 15
+HOSTILE = (
+    "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'> \u202ereversed\u202c ",
+    "x" * 1_000_000,
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page with whatever went wrong in it."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.page = browser.new_page(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.page.set_default_timeout(SECONDS * 1000)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+        self.page.wait_for_selector("html[data-ready]")
+
+    def scroll_through(self) -> None:
+        """Bring every chart into view, so that it draws."""
+        for chart in self.page.query_selector_all("figure.chart"):
+            chart.scroll_into_view_if_needed()
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('figure.chart .plot')].every(p => p.firstChild)"
+        )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with everything that a run can have."""
+    folder = write_run(tmp_path_factory.mktemp("run"), steps=60, shift=30, effect=True, tasks=True)
+    (folder / "report.html").write_text(build([folder]).page(), encoding="utf-8")
+    return folder / "report.html"
+
+
+@pytest.fixture
+def opened(browser: Any, report: Path) -> Iterator[Opened]:
+    opened = Opened(browser, report.as_uri())
+    yield opened
+    assert opened.errors == []
+    assert opened.requests == [report.as_uri()]  # no network: the file is all there is
+    opened.page.close()
+
+
+def test_every_view_draws(opened: Opened):
+    page = opened.page
+    opened.scroll_through()
+    assert [s.get_attribute("id") for s in page.query_selector_all("main > section")] == [
+        *("did-it-help", "learned", "policy", "why", "ran")
+    ]
+    for chart in page.query_selector_all("figure.chart"):
+        assert chart.query_selector("svg path[d^=M], svg circle"), chart.get_attribute("id")
+        assert "NaN" not in chart.inner_html(), chart.get_attribute("id")
+    assert page.query_selector("#chart-preference .mark-label").text_content() == "stage 2"
+    assert page.query_selector("#chart-task-hellaswag-acc_norm .level-label").text_content() == "chance"
+
+
+def test_the_axis_changes_in_all_charts(opened: Opened):
+    opened.scroll_through()
+    labels = "[...document.querySelectorAll('#chart-validation .axis-label')].map(n => n.textContent)"
+    assert opened.page.evaluate(labels)[0] == "step"
+    opened.page.select_option("#axis", "tokens")
+    assert opened.page.evaluate(labels)[0] == "tokens"
+
+
+def test_step_slider_and_order(opened: Opened):
+    page = opened.page
+    slider = page.locator("input.time")
+    first = page.locator("article.window").first
+    slider.focus()
+    page.keyboard.press("Home")
+    assert page.locator("output.where").text_content() == "0"
+    assert page.locator("article.window").count() == 8
+    at_zero = first.text_content()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("output.where").text_content() != "0"
+    assert first.text_content() != at_zero
+    page.get_by_label("order", exact=True).select_option("weight")
+    weights = [float(text) for text in page.locator("article.window .number.by b").all_text_contents()]
+    highest, lowest = weights[:4], weights[4:]
+    assert highest == sorted(highest, reverse=True)
+    assert lowest == sorted(lowest)
+    assert min(highest) >= max(lowest)
+
+
+def test_search_and_follow(opened: Opened):
+    page = opened.page
+    page.locator("input.search").fill("HARVEST")
+    marks = page.locator("article.window mark").all_text_contents()
+    assert marks
+    assert set(marks) == {"harvest"}
+    assert page.locator(".count").text_content().split()[0] == str(page.locator("article.window").count())
+    page.locator("article.window button.to").first.click()
+    follow = page.locator(".follow")
+    assert "offered" in follow.text_content()
+    assert follow.locator("tbody tr").count() == int(
+        follow.locator("h5").text_content().split("offered ")[1].split()[0]
+    )
+    page.locator("input.search").fill("no such text anywhere")
+    assert page.locator("article.window").count() == 0
+
+
+def test_a_chart_is_read_by_keyboard_and_pointer(opened: Opened):
+    page = opened.page
+    plot = page.locator("#chart-validation .plot")
+    plot.focus()
+    page.wait_for_selector("#chart-validation svg")
+    page.keyboard.press("Home")
+    assert "step 9" in page.locator("#chart-validation .readout").text_content()
+    page.keyboard.press("ArrowRight")
+    assert "step 19" in page.locator("#chart-validation .readout").text_content()
+    page.keyboard.press("Escape")
+    assert page.locator("#chart-validation .readout").text_content() == ""
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 50)
+    assert "step 59" in page.locator("#chart-validation .readout").text_content()
+
+
+def test_a_line_can_be_hidden(opened: Opened):
+    opened.scroll_through()
+    button = opened.page.locator("#chart-preference .legend button").first
+    lines = opened.page.locator("#chart-preference path.line")
+    assert lines.count() == 2
+    button.click()
+    assert lines.count() == 1
+    assert (
+        opened.page.locator("#chart-preference .legend button").first.get_attribute("aria-pressed") == "false"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_width_and_theme(browser: Any, report: Path, scheme: str, width: int):
+    """No sideways scrolling, and text that stands out from its ground by at least 4.5 to 1."""
+    opened = Opened(browser, report.as_uri(), viewport={"width": width, "height": 800}, color_scheme=scheme)
+    opened.scroll_through()
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    contrast = opened.page.evaluate(
+        """() => {
+          const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map((v) => v / 255)
+            .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+          const ground = light(getComputedStyle(document.body).backgroundColor);
+          return ['.answer', 'figcaption', 'nav a', 'h4', '.window .number'].map((s) => {
+            const text = light(getComputedStyle(document.querySelector(s)).color);
+            return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05); });
+        }"""
+    )
+    assert min(contrast) >= 4.5
+    assert opened.errors == []
+    opened.page.close()
+
+
+def test_hostile_text_does_no_harm(browser: Any, tmp_path: Path):
+    write_run(tmp_path, steps=12, sources=("<b onclick=harm()>\u202eevil", "long"), texts=HOSTILE, window=40)
+    path = tmp_path / "report.html"
+    path.write_text(build([tmp_path]).page(), encoding="utf-8")
+    assert path.stat().st_size < 1e6
+    opened = Opened(browser, path.as_uri())
+    opened.scroll_through()
+    page = opened.page
+    assert page.evaluate("window.harm") is None
+    assert page.query_selector("main img, main script") is None
+    assert page.query_selector("main b[onclick]") is None
+    shown = page.locator("main").text_content()
+    assert "window.harm = 1" in shown.replace("\n", "")
+    assert "\u202e" not in shown
+    assert "⟨U+202E⟩evil" in shown
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert opened.errors == []
+    page.close()
+
+
+def test_many_runs_are_chosen_from_a_list(browser: Any, tmp_path: Path):
+    folders = [write_run(tmp_path / name, steps=20, seed=seed) for seed, name in enumerate("abc")]
+    path = tmp_path / "report.html"
+    path.write_text(build(folders).page(), encoding="utf-8")
+    opened = Opened(browser, path.as_uri())
+    page = opened.page
+    assert page.locator("#run option").all_text_contents() == ["a", "b", "c"]
+    opened.scroll_through()
+    assert page.locator("#chart-validation .legend button").count() == 3
+    page.select_option("#run", "2")
+    assert page.locator("#learned h2 small").text_content() == "c"
+    opened.scroll_through()
+    assert opened.errors == []
+    page.close()
+
+
+def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
+    """New steps come in by themselves; the reader's choices stay."""
+    write_run(tmp_path, steps=10)
+    with make_server(LivePage([tmp_path], 1.0, topics=0, share=1.0).get, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            opened = Opened(browser, f"http://localhost:{server.server_port}/")
+            page = opened.page
+            page.select_option("#axis", "tokens")
+            page.locator("#axis").blur()
+            page.locator("#ran .answer", has_text="10 of 10").wait_for()
+            log = tmp_path / "metrics.jsonl"
+            last = log.read_text().splitlines()[-1]
+            with log.open("a") as file:
+                file.write(last.replace('"step": 9', '"step": 10') + "\n")
+            page.locator("#ran .answer", has_text="11 of 10").wait_for()
+            assert page.locator("#axis").input_value() == "tokens"
+            assert "live" in page.locator("#live").text_content()
+            assert opened.errors == []
+            page.close()
+        finally:
+            server.shutdown()
+            thread.join()
