@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.runs import SETTINGS, Finished, assert_same_run, tiny
 
-from curriq.config import RunConfig, SelectorName, SourceConfig
+from curriq.config import RunConfig, SelectorName, SourceConfig, field_owners
+from curriq.presets import preset
 from curriq.report.read import read_metrics, read_summary
 from curriq.train.registry import GROUPS, SUMMARY, find
 from curriq.train.run import prepare, resume, train
@@ -27,10 +28,21 @@ RAG: dict[str, Any] = {
     "langevin_steps": 3,
 }
 """Algorithm 2 in miniature; the ring goes round once in six steps."""
+RECOMMENDED = {
+    name: getattr(getattr(preset("recommended"), section), name)
+    for name, section in field_owners().items()
+    if section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed")
+}
 EXTRAS: dict[str, dict[str, Any]] = {
     "no q-weighting": {"q_weighting": False},
     "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
-    "mixture credit": {"credit": "mixture"},
+    "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
+    "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
+    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
+    "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
+    "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
+    "rewards in some steps": {"reward_every": 3, "reward": "paired"},
+    "subset": {"train_subset": 3},
     "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
     "q warm-up": {"q_warmup_steps": 2},
     "reset theta": {"reset_theta": True},
@@ -144,7 +156,8 @@ class TestEveryComposition:
         for k, row in enumerate(run.rows):
             weights = [w for w, step in zip(table["weight"], offered, strict=True) if step == k]
             losses = [x for x, step in zip(table["loss"], offered, strict=True) if step == k]
-            trained = sum(x is not None for x in losses)
+            scored = sum(x is not None for x in losses)
+            trained = min(scored, runs.configure(name).train.train_subset or N)
             trained_so_far += trained
             effective = 1 / sum(w * w for w in weights)
             effective_so_far += effective

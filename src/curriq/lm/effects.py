@@ -111,7 +111,7 @@ class EffectProbe:
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        weights = torch.full((len(windows),), 1 / len(windows), device=self._lm.device)
+        weights = torch.full((len(windows),), 1 / len(windows), device=self._lm.device, dtype=torch.float64)
         with self._lm.without_dropout():
             loss = weighted_gradient(self._lm, windows, weights, **self._sizes)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -141,8 +141,9 @@ class EffectProbe:
         return parallel.gather_rows(local, len(tokens))
 
     def state_dict(self) -> State:
+        average = self._average
         return {
-            "average": self._average,
+            "average": None if average is None else [piece.clone() for piece in average],
             "probes": self._probes,
             "generator": self._generator.get_state(),
             "reward": self._reward.state_dict(),
@@ -150,7 +151,9 @@ class EffectProbe:
 
     def load_state_dict(self, state: State) -> None:
         average = state["average"]
-        self._average = None if average is None else [piece.to(self._lm.device) for piece in average]
+        self._average = (
+            None if average is None else [piece.to(self._lm.device, copy=True) for piece in average]
+        )
         self._probes = state["probes"]
         self._generator.set_state(state["generator"])
         self._reward.load_state_dict(state["reward"])

@@ -1,0 +1,196 @@
+"""Measured effects against brute force: train on one window alone, and see what it does to held-out text."""
+
+import copy
+
+import pytest
+import torch
+from tests.helpers import random_candidates, tiny_lm
+
+from curriq.config import OptimConfig
+from curriq.lm.effects import EffectProbe
+from curriq.lm.learner import Learner
+from curriq.lm.mixture import single_pass
+from curriq.lm.reward import HeldOutReward, held_out_loss, window_losses_of
+from curriq.types import Candidates, Features, Mixture
+
+N, T, M = 8, 8, 5
+SIZES = {"micro_batch": 4, "chunk_tokens": 64}
+
+
+def uniform(part: Candidates, features: Features) -> torch.Tensor:
+    return torch.zeros_like(features.loss)
+
+
+class Setting:
+    """A small model in float64 that has been trained for a few steps, its held-out text and candidates."""
+
+    def __init__(
+        self, *, precision: str = "float64", shuffle: bool = False, probed: int = 99, steps: int = 5
+    ) -> None:
+        self.lm = tiny_lm("llama")
+        if precision == "float64":
+            self.lm.network.double()
+        config = OptimConfig(lm_lr=1e-3, lr_schedule="constant", lr_warmup_steps=0, grad_clip=1e9, **MICRO)
+        self.learner = Learner(self.lm, config, 100)
+        for k in range(steps):
+            self.learner.accumulate(random_candidates(N, T, seed=50 + k), uniform, False)
+            self.learner.update(k)
+        self.held_out = random_candidates(M, T, seed=7).tokens
+        self.candidates = random_candidates(N, T, seed=3)
+        generator = torch.Generator().manual_seed(0)
+        self.reward = HeldOutReward(self.lm, self.held_out, M, generator, paired=True, **SIZES)
+        self.probe = EffectProbe(
+            self.learner,
+            self.reward,
+            windows=probed,
+            decay=0.0,
+            generator=torch.Generator().manual_seed(1),
+            shuffle=shuffle,
+            **SIZES,
+        )
+
+    def mixture(self) -> Mixture:
+        return self.learner.accumulate(self.candidates, uniform, False)
+
+
+MICRO = {"micro_batch": 4, "head_chunk_tokens": 64}
+
+
+def brute_force(setting: Setting, size: float) -> list[float]:
+    """Gain in held-out log-probability per unit of `size`, of a preconditioned step on each window alone."""
+    lm = setting.lm
+    start = [p.detach().clone() for p in lm.parameters]
+    before = held_out_loss(lm, setting.held_out, **SIZES)
+    frozen = copy.deepcopy(setting.learner.optimizer.state_dict()["state"])
+    beta2 = setting.learner.config.adam_beta2
+    gains = []
+    for i in range(N):
+        single_pass(lm, setting.candidates.take(slice(i, i + 1)), uniform, **SIZES)
+        with torch.no_grad():
+            for index, p in enumerate(lm.parameters):
+                state = frozen[index]
+                corrected = state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))
+                p -= size * p.grad / (corrected.sqrt() + 1e-8)
+        gains.append((before - held_out_loss(lm, setting.held_out, **SIZES)) / size)
+        with torch.no_grad():
+            for p, value in zip(lm.parameters, start, strict=True):
+                p.copy_(value)
+    return gains
+
+
+def test_effects_are_what_training_on_a_window_alone_does() -> None:
+    """In the limit of small steps; exact but for the held-out gradient's own share of the second moment."""
+    setting = Setting(steps=100)  # long enough for one gradient to be a small share of the second moment
+    effects = setting.probe.before(0, setting.candidates, setting.mixture())
+    measured = effects.effect / setting.learner.rate(0)
+    expected = torch.tensor(brute_force(setting, 1e-7), dtype=torch.float64)
+    assert effects.rows.tolist() == list(range(N))
+    assert torch.corrcoef(torch.stack([measured, expected]))[0, 1] > 0.995
+    assert (measured - expected).norm() < 0.1 * expected.norm()
+    assert expected.std() > 0.1 * expected.abs().mean()  # the windows differ, or the test would say nothing
+
+
+def test_the_mixture_is_the_weighted_mean_of_the_windows_effects() -> None:
+    setting = Setting()
+    mixture = setting.learner.accumulate(setting.candidates, lambda part, f: f.loss * 2, False)
+    effects = setting.probe.before(0, setting.candidates, mixture)
+    assert effects.mixture == pytest.approx((mixture.weights * effects.effect).sum().item())
+
+
+def test_float32_agrees_with_float64() -> None:
+    """Rounding stays far below the effects, at the step size that the probe takes."""
+    exact, rounded = Setting(), Setting(precision="float32")
+    ours = rounded.probe.before(0, rounded.candidates, rounded.mixture()).effect.double()
+    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
+    setting = Setting(precision="float32")
+    mixture = setting.mixture()
+    theta = [p.detach().clone() for p in setting.lm.parameters]
+    gradient = [p.grad.clone() for p in setting.lm.parameters]
+    setting.probe.before(0, setting.candidates, mixture)
+    for p, value, grad in zip(setting.lm.parameters, theta, gradient, strict=True):
+        assert torch.equal(p, value)
+        assert torch.equal(p.grad, grad)
+
+
+def test_the_paired_reward_uses_the_loss_that_the_gradient_has_measured() -> None:
+    setting = Setting()
+    before = held_out_loss(setting.lm, setting.held_out, **SIZES)
+    setting.probe.before(0, setting.candidates, setting.mixture())
+    setting.learner.update(0)
+    reward, metrics = setting.probe.after(0)
+    assert reward == pytest.approx(before - held_out_loss(setting.lm, setting.held_out, **SIZES), abs=1e-12)
+    # Gradient: forward and backward of M; effects: a forward of N; reward: a forward of M.
+    assert metrics == {"held_out/forwards": 3 * M + N + M}
+
+
+def test_a_part_of_the_windows_is_drawn_and_has_the_same_effects() -> None:
+    whole, part = Setting(), Setting(probed=3)
+    all_effects = whole.probe.before(0, whole.candidates, whole.mixture())
+    some = part.probe.before(0, part.candidates, part.mixture())
+    assert len(set(some.rows.tolist())) == 3
+    torch.testing.assert_close(some.effect, all_effects.effect[some.rows])
+
+
+def test_shuffled_effects_are_the_same_numbers_at_other_windows() -> None:
+    plain, shuffled = Setting(), Setting(shuffle=True)
+    ours = shuffled.probe.before(0, shuffled.candidates, shuffled.mixture()).effect
+    theirs = plain.probe.before(0, plain.candidates, plain.mixture()).effect
+    assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(ours.sort().values, theirs.sort().values)
+
+
+def test_the_average_of_gradients_is_bias_corrected_and_resumes() -> None:
+    """Equal gradients average to themselves, from the first probe on."""
+    setting = Setting()
+    setting.probe._decay = 0.9
+    mixture = setting.mixture()
+    first = setting.probe.before(0, setting.candidates, mixture).effect
+    state = setting.probe.state_dict()
+    second = setting.probe.before(1, setting.candidates, mixture).effect
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-12)
+    setting.probe.load_state_dict(state)
+    assert torch.equal(setting.probe.before(1, setting.candidates, mixture).effect, second)
+
+
+def test_nothing_is_probed_between_rewards_or_before_the_first_update() -> None:
+    setting = Setting()
+    setting.reward._every = 2
+    assert setting.probe.before(1, setting.candidates, setting.mixture()) is None
+    assert setting.probe.after(1) == (None, {})
+    setting.learner.optimizer.state.clear()
+    assert setting.probe.before(2, setting.candidates, setting.mixture()) is None
+    assert setting.probe.after(2)[0] is not None
+
+
+def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
+    """Which windows were drawn moves the level, and hardly the gain, of one and the same small update."""
+    lm = tiny_lm()
+    held_out = random_candidates(60, T, seed=7).tokens
+    held_out[::2] = 5  # half of the windows repeat one token, so losses differ between windows
+    optimizer = torch.optim.SGD(lm.parameters, lr=0.01)
+    rewards: dict[bool, list[float]] = {False: [], True: []}
+    for paired, found in rewards.items():
+        reward = HeldOutReward(lm, held_out, 6, torch.Generator().manual_seed(0), paired=paired, **SIZES)
+        candidates = random_candidates(4, T)
+        for step in range(20):
+            theta = [p.detach().clone() for p in lm.parameters]
+            mixture = single_pass(lm, candidates, uniform, **SIZES)
+            reward.before(step, candidates, mixture)
+            optimizer.step()
+            found.append(reward.after(step)[0])
+            with torch.no_grad():
+                for p, value in zip(lm.parameters, theta, strict=True):
+                    p.copy_(value)
+    spread = {paired: torch.tensor(found).std().item() for paired, found in rewards.items()}
+    assert spread[True] < 0.1 * spread[False]
+
+
+def test_window_losses_are_those_of_training() -> None:
+    setting = Setting()
+    mixture = setting.mixture()
+    losses = window_losses_of(setting.lm, setting.candidates.tokens, **SIZES)
+    torch.testing.assert_close(losses, mixture.features.loss)

@@ -1,0 +1,165 @@
+"""β solved against closed forms, the governor on evidence that is known, and the learned temperature."""
+
+import io
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from curriq.softq.equations import boltzmann, effective_batch_size, entropy
+from curriq.softq.temperature import (
+    FixedBeta,
+    FixedFraction,
+    Governor,
+    LearnedBeta,
+    Sharpness,
+    SolvedBeta,
+    Temperature,
+    rank_correlation,
+    solve_beta,
+)
+from curriq.types import Effects
+
+
+def draws(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_solved_beta_gives_the_fraction_at_any_scale_of_q(fraction, scale):
+    q = 3.0 + scale * draws(64)
+    policy = boltzmann(q, solve_beta(q, fraction))
+    assert effective_batch_size(policy).item() / 64 == pytest.approx(fraction, rel=1e-4)
+
+
+def test_solved_beta_of_two_values_is_the_closed_form():
+    """Half at 0 and half at 1 with ratio x = exp(1/β): the fraction is (1 + x)²/(2 (1 + x²))."""
+    q = torch.tensor([0.0, 1.0] * 8, dtype=torch.float64)
+    x = math.exp(1 / solve_beta(q, 0.8))
+    assert (1 + x) ** 2 / (2 * (1 + x**2)) == pytest.approx(0.8)
+
+
+def test_solved_beta_at_its_ends():
+    q = draws(16)
+    assert effective_batch_size(boltzmann(q, solve_beta(q, 1.0))).item() == pytest.approx(16, rel=1e-6)
+    assert effective_batch_size(boltzmann(q, solve_beta(q, 1e-6))).item() == pytest.approx(1, rel=1e-6)
+    assert solve_beta(torch.full((5,), 2.0), 0.5) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_correlation_is_spearmans(seed):
+    a, b = draws(20, seed).mul(2).round(), draws(20, seed + 100)  # ties on one side
+    assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_rank_correlation_without_any_order_is_zero():
+    assert rank_correlation(torch.ones(4), draws(4)) == 0.0
+    assert rank_correlation(torch.ones(1), torch.ones(1)) == 0.0
+
+
+def play(sharpness, probes: int, correlation: float, seed: int = 0, n: int = 32) -> dict[str, float]:
+    """Probes in which Q and effects are normal with a given correlation."""
+    row = {}
+    for k in range(probes):
+        q, noise = draws(n, seed + 2 * k), draws(n, seed + 2 * k + 1)
+        effect = correlation * q + math.sqrt(1 - correlation**2) * noise
+        row = sharpness.observe(q, Effects(rows=torch.arange(n), effect=effect, mixture=0.0))
+    return row
+
+
+class TestGovernor:
+    def test_is_uniform_before_there_is_evidence(self):
+        governor = Governor(0.3)
+        assert governor.fraction == 1.0
+        play(governor, 3, 1.0)
+        assert governor.fraction == 1.0
+
+    def test_is_sharpest_where_q_ranks_well(self):
+        governor = Governor(0.3)
+        row = play(governor, 30, 0.6)
+        assert governor.fraction == pytest.approx(0.3)
+        assert row["governor/calibration"] == pytest.approx(0.58, abs=0.1)
+        assert row["governor/target_fraction"] == governor.fraction
+
+    def test_stays_near_uniform_where_the_effects_mean_nothing(self):
+        """Over 30 independent runs of 100 probes; the bound lies two standard errors below the mean."""
+        fractions = []
+        for run in range(30):
+            governor = Governor(0.3)
+            play(governor, 100, 0.0, seed=10_000 * run)
+            fractions.append(governor.fraction)
+        assert sum(fractions) / 30 > 0.99
+        assert sorted(fractions)[3] == 1.0
+
+    def test_goes_back_when_q_stops_ranking(self):
+        governor = Governor(0.3)
+        play(governor, 40, 0.7)
+        play(governor, 80, 0.0, seed=5000)
+        assert governor.fraction > 0.9
+
+    def test_is_uniform_where_q_ranks_the_wrong_way_round(self):
+        governor = Governor(0.3)
+        play(governor, 40, -0.6)
+        assert governor.fraction == 1.0
+
+    def test_standard_error_is_that_of_a_mean(self):
+        """With a memory of all probes it is the sample standard deviation over √n."""
+        governor = Governor(0.3, memory=1e12)
+        found = []
+        for k in range(12):
+            row = play(governor, 1, 0.4, seed=100 * k)
+            found.append(row["governor/rank_correlation"])
+        assert row["governor/calibration"] == pytest.approx(sum(found) / 12)
+        assert row["governor/calibration_error"] == pytest.approx(stats.sem(found), rel=1e-6)
+
+    def test_a_step_without_a_probe_says_nothing(self):
+        governor = Governor(0.3)
+        assert governor.observe(draws(8), None) == {}
+
+
+def test_the_solved_temperature_follows_the_batches_before():
+    temperature = SolvedBeta(FixedFraction(0.6), memory=4)
+    for k in range(8):
+        temperature.observe(draws(2048, k) + 10 * k, None)  # the level of Q drifts and must not count
+    fresh = boltzmann(draws(4096, 99), temperature.beta)
+    assert effective_batch_size(fresh).item() / 4096 == pytest.approx(0.6, abs=0.06)
+    before = temperature.beta
+    temperature.observe(torch.full((64,), 3.0, dtype=torch.float64), None)
+    assert math.isfinite(temperature.beta)
+    assert before > 0
+
+
+def test_the_learned_temperature_finds_its_entropy():
+    temperature = LearnedBeta(FixedFraction(0.25), beta=5.0, learning_rate=0.1)
+    for k in range(400):
+        temperature.observe(draws(64, k), None)
+    found = sum(entropy(boltzmann(draws(64, k), temperature.beta)).item() for k in range(50)) / 50
+    assert found == pytest.approx(math.log(64 * 0.25), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FixedBeta(0.5),
+        lambda: SolvedBeta(FixedFraction(0.5)),
+        lambda: SolvedBeta(Governor(0.3)),
+        lambda: LearnedBeta(Governor(0.5), 1.0, 0.1),
+    ],
+)
+def test_a_temperature_conforms_and_continues_bitwise_from_its_state(make):
+    one, other = make(), make()
+    assert isinstance(one, Temperature)
+    play(one, 9, 0.5)
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert play(one, 5, 0.2, seed=77) == play(other, 5, 0.2, seed=77)
+    assert one.beta == other.beta
+
+
+@pytest.mark.parametrize("make", [lambda: FixedFraction(0.4), lambda: Governor(0.4)])
+def test_a_sharpness_conforms(make):
+    assert isinstance(make(), Sharpness)
