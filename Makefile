@@ -6,9 +6,9 @@ export TORCH PYTHON
 
 .PHONY: run test lint format bench docs constraints help
 
-run: ## train the default job
+run: ## train the recommended method on the embedded corpus
 	@scripts/setup.sh run
-	.venv/bin/curriq train $(ARGS)
+	.venv/bin/curriq train --preset recommended $(ARGS)
 
 test: ## run the default tier of the tests
 	@scripts/setup.sh dev

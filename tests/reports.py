@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from curriq.config import to_toml
@@ -16,7 +14,7 @@ from curriq.data.windows import window_id
 from curriq.presets import preset
 from curriq.train.metrics import CandidateLog, MetricsLog, write_summary
 from curriq.train.windows import WindowLog
-from curriq.types import Candidates
+from curriq.types import Candidates, Effects
 
 SOURCES = ("prose", "code")
 TEXTS = (
@@ -52,7 +50,6 @@ def write_run(
     streams = [np.array(ids * math.ceil(4 * window / len(ids) + 1)) for ids in encode(tokenizer, list(texts))]
     metrics, candidates = MetricsLog(folder, 0), CandidateLog(folder, sources, 0)
     windows = WindowLog(folder, 0, windows_mb, serialised(tokenizer))
-    effects = []
     for step in range(steps):
         source = rng.integers(len(sources), size=n)
         tokens = np.stack(
@@ -70,19 +67,16 @@ def write_run(
             q += 6 * torch.from_numpy((source == 0).astype(np.float32))
         weights = torch.softmax(0.3 * q if shift is None or step < shift else q, 0)
         loss = torch.full((n,), 6.0 - 3.0 * step / steps)
-        effects.append((q - q.mean()).numpy() * 1e-3)
+        ranked = (q - q.mean()) * 1e-3
+        effects = Effects(rows=torch.arange(n), effect=ranked, mixture=0.0) if effect else None
         windows.append(step, proposed)
-        candidates.append(step, proposed, proposed, loss=loss, scores=q, weights=weights, q=q)
+        candidates.append(step, proposed, proposed, loss, q, weights, q, effects)
         metrics.append(
             _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
         )
     for log in (metrics, candidates, windows):
         log.flush()
     metrics.close()
-    if effect:
-        part = next((folder / "candidates").glob("part-*.parquet"))
-        table = pq.ParquetFile(part).read()
-        pq.write_table(table.append_column("effect", pa.array(np.concatenate(effects))), part)
     config = preset("smoke").override(
         steps=steps, num_candidates=n, window=window, run_dir=str(folder), seed=seed
     )

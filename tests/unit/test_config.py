@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from curriq.config import (
     CriticConfig,
     DataConfig,
+    EvalConfig,
     LangevinConfig,
     LMConfig,
     LogConfig,
@@ -85,6 +86,9 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (CriticConfig, "probe_windows", [0], [1]),
     (CriticConfig, "probe_decay", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (TrainConfig, "train_subset", [-1], [0]),
+    (EvalConfig, "eval_tasks_every", [-1], [0]),
+    (EvalConfig, "eval_tasks_limit", [-1], [0]),
+    (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
     (TrainConfig, "reward_every", [0], [1]),
     (CriticConfig, "q_hidden", [0], [1]),
     (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),

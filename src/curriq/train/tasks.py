@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from curriq import parallel
 from curriq.config import EvalConfig
@@ -13,6 +13,7 @@ from curriq.types import Metrics, Score
 log = logging.getLogger("curriq")
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Judges a model as it is at the call; `lm.harness.Harness` does."""
 

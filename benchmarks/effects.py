@@ -1,0 +1,123 @@
+"""Cost of measured effects, and what the finite difference loses against forward-mode differentiation.
+
+    python benchmarks/effects.py            # a minute on 2 cores
+
+Steps of plain training and of the preset `recommended` are interleaved in one process on equal windows;
+seconds are averaged over whole intervals between probes, and the ratio is the median over rounds with the
+quartiles. Then one direction is differentiated by finite differences of several sizes, and in forward mode.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curriq.config import RunConfig
+from curriq.lm.effects import _displaced, _norm
+from curriq.lm.loss import window_losses
+from curriq.lm.reward import window_losses_of
+from curriq.presets import preset
+from curriq.train.loop import train_step
+from curriq.train.run import prepare
+
+
+def build(config: RunConfig, folder: Path):
+    """A prepared run that writes nothing."""
+    return prepare(config.override(run_dir=str(folder)))
+
+
+def interval(run, steps: int) -> float:
+    """Mean seconds of some steps."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        train_step(run.session.components, run.session.state)
+    return (time.perf_counter() - began) / steps
+
+
+def cost(base: RunConfig, rounds: int, folder: Path) -> None:
+    every = preset("recommended").train.reward_every
+    method = preset("recommended")
+    changed = {
+        "uniform": base.override(selector="uniform"),
+        "recommended": base.override(
+            **{name: getattr(method.critic, name) for name in vars(method.critic)},
+            reward=method.train.reward,
+            reward_windows=method.train.reward_windows,
+            reward_every=every,
+        ),
+    }
+    runs = {name: build(config, folder / name) for name, config in changed.items()}
+    for run in runs.values():
+        interval(run, 2 * every)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for k in range(rounds):
+        for name in list(runs) if k % 2 else list(runs)[::-1]:
+            seconds[name].append(interval(runs[name], every))
+    ratios = [a / b for a, b in zip(seconds["recommended"], seconds["uniform"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    train = base.train.num_candidates
+    print(
+        f"N = {train}, T = {base.data.window}: plain {statistics.median(seconds['uniform']):.4f} s per step, "
+        f"recommended {statistics.median(seconds['recommended']):.4f} s, ratio {middle:.3f} "
+        f"[{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
+    )
+    accuracy(runs["recommended"])
+
+
+def accuracy(run) -> None:
+    """Directional derivatives of the candidates' losses: finite differences against forward mode."""
+    components = run.session.components
+    lm, learner = run.lm, components.learner
+    tokens = components.proposer.propose(0).tokens.to(lm.device)
+    held_out = run.corpus.held_out.reward[:8].to(lm.device)
+    sizes = {"micro_batch": len(tokens), "chunk_tokens": tokens.numel()}
+    parameters = dict(lm.network.named_parameters())
+
+    def losses(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = functional_call(lm.network, values, kwargs={"input_ids": tokens, "use_cache": False}).logits
+        flat = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
+        return flat.view(len(tokens), -1).mean(1)
+
+    loss = window_losses(lm, lm.trunk(held_out), held_out, held_out.numel())[0].mean()
+    gradient = torch.autograd.grad(loss, lm.parameters)
+    direction = learner.precondition(list(gradient))
+    scale = _norm(lm.parameters) / _norm(direction)
+    tangents = dict(zip(parameters, direction, strict=True))
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        began = time.perf_counter()
+        _, exact = jvp(losses, (parameters,), (tangents,))
+        forward_mode = time.perf_counter() - began
+    before = window_losses_of(lm, tokens, **sizes)
+    print(f"forward mode: {forward_mode:.3f} s for {len(tokens)} windows")
+    for relative in (3e-2, 3e-3, 3e-4, 3e-5, 3e-6):
+        began = time.perf_counter()
+        with _displaced(lm.parameters, direction, -relative * scale):
+            after = window_losses_of(lm, tokens, **sizes)
+        seconds = time.perf_counter() - began
+        found = (before - after) / (relative * scale)
+        error = ((found - exact).norm() / exact.norm()).item()
+        print(f"finite difference, relative step {relative:.0e}: {seconds:.3f} s, relative error {error:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--preset", default="default", help="what the sizes are taken from")
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    base = preset(options.preset).override(threads=options.threads, progress="none")
+    with TemporaryDirectory() as folder:
+        cost(base, options.rounds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
