@@ -1,7 +1,10 @@
 # `make run` and `make test` set everything up by themselves; see scripts/setup.sh for TORCH and PYTHON.
 # ARGS goes on to the program: make run ARGS="--steps 50", make test ARGS="-m slow -k resume".
 
+# JOBS is the number of processes that the tests run in.
+
 ARGS ?=
+JOBS ?= 2
 export TORCH PYTHON
 
 .PHONY: run test lint format bench docs constraints help
@@ -12,7 +15,7 @@ run: ## train the recommended method on the embedded corpus
 
 test: ## run the default tier of the tests
 	@scripts/setup.sh dev
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: ## style, formatting and types
 	@scripts/setup.sh dev

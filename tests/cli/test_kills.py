@@ -30,7 +30,7 @@ SETTINGS = {
 POINTS = {
     "before the first step": ("curriq.train.session:train_step", 1),
     "before the first checkpoint stands": ("curriq.train.checkpoint:fsync", 1),
-    "in the middle of a step": ("curriq.lm.reward:HeldOutReward.measure", 4),
+    "in the middle of a step": ("curriq.lm.reward:HeldOutReward.after", 4),
     "before a row": ("curriq.train.metrics:MetricsLog.append", 4),
     "after a row, before its candidates": ("curriq.train.metrics:CandidateLog.append", 4),
     "between the log and its checkpoint": ("curriq.train.checkpoint:Checkpointer.save", 3),
