@@ -23,7 +23,7 @@ from curriq.errors import CurriqError
 
 
 def default() -> RunConfig:
-    """A small GPT-2 from scratch on Python's own documentation and source, mostly dirt; minutes on a CPU."""
+    """A small model from scratch on Python's own documentation and source, mostly dirt; minutes on a CPU."""
     return RunConfig()
 
 
