@@ -18,7 +18,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curriq.config import RunConfig
-from curriq.lm.effects import _displaced, _norm
+from curriq.lm.effects import displaced, total_norm
 from curriq.lm.loss import window_losses
 from curriq.lm.reward import window_losses_of
 from curriq.presets import preset
@@ -88,7 +88,7 @@ def accuracy(run) -> None:
     loss = window_losses(lm, lm.trunk(held_out), held_out, held_out.numel())[0].mean()
     gradient = torch.autograd.grad(loss, lm.parameters)
     direction = learner.precondition(list(gradient))
-    scale = _norm(lm.parameters) / _norm(direction)
+    scale = total_norm(lm.parameters) / total_norm(direction)
     tangents = dict(zip(parameters, direction, strict=True))
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         began = time.perf_counter()
@@ -98,7 +98,7 @@ def accuracy(run) -> None:
     print(f"forward mode: {forward_mode:.3f} s for {len(tokens)} windows")
     for relative in (3e-2, 3e-3, 3e-4, 3e-5, 3e-6):
         began = time.perf_counter()
-        with _displaced(lm.parameters, direction, -relative * scale):
+        with displaced(lm.parameters, direction, -relative * scale):
             after = window_losses_of(lm, tokens, **sizes)
         seconds = time.perf_counter() - began
         found = (before - after) / (relative * scale)

@@ -84,12 +84,12 @@ class EffectProbe:
             return None
         rows = self._rows(len(candidates))
         probed = candidates.take(rows)
-        size = RELATIVE_STEP * _norm(self._lm.parameters) / max(1e-30, _norm(direction))
+        size = RELATIVE_STEP * total_norm(self._lm.parameters) / max(1e-30, total_norm(direction))
         if self._lm.reduced_precision:  # the losses of training are too coarse to subtract from
             before = self._losses(probed.tokens)
         else:
             before = mixture.features.loss[rows.to(mixture.features.loss.device)]
-        with _displaced(self._lm.parameters, direction, -size):
+        with displaced(self._lm.parameters, direction, -size):
             after = self._losses(probed.tokens)
         effect = ((before - after).double() * (self._learner.rate(step) / size)).to(before.dtype)
         if self._shuffle:
@@ -160,7 +160,7 @@ class EffectProbe:
 
 
 @contextmanager
-def _displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) -> Generator[None]:
+def displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) -> Generator[None]:
     """θ + by · direction for a while; then θ again, to the bit."""
     with torch.no_grad():
         kept = [parameter.clone() for parameter in parameters]
@@ -173,6 +173,6 @@ def _displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float)
                 parameter.copy_(value)
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
+def total_norm(tensors: Iterable[Tensor]) -> float:
     """Euclidean norm over all entries."""
     return torch.stack([tensor.detach().norm() for tensor in tensors]).double().norm().item()
