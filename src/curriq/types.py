@@ -16,12 +16,12 @@ Shape legend, used in every signature of the package:
 All losses are in nats per token. Sums are divided once, by the token count.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Metrics = dict[str, float]
@@ -69,6 +69,7 @@ class Candidates:
         metrics: what the proposer measured (phase seconds, epoch, …).
         flops: operations of the language model that proposing them took.
         queries: what they were retrieved with; None when nobody searched.
+        unselected: which windows were taken as they came, where others were not; a fair sample of what there is.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -79,6 +80,7 @@ class Candidates:
     metrics: Metrics = field(default_factory=dict)
     flops: int = 0
     queries: Queries | None = None
+    unselected: Bool[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -92,11 +94,29 @@ class Candidates:
             source=self.source[index],
             difficulty=None if self.difficulty is None else self.difficulty[index],
             rows=self.rows[index],
+            unselected=None if self.unselected is None else self.unselected[index],
         )
 
     def to(self, device: torch.device | str) -> "Candidates":
         """The same windows with their tokens on `device`; the labels stay on the CPU."""
         return replace(self, tokens=self.tokens.to(device, non_blocking=True))
+
+
+def concatenate(parts: Sequence[Candidates]) -> Candidates:
+    """Windows of several readings as one proposal, numbered anew, with the metrics of the last."""
+    last = parts[-1]
+    if len(parts) == 1:
+        return last
+    difficulty = [part.difficulty for part in parts if part.difficulty is not None]
+    tokens = torch.cat([part.tokens for part in parts])
+    return replace(
+        last,
+        tokens=tokens,
+        window_ids=torch.cat([part.window_ids for part in parts]),
+        source=torch.cat([part.source for part in parts]),
+        difficulty=torch.cat(difficulty) if difficulty else None,
+        rows=torch.arange(len(tokens)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,6 +277,8 @@ class TrainConfig:
     """Optimiser steps."""
     num_candidates: int = 32
     """N: windows proposed per step."""
+    oversample: int = 1
+    """Windows read per window trained."""
     train_subset: int = 0
     """B: train on B windows drawn from the policy without replacement, scored in a pass of their own; 0
     trains on the mixture of all."""

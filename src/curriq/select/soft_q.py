@@ -43,7 +43,7 @@ class SoftQ(PlainSelector):
             scores = outcome.q.double() / self._temperature.beta
             mean = torch.logsumexp(scores, 0).item() - math.log(len(scores))
             self._floor = mean + self._log_odds
-        return {"policy/beta": beta} | metrics
+        return ({"policy/beta": beta} if math.isfinite(beta) else {}) | metrics
 
     def state_dict(self) -> State:
         return {"temperature": self._temperature.state_dict(), "floor": self._floor}

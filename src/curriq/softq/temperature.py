@@ -161,15 +161,16 @@ class SolvedBeta:
         memory: batches of Q-values that it is solved on, each centred: one batch alone would make β noisy.
     """
 
-    def __init__(self, sharpness: Sharpness, memory: int = 8) -> None:
+    def __init__(self, sharpness: Sharpness, memory: int = 8, share=None) -> None:
         self._sharpness = sharpness
+        self._share = share or effective_batch_fraction
         self._recent: deque[Tensor] = deque(maxlen=memory)
         self.beta = 1.0
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         metrics = self._sharpness.observe(q, effects)
         self._recent.append((q - q.mean()).detach().double().cpu())
-        self.beta = solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction) or self.beta
+        self.beta = solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction, self._share) or self.beta
         return metrics
 
     def state_dict(self) -> State:
@@ -219,25 +220,28 @@ class LearnedBeta:
         self.beta = state["beta"]
 
 
-def solve_beta(q: Float[Tensor, "n"], fraction: float) -> float | None:
-    """β at which softmax(q/β) has effective batch fraction 1/(n‖π‖²) = `fraction`, by bisection of log β.
+def effective_batch_fraction(z: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """1/(n‖π‖²) of π = softmax(z)."""
+    return 1 / (z.shape[-1] * z.softmax(-1).square().sum(-1))
 
-    The fraction grows with β from (ties at the maximum)/n to 1. Asked for less than that, or for 1, it is the
-    end of a bracket of 1e-3 to 1e4 standard deviations of q.
 
-    Returns:
-        None when all q are equal: every β gives the uniform policy.
-    """
+def acceptance(z: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """Share of windows that are taken when each is with probability exp(z − max z)."""
+    return (z - z.amax(-1, keepdim=True)).exp().mean(-1)
+
+
+def solve_beta(q, fraction, share=effective_batch_fraction) -> float | None:
     spread = q.std(correction=0).item()
     if not spread > 0:
         return None
+    if fraction >= 1:
+        return math.inf
     low, high = math.log(1e-3 * spread), math.log(1e4 * spread)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if effective_batch_size(boltzmann(q, math.exp(middle))).item() < fraction * len(q):
-            low = middle
-        else:
-            high = middle
+    for _ in range(6):
+        grid = torch.linspace(low, high, 33, dtype=torch.float64)
+        above = share(q / grid.exp()[:, None]) >= fraction
+        k = int(above.double().argmax()) if bool(above.any()) else 32
+        low, high = grid[max(0, k - 1)].item(), grid[k].item()
     return math.exp(high)
 
 

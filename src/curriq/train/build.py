@@ -32,6 +32,9 @@ from curriq.propose.curriculum import CurriculumProposer
 from curriq.propose.energy import QFunction
 from curriq.propose.needle import NeedleProposer
 from curriq.propose.stream import StreamProposer
+from curriq.propose.steered import SteeredStream
+from curriq.select.steered import Steered
+from curriq.softq.temperature import acceptance
 from curriq.rng import Generators
 from curriq.select import (
     ByLoss,
@@ -84,6 +87,7 @@ class Workshop:
     curriculum: Curriculum | None = None
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
+    probability: object = None
     flops_per_td_update: int = 0
 
     @property
@@ -233,6 +237,10 @@ def _proposer(shop: Workshop) -> Proposer:
     if shop.config.langevin.proposer != "stream":
         q, parameters = differentiable_q(shop.critic)
         return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
+    if shop.probability is not None:
+        every = shop.config.train.reward_every
+        return SteeredStream(shop.corpus.stream, n, most=shop.config.train.oversample, probability=shop.probability,
+            open_windows=lambda k: n // 2 if k % every == 0 else 0, generator=shop.generators("steer"))
     return StreamProposer(shop.corpus.stream, n)
 
 
@@ -262,6 +270,11 @@ def _soft_q(shop: Workshop) -> Selector:
     temperature = TEMPERATURES[critic.temperature](critic)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
+    if shop.config.train.oversample > 1:
+        temperature = SolvedBeta(Governor(critic.target_fraction, full=critic.full_calibration), share=acceptance, memory=1)
+        shop.critic.temperature = temperature
+        selector = Steered(shop.critic, temperature)
+        shop.probability = selector.probability
     if not critic.q_weighting:
         selector = Uniform()
     return (

@@ -175,6 +175,7 @@ GROUPS = (
         "One column per source of the stream; the two shares each sum to 1 over the sources.",
         (
             Metric("data/epoch", "epochs", "Passes over the training documents begun before this step."),
+            Metric("data/windows_read", "windows", "Windows read from the stream in this step."),
             Metric("select/offered_share/<source>", "–", "Share of the N candidates from this source."),
             Metric("select/weight_share/<source>", "–", "Share of the mixture weight on this source."),
             Metric("bandit/p_<source>", "–", "EXP3's probability of the source, after this step's update."),
