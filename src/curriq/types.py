@@ -81,6 +81,7 @@ class Candidates:
     flops: int = 0
     queries: Queries | None = None
     unselected: Bool[Tensor, "n"] | None = None
+    likeness: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -94,6 +95,7 @@ class Candidates:
             source=self.source[index],
             difficulty=None if self.difficulty is None else self.difficulty[index],
             rows=self.rows[index],
+            likeness=None if self.likeness is None else self.likeness[index],
             unselected=None if self.unselected is None else self.unselected[index],
         )
 
@@ -116,6 +118,7 @@ def concatenate(parts: Sequence[Candidates]) -> Candidates:
         source=torch.cat([part.source for part in parts]),
         difficulty=torch.cat(difficulty) if difficulty else None,
         rows=torch.arange(len(tokens)),
+        likeness=None if last.likeness is None else torch.cat([p.likeness for p in parts]),
     )
 
 
@@ -137,6 +140,7 @@ class Features:
     entropy: Float[Tensor, "n"] | None = None
     pooled: Float[Tensor, "n d"] | None = None
     source: Int[Tensor, "n"] | None = None
+    likeness: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.loss.shape[0]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
-FeatureName = Literal["last", "mean", "loss", "source"]
+FeatureName = Literal["last", "mean", "loss", "source", "likeness"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,7 @@ def window_features(
         entropy=entropy,
         pooled=pooled,
         source=windows.source.to(hidden.device),
+        likeness=None if windows.likeness is None else windows.likeness.to(hidden.device),
     )
 
 
@@ -276,6 +277,7 @@ def _mixture(
         entropy=join([f.entropy for f in seen if f.entropy is not None]) if with_entropy else None,
         pooled=join([f.pooled for f in seen if f.pooled is not None], lm.width),
         source=join([f.source for f in seen if f.source is not None], dtype=torch.int64),
+        likeness=join([f.likeness for f in seen if f.likeness is not None]) if any(f.likeness is not None for f in seen) else None,
     )
     all_scores = join(scores)
     weights = torch.softmax(all_scores.double(), dim=0)

@@ -75,6 +75,7 @@ def join(parts: list[Features]) -> Features:
         hidden=torch.cat([p.hidden for p in parts]),
         loss=torch.cat([p.loss for p in parts]),
         source=torch.cat([p.source for p in parts]),
+        likeness=torch.cat([p.likeness for p in parts]) if parts[0].likeness is not None else None,
     )
 
 
@@ -82,5 +83,5 @@ def known_before(candidates: Candidates) -> Features:
     """What is known of windows that have not been forwarded."""
     n = len(candidates)
     return Features(
-        hidden=torch.zeros(n, 0), loss=torch.full((n,), torch.nan), source=candidates.source
+        hidden=torch.zeros(n, 0), loss=torch.full((n,), torch.nan), source=candidates.source, likeness=candidates.likeness
     )

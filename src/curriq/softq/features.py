@@ -52,8 +52,9 @@ class QInputs:
             "mean": lambda features: self._state(_present(features.pooled, "pooled")),
             "loss": self._loss,
             "source": self._source,
+            "likeness": lambda features: LOSS_SCALE * features.likeness[:, None],
         }
-        widths = {"last": hidden, "mean": hidden, "loss": 1, "source": sources}
+        widths = {"last": hidden, "mean": hidden, "loss": 1, "source": sources, "likeness": 1}
         self.width = sum(widths[name] for name in self._names)
         self._loss_mean: float | None = None
         self._loss_spread = 0.0

@@ -239,7 +239,11 @@ def _proposer(shop: Workshop) -> Proposer:
         return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
     if shop.probability is not None:
         every = shop.config.train.reward_every
-        return SteeredStream(shop.corpus.stream, n, most=shop.config.train.oversample, probability=shop.probability,
+        stream = shop.corpus.stream
+        if "likeness" in shop.config.critic.q_features:
+            from curriq.data.likeness import LikenessStream
+            stream = LikenessStream(stream, shop.corpus.held_out.reward)
+        return SteeredStream(stream, n, most=shop.config.train.oversample, probability=shop.probability,
             open_windows=lambda k: n // 2 if k % every == 0 else 0, generator=shop.generators("steer"))
     return StreamProposer(shop.corpus.stream, n)
 
