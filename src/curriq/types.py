@@ -16,7 +16,7 @@ Shape legend, used in every signature of the package:
 All losses are in nats per token. Sums are divided once, by the token count.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,7 +69,10 @@ class Candidates:
         metrics: what the proposer measured (phase seconds, epoch, …).
         flops: operations of the language model that proposing them took.
         queries: what they were retrieved with; None when nobody searched.
-        unselected: which windows were taken as they came, where others were not; a fair sample of what there is.
+        likeness: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
+        unselected: which were taken as they came, a fair sample, in a proposal that has others too; None where
+            no proposal is selective.
+        passed_over: sources of the windows that were read and not taken; None where none are.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -80,8 +83,9 @@ class Candidates:
     metrics: Metrics = field(default_factory=dict)
     flops: int = 0
     queries: Queries | None = None
-    unselected: Bool[Tensor, "n"] | None = None
     likeness: Float[Tensor, "n"] | None = None
+    unselected: Bool[Tensor, "n"] | None = None
+    passed_over: Int[Tensor, "p"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -106,20 +110,15 @@ class Candidates:
 
 def concatenate(parts: Sequence[Candidates]) -> Candidates:
     """Windows of several readings as one proposal, numbered anew, with the metrics of the last."""
-    last = parts[-1]
-    if len(parts) == 1:
-        return last
-    difficulty = [part.difficulty for part in parts if part.difficulty is not None]
-    tokens = torch.cat([part.tokens for part in parts])
-    return replace(
-        last,
-        tokens=tokens,
-        window_ids=torch.cat([part.window_ids for part in parts]),
-        source=torch.cat([part.source for part in parts]),
-        difficulty=torch.cat(difficulty) if difficulty else None,
-        rows=torch.arange(len(tokens)),
-        likeness=None if last.likeness is None else torch.cat([p.likeness for p in parts]),
-    )
+    rows = torch.arange(sum(map(len, parts)))
+    columns = ("tokens", "window_ids", "source", "difficulty", "likeness", "unselected")
+    return replace(parts[-1], rows=rows, **_joined(parts, columns))
+
+
+def _joined(parts: Sequence[Any], names: Iterable[str]) -> dict[str, Tensor]:
+    """The named tensors of all parts, one after another; those that the parts do not have are left out."""
+    values = {name: [getattr(part, name) for part in parts] for name in names}
+    return {name: torch.cat(pieces) for name, pieces in values.items() if pieces[0] is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +130,7 @@ class Features:
         pooled: last layer, mean over the tokens of each window, float32; None where nobody has pooled.
         loss: mean next-token loss of each window, nats per token.
         source: index into the run's source names, as in `Candidates`; None where it is not known.
+        likeness: as in `Candidates`.
         entropy: mean predictive entropy of each window, nats per token; None unless a selector
             declares that it needs it, because it costs a pass over the logits.
     """
@@ -155,6 +155,11 @@ class Features:
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "Features":
         return _map(Features(**state), lambda x: x.to(device))
+
+
+def join_features(parts: Sequence[Features]) -> Features:
+    """Features of several sets of windows, one after another; each part must have the same ones."""
+    return replace(parts[0], **_joined(parts, vars(parts[0])))
 
 
 def _map(features: Features, change: Callable[[Tensor], Tensor]) -> Features:

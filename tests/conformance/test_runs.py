@@ -39,6 +39,14 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
     "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
     "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
+    "steered": {
+        "credit": "counterfactual",
+        "reward_every": 2,
+        "oversample": 3,
+        "q_features": ("source", "likeness"),
+        "temperature": "fraction",
+        "target_fraction": 0.4,
+    },
     "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
     "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
     "rewards in some steps": {"reward_every": 3, "reward": "paired"},
@@ -73,7 +81,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
 RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}
-OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label"} | RETRIEVING
+OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label", "steered"} | RETRIEVING
 """Compositions that change the data, and so the windows."""
 
 
@@ -181,7 +189,7 @@ class TestEveryComposition:
 
     def test_axes_grow_and_the_summary_repeats_the_last_row(self, name, runs):
         rows, summary = read_metrics(runs(name).folder), read_summary(runs(name).folder)
-        axes = ("windows_seen", "windows_trained", "effective_windows", "tokens", "flops", "seconds")
+        axes = ("windows_read", "windows_seen", "windows_trained", "effective_windows", "tokens", "flops", "seconds")
         for axis in axes:
             values = [row[f"x/{axis}"] for row in rows]
             assert values == sorted(set(values)), axis
@@ -200,6 +208,7 @@ class TestEveryComposition:
             "random-k": ("selector", "generator"),
             "bandit": ("selector", "generator"),
             "needle": ("proposer", "generator"),
+            "steer": ("proposer", "generator"),
             "critic/replay": ("critic", "replay", "generator"),
         }
         for purpose, generator_state in state["generators"].items():

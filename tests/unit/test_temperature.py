@@ -9,6 +9,7 @@ from scipy import stats
 
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
+    acceptance,
     FixedBeta,
     FixedFraction,
     Governor,
@@ -41,8 +42,22 @@ def test_solved_beta_of_two_values_is_the_closed_form():
     assert (1 + x) ** 2 / (2 * (1 + x**2)) == pytest.approx(0.8)
 
 
+def test_the_share_taken_of_two_values_is_the_closed_form():
+    """Half at 0 and half at 1: (1 + exp(−1/β))/2 of the windows are taken."""
+    q = torch.tensor([0.0, 1.0] * 8, dtype=torch.float64)
+    assert (1 + math.exp(-1 / solve_beta(q, 0.8, acceptance))) / 2 == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.9])
+def test_solved_beta_takes_the_share_at_any_scale_of_q(fraction):
+    q = 3.0 + 1e-5 * draws(200)
+    beta = solve_beta(q, fraction, acceptance)
+    assert ((q - q.max()) / beta).exp().mean().item() == pytest.approx(fraction, rel=1e-6)
+
+
 def test_solved_beta_at_its_ends():
     q = draws(16)
+    assert solve_beta(q, 1.0) == math.inf
     assert effective_batch_size(boltzmann(q, solve_beta(q, 1.0))).item() == pytest.approx(16, rel=1e-6)
     assert effective_batch_size(boltzmann(q, solve_beta(q, 1e-6))).item() == pytest.approx(1, rel=1e-6)
     assert solve_beta(torch.full((5,), 2.0), 0.5) is None

@@ -7,6 +7,8 @@ from typing import Literal
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
 FeatureName = Literal["last", "mean", "loss", "source", "likeness"]
+KNOWN_BEFORE: tuple[FeatureName, ...] = ("source", "likeness")
+"""Features of a window that need no forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class CriticConfig:
     """Hidden units of the Q-network (d → q_hidden → 1)."""
     q_features: tuple[FeatureName, ...] = ("last",)
     """What Q sees of a window, one or more of: `last` (hidden state of the last token, the paper), `mean`
-    (of all tokens), `loss`, `source` (which source it is from)."""
+    (of all tokens), `loss`, `source` (which source it is from), `likeness` (how like the target's n-grams it
+    is). The last two are known before the forward pass."""
     q_layer_norm: bool = False
     """Normalise each hidden state before Q sees it."""
     q_standardise: bool = False
@@ -106,8 +109,8 @@ class CriticConfig:
             require(0 <= value < 1, f"{flag(name)} = {value}: it must lie in [0, 1).")
         require(
             bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
-            f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss "
-            "and source, each once.",
+            f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, source "
+            "and likeness, each once.",
         )
         require(
             self.temperature != "governed" or self.credit == "counterfactual",

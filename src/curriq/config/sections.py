@@ -278,7 +278,10 @@ class TrainConfig:
     num_candidates: int = 32
     """N: windows proposed per step."""
     oversample: int = 1
-    """Windows read per window trained."""
+    """Windows read from the stream for each that is trained on, at the most. Above 1 the policy is spent
+    before the forward pass: a window is taken with a probability that grows with its Q, and what is taken
+    is weighed evenly. --target-fraction is then the share that is taken, --q-features may name only what is
+    known beforehand: source and likeness."""
     train_subset: int = 0
     """B: train on B windows drawn from the policy without replacement, scored in a pass of their own; 0
     trains on the mixture of all."""
@@ -308,6 +311,7 @@ class TrainConfig:
             reward_windows=self.reward_windows,
             reward_every=self.reward_every,
         )
+        require_at_least(1, oversample=self.oversample)
         require_at_least(
             0,
             seed=self.seed,

@@ -1,4 +1,4 @@
-"""How like the target a window is, told from its tokens alone."""
+"""How like the target a window is, told from its tokens alone: what can be known before a forward pass."""
 
 import math
 from dataclasses import replace
@@ -7,48 +7,84 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curriq.data.stream import WindowStream
+from curriq.data.stream import Windows
 from curriq.types import Candidates, State
 
-MEMORY = 0.995
+BUCKETS = 2**15
+"""Unigrams and bigrams are hashed into this many buckets each."""
+PRIOR = 8192.0
+"""Mass of the prior, in n-grams."""
+MEMORY = 0.998
+"""Share of the running mean and spread of the scores that stays per window."""
+BOUND = 3.0
 
 
 class LikenessStream:
-    def __init__(self, stream: WindowStream, target: Int[Tensor, "D T"], buckets: int = 2**15, prior: float = 1.0) -> None:
+    """The windows of a stream, each with its likeness to the target.
+
+    The likeness is the importance weight of DSIR (Xie et al. 2023, "Data Selection for Language Models via
+    Importance Resampling"), per n-gram: the mean over the window's unigrams and bigrams w of
+    log p_D(w) − log p_S(w), with p_D from the reward set and p_S from all that the stream has given so far,
+    this batch included. Both are smoothed with one prior, the mean of the two, because most bigrams of a small
+    reward set occur in it once or never. Scores are standardised by their running mean and spread and
+    clipped at ±3.
+
+    Args:
+        stream: where the windows come from.
+        target: windows of the reward set D; never of the validation or test set.
+    """
+
+    def __init__(self, stream: Windows, target: Int[Tensor, "D T"]) -> None:
         self._stream = stream
-        self._buckets = buckets
-        self._prior = prior
-        self._target = torch.bincount(self._grams(target).flatten(), minlength=2 * buckets).double()
-        self._seen = torch.zeros(2 * buckets, dtype=torch.float64)
-        self._mean, self._square, self._weight = 0.0, 0.0, 0.0
+        self._target = _counts(_ngrams(target))
+        self._seen = torch.zeros_like(self._target)
+        # Exponentially weighted sums of 1, of the scores and of their squares.
+        self._sums = torch.zeros(3, dtype=torch.float64)
 
-    def _grams(self, tokens):
-        first = (tokens * 2654435761 >> 7) % self._buckets
-        pairs = ((tokens[:, :-1] * 1000003 + tokens[:, 1:]) * 2654435761 >> 9) % self._buckets
-        return torch.cat([first, self._buckets + pairs], dim=1)
-
-    def next_batch(self, n):
+    def next_batch(self, n: int) -> Candidates:
+        """The next n windows of the stream, with `likeness`."""
         batch = self._stream.next_batch(n)
-        grams = self._grams(batch.tokens)
-        self._seen += torch.bincount(grams.flatten(), minlength=len(self._seen)).double()
-        # both smoothed towards one another's sum
-        both = self._target / self._target.sum() + self._seen / self._seen.sum()
-        prior = self._prior * both / both.sum() * self._buckets / 4
-        table = ((self._target + prior) / (self._target.sum() + prior.sum())).log() - ((self._seen + prior) / (self._seen.sum() + prior.sum())).log()
-        table = torch.nan_to_num(table)
-        raw = table[grams].mean(1)
-        keep = MEMORY ** n
-        self._weight = keep * self._weight + 1 - keep
-        self._mean = keep * self._mean + (1 - keep) * raw.mean().item()
-        self._square = keep * self._square + (1 - keep) * raw.square().mean().item()
-        mean = self._mean / self._weight
-        spread = math.sqrt(max(1e-12, self._square / self._weight - mean**2))
-        return replace(batch, likeness=((raw - mean) / spread).clamp(-3, 3).float())
+        ngrams = _ngrams(batch.tokens)
+        self._seen += _counts(ngrams)
+        score = self._log_ratio()[ngrams].mean(1)
+        return replace(batch, likeness=self._standardised(score))
+
+    def _log_ratio(self) -> Float[Tensor, "G"]:
+        """log p_D − log p_S of every bucket; 0 for those that neither has."""
+        prior = PRIOR / 2 * (self._target / self._target.sum() + self._seen / self._seen.sum())
+        ratio = (self._target + prior).log() - (self._seen + prior).log()
+        normaliser = math.log((self._target.sum().item() + PRIOR) / (self._seen.sum().item() + PRIOR))
+        return torch.where(prior > 0, ratio, normaliser) - normaliser
+
+    def _standardised(self, score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        keep = MEMORY ** len(score)
+        moments = torch.stack([torch.ones_like(score), score, score.square()]).mean(1)
+        self._sums = keep * self._sums + (1 - keep) * moments
+        weight, total, squares = self._sums.tolist()
+        mean = total / weight
+        spread = math.sqrt(max(0.0, squares / weight - mean**2))
+        return ((score - mean) / max(spread, 1e-12)).clamp(-BOUND, BOUND).float()
 
     def state_dict(self) -> State:
-        return {"stream": self._stream.state_dict(), "seen": self._seen.clone(), "moments": [self._mean, self._square, self._weight]}
+        return {"stream": self._stream.state_dict(), "seen": self._seen.clone(), "sums": self._sums.clone()}
 
     def load_state_dict(self, state: State) -> None:
         self._stream.load_state_dict(state["stream"])
         self._seen = state["seen"].clone()
-        self._mean, self._square, self._weight = state["moments"]
+        self._sums = state["sums"].clone()
+
+
+def _ngrams(tokens: Int[Tensor, "n T"]) -> Int[Tensor, "n g"]:
+    """Buckets of the T unigrams and T − 1 bigrams of each window."""
+    unigrams = _hashed(tokens)
+    bigrams = _hashed(tokens[:, :-1] * 1_000_003 + tokens[:, 1:]) + BUCKETS
+    return torch.cat([unigrams, bigrams], dim=1)
+
+
+def _hashed(keys: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
+    """Knuth's multiplicative hash; the high bits of a product depend on all bits of the key."""
+    return (keys * 2_654_435_761 >> 11) % BUCKETS
+
+
+def _counts(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "G"]:
+    return torch.bincount(ngrams.flatten(), minlength=2 * BUCKETS).double()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from curriq.data.split import Guard
 from curriq.data.tokenizer import encode, eos_id, ordinary_ids
 from curriq.data.windows import Packer, Window, windows_from_state, windows_to_state
 from curriq.errors import CurriqError
-from curriq.types import Candidates, State
+from curriq.types import Candidates, State, Stateful
 
 if TYPE_CHECKING:
     import transformers
@@ -187,6 +187,13 @@ class SourceMix:
     labelled: bool = False
 
 
+@runtime_checkable
+class Windows(Stateful, Protocol):
+    """Something to read windows from, one after another."""
+
+    def next_batch(self, n: int) -> Candidates: ...
+
+
 class WindowStream:
     """Windows of several sources, mixed by weight and shuffled.
 
@@ -222,7 +229,7 @@ class WindowStream:
             source=torch.tensor([source for source, _ in batch], dtype=torch.int64),
             difficulty=labels if self._mix.labelled else None,
             rows=torch.arange(n),
-            metrics={"data/epoch": float(self.epoch)},
+            metrics={"data/epoch": float(self.epoch), "data/windows_read": float(n)},
         )
 
     @property

@@ -11,7 +11,13 @@ from curriq.evaluate import statistics
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun
 from curriq.report.read import read_metrics, read_summary
 
-AXES = {"windows": "x/windows_seen", "tokens": "x/tokens", "flops": "x/flops", "seconds": "x/seconds"}
+AXES = {
+    "windows": "x/windows_seen",
+    "read": "x/windows_read",
+    "tokens": "x/tokens",
+    "flops": "x/flops",
+    "seconds": "x/seconds",
+}
 """x-axis of a curve → its name in the log."""
 
 COPIED = ("test_loss", "validation_loss", "windows_seen", "tokens", "flops", "seconds", "threads")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.data.stream import WindowStream
+from curriq.data.stream import Windows
 from curriq.types import Candidates, State, concatenate
 
 
@@ -33,7 +33,7 @@ class SteeredStream:
 
     def __init__(
         self,
-        stream: WindowStream,
+        stream: Windows,
         n: int,
         *,
         most: int,
@@ -62,13 +62,16 @@ class SteeredStream:
             read.append(batch)
             keys = torch.cat([keys, new])
         taken = keys.topk(self.n).indices.sort().values
-        candidates = concatenate(read).take(taken)
+        everything = concatenate(read)
+        passed_over = torch.ones(len(keys), dtype=torch.bool)
+        passed_over[taken] = False
         metrics = {"data/windows_read": float(len(keys)), "time/propose": time.perf_counter() - began}
         return replace(
-            candidates,
+            everything.take(taken),
             rows=torch.arange(self.n),
             unselected=taken < unselected,
-            metrics=candidates.metrics | metrics,
+            passed_over=everything.source[passed_over],
+            metrics=everything.metrics | metrics,
         )
 
     def state_dict(self) -> State:

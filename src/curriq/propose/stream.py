@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from curriq.data.stream import WindowStream
+from curriq.data.stream import Windows
 from curriq.types import Candidates, State
 
 
@@ -15,7 +15,7 @@ class StreamProposer:
         n: N, windows per step.
     """
 
-    def __init__(self, stream: WindowStream, n: int) -> None:
+    def __init__(self, stream: Windows, n: int) -> None:
         self.stream = stream
         self.n = n
 

@@ -27,7 +27,7 @@ def soft_value(q: Float[Tensor, "N"], beta: float) -> Float[Tensor, ""]:
     """
     # With m = max Q this is m + β log mean exp((Q − m)/β), the same number. expm1 and log1p keep the
     # digits that logsumexp − log N cancels away when β is much larger than the spread of Q, the usual case.
-    if beta == math.inf:
+    if beta == math.inf:  # the limit
         return q.mean()
     greatest = q.max()
     return greatest + beta * torch.log1p(torch.expm1((q - greatest) / beta).mean())

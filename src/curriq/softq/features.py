@@ -1,8 +1,9 @@
 """What Q_φ sees of a window: φ's input vector, made of features of the forward pass.
 
 The paper's input is the hidden state of the last token. The other inputs are remedies: the mean over the
-tokens says more about a window than its last token, its loss says how well it is known, and its source, where
-a run has several, is what generalises fastest from few measured effects.
+tokens says more about a window than its last token, its loss says how well it is known, its source, where a
+run has several, is what generalises fastest from few measured effects, and its likeness to the target is known
+of every window, labelled or not. The last two need no forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from curriq.config import FeatureName
 from curriq.types import Features, State
 
 LOSS_SCALE = 2.0
+LIKENESS_SCALE = 2.0
 SOURCE_SCALE = 4.0
 STATE_SCALE = 0.2
 """Sizes of the entries, and so how fast Q learns from them. A normalised hidden state has many entries, which
@@ -52,7 +54,7 @@ class QInputs:
             "mean": lambda features: self._state(_present(features.pooled, "pooled")),
             "loss": self._loss,
             "source": self._source,
-            "likeness": lambda features: LOSS_SCALE * features.likeness[:, None],
+            "likeness": self._likeness,
         }
         widths = {"last": hidden, "mean": hidden, "loss": 1, "source": sources, "likeness": 1}
         self.width = sum(widths[name] for name in self._names)
@@ -86,6 +88,9 @@ class QInputs:
     def _source(self, features: Features) -> Float[Tensor, "n S"]:
         one_hot = F.one_hot(_present(features.source, "source"), self._sources)
         return SOURCE_SCALE * one_hot.to(features.loss.dtype)
+
+    def _likeness(self, features: Features) -> Float[Tensor, "n 1"]:
+        return LIKENESS_SCALE * _present(features.likeness, "likeness")[:, None]
 
     def state_dict(self) -> State:
         return {"loss_mean": self._loss_mean, "loss_spread": self._loss_spread}

@@ -6,13 +6,14 @@ before. Q's spread moves slowly against a step, and the log shows the fraction t
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.softq.equations import boltzmann, effective_batch_size, entropy
+from curriq.softq.equations import boltzmann, entropy
 from curriq.types import Effects, Metrics, State, Stateful
 
 
@@ -21,7 +22,7 @@ class Temperature(Stateful, Protocol):
     """Gives β, in nats per token; constant within a step.
 
     Attributes:
-        beta: β of the step that is under way.
+        beta: β of the step that is under way; ∞ is the uniform policy.
     """
 
     @property
@@ -34,7 +35,7 @@ class Temperature(Stateful, Protocol):
 
 @runtime_checkable
 class Sharpness(Stateful, Protocol):
-    """Decides the effective batch fraction 1/(N‖π‖²) that the policy should have.
+    """Decides the effective batch fraction 1/(N‖π‖²) that the policy should have, or another such share.
 
     Attributes:
         fraction: in (0, 1]; 1 is uniform.
@@ -154,14 +155,17 @@ class Governor:
 
 
 class SolvedBeta:
-    """β at which the policy has the effective batch fraction that `sharpness` asks for.
+    """β at which the policy is as sharp as `sharpness` asks for; ∞, the uniform policy, where it asks for 1.
 
     Args:
         sharpness: the fraction.
         memory: batches of Q-values that it is solved on, each centred: one batch alone would make β noisy.
+        share: what the fraction is a share of.
     """
 
-    def __init__(self, sharpness: Sharpness, memory: int = 8, share=None) -> None:
+    def __init__(
+        self, sharpness: Sharpness, *, memory: int = 8, share: "Share | None" = None
+    ) -> None:
         self._sharpness = sharpness
         self._share = share or effective_batch_fraction
         self._recent: deque[Tensor] = deque(maxlen=memory)
@@ -220,28 +224,42 @@ class LearnedBeta:
         self.beta = state["beta"]
 
 
-def effective_batch_fraction(z: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+Share = Callable[[Float[Tensor, "b n"]], Float[Tensor, "b"]]
+"""How even softmax(z) is, from 1/n or less (all on the greatest) to 1 (uniform), for each row z = q/β."""
+
+
+def effective_batch_fraction(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
     """1/(n‖π‖²) of π = softmax(z)."""
-    return 1 / (z.shape[-1] * z.softmax(-1).square().sum(-1))
+    return 1 / (z.shape[1] * z.softmax(1).square().sum(1))
 
 
-def acceptance(z: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
-    """Share of windows that are taken when each is with probability exp(z − max z)."""
-    return (z - z.amax(-1, keepdim=True)).exp().mean(-1)
+def acceptance(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
+    """Share of the windows that are taken, when each is with probability exp(z − max z)."""
+    return (z - z.amax(1, keepdim=True)).exp().mean(1)
 
 
-def solve_beta(q, fraction, share=effective_batch_fraction) -> float | None:
+def solve_beta(
+    q: Float[Tensor, "n"], fraction: float, share: Share = effective_batch_fraction
+) -> float | None:
+    """β at which softmax(q/β) has the share `fraction`; log β to 1e-8 by successive grids.
+
+    The share grows with β from (ties at the maximum)/n to 1. Asked for less than that it is the end of a
+    bracket, 1e-3 standard deviations of q; asked for 1, ∞.
+
+    Returns:
+        None when all q are equal: every β gives the uniform policy.
+    """
     spread = q.std(correction=0).item()
     if not spread > 0:
         return None
     if fraction >= 1:
         return math.inf
-    low, high = math.log(1e-3 * spread), math.log(1e4 * spread)
-    for _ in range(6):
-        grid = torch.linspace(low, high, 33, dtype=torch.float64)
-        above = share(q / grid.exp()[:, None]) >= fraction
-        k = int(above.double().argmax()) if bool(above.any()) else 32
-        low, high = grid[max(0, k - 1)].item(), grid[k].item()
+    low, high = math.log(1e-3 * spread), math.log(1e6 * spread)
+    for _ in range(6):  # each time 32 times finer, in one call instead of five bisections
+        grid = torch.linspace(low, high, 33, dtype=torch.float64, device=q.device)
+        enough = share(q.double() / grid.exp()[:, None]) >= fraction
+        first = int(enough.int().argmax()) if bool(enough.any()) else 32
+        low, high = grid[max(0, first - 1)].item(), grid[first].item()
     return math.exp(high)
 
 

@@ -1,10 +1,11 @@
 """Builds a run from its configuration: the only file that knows the concrete classes."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from curriq.config import (
 )
 from curriq.data import Corpus
 from curriq.data.curriculum import Curriculum
+from curriq.data.likeness import LikenessStream
+from curriq.data.stream import Windows
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.lm.effects import EffectProbe
@@ -31,10 +34,8 @@ from curriq.propose.assemble import buffer_proposer
 from curriq.propose.curriculum import CurriculumProposer
 from curriq.propose.energy import QFunction
 from curriq.propose.needle import NeedleProposer
-from curriq.propose.stream import StreamProposer
 from curriq.propose.steered import SteeredStream
-from curriq.select.steered import Steered
-from curriq.softq.temperature import acceptance
+from curriq.propose.stream import StreamProposer
 from curriq.rng import Generators
 from curriq.select import (
     ByLoss,
@@ -57,6 +58,7 @@ from curriq.select.difficulty import (
     token_characters,
 )
 from curriq.select.replay import Replay
+from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic, TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import (
@@ -66,6 +68,8 @@ from curriq.softq.temperature import (
     LearnedBeta,
     SolvedBeta,
     Temperature,
+    acceptance,
+    effective_batch_fraction,
 )
 from curriq.train.card import write_card
 from curriq.train.loop import Components, HeldOut, LoopState
@@ -87,7 +91,7 @@ class Workshop:
     curriculum: Curriculum | None = None
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
-    probability: object = None
+    steering: Steered | None = None
     flops_per_td_update: int = 0
 
     @property
@@ -237,15 +241,29 @@ def _proposer(shop: Workshop) -> Proposer:
     if shop.config.langevin.proposer != "stream":
         q, parameters = differentiable_q(shop.critic)
         return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
-    if shop.probability is not None:
-        every = shop.config.train.reward_every
-        stream = shop.corpus.stream
-        if "likeness" in shop.config.critic.q_features:
-            from curriq.data.likeness import LikenessStream
-            stream = LikenessStream(stream, shop.corpus.held_out.reward)
-        return SteeredStream(stream, n, most=shop.config.train.oversample, probability=shop.probability,
-            open_windows=lambda k: n // 2 if k % every == 0 else 0, generator=shop.generators("steer"))
-    return StreamProposer(shop.corpus.stream, n)
+    return StreamProposer(_stream(shop), n) if shop.steering is None else _steered(shop, shop.steering)
+
+
+def _steered(shop: Workshop, steering: Steered) -> Proposer:
+    """In the steps that probe effects half of the windows are a fair sample: Q is judged by these, and a source
+    that is passed over today is looked at again."""
+    train = shop.config.train
+    return SteeredStream(
+        _stream(shop),
+        train.num_candidates,
+        most=train.oversample,
+        probability=steering.probability,
+        open_windows=lambda k: math.ceil(train.num_candidates / 2) if k % train.reward_every == 0 else 0,
+        generator=shop.generators("steer"),
+    )
+
+
+def _stream(shop: Workshop) -> Windows:
+    """The stream, with the likeness of its windows where Q sees it."""
+    stream = shop.corpus.stream
+    if "likeness" not in shop.config.critic.q_features:
+        return stream
+    return LikenessStream(stream, shop.corpus.held_out.reward)
 
 
 def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
@@ -271,14 +289,13 @@ def _soft_q(shop: Workshop) -> Selector:
     inputs = QInputs(
         critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
     )
-    temperature = TEMPERATURES[critic.temperature](critic)
+    steers = shop.config.train.oversample > 1
+    temperature = TEMPERATURES[critic.temperature](critic, STEERING if steers else WEIGHING)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
+    if steers:
+        shop.steering = Steered(shop.critic, temperature)
+        return shop.steering
     selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
-    if shop.config.train.oversample > 1:
-        temperature = SolvedBeta(Governor(critic.target_fraction, full=critic.full_calibration), share=acceptance, memory=1)
-        shop.critic.temperature = temperature
-        selector = Steered(shop.critic, temperature)
-        shop.probability = selector.probability
     if not critic.q_weighting:
         selector = Uniform()
     return (
@@ -364,10 +381,19 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 }
 """The values of `--difficulty`."""
 
-TEMPERATURES: dict[str, Callable[[CriticConfig], Temperature]] = {
-    "fixed": lambda critic: FixedBeta(critic.beta),
-    "fraction": lambda critic: SolvedBeta(FixedFraction(critic.target_fraction)),
-    "governed": lambda critic: SolvedBeta(Governor(critic.target_fraction, full=critic.full_calibration)),
-    "learned": lambda critic: LearnedBeta(FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr),
+Solve = dict[str, Any]
+WEIGHING: Solve = {"share": effective_batch_fraction}
+STEERING: Solve = {"share": acceptance, "memory": 1}  # `Steered` remembers the windows, and knows their Q anew
+"""What β is solved for: weights of a batch, or the share of the stream that is taken."""
+
+TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {
+    "fixed": lambda critic, solve: FixedBeta(critic.beta),
+    "fraction": lambda critic, solve: SolvedBeta(FixedFraction(critic.target_fraction), **solve),
+    "governed": lambda critic, solve: SolvedBeta(
+        Governor(critic.target_fraction, full=critic.full_calibration), **solve
+    ),
+    "learned": lambda critic, solve: LearnedBeta(
+        FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr
+    ),
 }
 """The values of `--temperature`."""

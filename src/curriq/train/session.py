@@ -313,6 +313,7 @@ class Session:
             "threads": torch.get_num_threads(),
             "finished": self._finished,
             "steps": self.state.step,
+            "windows_read": self.meter.windows_read,
             "windows_seen": self.meter.windows_seen,
             "windows_trained": self.meter.windows_trained,
             "effective_windows": self.meter.effective_windows,

@@ -1,0 +1,104 @@
+"""Likeness to the target against a count by dictionary, and on text whose order alone is spoiled."""
+
+import io
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from curriq.data.likeness import BUCKETS, MEMORY, PRIOR, LikenessStream
+from curriq.types import Candidates
+
+V, T = 50, 12
+
+
+class Fixed:
+    """Gives the windows that it was made with, in their order."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens = tokens
+        self.read = 0
+
+    def next_batch(self, n: int) -> Candidates:
+        tokens = self.tokens[self.read : self.read + n]
+        self.read += n
+        zero = torch.zeros(n, dtype=torch.int64)
+        return Candidates(tokens=tokens, window_ids=zero, source=zero, rows=torch.arange(n))
+
+    def state_dict(self):
+        return {"read": self.read}
+
+    def load_state_dict(self, state) -> None:
+        self.read = state["read"]
+
+
+def grammar(n: int, seed: int, step: int = 1) -> torch.Tensor:
+    """Windows in which `step` follows from each token to the next, nine times in ten."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, V, (n, T), generator=generator)
+    follows = torch.rand(n, T, generator=generator) < 0.9
+    for t in range(1, T):
+        tokens[:, t] = torch.where(follows[:, t], (tokens[:, t - 1] + step) % V, tokens[:, t])
+    return tokens
+
+
+def ngrams(window: list[int]) -> list[tuple[int, ...]]:
+    return [(a,) for a in window] + list(zip(window[:-1], window[1:], strict=True))
+
+
+def test_equals_a_count_by_dictionary():
+    """Fifty tokens and 2,500 bigrams: 32,768 buckets hold them with few collisions."""
+    target, offered = grammar(40, 0), torch.cat([grammar(16, 1), grammar(16, 2, step=7)])
+    found = LikenessStream(Fixed(offered), target).next_batch(32).likeness
+    ours, theirs = (Counter(g for w in x.tolist() for g in ngrams(w)) for x in (target, offered))
+    n, m = ours.total(), theirs.total()
+    scores = []
+    for window in offered.tolist():
+        logs = []
+        for g in ngrams(window):
+            prior = PRIOR * (ours[g] / n + theirs[g] / m) / 2
+            logs.append(math.log((ours[g] + prior) / (n + PRIOR)) - math.log((theirs[g] + prior) / (m + PRIOR)))
+        scores.append(sum(logs) / len(logs))
+    expected = torch.tensor(scores, dtype=torch.float64)
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    assert BUCKETS > 10 * V
+    assert torch.corrcoef(torch.stack([found.double(), expected]))[0, 1] > 0.999
+    assert torch.allclose(found.double(), expected.clamp(-3, 3), atol=0.05)
+
+
+def test_tells_spoiled_order_from_the_targets():
+    """The same tokens in another order have other bigrams."""
+    clean = grammar(200, 3)
+    order = torch.rand(clean.shape, generator=torch.Generator().manual_seed(4)).argsort(1)
+    offered = torch.stack([clean, clean.gather(1, order)], 1).flatten(0, 1)
+    stream = LikenessStream(Fixed(offered), grammar(300, 0))
+    found = torch.cat([stream.next_batch(40).likeness for _ in range(10)])
+    assert found[::2].mean() > found[1::2].mean() + 1.5
+
+
+def test_is_standardised_and_bounded():
+    stream = LikenessStream(Fixed(grammar(2000, 3)), grammar(100, 0))
+    found = torch.cat([stream.next_batch(50).likeness for _ in range(40)])
+    assert found[-1000:].mean().item() == pytest.approx(0, abs=0.2)
+    assert found[-1000:].std().item() == pytest.approx(1, abs=0.2)
+    assert found.abs().max() <= 3
+    assert 0 < MEMORY < 1
+
+
+def test_equal_windows_give_no_order():
+    stream = LikenessStream(Fixed(torch.ones(8, T, dtype=torch.int64)), grammar(20, 0))
+    assert stream.next_batch(8).likeness.tolist() == [0.0] * 8
+
+
+def test_continues_bitwise_from_its_state():
+    def make() -> LikenessStream:
+        return LikenessStream(Fixed(grammar(100, 3)), grammar(50, 0))
+
+    one, other = make(), make()
+    one.next_batch(40)
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(one.next_batch(20).likeness, other.next_batch(20).likeness)
