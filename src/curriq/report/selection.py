@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from curriq.errors import CurriqError
 from curriq.report.chart import numbers
+from curriq.report.read import read_part
 from curriq.report.windows import KeptWindows
 
 MOST_SEEN = 40
@@ -41,25 +41,20 @@ def read_parts(run_dir: str | Path) -> Iterator[Part]:
     Raises:
         CurriqError: a part is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for path in sorted((Path(run_dir) / "candidates").glob("part-*.parquet")):
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
+        table = read_part(path)
         source = table["source"].combine_chunks()
         yield Part(
             table["step"].to_numpy(),
             table["window_id"].to_numpy(),
             source.indices.to_numpy(),
-            {name: _floats(table[name]) for name in NUMBERS if name in table.column_names},
+            {name: floats(table[name]) for name in NUMBERS if name in table.column_names},
             source.dictionary.to_pylist(),
         )
 
 
-def _floats(column: Any) -> np.ndarray:
+def floats(column: Any) -> np.ndarray:
+    """A column of a table of numbers; a null is NaN."""
     return column.to_numpy(zero_copy_only=False).astype(float)
 
 
