@@ -164,7 +164,7 @@ def test_a_query_is_followed_to_its_window_and_back_by_keyboard(opened: Opened):
     page.locator("#retrieval article.pair button.to").first.focus()
     page.keyboard.press("Enter")
     assert "query 0 of step 59" in queries.text_content()
-    assert queries.locator("thead th").all_text_contents() == [
+    assert queries.locator("table").first.locator("thead th").all_text_contents() == [
         *("source", "similarity", "weight", "loss", "Q of the window", "effect")
     ]
     window = queries.locator("h5", has_text="retrieved window").text_content().split()[-1]

@@ -58,7 +58,7 @@ def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
         if window is not None:
             texts[str(window)] = "" if shown.get(str(window)) else cut(text or "", run.detail.characters)
     place = {window: index for index, window in enumerate(texts)}
-    rows = _rows_in(candidates, table["step"].to_pylist(), window_ids)
+    rows = _rows_in(candidates, table)
     asked = {name: floats(table[name]) for name in ASKED if name in table.column_names}
     became = {
         name: np.where(rows >= 0, candidates.columns[name][rows], np.nan)
@@ -93,8 +93,9 @@ def _chosen(table: "pa.Table", shown: dict[str, str], rows: int) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def _rows_in(candidates: Part, steps: list[int], window_ids: list[int | None]) -> np.ndarray:
-    """Row of each query's window among the candidates, −1 where it drew none."""
-    keys = zip(candidates.step.tolist(), candidates.window_id.tolist(), strict=True)
-    where = {key: row for row, key in enumerate(keys)}
-    return np.array([where.get(key, -1) for key in zip(steps, window_ids, strict=True)], dtype=np.int64)
+def _rows_in(candidates: Part, table: "pa.Table") -> np.ndarray:
+    """Place of each query's window among the candidates, −1 where it drew none."""
+    keys = zip(candidates.step.tolist(), candidates.row.tolist(), strict=True)
+    where = {key: place for place, key in enumerate(keys)}
+    drawn = zip(table["step"].to_pylist(), table["row"].to_pylist(), strict=True)
+    return np.array([where.get(key, -1) for key in drawn], dtype=np.int64)

@@ -31,7 +31,8 @@ LINES = (
         "Gain of the search in Q",
         ("langevin/soft_q_gain", "langevin/hard_q_gain", "langevin/above_random"),
         "no gain",
-        note="Soft and hard against where the search began, soft at one temperature; hard against random.",
+        note="Soft and hard Q against where the search began, soft at one temperature; hard Q against random "
+        "strings.",
     ),
     Lines(
         "rag-above-random",

@@ -55,7 +55,7 @@ class ExplorerView extends StepExplorer {
   }
 
   textOf(window) {
-    return (this.content.texts[window] ?? "").replace(/^\s*\n/, "") || "(no text kept; id " + this.content.ids[window] + ")";
+    return begun(this.content.texts[window] ?? "") || "(no text kept; id " + this.content.ids[window] + ")";
   }
 
   /** Rows of the explorer of queries that drew this window. */

@@ -46,7 +46,11 @@ class QueriesView extends StepExplorer {
   textOf(window) {
     const { texts, ids } = this.content, there = this.elsewhere(window);
     const text = texts[window] || (there === undefined ? "" : this.windows.content.texts[there] ?? "");
-    return text.replace(/^\s*\n/, "") || "(no text kept; id " + ids[window] + ")";
+    return begun(text) || "(no text kept; id " + ids[window] + ")";
+  }
+
+  queryOf(row) {
+    return begun(this.content.queries[row]) || "(an empty string)";
   }
 
   card(row, wanted = "") {
@@ -57,7 +61,7 @@ class QueriesView extends StepExplorer {
           wanted ? this.number("step", String(content.step[row])) : null,
           ...this.numbers(row),
           el("button", { type: "button", class: "to", onclick: () => this.followQuery(row) }, "follow")),
-        this.text(content.queries[row] || "(an empty string)", wanted)),
+        this.text(this.queryOf(row), wanted)),
       el("div", {}, window === null ? el("p", { class: "prose" }, "drew no window") : [this.becameHeader(row), this.text(this.textOf(window), wanted)]));
   }
 
@@ -72,7 +76,7 @@ class QueriesView extends StepExplorer {
     const { content } = this, window = content.window[row];
     const title = `query ${content.number[row]} of step ${content.step[row]}`;
     const asked = el("header", {}, this.numbers(row));
-    const query = this.text(content.queries[row] || "(an empty string)");
+    const query = this.text(this.queryOf(row));
     if (window === null) return this.open(title, asked, query, el("p", { class: "prose" }, "It drew no window: all of its nearest had been taken."));
     const names = Object.keys(content.became), there = this.elsewhere(window);
     const drawn = [content.source[row] < 0 ? "–" : content.sources[content.source[row]],

@@ -2,6 +2,11 @@
 
 const MOST_HITS = 60;
 
+/** A text without the blank lines that it begins with. */
+function begun(text) {
+  return text.replace(/^\s*\n/, "");
+}
+
 /** The rows of one step, or those that a search finds. A subclass says what a row is and draws it. */
 class StepExplorer {
   constructor(content, titles, thing, placeholder) {
