@@ -13,8 +13,9 @@ from curriq.data.tokenizer import encode, serialised, train_tokenizer
 from curriq.data.windows import window_id
 from curriq.presets import preset
 from curriq.train.metrics import CandidateLog, MetricsLog, write_summary
+from curriq.train.queries import QueryLog
 from curriq.train.windows import WindowLog
-from curriq.types import Candidates, Effects
+from curriq.types import Candidates, Effects, Queries
 
 SOURCES = ("prose", "code")
 TEXTS = (
@@ -34,6 +35,7 @@ def write_run(
     shift: int | None = None,
     effect: bool = False,
     tasks: bool = False,
+    queries: Sequence[str] = (),
     windows_mb: float = 1.0,
     seed: int = 0,
 ) -> Path:
@@ -44,12 +46,13 @@ def write_run(
             the weight is noise around uniform.
         effect: add the measured effect, which Q ranks perfectly, to the candidates table.
         tasks: log a downstream task.
+        queries: texts of what a step asks for, in turn; query i of n draws window i, the last one none.
     """
     rng = np.random.default_rng(seed)
     tokenizer = train_tokenizer(texts, 300, 100_000)
     streams = [np.array(ids * math.ceil(4 * window / len(ids) + 1)) for ids in encode(tokenizer, list(texts))]
     metrics, candidates = MetricsLog(folder, 0), CandidateLog(folder, sources, 0)
-    windows = WindowLog(folder, 0, windows_mb, serialised(tokenizer))
+    windows, asked = WindowLog(folder, 0, windows_mb, serialised(tokenizer)), QueryLog(folder, 0)
     for step in range(steps):
         source = rng.integers(len(sources), size=n)
         tokens = np.stack(
@@ -61,6 +64,7 @@ def write_run(
             window_ids=torch.tensor(ids),
             source=torch.from_numpy(source),
             rows=torch.arange(n),
+            queries=_queries(step, queries, tokenizer.batch_decode(tokens)) if queries else None,
         )
         q = torch.from_numpy(rng.normal(size=n).astype(np.float32))
         if shift is not None and step >= shift:
@@ -70,11 +74,11 @@ def write_run(
         ranked = (q - q.mean()) * 1e-3
         effects = Effects(rows=torch.arange(n), effect=ranked, mixture=0.0) if effect else None
         windows.append(step, proposed)
+        asked.append(step, proposed)
         candidates.append(step, proposed, proposed, loss, q, weights, q, effects)
-        metrics.append(
-            _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
-        )
-    for log in (metrics, candidates, windows):
+        row = _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
+        metrics.append(row | (_search_metrics(step) if queries else {}))
+    for log in (metrics, candidates, windows, asked):
         log.flush()
     metrics.close()
     config = preset("smoke").override(
@@ -126,3 +130,39 @@ def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
                 "task/hellaswag/acc_norm/chance": 0.25,
             }
     return row
+
+
+def _queries(step: int, texts: Sequence[str], windows: list[str]) -> Queries:
+    """Q falls from the first query to the last, the similarity rises; exact in float32."""
+    n = len(windows)
+    number = torch.arange(n, dtype=torch.float32)
+    drew = torch.arange(n) < n - 1
+    return Queries(
+        text=tuple(texts[(step * n + i) % len(texts)] for i in range(n)),
+        q=1 - number / 16,
+        soft_q=2 - number / 16,
+        start_q=torch.zeros(n),
+        changed=torch.full((n,), 0.75),
+        row=torch.where(drew, torch.arange(n), -1),
+        score=torch.where(drew, number / 32, torch.nan),
+        window_text=tuple(text if d else "" for text, d in zip(windows, drew.tolist(), strict=True)),
+    )
+
+
+def _search_metrics(step: int) -> dict[str, float]:
+    return {
+        "langevin/hard_q": 0.5,
+        "langevin/hard_q_gain": 0.5,
+        "langevin/random_q": 0.25,
+        "langevin/above_random": 0.25,
+        "langevin/above_random_sd": 3.0,
+        "langevin/soft_q_gain": 1.5,
+        "langevin/tokens_changed": 0.75,
+        "langevin/cosine": 0.1 + step / 1000,
+        "retrieval/score": 0.1,
+        "retrieval/q_advantage": -0.125,
+        "buffer/windows": 100.0,
+        "time/ingest": 0.002,
+        "time/search": 0.004,
+        "time/retrieve": 0.001,
+    }

@@ -38,6 +38,7 @@ class Queries:
     Attributes:
         text: the K queries, decoded.
         q: Q_φ of the hard query tokens, nats per token.
+        soft_q: Q_φ of the relaxed strings that they were taken from; NaN where nothing is relaxed.
         start_q: Q_φ of the tokens that the search began with.
         changed: share of the tokens that the search changed.
         row: position in the proposal of the window that the query drew; −1 when it drew none.
@@ -47,6 +48,7 @@ class Queries:
 
     text: tuple[str, ...]
     q: Float[Tensor, "K"]
+    soft_q: Float[Tensor, "K"]
     start_q: Float[Tensor, "K"]
     changed: Float[Tensor, "K"]
     row: Int[Tensor, "K"]

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not tested in a browser"),
 ]
 SECONDS = 15
+QUERIES = ("rain on the village", "import sys", "old harvest <b>")
 HOSTILE = (
     "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'> \u202ereversed\u202c ",
     "x" * 1_000_000,
@@ -63,7 +64,9 @@ class Opened:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run with everything that a run can have."""
-    folder = write_run(tmp_path_factory.mktemp("run"), steps=60, shift=30, effect=True, tasks=True)
+    folder = write_run(
+        tmp_path_factory.mktemp("run"), steps=60, shift=30, effect=True, tasks=True, queries=QUERIES
+    )
     (folder / "report.html").write_text(build([folder]).page(), encoding="utf-8")
     return folder / "report.html"
 
@@ -81,7 +84,7 @@ def test_every_view_draws(opened: Opened):
     page = opened.page
     opened.scroll_through()
     assert [s.get_attribute("id") for s in page.query_selector_all("main > section")] == [
-        *("did-it-help", "learned", "policy", "why", "ran")
+        *("did-it-help", "learned", "policy", "why", "retrieval", "ran")
     ]
     for chart in page.query_selector_all("figure.chart"):
         assert chart.query_selector("svg path[d^=M], svg circle"), chart.get_attribute("id")
@@ -100,18 +103,19 @@ def test_the_axis_changes_in_all_charts(opened: Opened):
 
 def test_step_slider_and_order(opened: Opened):
     page = opened.page
-    slider = page.locator("input.time")
-    first = page.locator("article.window").first
+    why = page.locator("#why")
+    slider = why.locator("input.time")
+    first = why.locator("article.window").first
     slider.focus()
     page.keyboard.press("Home")
-    assert page.locator("output.where").text_content() == "0"
-    assert page.locator("article.window").count() == 8
+    assert why.locator("output.where").text_content() == "0"
+    assert why.locator("article.window").count() == 8
     at_zero = first.text_content()
     page.keyboard.press("ArrowRight")
-    assert page.locator("output.where").text_content() != "0"
+    assert why.locator("output.where").text_content() != "0"
     assert first.text_content() != at_zero
-    page.get_by_label("order", exact=True).select_option("weight")
-    weights = [float(text) for text in page.locator("article.window .number.by b").all_text_contents()]
+    why.get_by_label("order", exact=True).select_option("weight")
+    weights = [float(text) for text in why.locator("article.window .number.by b").all_text_contents()]
     highest, lowest = weights[:4], weights[4:]
     assert highest == sorted(highest, reverse=True)
     assert lowest == sorted(lowest)
@@ -119,20 +123,64 @@ def test_step_slider_and_order(opened: Opened):
 
 
 def test_search_and_follow(opened: Opened):
-    page = opened.page
-    page.locator("input.search").fill("HARVEST")
-    marks = page.locator("article.window mark").all_text_contents()
+    why = opened.page.locator("#why")
+    why.locator("input.search").fill("HARVEST")
+    marks = why.locator("article.window mark").all_text_contents()
     assert marks
     assert set(marks) == {"harvest"}
-    assert page.locator(".count").text_content().split()[0] == str(page.locator("article.window").count())
-    page.locator("article.window button.to").first.click()
-    follow = page.locator(".follow")
+    assert why.locator(".count").text_content().split()[0] == str(why.locator("article.window").count())
+    why.locator("article.window button.to").first.click()
+    follow = why.locator(".follow")
     assert "offered" in follow.text_content()
-    assert follow.locator("tbody tr").count() == int(
-        follow.locator("h5").text_content().split("offered ")[1].split()[0]
+    assert follow.locator("table").first.locator("tbody tr").count() == int(
+        follow.locator("h5").first.text_content().split("offered ")[1].split()[0]
     )
-    page.locator("input.search").fill("no such text anywhere")
-    assert page.locator("article.window").count() == 0
+    why.locator("input.search").fill("no such text anywhere")
+    assert why.locator("article.window").count() == 0
+
+
+def test_queries_beside_their_windows(opened: Opened):
+    page = opened.page
+    section = page.locator("#retrieval")
+    cards = section.locator("article.pair")
+    section.locator("input.time").focus()
+    page.keyboard.press("Home")
+    assert section.locator("output.where").text_content() == "0"
+    assert cards.count() == 8
+    assert "drew no window" in cards.last.text_content()
+    section.get_by_label("order", exact=True).select_option("score")
+    scores = section.locator("article.pair .number.by b").all_text_contents()
+    assert scores[-1] == "–"
+    assert [float(score) for score in scores[:-1]] == sorted(map(float, scores[:-1]), reverse=True)
+    section.locator("input.search").fill("VILLAGE")
+    marks = section.locator("article.pair mark").all_text_contents()
+    assert set(marks) == {"village"}
+    assert {len(c.query_selector_all("mark")) > 0 for c in cards.element_handles()} == {True}
+
+
+def test_a_query_is_followed_to_its_window_and_back_by_keyboard(opened: Opened):
+    page = opened.page
+    queries, why = page.locator("#retrieval .follow"), page.locator("#why .follow")
+    page.locator("#retrieval article.pair button.to").first.focus()
+    page.keyboard.press("Enter")
+    assert "query 0 of step 59" in queries.text_content()
+    assert queries.locator("table").first.locator("thead th").all_text_contents() == [
+        *("source", "similarity", "weight", "loss", "Q of the window", "effect")
+    ]
+    window = queries.locator("h5", has_text="retrieved window").text_content().split()[-1]
+    queries.get_by_role("button", name="why this window?").focus()
+    page.keyboard.press("Enter")
+    assert f"window {window}, offered" in why.text_content()
+    assert page.evaluate("document.activeElement.closest('#why') !== null")
+    assert why.evaluate("node => node.getBoundingClientRect().top") >= 0
+    link = why.locator("table button", has_text="query 0").last
+    assert link.is_visible()
+    link.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.closest('#retrieval') !== null")
+    page.keyboard.press("Enter")  # the button `close` has the focus
+    assert queries.is_hidden()
+    assert page.evaluate("document.activeElement.closest('#why') !== null")
 
 
 def test_a_chart_is_read_by_keyboard_and_pointer(opened: Opened):
@@ -187,7 +235,14 @@ def test_every_width_and_theme(browser: Any, report: Path, scheme: str, width: i
 
 
 def test_hostile_text_does_no_harm(browser: Any, tmp_path: Path):
-    write_run(tmp_path, steps=12, sources=("<b onclick=harm()>\u202eevil", "long"), texts=HOSTILE, window=40)
+    write_run(
+        tmp_path,
+        steps=12,
+        sources=("<b onclick=harm()>\u202eevil", "long"),
+        texts=HOSTILE,
+        queries=HOSTILE,
+        window=40,
+    )
     path = tmp_path / "report.html"
     path.write_text(build([tmp_path]).page(), encoding="utf-8")
     assert path.stat().st_size < 1e6
@@ -202,6 +257,13 @@ def test_hostile_text_does_no_harm(browser: Any, tmp_path: Path):
     assert "\u202e" not in shown
     assert "⟨U+202E⟩evil" in shown
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    asked = page.locator("#retrieval article.pair")
+    assert "</script><script>window.harm = 1" in asked.first.text_content()
+    asked.first.locator("button.to").click()
+    page.locator("#retrieval input.search").fill("<img src=x")
+    assert page.locator("#retrieval mark").first.text_content() == "<img src=x"
+    assert page.evaluate("window.harm") is None
+    assert page.query_selector("main img, main script") is None
     assert opened.errors == []
     page.close()
 

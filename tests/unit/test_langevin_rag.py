@@ -249,6 +249,7 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
             queries=Queries(
                 text=("a query", "another"),
                 q=torch.tensor([0.5, torch.nan]),
+                soft_q=torch.tensor([0.625, torch.nan]),
                 start_q=torch.tensor([0.25, torch.nan]),
                 changed=torch.tensor([1.0, 0.0]),
                 row=torch.tensor([0, -1]),
@@ -271,6 +272,7 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
         "query": 0,
         "text": "a query",
         "q": 0.5,
+        "soft_q": 0.625,
         "start_q": 0.25,
         "changed": 1.0,
         "row": 0,
@@ -278,7 +280,9 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
         "score": 0.75,
         "window_text": "x" * 300,
     }
-    assert {table[1][name] for name in ("q", "start_q", "row", "window_id", "score", "window_text")} == {None}
+    assert {
+        table[1][name] for name in ("q", "soft_q", "start_q", "row", "window_id", "score", "window_text")
+    } == {None}
 
 
 def test_a_run_without_queries_has_no_folder_for_them(tmp_path) -> None:

@@ -9,18 +9,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from tests.reports import write_run
 
 from curriq.cli import main
-from curriq.report.chart import Chart, Series, block_json, numbers
+from curriq.report.chart import Chart, Explorer, Section, Series, block_json, numbers
 from curriq.report.columns import bucket_edges, read_columns
-from curriq.report.command import build
+from curriq.report.command import Report, build
+from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.page import render
-from curriq.report.read import read_candidates
+from curriq.report.queries import query_content
+from curriq.report.read import read_candidates, read_queries
 from curriq.report.runlog import Detail, load_run_log
 from curriq.report.selection import select
 from curriq.report.stages import change_points
@@ -268,6 +274,100 @@ class TestReport:
         assert "--topics 99" in capsys.readouterr().err
 
 
+class TestRetrieval:
+    QUERIES = ("rain and harvest", "import parse", "old river")
+
+    def test_diagnostics_and_answer(self, tmp_path):
+        section = retrieval_of(build([write_run(tmp_path, queries=self.QUERIES)]))
+        assert "changed 75% of the query tokens" in section.answer
+        assert "3.0 standard deviations above that of random strings" in section.answer
+        assert "0.12 nats per token below that of random windows" in section.answer
+        charts = {chart.id: chart for chart in section.charts()}
+        assert [line.label for line in charts["rag-q"].series] == ["hard Q", "random Q"]
+        assert charts["rag-gain"].levels == [(0.0, "no gain")]
+        assert [line.label for line in charts["rag-gain"].series] == [
+            *("soft Q gain", "hard Q gain", "above random")
+        ]
+        phases = {layer.label: layer.y[0] for layer in charts["rag-time"].series}
+        assert phases == pytest.approx(
+            {"ingest": 0.002, "search": 0.004, "retrieve": 0.001, "diagnostics and the rest": 0.003}
+        )
+
+    def test_phases_are_counted_once_in_the_time_of_the_step(self, tmp_path):
+        policy = build([write_run(tmp_path, queries=self.QUERIES)]).runs[0][1][1]
+        (chart,) = [chart for chart in policy.charts() if chart.id == "time"]
+        assert sum(layer.y[0] for layer in chart.series) == pytest.approx(0.1)  # `time/step`
+        assert not any("langevin" in chart.id or "buffer" in chart.id for chart in policy.charts())
+
+    def test_queries_beside_what_became_of_their_windows(self, tmp_path):
+        write_run(tmp_path, steps=9, queries=self.QUERIES, effect=True)
+        content = queries_of(build([tmp_path]))
+        table = read_queries(tmp_path).to_pylist()
+        offered = {(row["step"], row["row"]): row for row in read_candidates(tmp_path).to_pylist()}
+        assert content["queries"] == [row["text"] for row in table]
+        assert content["order"] == "q"
+        for i, row in enumerate(table):
+            assert (content["step"][i], content["number"][i]) == (row["step"], row["query"])
+            assert content["columns"]["soft_q"][i] == row["soft_q"]
+            if row["row"] is None:
+                assert content["window"][i] is None
+                assert content["source"][i] == -1
+                assert {values[i] for values in content["became"].values()} == {None}
+                continue
+            became = offered[row["step"], row["row"]]
+            assert content["ids"][content["window"][i]] == str(became["window_id"])
+            assert content["sources"][content["source"][i]] == became["source"]
+            for name in ("weight", "loss", "q", "effect"):
+                assert content["became"][name][i] == pytest.approx(became[name], rel=1e-4)
+
+    def test_a_text_stands_once_in_the_page(self, tmp_path):
+        """In the explorer of windows where the run kept it, otherwise as far as the queries table has it."""
+        kept = queries_of(build([write_run(tmp_path / "kept", queries=self.QUERIES)]))
+        assert set(kept["texts"]) == {""}
+        bare = write_run(tmp_path / "bare", queries=self.QUERIES, windows_mb=0)
+        known = {row["window_text"] for row in read_queries(bare).to_pylist()} - {None}
+        assert set(queries_of(build([bare]))["texts"]) == known
+
+    def test_many_queries_keep_those_whose_windows_are_shown(self, tmp_path):
+        run = load_run_log(write_run(tmp_path, steps=5, n=50, queries=self.QUERIES), "run", Detail(rows=6))
+        (why,) = explorer(run).blocks
+        content = query_content(run, shown_texts(explorer(run)))
+        assert len(content["step"]) == 5 * 6
+        for step in range(5):
+            rows = [i for i, s in enumerate(content["step"]) if s == step]
+            drawn = {content["ids"][w] for i in rows if (w := content["window"][i]) is not None}
+            assert drawn <= set(why.content["ids"])
+
+    def test_a_run_of_another_version_has_no_soft_q_at_first(self, tmp_path):
+        write_run(tmp_path, steps=6, queries=self.QUERIES)
+        table = read_queries(tmp_path)
+        (path,) = (tmp_path / "queries").iterdir()
+        path.unlink()
+        pq.write_table(table.filter(pc.field("step") < 3).drop_columns("soft_q"), path)
+        pq.write_table(table.filter(pc.field("step") >= 3), path.with_name("part-00000003.parquet"))
+        soft = queries_of(build([tmp_path]))["columns"]["soft_q"]
+        assert soft[0] is None
+        assert soft[-8] == 2
+        assert read_queries(tmp_path).num_rows == 6 * 8
+
+    def test_only_where_there_is_something_to_say(self, tmp_path):
+        plain = build([write_run(tmp_path / "plain")])
+        assert "retrieval" not in [section.id for section in plain.runs[0][1]]
+        write_run(tmp_path / "bare", queries=self.QUERIES)
+        for part in (tmp_path / "bare" / "queries").iterdir():
+            part.unlink()
+        section = retrieval_of(build([tmp_path / "bare"]))
+        assert any("no table of queries yet" in block for block in section.blocks if isinstance(block, str))
+        assert not any(isinstance(block, Explorer) for block in section.blocks)
+
+    def test_a_damaged_part_is_named(self, tmp_path, capsys):
+        write_run(tmp_path, queries=self.QUERIES)
+        (path,) = (tmp_path / "queries").iterdir()
+        path.write_bytes(b"PAR1")
+        assert main(["report", str(tmp_path)]) == 2
+        assert f"{path} is damaged" in capsys.readouterr().err
+
+
 class TestPage:
     def test_nothing_of_a_run_becomes_markup(self, tmp_path):
         write_run(
@@ -300,15 +400,38 @@ class TestPage:
 
 @pytest.mark.slow
 def test_a_long_run_and_many_runs_stay_small(tmp_path: Path):
-    """100,000 rows, and 50 runs: a few megabytes and well under a minute."""
-    log = write_run(tmp_path / "long", steps=400) / "metrics.jsonl"
+    """100,000 rows with queries, and 50 runs: a few megabytes and well under a minute."""
+    log = write_run(tmp_path / "long", steps=400, queries=TestRetrieval.QUERIES) / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     with log.open("w") as file:
         for step in range(100_000):
             file.write(json.dumps(rows[step % 400] | {"step": step, "x/windows_seen": 8 * step}) + "\n")
-    assert len(build([tmp_path / "long"]).page()) < 2e6
+    for name in ("candidates", "queries"):
+        (part,) = (tmp_path / "long" / name).iterdir()
+        table = pq.read_table(part)
+        place = table.schema.get_field_index("step")
+        for start in range(400, 100_000, 400):
+            moved = table.set_column(
+                place, table.field(place), pc.add(table["step"], pa.scalar(start, "int32"))
+            )
+            pq.write_table(moved, part.with_name(f"part-{start:08d}.parquet"))
+    report = build([tmp_path / "long"])
+    assert len(report.page()) < 2e6
+    assert "48 of 100,000 steps" in " ".join(b for b in retrieval_of(report).blocks if isinstance(b, str))
+    assert len(queries_of(report)["step"]) == 48 * 8
     folders = [write_run(tmp_path / f"run-{i}", steps=60, seed=i) for i in range(50)]
     assert len(build(folders).page()) < 6e6
+
+
+def retrieval_of(report: Report) -> Section:
+    (section,) = [section for section in report.runs[0][1] if section.id == "retrieval"]
+    return section
+
+
+def queries_of(report: Report) -> dict[str, Any]:
+    """What the explorer of queries shows."""
+    (block,) = [block for block in retrieval_of(report).blocks if isinstance(block, Explorer)]
+    return block.content
 
 
 def _strings(value):

@@ -16,8 +16,9 @@ from tests.runs import Finished, tiny
 
 from curriq.cli import main
 from curriq.config import EvalConfig
+from curriq.data.tokenizer import train_tokenizer
 from curriq.evaluate.tasks import model_folder
-from curriq.lm.harness import _scores, _untouched
+from curriq.lm.harness import BOOTSTRAP, _scores, _untouched
 from curriq.report.read import read_metrics
 from curriq.train.run import train
 from curriq.train.tasks import TaskProbe
@@ -164,8 +165,88 @@ metric_list: {accuracy}]
     return folder
 
 
+WORDS = "the river ran beside an old village and people spoke of harvest rain or winter"
+
+
+def text_task_files(folder: Path) -> Path:
+    """LAMBADA's and WikiText's forms on texts made up here: the last word of a text, and whole texts."""
+    folder.mkdir()
+    words = WORDS.split()
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=count)) for count in (12, 20, 9, 15, 200, 90, 31, 7, 26, 11)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    data = f"""
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder / "texts.jsonl"}}}}}
+test_split: test"""
+    (folder / "last_word.yaml").write_text(f"""
+task: last_word{data}
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
+metric_list:
+  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+""")
+    (folder / "whole_text.yaml").write_text(f"""
+task: whole_text{data}
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
+""")
+    return folder
+
+
+def tiny_model(folder: Path) -> Path:
+    """A Hugging Face folder with a random model whose context is shorter than the longest texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(
+        ["the river ran beside the old village, or was it winter rain"] * 9, 300, 9999
+    )
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.slow
 class TestAgainstTheHarness:
+    def test_last_words_and_whole_texts(self, tmp_path):
+        """LAMBADA's and WikiText's kinds of task: finite, and equal to the harness's own evaluation."""
+        lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
+        from lm_eval.tasks import TaskManager
+
+        path, model, out = text_task_files(tmp_path / "tasks"), tiny_model(tmp_path / "lm"), tmp_path / "out"
+        names = ["last_word", "whole_text"]
+        assert main(["eval", str(model), "--tasks", *names, "--path", str(path), "--out", str(out)]) == 0
+        expected = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={model},dtype=float32",
+            tasks=names,
+            task_manager=TaskManager(include_path=str(path), include_defaults=False),
+            device="cpu",
+            batch_size=8,
+            bootstrap_iters=BOOTSTRAP,
+        )["results"]
+        scores = json.loads(out.read_text())["tasks"]
+        assert {(score["task"], score["measure"]) for score in scores} == {
+            *(("last_word", name) for name in ("perplexity", "acc")),
+            *(("whole_text", name) for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")),
+        }
+        for score in scores:
+            theirs = expected[score["task"]]
+            assert math.isfinite(score["value"])
+            assert score["value"] == theirs[f"{score['measure']},none"]
+            stderr = theirs[f"{score['measure']}_stderr,none"]
+            assert score["stderr"] == (stderr if stderr != "N/A" else None)
+            assert score["chance"] is None  # there are no choices to guess among
+            assert score["examples"] == 10
+
     def test_equal_to_the_harness_own_command_line(self, shared_data, tmp_path):
         """HellaSwag without and MMLU with worked examples, on a pretrained model, to the last digit."""
         pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")

@@ -14,7 +14,7 @@ from curriq.propose.diagnostics import BASELINE_STRINGS, SearchAlarm, search_met
 from curriq.propose.energy import Energy
 from curriq.propose.retrieval import Drawn, draw_windows
 from curriq.propose.ring_buffer import RingBuffer
-from curriq.propose.samplers import QuerySampler, Vocabulary, random_strings
+from curriq.propose.samplers import QuerySampler, Sample, Vocabulary, random_strings
 from curriq.types import Metrics, Queries
 
 
@@ -161,9 +161,8 @@ class QueryFinder:
             )
             if self._alarm is not None:
                 self._alarm.look(metrics)
-        changed = (sample.tokens != start).float().mean(1).cpu()
         return Found(
-            chosen, metrics, _queries(texts, start_q, hard_q, changed, scores, drawn, chosen, buffer)
+            chosen, metrics, _queries(texts, start, sample, start_q, hard_q, scores, drawn, chosen, buffer)
         )
 
     def _q(self, strings: Int[Tensor, "m L"]) -> Float[Tensor, "m"]:
@@ -177,9 +176,10 @@ class QueryFinder:
 
 def _queries(
     texts: list[str],
+    start: Int[Tensor, "K L"],
+    sample: Sample,
     start_q: Float[Tensor, "K"],
     hard_q: Float[Tensor, "K"],
-    changed: Float[Tensor, "K"],
     scores: Float[Tensor, "K k"],
     drawn: Drawn,
     chosen: Int[Tensor, "R"],
@@ -190,12 +190,14 @@ def _queries(
     row[drawn.query] = torch.arange(len(drawn.query))
     score = torch.full((len(texts),), torch.nan)
     score[drawn.query] = scores[drawn.query, drawn.rank]
+    soft_q = torch.full((len(texts),), torch.nan) if sample.soft_q is None else sample.soft_q.float().cpu()
     found = [buffer.text(slot) for slot in chosen.tolist()]
     return Queries(
         text=tuple(texts),
         q=hard_q,
+        soft_q=soft_q,
         start_q=start_q,
-        changed=changed,
+        changed=(sample.tokens != start).float().mean(1).cpu(),
         row=row,
         score=score,
         window_text=tuple(found[r] if r >= 0 else "" for r in row.tolist()),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import LangevinConfig
@@ -34,10 +34,12 @@ class Sample(NamedTuple):
     Attributes:
         tokens: hard tokens (Eq. 15), one string per chain.
         metrics: what only this sampler can measure.
+        soft_q: Q of the relaxed strings that the tokens were taken from; None where nothing is relaxed.
     """
 
     tokens: Int[Tensor, "K L"]
     metrics: Metrics
+    soft_q: Float[Tensor, "K"] | None = None
 
 
 @runtime_checkable
@@ -129,15 +131,15 @@ class SoftmaxLangevin:
             gradient = self._drift(point)
             norms.append(langevin_step_(logits, temperature, weight, soft, gradient, self._rule, generator))
         soft = soft_embed(logits, c.bridge_temperature_end, weight)
-        q_after = self._energy.soft(soft.embeddings[..., :width]).mean().item()
+        q_after = self._energy.soft(soft.embeddings[..., :width])
         entropy, max_prob = soft_statistics(logits, c.bridge_temperature_end, soft.log_normaliser)
         metrics = {
-            "langevin/soft_q_gain": q_after - q_before,
+            "langevin/soft_q_gain": q_after.mean().item() - q_before,
             "langevin/entropy": entropy,
             "langevin/max_prob": max_prob,
             **gradient_metrics(norms, self._rule),
         }
-        return Sample(self._vocabulary.ids[extract(logits)], metrics)
+        return Sample(self._vocabulary.ids[extract(logits)], metrics, q_after)
 
     def _weight(self) -> Tensor:
         """W_e, with the head's matrix beside it where a fluency prior needs one of its own."""
@@ -196,17 +198,17 @@ class EmbeddingLangevin:
         for _ in range(self._config.langevin_steps):
             gradient = self._energy.point(embeddings).gradient / self._config.energy_temperature
             norms.append(embedding_step_(embeddings, gradient, self._rule, generator))
-        q_after = self._energy.soft(embeddings).mean().item()
+        q_after = self._energy.soft(embeddings)
         weight = self._vocabulary.rows(self._inputs.weight)
         index, cosine = nearest_tokens(embeddings, weight)
         _, random_cosine = nearest_tokens(torch.empty_like(embeddings).normal_(generator=generator), weight)
         metrics = {
-            "langevin/soft_q_gain": q_after - q_before,
+            "langevin/soft_q_gain": q_after.mean().item() - q_before,
             "langevin/snap_cosine": cosine.mean().item(),
             "langevin/snap_cosine_random": random_cosine.mean().item(),
             **gradient_metrics(norms, self._rule),
         }
-        return Sample(self._vocabulary.ids[index], metrics)
+        return Sample(self._vocabulary.ids[index], metrics, q_after)
 
 
 class GuidedSwaps:

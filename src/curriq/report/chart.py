@@ -110,9 +110,10 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Explorer:
-    """The candidates of some steps, with their text; `selection.py` fills it."""
+    """Some steps, one at a time: windows with their text (`explore.py`), or queries (`queries.py`)."""
 
     content: Json
+    type: Literal["windows", "queries"]
 
 
 Block = Chart | Forest | Table | Code | Explorer | str
@@ -156,7 +157,7 @@ def block_json(block: Block) -> Json:
         case Code():
             return {"type": "code", **vars(block)}
         case Explorer():
-            return {"type": "explorer", **block.content}
+            return {"type": block.type, **block.content}
 
 
 def numbers(values: np.ndarray) -> list[float | int | None]:

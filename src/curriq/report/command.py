@@ -13,13 +13,14 @@ import curriq
 from curriq.config import missing_extra
 from curriq.errors import CurriqError
 from curriq.report.chart import Section
-from curriq.report.explore import explorer
+from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.helped import comparison_helped, runs_helped
 from curriq.report.learned import learned_from
 from curriq.report.page import render
 from curriq.report.policy import policy_health
-from curriq.report.ran import retrieval, what_ran
+from curriq.report.ran import what_ran
+from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.topics import Embed
 
@@ -132,7 +133,8 @@ def _say(text: str) -> None:
 
 def sections_of(run: RunLog) -> list[Section]:
     """The sections about one run, in the order of the questions."""
-    sections = (learned_from(run), policy_health(run), explorer(run), retrieval(run), what_ran(run))
+    why = explorer(run)
+    sections = (learned_from(run), policy_health(run), why, retrieval(run, shown_texts(why)), what_ran(run))
     return [section for section in sections if section is not None]
 
 

@@ -32,7 +32,16 @@ def explorer(run: RunLog) -> Section:
     )
     if not content["texts"]:
         answer += " The run kept no texts (--log-windows-mb 0), so only ids are shown."
-    return Section(id="why", title=title, answer=answer, blocks=[Explorer(content=content)])
+    return Section(id="why", title=title, answer=answer, blocks=[Explorer(type="windows", content=content)])
+
+
+def shown_texts(section: Section) -> dict[str, str]:
+    """Id → text of the windows that a section's explorer shows; empty where no text was kept."""
+    for block in section.blocks:
+        if isinstance(block, Explorer):
+            ids, texts = block.content["ids"], block.content["texts"]
+            return dict(zip(ids, texts or [""] * len(ids), strict=True))
+    return {}
 
 
 def ranked_by(part: Part) -> str:

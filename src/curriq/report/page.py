@@ -21,7 +21,7 @@ LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B8578F", "#B87900", "#3A9BD1", "#000
 white."""
 DARK = ("#4AA8E0", "#F0813A", "#2CC295", "#DE94BC", "#E8A81C", "#8CCBF2", "#E6E9EC")
 """The same hues for a dark ground."""
-SCRIPTS = ("charts.js", "explorer.js", "page.js")
+SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
 
 Json = dict[str, Any]
 

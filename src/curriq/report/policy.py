@@ -1,26 +1,13 @@
 """Is the policy healthy? Entropy, temperature, Q, its learning, its calibration, gradients and time."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from curriq.report.chart import Block, Chart, Section, Series
+from curriq.report.lines import Lines, line_charts, other_charts
+from curriq.report.retrieval import PHASES, RETRIEVAL
 from curriq.report.runlog import RunLog
-from curriq.train import registry
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Metrics in one chart; `level` names a reference line of `_placed`."""
-
-    id: str
-    title: str
-    metrics: tuple[str, ...]
-    level: str = ""
-    log: bool = False
-
 
 LINES = (
     Lines("entropy", "Entropy of the policy", ("policy/entropy",), "log N"),
@@ -48,10 +35,9 @@ SHOWN_ELSEWHERE = (
     "validation/",
     "task/",
     "select/",
-    "langevin/",
-    "retrieval/",
     "theta_reset",
     "time/",
+    *RETRIEVAL,
 )
 """Metrics of the other sections."""
 SHARE_POINTS = 50
@@ -104,38 +90,11 @@ def _placed(run: RunLog) -> tuple[list[Chart], set[str]]:
     bounds = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n} | {
         name: run.setting(*where) for name, where in CLIPS.items()
     }
-    charts, drawn = [], set(COVERED)
-    for group in LINES:
-        level = bounds.get(group.level)
-        levels = [(float(level), group.level)] if level is not None else []
-        charts.append(_lines(run, group.id, group.title, group.metrics, levels, group.log))
-        drawn.update(group.metrics)
-        if group.id == "beta":
-            charts.append(_q_chart(run))
+    charts = line_charts(run, LINES, bounds)
+    charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
     clipped = _clip_chart(run, *(run.setting(*where, math.nan) for where in CLIPS.values()))
+    drawn = {*COVERED, *(metric for lines in LINES for metric in lines.metrics)}
     return [*charts, clipped, _time_chart(run)], drawn
-
-
-def _lines(
-    run: RunLog, identity: str, title: str, metrics: Sequence[str], levels: list[tuple[float, str]], log: bool
-) -> Chart:
-    """Bucket means with the range of each bucket."""
-    series = []
-    for metric in metrics:
-        if metric in run.columns:
-            thin = run.columns.thinned(metric, run.detail.points)
-            label = metric.rpartition("/")[2].replace("_", " ")
-            series.append(Series(label=label, x=thin.x, y=thin.mean, low=thin.low, high=thin.high))
-    return Chart(id=identity, title=title, y=unit_of(metrics[0]), series=series, levels=levels, log=log)
-
-
-def unit_of(metric: str) -> str:
-    """Unit of a metric; empty for a pure number or one that the registry does not know."""
-    try:
-        unit = registry.find(metric).unit
-    except KeyError:
-        return ""
-    return "" if unit == "–" else unit
 
 
 def _q_chart(run: RunLog) -> Chart:
@@ -173,7 +132,11 @@ def _clip_chart(run: RunLog, clip: float, q_clip: float) -> Chart:
 
 def _time_chart(run: RunLog) -> Chart:
     """Seconds per step, by what they went to."""
-    names = [n for n in run.columns.names() if n.startswith("time/") and not n.endswith("per_second")]
+    names = [
+        n
+        for n in run.columns.names()
+        if n.startswith("time/") and not n.endswith("per_second") and n not in PHASES
+    ]
     inside = [n for n in ("time/propose", "time/reward") if n in names]
     steps = run.columns.full("step").astype(int)
     parts = {n.removeprefix("time/"): np.nan_to_num(run.columns.full(n)) for n in names}
@@ -228,9 +191,8 @@ def _calibration_curve(run: RunLog) -> Chart:
 
 
 def _others(run: RunLog, drawn: set[str]) -> list[Block]:
-    """One chart per metric that is placed nowhere, in the order of the log."""
+    """What is placed nowhere, in the order of the log."""
     rest = [
         name for name in run.columns.names() if name not in drawn and not name.startswith(SHOWN_ELSEWHERE)
     ]
-    charts = [_lines(run, "metric-" + name.replace("/", "-"), name, [name], [], False) for name in rest]
-    return [chart for chart in charts if chart]
+    return [*other_charts(run, rest)]

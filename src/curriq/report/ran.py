@@ -2,12 +2,8 @@
 
 import shlex
 
-from curriq.report.chart import Block, Chart, Code, Section, Series, Table
-from curriq.report.policy import unit_of
+from curriq.report.chart import Block, Code, Section, Table
 from curriq.report.runlog import RunLog
-
-RETRIEVAL = ("langevin/", "retrieval/", "rag/", "query/")
-"""Prefixes of the metrics of Langevin-RAG."""
 
 
 def what_ran(run: RunLog) -> Section:
@@ -53,28 +49,6 @@ def what_ran(run: RunLog) -> Section:
         answer=f"{run.selector}, seed {facts['seed']}, {facts['state']}. Two runs with one seed, one thread "
         "count and one machine are equal to the bit.",
         blocks=blocks,
-    )
-
-
-def retrieval(run: RunLog) -> Section | None:
-    """Section 5 of the report: the diagnostics of Langevin-RAG (Section 3.6); None for other runs."""
-    charts: list[Block] = []
-    for name in run.columns.names():
-        if name.startswith(RETRIEVAL):
-            thin = run.columns.thinned(name, run.detail.points)
-            line = Series(label=name, x=thin.x, y=thin.mean, low=thin.low, high=thin.high)
-            title = name.replace("_", " ").replace("/", ": ")
-            charts.append(
-                Chart(id="rag-" + name.replace("/", "-"), title=title, y=unit_of(name), series=[line])
-            )
-    if not charts:
-        return None
-    return Section(
-        id="retrieval",
-        title="What did Langevin-RAG ask for?",
-        answer="The diagnostics of Section 3.6: how far the chains moved, what Q gained on hard tokens, and "
-        "how near the retrieved windows lie to their queries.",
-        blocks=charts,
     )
 
 

@@ -59,18 +59,28 @@ def read_queries(run_dir: str | Path) -> "pa.Table":
 
 def _read_parts(folder: Path, missing: str) -> "pa.Table":
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise CurriqError(missing)
-    tables = []
-    for part in parts:
-        try:
-            tables.append(pq.ParquetFile(part).read())
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CurriqError(f"{part} is damaged ({error}): delete it to read the others.") from None
-    return pa.concat_tables(tables).unify_dictionaries()
+    # A run that another version resumed may have a column in its later parts only.
+    tables = pa.concat_tables([read_part(part) for part in parts], promote_options="default")
+    return tables.unify_dictionaries()
+
+
+def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
+    """One part of a table; all columns when None are named.
+
+    Raises:
+        CurriqError: it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read(columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from curriq.errors import CurriqError
 from curriq.report.chart import numbers
+from curriq.report.read import read_part
 from curriq.report.windows import KeptWindows
 
 MOST_SEEN = 40
@@ -25,6 +25,7 @@ class Part:
     """Some steps of the candidates table as arrays; a null is NaN."""
 
     step: np.ndarray
+    row: np.ndarray
     window_id: np.ndarray
     source: np.ndarray
     columns: dict[str, np.ndarray]
@@ -32,7 +33,8 @@ class Part:
 
     def take(self, which: np.ndarray) -> "Part":
         columns = {name: values[which] for name, values in self.columns.items()}
-        return Part(self.step[which], self.window_id[which], self.source[which], columns, self.names)
+        labels = (self.step[which], self.row[which], self.window_id[which], self.source[which])
+        return Part(*labels, columns, self.names)
 
 
 def read_parts(run_dir: str | Path) -> Iterator[Part]:
@@ -41,25 +43,21 @@ def read_parts(run_dir: str | Path) -> Iterator[Part]:
     Raises:
         CurriqError: a part is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for path in sorted((Path(run_dir) / "candidates").glob("part-*.parquet")):
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
+        table = read_part(path)
         source = table["source"].combine_chunks()
         yield Part(
             table["step"].to_numpy(),
+            table["row"].to_numpy(),
             table["window_id"].to_numpy(),
             source.indices.to_numpy(),
-            {name: _floats(table[name]) for name in NUMBERS if name in table.column_names},
+            {name: floats(table[name]) for name in NUMBERS if name in table.column_names},
             source.dictionary.to_pylist(),
         )
 
 
-def _floats(column: Any) -> np.ndarray:
+def floats(column: Any) -> np.ndarray:
+    """A column of a table of numbers; a null is NaN."""
     return column.to_numpy(zero_copy_only=False).astype(float)
 
 
@@ -212,6 +210,7 @@ def _joined(parts: list[Part]) -> Part | None:
     names = set(parts[0].columns).intersection(*(part.columns for part in parts))
     return Part(
         np.concatenate([part.step for part in parts]),
+        np.concatenate([part.row for part in parts]),
         np.concatenate([part.window_id for part in parts]),
         np.concatenate([part.source for part in parts]),
         {name: np.concatenate([part.columns[name] for part in parts]) for name in NUMBERS if name in names},

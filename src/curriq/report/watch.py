@@ -13,7 +13,7 @@ from curriq.errors import CurriqError
 from curriq.report.command import build
 
 HOST = "127.0.0.1"
-READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "eval")
+READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
 """What in a folder changes the page when it changes."""
 
 Stamp = tuple[tuple[str, int, int], ...]

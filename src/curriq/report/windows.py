@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curriq.errors import CurriqError
+from curriq.report.read import read_part
 
 if TYPE_CHECKING:
     import tokenizers
@@ -96,16 +97,10 @@ def read_windows(run_dir: str | Path) -> KeptWindows:
     Raises:
         CurriqError: a part or the tokenizer is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = Path(run_dir) / "windows"
     ids, tokens = [], []
     for path in sorted(folder.glob("part-*.parquet")):
-        try:
-            table = pq.ParquetFile(path).read(columns=["window_id", "tokens"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
+        table = read_part(path, ["window_id", "tokens"])
         length = table.schema.field("tokens").type.list_size
         ids.append(table["window_id"].to_numpy())
         flat = table["tokens"].combine_chunks().flatten().to_numpy()

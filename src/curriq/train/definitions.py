@@ -323,6 +323,11 @@ QUERIES = (
     ("query", "int32", "Number of the query, 0 … K−1."),
     ("text", "string", "The query, decoded."),
     ("q", "float32", "Q of its tokens, nats per token; null when the method has no Q-network."),
+    (
+        "soft_q",
+        "float32",
+        "Q of the relaxed string that its tokens were taken from, at τ_end; null where nothing is relaxed.",
+    ),
     ("start_q", "float32", "Q of the tokens that the search began with."),
     ("changed", "float32", "Share of its tokens that the search changed."),
     ("row", "int32", "`row` of the candidate that it drew; null when it drew none."),

@@ -39,6 +39,7 @@ class QueryLog:
         columns = zip(
             queries.text,
             queries.q.tolist(),
+            queries.soft_q.tolist(),
             queries.start_q.tolist(),
             queries.changed.tolist(),
             queries.row.tolist(),
@@ -46,15 +47,16 @@ class QueryLog:
             queries.window_text,
             strict=True,
         )
-        for number, (text, q, start_q, changed, row, score, window_text) in enumerate(columns):
+        for number, (text, q, soft_q, start_q, changed, row, score, window_text) in enumerate(columns):
             drew = row >= 0
             self._rows.append(
                 {
                     "step": step,
                     "query": number,
                     "text": text,
-                    "q": None if math.isnan(q) else q,
-                    "start_q": None if math.isnan(start_q) else start_q,
+                    "q": _known(q),
+                    "soft_q": _known(soft_q),
+                    "start_q": _known(start_q),
                     "changed": changed,
                     "row": row if drew else None,
                     "window_id": ids[row] if drew else None,
@@ -75,6 +77,7 @@ class QueryLog:
             "query": pa.int32(),
             "text": pa.string(),
             "q": pa.float32(),
+            "soft_q": pa.float32(),
             "start_q": pa.float32(),
             "changed": pa.float32(),
             "row": pa.int32(),
@@ -89,3 +92,7 @@ class QueryLog:
             log.warning(f"{path}: {error.strerror}. The queries wait in memory until the disk takes them.")
             return
         self._rows.clear()
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

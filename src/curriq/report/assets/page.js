@@ -1,6 +1,6 @@
 // Puts the sections together: the overview of all runs, then those of the chosen run.
 
-const VIEWS = { chart: (b) => new ChartView(b), forest: (b) => new ForestView(b), explorer: (b) => new ExplorerView(b) };
+const VIEWS = { chart: (b) => new ChartView(b), forest: (b) => new ForestView(b), windows: (b) => new ExplorerView(b), queries: (b) => new QueriesView(b) };
 
 /** A sentence in which `code` is code. */
 function sentence(text) {
@@ -77,18 +77,19 @@ class Page {
     const nav = this.sections().map((section) => el("a", { href: "#" + section.id }, section.title));
     document.getElementById("nav").replaceChildren(...nav);
     document.getElementById("facts").textContent = visible(this.overview.facts);
+    this.views.forEach((view) => view.join?.(this.views));
     this.views.forEach((view) => view.show(this.axis));
   }
 
   /** The same page with new data: what the reader has chosen stays. */
   update(source) {
-    const open = this.views.filter((v) => v instanceof ExplorerView).map((v) => v.state());
+    const open = this.views.filter((v) => v instanceof StepExplorer).map((v) => v.state());
     const place = window.scrollY, label = this.runs[this.runIndex]?.label;
     this.read(source);
     this.runIndex = Math.max(0, this.runs.findIndex((run) => run.label === label));
     this.fillRuns();
     this.render();
-    this.views.filter((v) => v instanceof ExplorerView).forEach((v, i) => open[i] && v.restore(open[i]));
+    this.views.filter((v) => v instanceof StepExplorer).forEach((v, i) => open[i] && v.restore(open[i]));
     window.scrollTo(0, place);
   }
 }
