@@ -28,7 +28,7 @@ def default() -> RunConfig:
 
 
 def recommended() -> RunConfig:
-    """The remedies that gained on the development streams: a stream steered by measured, calibrated credit."""
+    """The remedies that gained on the development streams: a stream steered by measured credit."""
     return weighted().override(
         oversample=8,
         target_fraction=0.25,

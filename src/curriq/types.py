@@ -72,8 +72,8 @@ class Candidates:
         flops: operations of the language model that proposing them took.
         queries: what they were retrieved with; None when nobody searched.
         likeness: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
-        unselected: which were taken as they came, a fair sample, in a proposal that has others too; None where
-            no proposal is selective.
+        unselected: which were taken as they came, a fair sample, in a proposal that has others too; None
+            where no proposal is selective.
         passed_over: sources of the windows that were read and not taken; None where none are.
     """
 

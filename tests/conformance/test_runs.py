@@ -189,7 +189,15 @@ class TestEveryComposition:
 
     def test_axes_grow_and_the_summary_repeats_the_last_row(self, name, runs):
         rows, summary = read_metrics(runs(name).folder), read_summary(runs(name).folder)
-        axes = ("windows_read", "windows_seen", "windows_trained", "effective_windows", "tokens", "flops", "seconds")
+        axes = (
+            "windows_read",
+            "windows_seen",
+            "windows_trained",
+            "effective_windows",
+            "tokens",
+            "flops",
+            "seconds",
+        )
         for axis in axes:
             values = [row[f"x/{axis}"] for row in rows]
             assert values == sorted(set(values)), axis

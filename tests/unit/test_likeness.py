@@ -3,6 +3,7 @@
 import io
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def grammar(n: int, seed: int, step: int = 1) -> torch.Tensor:
 
 
 def ngrams(window: list[int]) -> list[tuple[int, ...]]:
-    return [(a,) for a in window] + list(zip(window[:-1], window[1:], strict=True))
+    return [(a,) for a in window] + list(pairwise(window))
 
 
 def test_equals_a_count_by_dictionary():
@@ -58,7 +59,9 @@ def test_equals_a_count_by_dictionary():
         logs = []
         for g in ngrams(window):
             prior = PRIOR * (ours[g] / n + theirs[g] / m) / 2
-            logs.append(math.log((ours[g] + prior) / (n + PRIOR)) - math.log((theirs[g] + prior) / (m + PRIOR)))
+            logs.append(
+                math.log((ours[g] + prior) / (n + PRIOR)) - math.log((theirs[g] + prior) / (m + PRIOR))
+            )
         scores.append(sum(logs) / len(logs))
     expected = torch.tensor(scores, dtype=torch.float64)
     expected = (expected - expected.mean()) / expected.std(correction=0)

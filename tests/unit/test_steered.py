@@ -1,4 +1,4 @@
-"""A stream steered by Q: what is taken has the Boltzmann distribution, and even probabilities change nothing."""
+"""A stream steered by Q: what is taken is Boltzmann, and even probabilities change nothing."""
 
 import io
 import math
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriq.presets import preset
 from curriq.errors import CurriqError
+from curriq.presets import preset
 from curriq.propose.steered import SteeredStream
 from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic
@@ -65,7 +65,7 @@ def by_source(beta: float) -> Callable[[Candidates], Tensor]:
 
 
 def test_what_is_taken_is_the_stream_tilted_by_the_policy():
-    """π_s ∝ share_s · exp(Q_s/β), within four standard errors; and as many are read as its normaliser says."""
+    """π_s ∝ share_s · exp(Q_s/β), within four standard errors; its normaliser says how many are read."""
     proposer, beta = steered(by_source(1.5)), 1.5
     taken = [proposer.propose(k) for k in range(400)]
     share = torch.bincount(torch.cat([c.source for c in taken])).double() / (400 * 32)

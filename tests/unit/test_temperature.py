@@ -9,7 +9,6 @@ from scipy import stats
 
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
-    acceptance,
     FixedBeta,
     FixedFraction,
     Governor,
@@ -17,6 +16,7 @@ from curriq.softq.temperature import (
     Sharpness,
     SolvedBeta,
     Temperature,
+    acceptance,
     rank_correlation,
     solve_beta,
 )

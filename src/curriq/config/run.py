@@ -67,23 +67,24 @@ class RunConfig:
         """What a policy over the stream asks of the other sections."""
         critic, train = self.critic, self.train
         require(
-            "likeness" not in critic.q_features or not (self.data.needle or self.langevin.proposer != "stream"),
-            "--q-features likeness with --needle or a --proposer other than stream: likeness is measured on the "
-            "windows of a stream as they are read; leave it out of --q-features.",
+            "likeness" not in critic.q_features
+            or not (self.data.needle or self.langevin.proposer != "stream"),
+            "--q-features likeness with --needle or a --proposer other than stream: likeness is measured on "
+            "the windows of a stream as they are read; leave it out of --q-features.",
         )
         if train.oversample == 1 or self.select.selector != "soft-q":
             return
         steered = f"--oversample {train.oversample}"
         require(
             self.langevin.proposer == "stream" and not self.data.needle,
-            f"{steered} with --proposer {self.langevin.proposer}{' --needle' * self.data.needle}: it reads on in "
-            "a stream until it has taken enough windows; use --proposer stream, or --oversample 1.",
+            f"{steered} with --proposer {self.langevin.proposer}{' --needle' * self.data.needle}: it reads on "
+            "in a stream until it has taken enough windows; use --proposer stream, or --oversample 1.",
         )
         late = [name for name in critic.q_features if name not in KNOWN_BEFORE]
         require(
             not late,
-            f"{steered} with --q-features {' '.join(critic.q_features)}: {' and '.join(late)} of a window is not "
-            f"known before its forward pass; use {' or '.join(KNOWN_BEFORE)}, or --oversample 1.",
+            f"{steered} with --q-features {' '.join(critic.q_features)}: {' and '.join(late)} of a window is "
+            f"not known before its forward pass; use {' or '.join(KNOWN_BEFORE)}, or --oversample 1.",
         )
         require(
             critic.credit == "counterfactual",
@@ -92,12 +93,14 @@ class RunConfig:
         )
         require(
             critic.target_fraction * train.oversample >= 1,
-            f"{steered} with --target-fraction {critic.target_fraction}: that share of the windows read is taken "
-            f"at the sharpest, so it must be at least 1/{train.oversample}.",
+            f"{steered} with --target-fraction {critic.target_fraction}: that share of the windows read is "
+            f"taken at the sharpest, so it must be at least 1/{train.oversample}.",
         )
         for name in ("weight_jitter", "uniform_share"):
             value = getattr(critic, name)
-            require(not value, f"{steered} with {flag(name)} {value}: it changes weights, and these are even.")
+            require(
+                not value, f"{steered} with {flag(name)} {value}: it changes weights, and these are even."
+            )
         require(critic.q_weighting, f"{steered} with --no-q-weighting: a uniform run needs --oversample 1.")
         require(
             not train.train_subset,

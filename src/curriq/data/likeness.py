@@ -25,8 +25,8 @@ class LikenessStream:
     The likeness is the importance weight of DSIR (Xie et al. 2023, "Data Selection for Language Models via
     Importance Resampling"), per n-gram: the mean over the window's unigrams and bigrams w of
     log p_D(w) − log p_S(w), with p_D from the reward set and p_S from all that the stream has given so far,
-    this batch included. Both are smoothed with one prior, the mean of the two, because most bigrams of a small
-    reward set occur in it once or never. Scores are standardised by their running mean and spread and
+    this batch included. Both are smoothed with one prior, the mean of the two, because most bigrams of a
+    small reward set occur in it once or never. Scores are standardised by their running mean and spread and
     clipped at ±3.
 
     Args:

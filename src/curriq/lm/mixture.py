@@ -277,7 +277,9 @@ def _mixture(
         entropy=join([f.entropy for f in seen if f.entropy is not None]) if with_entropy else None,
         pooled=join([f.pooled for f in seen if f.pooled is not None], lm.width),
         source=join([f.source for f in seen if f.source is not None], dtype=torch.int64),
-        likeness=join([f.likeness for f in seen if f.likeness is not None]) if any(f.likeness is not None for f in seen) else None,
+        likeness=join([f.likeness for f in seen if f.likeness is not None])
+        if any(f.likeness is not None for f in seen)
+        else None,
     )
     all_scores = join(scores)
     weights = torch.softmax(all_scores.double(), dim=0)

@@ -16,8 +16,8 @@ from curriq.types import Candidates, Critic, Features, Metrics, Outcome, State, 
 class Steered(Uniform):
     """Says with what probability `SteeredStream` takes a window; what was taken is weighed evenly.
 
-    The probability is min(1, exp((Q − c)/β)). The windows that were taken as they came are a fair sample of the
-    stream: on these β is solved, the greatest Q of them is c, and the governor judges Q by them alone.
+    The probability is min(1, exp((Q − c)/β)). The windows that were taken as they came are a fair sample of
+    the stream: on these β is solved, the greatest Q of them is c, and the governor judges Q by them alone.
 
     Args:
         critic: a critic whose inputs are known without a forward pass.

@@ -2,8 +2,8 @@
 
 The paper's input is the hidden state of the last token. The other inputs are remedies: the mean over the
 tokens says more about a window than its last token, its loss says how well it is known, its source, where a
-run has several, is what generalises fastest from few measured effects, and its likeness to the target is known
-of every window, labelled or not. The last two need no forward pass.
+run has several, is what generalises fastest from few measured effects, and its likeness to the target is
+known of every window, labelled or not. The last two need no forward pass.
 """
 
 from collections.abc import Callable, Sequence

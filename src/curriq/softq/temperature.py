@@ -163,9 +163,7 @@ class SolvedBeta:
         share: what the fraction is a share of.
     """
 
-    def __init__(
-        self, sharpness: Sharpness, *, memory: int = 8, share: "Share | None" = None
-    ) -> None:
+    def __init__(self, sharpness: Sharpness, *, memory: int = 8, share: "Share | None" = None) -> None:
         self._sharpness = sharpness
         self._share = share or effective_batch_fraction
         self._recent: deque[Tensor] = deque(maxlen=memory)
@@ -174,7 +172,9 @@ class SolvedBeta:
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         metrics = self._sharpness.observe(q, effects)
         self._recent.append((q - q.mean()).detach().double().cpu())
-        self.beta = solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction, self._share) or self.beta
+        self.beta = (
+            solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction, self._share) or self.beta
+        )
         return metrics
 
     def state_dict(self) -> State:

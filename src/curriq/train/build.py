@@ -245,8 +245,8 @@ def _proposer(shop: Workshop) -> Proposer:
 
 
 def _steered(shop: Workshop, steering: Steered) -> Proposer:
-    """In the steps that probe effects half of the windows are a fair sample: Q is judged by these, and a source
-    that is passed over today is looked at again."""
+    """In the steps that probe effects half of the windows are a fair sample: Q is judged by these, and a
+    source that is passed over today is looked at again."""
     train = shop.config.train
     return SteeredStream(
         _stream(shop),
@@ -383,7 +383,10 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 
 Solve = dict[str, Any]
 WEIGHING: Solve = {"share": effective_batch_fraction}
-STEERING: Solve = {"share": acceptance, "memory": 1}  # `Steered` remembers the windows, and knows their Q anew
+STEERING: Solve = {
+    "share": acceptance,
+    "memory": 1,
+}  # `Steered` remembers the windows, and knows their Q anew
 """What β is solved for: weights of a batch, or the share of the stream that is taken."""
 
 TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {

@@ -45,8 +45,8 @@ GROUPS = (
             Metric(
                 "x/windows_read",
                 "windows",
-                "Windows taken out of the stream, with those that a steered stream passed over and those that "
-                "went into a retrieval buffer.",
+                "Windows taken out of the stream, with those that a steered stream passed over and those "
+                "that went into a retrieval buffer.",
             ),
             Metric("x/windows_seen", "windows", "Candidates proposed: N per step."),
             Metric("x/windows_trained", "windows", "Candidates forwarded and given a mixture weight."),
@@ -127,7 +127,11 @@ GROUPS = (
             Metric("policy/effective_batch_size", "windows", "1/‖π‖²: N for uniform, 1 for one window."),
             Metric("policy/effective_batch_fraction", "–", "`policy/effective_batch_size` over N."),
             Metric("policy/max_weight", "–", "Greatest π_i."),
-            Metric("policy/beta", LOSS, "β of this step, where a Q-network sets the policy; absent where it is ∞."),
+            Metric(
+                "policy/beta",
+                LOSS,
+                "β of this step, where a Q-network sets the policy; absent where it is ∞.",
+            ),
         ),
     ),
     Group(
@@ -173,17 +177,25 @@ GROUPS = (
                 "–",
                 "Lower bound of the calibration, as a share of `--full-calibration`, clipped to [0, 1].",
             ),
-            Metric("governor/target_fraction", "–", "Effective batch fraction that β is then solved for; with `--oversample` the share that is taken."),
+            Metric(
+                "governor/target_fraction",
+                "–",
+                "Effective batch fraction that β is then solved for; with `--oversample` the share taken.",
+            ),
         ),
     ),
     Group(
         "Sources and curricula",
-        "One column per source of the stream; the two shares each sum to 1 over the sources. Offered are the N "
-        "candidates of the step, and with `--oversample` also the windows that were passed over.",
+        "One column per source of the stream; the two shares each sum to 1 over the sources. Offered are the "
+        "N candidates of the step, and with `--oversample` also the windows that were passed over.",
         (
             Metric("data/epoch", "epochs", "Passes over the training documents begun before this step."),
             Metric("data/windows_read", "windows", "Windows taken out of the stream in this step."),
-            Metric("select/offered_share/<source>", "–", "Share of the windows offered that are from this source."),
+            Metric(
+                "select/offered_share/<source>",
+                "–",
+                "Share of the windows offered that are from this source.",
+            ),
             Metric("select/weight_share/<source>", "–", "Share of the mixture weight on this source."),
             Metric("bandit/p_<source>", "–", "EXP3's probability of the source, after this step's update."),
             Metric("bandit/gain", "–", "Change of the reward, rescaled to [−1, 1], that the drawn arm got."),
