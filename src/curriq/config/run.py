@@ -77,8 +77,8 @@ class RunConfig:
         steered = f"--oversample {train.oversample}"
         require(
             self.langevin.proposer == "stream" and not self.data.needle,
-            f"{steered} with --proposer {self.langevin.proposer}{' --needle' * self.data.needle}: it reads on "
-            "in a stream until it has taken enough windows; use --proposer stream, or --oversample 1.",
+            f"{steered} with --proposer {self.langevin.proposer}{' --needle' * self.data.needle}: it reads "
+            "on in a stream until it has taken enough windows; use --proposer stream, or --oversample 1.",
         )
         late = [name for name in critic.q_features if name not in KNOWN_BEFORE]
         require(

@@ -79,7 +79,7 @@ def loss_table(arms: dict[str, Any], baseline: str) -> "Table":
 def cost_table(arms: dict[str, Any]) -> "Table":
     """What each arm needed to reach the baseline's final validation loss, with 95 % intervals, and in how
     many seeds it did."""
-    axes = {"windows": "windows", "FLOPs": "flops", "seconds": "seconds", "read": "read"}
+    axes = {"windows": "windows", "FLOPs": "flops", "seconds": "seconds"}
     table = _table(*axes, "reached")
     for name, arm in arms.items():
         windows = arm["to_target"]["windows"]

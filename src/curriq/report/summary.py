@@ -22,8 +22,8 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         console.print(f"[bold]stopped after {summary['steps']} steps[/bold]")
     console.print(
         f"{summary['windows_read']} windows read, {summary['windows_seen']} seen, "
-        f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), {summary['tokens']:,} tokens, "
-        f"{summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
+        f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
+        f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
     )
     table = Table(title="what the model learned from", title_justify="left")
     for heading in ("source", "share offered", "share of weight", "ratio"):
