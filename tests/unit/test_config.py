@@ -86,6 +86,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (CriticConfig, "probe_windows", [0], [1]),
     (CriticConfig, "probe_decay", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (TrainConfig, "train_subset", [-1], [0]),
+    (TrainConfig, "oversample", [0, -1], [1]),
     (EvalConfig, "eval_tasks_every", [-1], [0]),
     (EvalConfig, "eval_tasks_limit", [-1], [0]),
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),

@@ -182,7 +182,7 @@ def test_a_new_epoch_is_said_once_per_source(tokenizer, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(set(said)) >= 4
     last = max(reader.source.epoch for reader in stream._mix.readers.values())
-    assert batch.metrics == {"data/epoch": last}
+    assert batch.metrics["data/epoch"] == last
     assert any(f"'s0' is used up: epoch {last} begins" in text for text in said)
 
 
@@ -193,7 +193,7 @@ def test_duplicates_repeat_without_announcement(tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="curriq"):
         batch = stream.next_batch(200)
     assert not caplog.records
-    assert batch.metrics == {"data/epoch": 0.0}
+    assert batch.metrics == {"data/epoch": 0.0, "data/windows_read": 200.0}
 
 
 def test_a_source_without_training_documents_is_an_error(tokenizer):

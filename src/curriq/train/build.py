@@ -383,11 +383,8 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 
 Solve = dict[str, Any]
 WEIGHING: Solve = {"share": effective_batch_fraction}
-STEERING: Solve = {
-    "share": acceptance,
-    "memory": 1,
-}  # `Steered` remembers the windows, and knows their Q anew
-"""What β is solved for: weights of a batch, or the share of the stream that is taken."""
+STEERING: Solve = {"share": acceptance, "memory": 1}
+"""What β is solved for: weights of a batch, or the share of the stream taken (`Steered` remembers it)."""
 
 TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {
     "fixed": lambda critic, solve: FixedBeta(critic.beta),
