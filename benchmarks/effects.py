@@ -18,6 +18,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curriq.config import RunConfig
+from curriq.config.run import differences
 from curriq.lm.effects import displaced, total_norm
 from curriq.lm.loss import window_losses
 from curriq.lm.reward import window_losses_of
@@ -40,17 +41,10 @@ def interval(run, steps: int) -> float:
 
 
 def cost(base: RunConfig, rounds: int, folder: Path) -> None:
-    every = preset("recommended").train.reward_every
-    method = preset("recommended")
-    changed = {
-        "uniform": base.override(selector="uniform"),
-        "recommended": base.override(
-            **{name: getattr(method.critic, name) for name in vars(method.critic)},
-            reward=method.train.reward,
-            reward_windows=method.train.reward_windows,
-            reward_every=every,
-        ),
-    }
+    recommended = preset("recommended")
+    method = {name: ours for name, ours, _ in differences(recommended, RunConfig())}
+    every = recommended.train.reward_every
+    changed = {"uniform": base.override(selector="uniform"), "recommended": base.override(**method)}
     runs = {name: build(config, folder / name) for name, config in changed.items()}
     for run in runs.values():
         interval(run, 2 * every)

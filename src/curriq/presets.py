@@ -33,7 +33,7 @@ def recommended() -> RunConfig:
         oversample=8,
         target_fraction=0.25,
         full_calibration=0.1,
-        q_features=("source",),
+        q_features=("auto",),
         probe_windows=32,
         reward_every=8,
         replay_size=512,

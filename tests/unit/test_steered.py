@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from curriq.config import SourceConfig
 from curriq.errors import CurriqError
 from curriq.presets import preset
 from curriq.propose.steered import SteeredStream
@@ -91,6 +92,17 @@ def test_windows_keep_their_order_and_no_window_comes_twice():
     ids = torch.cat([proposer.propose(k).window_ids for k in range(20)])
     assert torch.equal(ids, ids.sort().values)
     assert len(ids.unique()) == len(ids) == 20 * 32
+
+
+def test_what_was_read_too_far_is_looked_at_in_the_next_step():
+    """Each window is looked at once, in its turn: a step ends at the last window that it takes."""
+    proposer, looked_at = steered(by_source(1.0), n=8), 0
+    for k in range(30):
+        candidates = proposer.propose(k)
+        looked_at += int(candidates.metrics["data/windows_read"])
+        assert candidates.window_ids[-1] == looked_at - 1
+        assert len(candidates.passed_over) == candidates.metrics["data/windows_read"] - 8
+    assert proposer.stream.read > looked_at  # or nothing would have been read ahead
 
 
 def test_open_windows_are_taken_as_they_come():
@@ -232,7 +244,8 @@ STEERED = {
         ({"uniform_share": 0.1}, "--uniform-share 0.1"),
         ({"q_weighting": False}, "--no-q-weighting"),
         ({"train_subset": 4}, "--train-subset 4"),
-        ({"proposer": "uniform-buffer"}, "use --proposer stream"),
+        ({"proposer": "uniform-buffer"}, "--proposer uniform-buffer"),
+        ({"curriculum": "a.parquet", "curriculum_weights": False}, "--curriculum a.parquet"),
         ({"needle": True}, "--needle"),
         ({"oversample": 0}, "--oversample = 0"),
     ],
@@ -247,8 +260,24 @@ def test_a_baseline_takes_the_settings_and_ignores_them():
 
 
 def test_likeness_needs_a_stream():
-    with pytest.raises(CurriqError, match="leave it out of --q-features"):
-        preset("smoke").override(q_features=("likeness",), proposer="uniform-buffer")
+    for changes in (
+        {"proposer": "uniform-buffer"},
+        {"needle": True},
+        {"curriculum": "a.parquet", "curriculum_weights": False},
+    ):
+        with pytest.raises(CurriqError, match="name other --q-features"):
+            preset("smoke").override(selector="soft-q", q_features=("likeness",), **changes)
+
+
+def test_auto_takes_the_source_where_there_are_several_and_n_grams_where_there_is_one():
+    config = preset("smoke").override(q_features=("auto",))
+    assert config.q_features == ("source",)
+    target = [source for source in config.data.sources if source.name == config.data.target]
+    alone = config.override(sources=(*target, SourceConfig(name="pure", path="embedded:code", weight=0)))
+    assert alone.q_features == ("likeness",)
+    assert preset("smoke").q_features == ("last",)
+    with pytest.raises(CurriqError, match="auto stands alone"):
+        config.override(q_features=("auto", "loss"))
 
 
 def test_candidates_of_several_readings_are_one_proposal():

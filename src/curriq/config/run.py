@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import flag, require, unknown_key
-from curriq.config.critic import KNOWN_BEFORE, CriticConfig
+from curriq.config.critic import KNOWN_BEFORE, CriticConfig, FeatureName
 from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
@@ -66,24 +66,29 @@ class RunConfig:
     def _check_steering(self) -> None:
         """What a policy over the stream asks of the other sections."""
         critic, train = self.critic, self.train
+        if self.method != "soft-q":
+            return
+        other = [f"--proposer {self.langevin.proposer}"] * (self.langevin.proposer != "stream")
+        other += ["--needle"] * self.data.needle
+        other += [f"--curriculum {self.data.curriculum} --no-curriculum-weights"] * bool(self.data.curriculum)
+        asked = " ".join(critic.q_features)
         require(
-            "likeness" not in critic.q_features
-            or not (self.data.needle or self.langevin.proposer != "stream"),
-            "--q-features likeness with --needle or a --proposer other than stream: likeness is measured on "
-            "the windows of a stream as they are read; leave it out of --q-features.",
+            "likeness" not in self.q_features or not other,
+            f"--q-features {asked} with {' '.join(other)}: likeness is measured on the windows of a stream "
+            "as they are read; name other --q-features, or drop the latter.",
         )
-        if train.oversample == 1 or self.select.selector != "soft-q":
+        if train.oversample == 1:
             return
         steered = f"--oversample {train.oversample}"
         require(
-            self.langevin.proposer == "stream" and not self.data.needle,
-            f"{steered} with --proposer {self.langevin.proposer}{' --needle' * self.data.needle}: it reads "
-            "on in a stream until it has taken enough windows; use --proposer stream, or --oversample 1.",
+            not other,
+            f"{steered} with {' '.join(other)}: it reads on in a stream until it has taken enough windows; "
+            "drop the latter, or use --oversample 1.",
         )
-        late = [name for name in critic.q_features if name not in KNOWN_BEFORE]
+        late = [name for name in self.q_features if name not in KNOWN_BEFORE]
         require(
             not late,
-            f"{steered} with --q-features {' '.join(critic.q_features)}: {' and '.join(late)} of a window is "
+            f"{steered} with --q-features {asked}: {' and '.join(late)} of a window is "
             f"not known before its forward pass; use {' or '.join(KNOWN_BEFORE)}, or --oversample 1.",
         )
         require(
@@ -117,7 +122,7 @@ class RunConfig:
             f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
             "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
         )
-        unknown = sorted({"loss", "source"} & set(self.critic.q_features))
+        unknown = sorted({"loss", "source"} & set(self.q_features))
         require(
             proposer not in NEEDS_Q or not unknown,
             f"--q-features {' '.join(self.critic.q_features)} with --proposer {proposer}: a string "
@@ -145,6 +150,14 @@ class RunConfig:
     def queries(self) -> int:
         """K, queries per step of Langevin-RAG."""
         return self.langevin.chains or self.train.num_candidates
+
+    @property
+    def q_features(self) -> tuple[FeatureName, ...]:
+        """What Q sees of a window, `auto` resolved: one source says nothing, so there n-grams have to."""
+        if self.critic.q_features != ("auto",):
+            return self.critic.q_features
+        several = sum(source.weight > 0 for source in self.data.sources) > 1
+        return ("source",) if several else ("likeness",)
 
     @property
     def method(self) -> str:

@@ -82,7 +82,7 @@ class EffectProbe:
         direction = self._learner.precondition(self._averaged(gradient))
         if direction is None:
             return None
-        rows = self._rows(len(candidates))
+        rows = self._rows(candidates)
         probed = candidates.take(rows)
         size = RELATIVE_STEP * total_norm(self._lm.parameters) / max(1e-30, total_norm(direction))
         if self._lm.reduced_precision:  # the losses of training are too coarse to subtract from
@@ -128,11 +128,15 @@ class EffectProbe:
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._probes) for piece in self._average]
 
-    def _rows(self, n: int) -> Int[Tensor, "m"]:
-        """Which candidates are probed, ascending."""
+    def _rows(self, candidates: Candidates) -> Int[Tensor, "m"]:
+        """Which candidates are probed, ascending; those of a fair sample first: Q is judged by them."""
+        n = len(candidates)
         if n <= self._windows:
             return torch.arange(n)
-        return torch.randperm(n, generator=self._generator)[: self._windows].sort().values
+        order = torch.randperm(n, generator=self._generator)
+        if candidates.unselected is not None:
+            order = order[candidates.unselected[order].sort(descending=True, stable=True).indices]
+        return order[: self._windows].sort().values
 
     def _losses(self, tokens: Int[Tensor, "m T"]) -> Float[Tensor, "m"]:
         self._reward.forwards += len(tokens)

@@ -1,5 +1,6 @@
 """NEXTBATCH by the policy: the stream is read on until enough windows have been taken."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,8 @@ class SteeredStream:
     With probabilities p(x) = min(1, exp((Q(x) − c)/β)) the windows taken are distributed as the stream's are,
     tilted by exp(Q/β): the Boltzmann policy over everything that the stream has to offer, spent before the
     forward pass, so that no pass and no part of the effective batch goes to what is passed over. Where all
-    probabilities are 1 it is NEXTBATCH to the letter: it reads no window more than it takes.
+    probabilities are 1 it is NEXTBATCH to the letter: it reads no window more than it takes. Otherwise it
+    reads ahead as many as it will probably need, and looks at what it did not need in the next step.
 
     Args:
         stream: where the windows come from.
@@ -47,36 +49,63 @@ class SteeredStream:
         self._probability = probability
         self._open_windows = open_windows
         self._generator = generator
+        self._ahead: Candidates | None = None
 
     def propose(self, step: int) -> Candidates:
         began = time.perf_counter()
         unselected = self._open_windows(step)
         read: list[Candidates] = []
+        chance = torch.ones(0, dtype=torch.float64)
+        taken = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is taken where its key is not negative
-        while (missing := self.n - int((keys >= 0).sum())) and len(keys) < self._most:
-            # As many as are missing: if all were taken, none would have been read in vain.
-            batch = self.stream.next_batch(min(missing, self._most - len(keys)))
+        while (missing := self.n - int(taken.sum())) > 0 and len(keys) < self._most:
+            # As many as it will probably take; where all are taken, none is read that is not needed now.
+            wanted = missing if not len(chance) else math.ceil(missing / max(chance.mean().item(), 1e-6))
+            batch = self._next(min(wanted, self._most - len(keys)))
+            new = self._probability(batch).double().cpu()
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
-            new = self._probability(batch).double().cpu().log() - drawn.log()
-            new[: max(0, unselected - len(keys))] = torch.inf
             read.append(batch)
-            keys = torch.cat([keys, new])
-        taken = keys.topk(self.n).indices.sort().values
+            chance = torch.cat([chance, new])
+            keys = torch.cat([keys, new.log() - drawn.log()])
+            keys[:unselected] = torch.inf
+            taken = keys >= 0
         everything = concatenate(read)
-        passed_over = torch.ones(len(keys), dtype=torch.bool)
-        passed_over[taken] = False
-        metrics = {"data/windows_read": float(len(keys)), "time/propose": time.perf_counter() - began}
+        # What came after the last that was needed is looked at in the next step, with a draw of its own.
+        end = int((taken.cumsum(0) < self.n).sum()) + 1
+        self._put_back(everything.take(slice(end, None)))
+        chosen = keys[:end].topk(self.n).indices.sort().values
+        passed_over = torch.ones(min(end, len(keys)), dtype=torch.bool)
+        passed_over[chosen] = False
+        metrics = {"data/windows_read": float(len(passed_over)), "time/propose": time.perf_counter() - began}
         return replace(
-            everything.take(taken),
+            everything.take(chosen),
             rows=torch.arange(self.n),
-            unselected=taken < unselected,
-            passed_over=everything.source[passed_over],
+            unselected=chosen < unselected,
+            passed_over=everything.source[: len(passed_over)][passed_over],
             metrics=everything.metrics | metrics,
         )
 
+    def _next(self, n: int) -> Candidates:
+        """At most n windows: those that were put back, then the stream's."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return self.stream.next_batch(n)
+        self._put_back(ahead.take(slice(n, None)))
+        return ahead.take(slice(n))
+
+    def _put_back(self, windows: Candidates) -> None:
+        """To be read before all others."""
+        parts = [part for part in (windows, self._ahead) if part is not None and len(part)]
+        self._ahead = concatenate(parts) if parts else None
+
     def state_dict(self) -> State:
-        return {"stream": self.stream.state_dict(), "generator": self._generator.get_state()}
+        return {
+            "stream": self.stream.state_dict(),
+            "generator": self._generator.get_state(),
+            "ahead": None if self._ahead is None else dict(vars(self._ahead)),
+        }
 
     def load_state_dict(self, state: State) -> None:
         self.stream.load_state_dict(state["stream"])
         self._generator.set_state(state["generator"])
+        self._ahead = None if state["ahead"] is None else Candidates(**state["ahead"])
