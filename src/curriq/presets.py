@@ -33,7 +33,7 @@ def recommended() -> RunConfig:
         oversample=8,
         target_fraction=0.25,
         full_calibration=0.1,
-        q_features=("auto",),
+        q_features=("source", "likeness"),
         probe_windows=32,
         reward_every=8,
         replay_size=512,
@@ -120,6 +120,12 @@ def dev_levels() -> RunConfig:
 def dev_clean() -> RunConfig:
     """Development stream (e): one clean source, where there is nothing to select."""
     return _development("c4", _source("c4", "c4_sample/train.jsonl.gz", 1))
+
+
+def dev_half() -> RunConfig:
+    """Development stream (e'): half prose, half code, both clean, with prose as the target."""
+    clean = tuple(dataclasses.replace(source, weight=0.5) for source in EMBEDDED_DIRTY[:2])
+    return RunConfig(data=DataConfig(sources=clean, target="prose"))
 
 
 def dev_shuffled() -> RunConfig:
@@ -281,6 +287,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
         dev_domain,
         dev_levels,
         dev_clean,
+        dev_half,
         dev_shuffled,
     )
 }

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriq.config import SourceConfig
 from curriq.errors import CurriqError
 from curriq.presets import preset
 from curriq.propose.steered import SteeredStream
@@ -267,17 +266,6 @@ def test_likeness_needs_a_stream():
     ):
         with pytest.raises(CurriqError, match="name other --q-features"):
             preset("smoke").override(selector="soft-q", q_features=("likeness",), **changes)
-
-
-def test_auto_takes_the_source_where_there_are_several_and_n_grams_where_there_is_one():
-    config = preset("smoke").override(q_features=("auto",))
-    assert config.q_features == ("source",)
-    target = [source for source in config.data.sources if source.name == config.data.target]
-    alone = config.override(sources=(*target, SourceConfig(name="pure", path="embedded:code", weight=0)))
-    assert alone.q_features == ("likeness",)
-    assert preset("smoke").q_features == ("last",)
-    with pytest.raises(CurriqError, match="auto stands alone"):
-        config.override(q_features=("auto", "loss"))
 
 
 def test_candidates_of_several_readings_are_one_proposal():

@@ -6,7 +6,7 @@ from typing import Literal
 
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
-FeatureName = Literal["auto", "last", "mean", "loss", "source", "likeness"]
+FeatureName = Literal["last", "mean", "loss", "source", "likeness"]
 KNOWN_BEFORE: tuple[FeatureName, ...] = ("source", "likeness")
 """Features of a window that need no forward pass."""
 
@@ -45,8 +45,7 @@ class CriticConfig:
     q_features: tuple[FeatureName, ...] = ("last",)
     """What Q sees of a window, one or more of: `last` (hidden state of the last token, the paper), `mean`
     (of all tokens), `loss`, `source` (which source it is from), `likeness` (how like the target's n-grams it
-    is); or `auto` alone: the source where the stream has several, otherwise the likeness. The last three are
-    known before the forward pass."""
+    is). The last two are known before the forward pass."""
     q_layer_norm: bool = False
     """Normalise each hidden state before Q sees it."""
     q_standardise: bool = False
@@ -111,11 +110,7 @@ class CriticConfig:
         require(
             bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
             f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, source "
-            "and likeness, each once, or auto.",
-        )
-        require(
-            "auto" not in self.q_features or len(self.q_features) == 1,
-            f"--q-features = {list(self.q_features)}: auto stands alone; name the features, or auto.",
+            "and likeness, each once.",
         )
         require(
             self.temperature != "governed" or self.credit == "counterfactual",

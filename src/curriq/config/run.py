@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import flag, require, unknown_key
-from curriq.config.critic import KNOWN_BEFORE, CriticConfig, FeatureName
+from curriq.config.critic import KNOWN_BEFORE, CriticConfig
 from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
@@ -73,7 +73,7 @@ class RunConfig:
         other += [f"--curriculum {self.data.curriculum} --no-curriculum-weights"] * bool(self.data.curriculum)
         asked = " ".join(critic.q_features)
         require(
-            "likeness" not in self.q_features or not other,
+            "likeness" not in critic.q_features or not other,
             f"--q-features {asked} with {' '.join(other)}: likeness is measured on the windows of a stream "
             "as they are read; name other --q-features, or drop the latter.",
         )
@@ -85,7 +85,7 @@ class RunConfig:
             f"{steered} with {' '.join(other)}: it reads on in a stream until it has taken enough windows; "
             "drop the latter, or use --oversample 1.",
         )
-        late = [name for name in self.q_features if name not in KNOWN_BEFORE]
+        late = [name for name in critic.q_features if name not in KNOWN_BEFORE]
         require(
             not late,
             f"{steered} with --q-features {asked}: {' and '.join(late)} of a window is "
@@ -122,7 +122,7 @@ class RunConfig:
             f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
             "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
         )
-        unknown = sorted({"loss", "source"} & set(self.q_features))
+        unknown = sorted({"loss", "source"} & set(self.critic.q_features))
         require(
             proposer not in NEEDS_Q or not unknown,
             f"--q-features {' '.join(self.critic.q_features)} with --proposer {proposer}: a string "
@@ -150,14 +150,6 @@ class RunConfig:
     def queries(self) -> int:
         """K, queries per step of Langevin-RAG."""
         return self.langevin.chains or self.train.num_candidates
-
-    @property
-    def q_features(self) -> tuple[FeatureName, ...]:
-        """What Q sees of a window, `auto` resolved: one source says nothing, so there n-grams have to."""
-        if self.critic.q_features != ("auto",):
-            return self.critic.q_features
-        several = sum(source.weight > 0 for source in self.data.sources) > 1
-        return ("source",) if several else ("likeness",)
 
     @property
     def method(self) -> str:

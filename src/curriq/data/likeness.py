@@ -45,16 +45,15 @@ class LikenessStream:
         """The next n windows of the stream, with `likeness`."""
         batch = self._stream.next_batch(n)
         ngrams = _ngrams(batch.tokens)
-        self._seen += _counts(ngrams)
-        score = self._log_ratio()[ngrams].mean(1)
-        return replace(batch, likeness=self._standardised(score))
+        self._seen.index_add_(0, ngrams.flatten(), torch.ones(ngrams.numel(), dtype=self._seen.dtype))
+        return replace(batch, likeness=self._standardised(self._log_ratio(ngrams).mean(1)))
 
-    def _log_ratio(self) -> Float[Tensor, "G"]:
-        """log p_D − log p_S of every bucket; 0 for those that neither has."""
-        prior = PRIOR / 2 * (self._target / self._target.sum() + self._seen / self._seen.sum())
-        ratio = (self._target + prior).log() - (self._seen + prior).log()
-        normaliser = math.log((self._target.sum().item() + PRIOR) / (self._seen.sum().item() + PRIOR))
-        return torch.where(prior > 0, ratio, normaliser) - normaliser
+    def _log_ratio(self, ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
+        """log p_D − log p_S of each n-gram of windows that have been counted."""
+        target, seen = self._target[ngrams], self._seen[ngrams]
+        of_target, of_seen = self._target.sum(), self._seen.sum()
+        prior = PRIOR / 2 * (target / of_target + seen / of_seen)
+        return ((target + prior) / (of_target + PRIOR)).log() - ((seen + prior) / (of_seen + PRIOR)).log()
 
     def _standardised(self, score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         keep = MEMORY ** len(score)

@@ -261,7 +261,7 @@ def _steered(shop: Workshop, steering: Steered) -> Proposer:
 def _stream(shop: Workshop) -> Windows:
     """The stream, with the likeness of its windows where Q sees it."""
     stream = shop.corpus.stream
-    if "likeness" not in shop.config.q_features or not shop.critic.needs_reward:
+    if "likeness" not in shop.config.critic.q_features or not shop.critic.needs_reward:
         return stream
     return LikenessStream(stream, shop.corpus.held_out.reward)
 
@@ -287,7 +287,7 @@ def _soft_q(shop: Workshop) -> Selector:
         trunk = trunk_flops(shop.lm, shop.config.data.window)
         shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
     inputs = QInputs(
-        shop.config.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
+        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
     )
     steers = shop.config.train.oversample > 1
     temperature = TEMPERATURES[critic.temperature](critic, STEERING if steers else WEIGHING)
