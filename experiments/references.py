@@ -18,14 +18,15 @@ SEED = 100
 """None of the seeds that a comparison uses."""
 
 
-def train_reference(stream: str, out: Path) -> float:
+def train_reference(stream: str, out: Path, threads: int) -> float:
     """Train on the stream's target alone; the test loss, nats per token."""
     data = preset(f"dev-{stream}").data
     sources = tuple(
         dataclasses.replace(source, weight=float(source.name == data.target)) for source in data.sources
     )
     config = preset("small").override(
-        sources=sources, target=data.target, selector="uniform", seed=SEED, run_dir=str(out / stream)
+        sources=sources, target=data.target, selector="uniform", seed=SEED, run_dir=str(out / stream),
+        threads=threads,
     )
     result = curriq.run(config)
     assert result.model_dir is not None
@@ -38,12 +39,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/references"))
     parser.add_argument("--only", nargs="*", default=STREAMS, choices=STREAMS)
+    parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     for stream in options.only:
         if (options.out / stream).exists():
             print(f"{stream}: is there already")
             continue
-        print(f"{stream}: test loss {train_reference(stream, options.out):.4f} nats per token")
+        print(f"{stream}: test loss {train_reference(stream, options.out, options.threads):.4f} nats per token")
 
 
 if __name__ == "__main__":
