@@ -25,7 +25,11 @@ def train_reference(stream: str, out: Path, threads: int) -> float:
         dataclasses.replace(source, weight=float(source.name == data.target)) for source in data.sources
     )
     config = preset("small").override(
-        sources=sources, target=data.target, selector="uniform", seed=SEED, run_dir=str(out / stream),
+        sources=sources,
+        target=data.target,
+        selector="uniform",
+        seed=SEED,
+        run_dir=str(out / stream),
         threads=threads,
     )
     result = curriq.run(config)
@@ -45,7 +49,9 @@ def main() -> None:
         if (options.out / stream).exists():
             print(f"{stream}: is there already")
             continue
-        print(f"{stream}: test loss {train_reference(stream, options.out, options.threads):.4f} nats per token")
+        print(
+            f"{stream}: test loss {train_reference(stream, options.out, options.threads):.4f} nats per token"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from curriq.presets import preset
 from curriq.propose.steered import SteeredStream
 from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic
-from curriq.softq.temperature import FixedBeta, FixedFraction, SolvedBeta, Temperature, acceptance
+from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
 from curriq.types import Candidates, Effects, Features, Outcome, Proposer, Selector, concatenate
 
 SHARES = torch.tensor([0.5, 0.3, 0.2])
@@ -153,9 +153,11 @@ class SourceCritic(NoCritic):
         return Q[features.source] + self.level
 
 
-def played(temperature: Temperature, probes: int = 3) -> tuple[Steered, SourceCritic]:
+def played(
+    temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None
+) -> tuple[Steered, SourceCritic]:
     critic = SourceCritic()
-    selector = Steered(critic, temperature)
+    selector = Steered(critic, temperature, acceptance or Acceptance())
     proposer = steered(selector.probability, opened=16)
     for k in range(probes):
         critic.level += 5.0
@@ -177,7 +179,7 @@ def played(temperature: Temperature, probes: int = 3) -> tuple[Steered, SourceCr
 
 class TestSteered:
     def test_takes_everything_before_the_first_probe(self):
-        selector = Steered(SourceCritic(), FixedBeta(1.0))
+        selector = Steered(SourceCritic(), FixedBeta(1.0), Acceptance())
         assert isinstance(selector, Selector)
         assert selector.probability(Numbered().next_batch(9)).tolist() == [1.0] * 9
 
@@ -189,14 +191,20 @@ class TestSteered:
         expected = ((Q[candidates.source] - Q.max()) / 0.7).exp()
         assert torch.allclose(selector.probability(candidates), expected, atol=1e-4)
 
+    def test_the_sure_share_is_taken_at_any_temperature(self):
+        """A fifth of the windows are of the best source, three tenths of the second: c is the second's Q."""
+        selector, _ = played(FixedBeta(1e-3), probes=8, acceptance=Acceptance(0.35))
+        candidates = Numbered(5).next_batch(50)
+        assert selector.probability(candidates).tolist() == (candidates.source > 0).float().tolist()
+
     def test_takes_the_share_that_is_asked_for(self):
         """Of fair windows, so up to the noise of the three probes' 48."""
-        selector, _ = played(SolvedBeta(FixedFraction(0.4), share=acceptance, memory=1))
+        selector, _ = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
         candidates = Numbered(5).next_batch(4000)
         assert selector.probability(candidates).mean().item() == pytest.approx(0.4, abs=0.12)
 
     def test_takes_everything_where_no_sharpness_is_asked_for(self):
-        selector, _ = played(SolvedBeta(FixedFraction(1.0), share=acceptance, memory=1))
+        selector, _ = played(SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1))
         assert selector.probability(Numbered(5).next_batch(20)).tolist() == [1.0] * 20
 
     def test_the_temperature_sees_fair_windows_only(self):
@@ -214,8 +222,8 @@ class TestSteered:
         assert all(len(e.effect) == 16 for e in effects)
 
     def test_continues_from_its_state(self):
-        one, critic = played(SolvedBeta(FixedFraction(0.4), share=acceptance, memory=1))
-        other = Steered(critic, SolvedBeta(FixedFraction(0.4), share=acceptance, memory=1))
+        one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
+        other = Steered(critic, SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), Acceptance())
         buffer = io.BytesIO()
         torch.save(one.state_dict(), buffer)
         buffer.seek(0)

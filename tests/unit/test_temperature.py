@@ -9,6 +9,7 @@ from scipy import stats
 
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
+    Acceptance,
     FixedBeta,
     FixedFraction,
     Governor,
@@ -16,7 +17,6 @@ from curriq.softq.temperature import (
     Sharpness,
     SolvedBeta,
     Temperature,
-    acceptance,
     rank_correlation,
     solve_beta,
 )
@@ -45,14 +45,23 @@ def test_solved_beta_of_two_values_is_the_closed_form():
 def test_the_share_taken_of_two_values_is_the_closed_form():
     """Half at 0 and half at 1: (1 + exp(−1/β))/2 of the windows are taken."""
     q = torch.tensor([0.0, 1.0] * 8, dtype=torch.float64)
-    assert (1 + math.exp(-1 / solve_beta(q, 0.8, acceptance))) / 2 == pytest.approx(0.8)
+    assert (1 + math.exp(-1 / solve_beta(q, 0.8, Acceptance()))) / 2 == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.9])
 def test_solved_beta_takes_the_share_at_any_scale_of_q(fraction):
     q = 3.0 + 1e-5 * draws(200)
-    beta = solve_beta(q, fraction, acceptance)
+    beta = solve_beta(q, fraction, Acceptance())
     assert ((q - q.max()) / beta).exp().mean().item() == pytest.approx(fraction, rel=1e-6)
+
+
+def test_solved_beta_takes_the_share_of_which_a_part_is_sure():
+    """All above the upper quartile for sure, and as many of the rest as are missing."""
+    q = draws(201)
+    beta = solve_beta(q, 0.6, Acceptance(0.25))
+    c = q.sort().values[150]
+    below = q[q < c]
+    assert (51 + ((below - c) / beta).exp().sum()).item() / 201 == pytest.approx(0.6, rel=1e-6)
 
 
 def test_solved_beta_at_its_ends():

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curriq.select.uniform import Uniform
-from curriq.softq.temperature import Temperature
+from curriq.softq.temperature import Acceptance, Temperature
 from curriq.types import Candidates, Critic, Features, Metrics, Outcome, State, join_features
 
 
@@ -17,17 +17,21 @@ class Steered(Uniform):
     """Says with what probability `SteeredStream` takes a window; what was taken is weighed evenly.
 
     The probability is min(1, exp((Q − c)/β)). The windows that were taken as they came are a fair sample of
-    the stream: on these β is solved, the greatest Q of them is c, and the governor judges Q by them alone.
+    the stream: on these β is solved and c told, and the governor judges Q by them alone.
 
     Args:
         critic: a critic whose inputs are known without a forward pass.
         temperature: gives β, and learns it from probes.
+        acceptance: the probability.
         memory: probes whose fair windows are remembered.
     """
 
-    def __init__(self, critic: Critic, temperature: Temperature, memory: int = 8) -> None:
+    def __init__(
+        self, critic: Critic, temperature: Temperature, acceptance: Acceptance, memory: int = 8
+    ) -> None:
         self._critic = critic
         self._temperature = temperature
+        self._acceptance = acceptance
         self._fair: deque[Features] = deque(maxlen=memory)
 
     def probability(self, candidates: Candidates) -> Float[Tensor, "n"]:
@@ -38,7 +42,9 @@ class Steered(Uniform):
         # Q of the fair windows anew: φ has moved since they were probed.
         q = self._values([*self._fair, known_before(candidates)]).cpu()
         ours, fair = q[-len(candidates) :], q[: -len(candidates)]
-        return ((ours - fair.max()) / beta).exp().clamp(max=1.0)
+        # β can be far below the level of Q: differences first, or they would be lost to rounding.
+        level = fair.mean()
+        return self._acceptance.chance((ours - level) / beta, (fair - level) / beta)
 
     def observe(self, step: int, outcome: Outcome) -> Metrics:
         """The temperature learns from the fair windows that were probed; Q has not learnt from them yet."""

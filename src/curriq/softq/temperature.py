@@ -233,9 +233,25 @@ def effective_batch_fraction(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
     return 1 / (z.shape[1] * z.softmax(1).square().sum(1))
 
 
-def acceptance(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-    """Share of the windows that are taken, when each is with probability exp(z − max z)."""
-    return (z - z.amax(1, keepdim=True)).exp().mean(1)
+class Acceptance:
+    """Windows taken each by its own chance, min(1, exp((q − c)/β)); as a `Share`, how many of all that is.
+
+    Args:
+        sure: share of the windows that lie at c or above, and so are taken at any β. With 0, c is the
+            greatest q; but the greatest of some noisy values is the noisiest, and what stands out alone is not
+            worth a batch of its own.
+    """
+
+    def __init__(self, sure: float = 0.0) -> None:
+        self._sure = sure
+
+    def chance(self, z: Float[Tensor, "*b n"], fair: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
+        """Of windows with z = q/β to be taken, c being told from a fair sample."""
+        c = fair.quantile(1 - self._sure, dim=-1, keepdim=True, interpolation="higher")
+        return (z - c).exp().clamp(max=1.0)
+
+    def __call__(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
+        return self.chance(z, z).mean(1)
 
 
 def solve_beta(

@@ -62,13 +62,13 @@ from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic, TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import (
+    Acceptance,
     FixedBeta,
     FixedFraction,
     Governor,
     LearnedBeta,
     SolvedBeta,
     Temperature,
-    acceptance,
     effective_batch_fraction,
 )
 from curriq.train.card import write_card
@@ -290,10 +290,12 @@ def _soft_q(shop: Workshop) -> Selector:
         critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
     )
     steers = shop.config.train.oversample > 1
-    temperature = TEMPERATURES[critic.temperature](critic, STEERING if steers else WEIGHING)
+    acceptance = Acceptance(critic.target_fraction)
+    solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
+    temperature = TEMPERATURES[critic.temperature](critic, solve)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     if steers:
-        shop.steering = Steered(shop.critic, temperature)
+        shop.steering = Steered(shop.critic, temperature, acceptance)
         return shop.steering
     selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
     if not critic.q_weighting:
@@ -382,8 +384,6 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 """The values of `--difficulty`."""
 
 Solve = dict[str, Any]
-WEIGHING: Solve = {"share": effective_batch_fraction}
-STEERING: Solve = {"share": acceptance, "memory": 1}
 """What β is solved for: weights of a batch, or the share of the stream taken (`Steered` remembers it)."""
 
 TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {
