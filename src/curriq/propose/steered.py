@@ -16,8 +16,8 @@ from curriq.types import Candidates, State, concatenate
 class SteeredStream:
     """Reads the stream in its order and takes each window with its own probability (rejection sampling).
 
-    With probabilities p(x) = min(1, exp((Q(x) − c)/β)) the windows taken are distributed as the stream's are,
-    tilted by exp(Q/β): the Boltzmann policy over everything that the stream has to offer, spent before the
+    With probabilities p(x) = min(1, exp((Q(x) − c)/β)) the windows taken are distributed as the stream is,
+    tilted by exp(Q/β) below c: the Boltzmann policy over everything that the stream offers, spent before the
     forward pass, so that no pass and no part of the effective batch goes to what is passed over. Where all
     probabilities are 1 it is NEXTBATCH to the letter: it reads no window more than it takes. Otherwise it
     reads ahead as many as it will probably need, and looks at what it did not need in the next step.

@@ -238,7 +238,7 @@ class Acceptance:
 
     Args:
         sure: share of the windows that lie at c or above, and so are taken at any β. With 0, c is the
-            greatest q; but the greatest of some noisy values is the noisiest, and a few windows that stand out
+            greatest q; but the greatest of some noisy values is the noisiest, and few windows that stand out
             are not worth a batch of their own.
     """
 
