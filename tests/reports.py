@@ -64,7 +64,9 @@ def write_run(
             window_ids=torch.tensor(ids),
             source=torch.from_numpy(source),
             rows=torch.arange(n),
-            queries=_queries(step, queries, tokenizer.batch_decode(tokens)) if queries else None,
+            queries=_queries(step, queries, tokenizer.batch_decode(tokens), torch.tensor(ids))
+            if queries
+            else None,
         )
         q = torch.from_numpy(rng.normal(size=n).astype(np.float32))
         if shift is not None and step >= shift:
@@ -132,7 +134,7 @@ def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
     return row
 
 
-def _queries(step: int, texts: Sequence[str], windows: list[str]) -> Queries:
+def _queries(step: int, texts: Sequence[str], windows: list[str], ids: torch.Tensor) -> Queries:
     """Q falls from the first query to the last, the similarity rises; exact in float32."""
     n = len(windows)
     number = torch.arange(n, dtype=torch.float32)
@@ -146,6 +148,16 @@ def _queries(step: int, texts: Sequence[str], windows: list[str]) -> Queries:
         row=torch.where(drew, torch.arange(n), -1),
         score=torch.where(drew, number / 32, torch.nan),
         window_text=tuple(text if d else "" for text, d in zip(windows, drew.tolist(), strict=True)),
+        # Query i's nearest is window i; then come the one before it and, but for the first, the one after.
+        shortlist=torch.stack([ids, ids.roll(1), torch.where(torch.arange(n) > 0, ids.roll(-1), -1)], 1),
+        shortlist_scores=torch.stack(
+            [
+                number / 32,
+                number / 32 - 0.125,
+                torch.where(torch.arange(n) > 0, number / 32 - 0.25, -torch.inf),
+            ],
+            1,
+        ),
     )
 
 

@@ -44,6 +44,9 @@ class Queries:
         row: position in the proposal of the window that the query drew; −1 when it drew none.
         score: its inner product with the query's embedding; NaN when there is none.
         window_text: its text; empty when there is none.
+        shortlist: ids of the k windows nearest to the query, nearest first, that one was drawn from; −1 where
+            there were fewer.
+        shortlist_scores: inner products of these with its embedding; −∞ where there is none.
     """
 
     text: tuple[str, ...]
@@ -54,6 +57,8 @@ class Queries:
     row: Int[Tensor, "K"]
     score: Float[Tensor, "K"]
     window_text: tuple[str, ...]
+    shortlist: Int[Tensor, "K k"]
+    shortlist_scores: Float[Tensor, "K k"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -346,6 +346,12 @@ QUERIES = (
     ("window_id", "int64", "Id of that window."),
     ("score", "float32", "Inner product of the query's and the window's embedding."),
     ("window_text", "string", "Beginning of the window's text."),
+    (
+        "shortlist",
+        "list of int64",
+        "Ids of its `--retrieval-top-k` nearest windows, nearest first, one of which it drew (Eq. 16).",
+    ),
+    ("shortlist_scores", "list of float32", "Their inner products with the query's embedding."),
 )
 """Columns of the queries table: name, Arrow type, meaning."""
 WINDOWS = (
