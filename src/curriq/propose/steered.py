@@ -57,9 +57,10 @@ class SteeredStream:
             # As many as are missing: if all were taken, none would have been read in vain.
             batch = self.stream.next_batch(min(missing, self._most - len(keys)))
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
-            new = self._probability(batch).double().cpu().log() - drawn.log()
+            chance = self._probability(batch).double().cpu()
+            new = chance.log() - drawn.log()
             new[: max(0, unselected - len(keys))] = torch.inf
-            read.append(batch)
+            read.append(replace(batch, chance=chance))
             keys = torch.cat([keys, new])
         taken = keys.topk(self.n).indices.sort().values
         everything = concatenate(read)
@@ -70,7 +71,7 @@ class SteeredStream:
             everything.take(taken),
             rows=torch.arange(self.n),
             unselected=taken < unselected,
-            passed_over=everything.source[passed_over],
+            passed_over=everything.take(passed_over.nonzero().squeeze(1)),
             metrics=everything.metrics | metrics,
         )
 

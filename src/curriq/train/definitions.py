@@ -314,7 +314,12 @@ SUMMARY = (
 
 CANDIDATES = (
     ("step", "int32", "Index k of the step."),
-    ("row", "int32", "Position of the window in the step's proposal, 0 … N−1."),
+    (
+        "row",
+        "int32",
+        "Position of the window in the step's proposal, 0 … N−1; from N on the windows that a steered stream "
+        "passed over.",
+    ),
     ("window_id", "int64", "Stable id of the window; equal windows of one source have one id in every run."),
     ("source", "dictionary", "Name of the source."),
     ("score", "float32", "Log-weight from the selector, unnormalised; null when not forwarded."),
@@ -326,6 +331,12 @@ CANDIDATES = (
         "float32",
         "Measured first-order effect of a step on this window alone on the held-out log-probability, nats "
         "per token, positive is good; null when not probed.",
+    ),
+    (
+        "chance",
+        "float32",
+        "Probability with which a steered stream took it; null where the stream is not steered. In steps "
+        "that probe, half of the windows are taken whatever it is.",
     ),
 )
 """Columns of the candidates table: name, Arrow type, meaning."""
