@@ -52,6 +52,14 @@ function format(value, digits = 4) {
   return text.replaceAll("-", "−");
 }
 
+/** Labels of the ticks of one axis: powers of ten on all of them, or on none. */
+function tickLabels(values) {
+  const most = Math.max(...values.map(Math.abs));
+  if (most < 1e-3 || most >= 1e5) return values.map((v) => format(v));
+  const plain = new Intl.NumberFormat("en", { maximumSignificantDigits: 4, useGrouping: most >= 1e4 });
+  return values.map((v) => (Math.abs(v) < 1e-6 * most ? "0" : Math.abs(v) < 1e-3 * most ? format(v) : plain.format(v).replaceAll("-", "−")));
+}
+
 function ticks(low, high, wanted, log) {
   if (log) {
     const found = [];
@@ -88,7 +96,7 @@ function axisLabel(chart, axis) {
   if (chart.axis) return chart.axis;
   const has = chart.series.some((s) => (chart.axes[s.x] ?? {})[axis]);
   const name = has ? axis : Object.keys(chart.axes[0] ?? {})[0] ?? "";
-  return { windows: "windows seen" }[name] ?? name;
+  return { windows: "windows seen", read: "windows read" }[name] ?? name;
 }
 
 function styleOf(series, index) {
@@ -192,18 +200,21 @@ class ChartView {
     const drawn = all.map((s, i) => ({ ...s, index: i })).filter((s) => !this.hidden.has(s.index));
     const b = bounds(drawn, chart, axis);
     const yTicks = ticks(b.y0, b.y1, 5, b.log);
-    const left = 14 + 7 * Math.max(...yTicks.map((t) => format(t).length), 2), right = 14, top = 10, bottom = 38;
+    const yLabels = tickLabels(yTicks), unit = chart.y ? "↑ " + chart.y : "", below = axisLabel(chart, axis);
+    // Two long names of axes do not fit into one line.
+    const crowded = 6.3 * (unit.length + below.length + 2) > width;
+    const left = 14 + 7 * Math.max(...yLabels.map((t) => t.length), 2), right = 14, top = 10, bottom = crowded ? 52 : 38;
     const sx = scale(b.x0, b.x1, left, width - right), sy = scale(b.y0, b.y1, height - bottom, top, b.log);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
-    for (const tick of yTicks) {
+    yTicks.forEach((tick, i) => {
       picture.append(svg("line", { x1: left, x2: width - right, y1: sy(tick), y2: sy(tick), class: "grid" }));
-      picture.append(svg("text", { x: left - 6, y: sy(tick) + 4, class: "tick", "text-anchor": "end" }, format(tick)));
-    }
+      picture.append(svg("text", { x: left - 6, y: sy(tick) + 4, class: "tick", "text-anchor": "end" }, yLabels[i]));
+    });
     for (const tick of ticks(b.x0, b.x1, Math.max(2, width / 110), false))
       picture.append(svg("text", { x: sx(tick), y: height - bottom + 16, class: "tick", "text-anchor": "middle" }, format(tick)));
     picture.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
-    picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, axisLabel(chart, axis)));
-    picture.append(svg("text", { x: 2, y: height - 5, class: "axis-label" }, chart.y ? "↑ " + chart.y : ""));
+    picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, below));
+    picture.append(svg("text", { x: 2, y: height - (crowded ? 20 : 5), class: "axis-label" }, unit));
     for (const s of drawn) this.drawSeries(picture, s, sx, sy);
     for (const [value, label] of chart.levels) {
       picture.append(svg("line", { x1: left, x2: width - right, y1: sy(value), y2: sy(value), class: "level" }));

@@ -74,9 +74,8 @@ class StepExplorer {
     return this.thing.replace(/y$/, "ie") + "s";
   }
 
-  numbers(row) {
-    const columns = [this.order, ...this.columns.filter((name) => name !== this.order)];
-    return columns.map((name) => this.number(this.titles[name] ?? name, this.content.columns[name][row], name === this.order));
+  numbers(row, names = [this.order, ...this.columns.filter((name) => name !== this.order)]) {
+    return names.map((name) => this.number(this.titles[name] ?? name, this.content.columns[name][row], name === this.order));
   }
 
   number(title, value, by = false) {
