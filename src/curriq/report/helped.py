@@ -108,7 +108,8 @@ def _verdict_sentence(arms: Json, baseline: str, suffix: str) -> str:
             continue
         change = f"{difference['mean']:+.4f}".replace("-", "−")
         said.append(
-            f"{name}: {verdict(difference)} ({change} nats against {baseline}, p = {difference['p']:.3f})"
+            f"{name} {change} nats of test loss against {baseline}, p = {difference['p']:.3f}: "
+            + verdict(difference).replace(": ", ", ")
         )
     return ("; ".join(said) or "No pair of runs has finished") + f"{suffix}."
 

@@ -107,7 +107,9 @@ class QueriesView extends StepExplorer {
         by.includes(row) ? "this query" : by.length ? `query ${content.number[by[0]]}` : "–", text || `id ${ids[window]}`];
     });
     const head = ["rank", "similarity", ...(temperature ? ["chance (Eq. 16)"] : []), "drawn by", "its text, where this page has it"];
-    return el("details", {}, el("summary", {}, `shortlist: the ${near.length} nearest windows`), table(head, rows));
+    const drawn = rows.findIndex((cells) => cells.includes("this query"));
+    const title = `shortlist: the ${near.length} nearest windows` + (drawn < 0 ? "" : `, of which it drew rank ${drawn}`);
+    return el("details", {}, el("summary", {}, title), table(head, rows));
   }
 
   /** A table of some queries; each leads to what it retrieved. */
