@@ -147,6 +147,7 @@ def test_the_model_card_tells_what_ran(exported):
         Finished(run).summary["selector"],
         "| steps | 6 |",
         "embedded:prose",
+        f"{Finished(run).summary['weight_share']['prose']:.1%} |",
         "`beta` | 0.01",
         "seed 0",
     ):
