@@ -46,7 +46,7 @@ def card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]])
 # A language model trained by curriq
 
 Trained by curriq {curriq.__version__} with the method `{config.method}` and seed {config.train.seed}, on
-{config.train.num_candidates} windows of text per step. The method chooses which these are, or what each weighs.
+{config.train.num_candidates} windows of text per step. The method chooses which, or what each weighs.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
