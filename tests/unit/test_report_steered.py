@@ -7,7 +7,9 @@ from curriq.report.chart import Table
 from curriq.report.explore import explorer
 from curriq.report.learned import learned_from
 from curriq.report.policy import policy_health
+from curriq.report.read import read_summary
 from curriq.report.runlog import Detail, load_run_log
+from curriq.train.metrics import write_summary
 
 
 def test_what_was_passed_over_counts_as_offered(tmp_path):
@@ -45,3 +47,9 @@ def test_the_explorer_shows_them_with_their_chance(tmp_path):
 
 def test_a_plain_stream_is_not_steered(tmp_path):
     assert load_run_log(write_run(tmp_path), "run", Detail()).taken is None
+
+
+def test_a_replay_does_not_claim_the_choice(tmp_path):
+    folder = write_run(tmp_path)
+    write_summary(folder, read_summary(folder) | {"selector": "replay"})
+    assert learned_from(load_run_log(folder, "run", Detail())).answer.startswith("A replay:")

@@ -49,6 +49,8 @@ def _answer(run: RunLog) -> str:
     moved = divergence(weight, offered)
     if run.selector == "uniform":
         return "The uniform baseline weighs every window alike, so it learned from what it was offered."
+    if run.summary.get("selector") == "replay":
+        return f"A replay: the run that was exported has chosen, up to the {moved:.3f} nats of its weights."
     if moved < 1e-3:
         return f"From what it was offered: the weight stayed within {moved:.1e} nats of the offered shares."
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
