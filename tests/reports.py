@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def write_run(
     effect: bool = False,
     tasks: bool = False,
     queries: Sequence[str] = (),
+    steered: bool = False,
     windows_mb: float = 1.0,
     seed: int = 0,
 ) -> Path:
@@ -46,6 +48,7 @@ def write_run(
             the weight is noise around uniform.
         effect: add the measured effect, which Q ranks perfectly, to the candidates table.
         tasks: log a downstream task.
+        steered: each step reads `n` windows more, all of the last source, and passes them over.
         queries: texts of what a step asks for, in turn; query i of n draws window i, the last one none.
     """
     rng = np.random.default_rng(seed)
@@ -64,8 +67,12 @@ def write_run(
             window_ids=torch.tensor(ids),
             source=torch.from_numpy(source),
             rows=torch.arange(n),
-            queries=_queries(step, queries, tokenizer.batch_decode(tokens)) if queries else None,
+            queries=_queries(step, queries, tokenizer.batch_decode(tokens), torch.tensor(ids))
+            if queries
+            else None,
         )
+        if steered:
+            proposed = _steered(proposed, len(sources) - 1, sources[-1])
         q = torch.from_numpy(rng.normal(size=n).astype(np.float32))
         if shift is not None and step >= shift:
             q += 6 * torch.from_numpy((source == 0).astype(np.float32))
@@ -77,6 +84,7 @@ def write_run(
         asked.append(step, proposed)
         candidates.append(step, proposed, proposed, loss, q, weights, q, effects)
         row = _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
+        row |= _steering(row, step, n, sources) if steered else {}
         metrics.append(row | (_search_metrics(step) if queries else {}))
     for log in (metrics, candidates, windows, asked):
         log.flush()
@@ -94,6 +102,24 @@ def write_run(
     (folder / "environment.json").write_text(json.dumps(about), encoding="utf-8")
     write_summary(folder, {"finished": True, "steps": steps, "test_loss": 3.1, "selector": "soft-q"})
     return folder
+
+
+def _steered(taken: Candidates, source: int, name: str) -> Candidates:
+    tokens = taken.tokens.flip(1)
+    over = replace(
+        taken,
+        tokens=tokens,
+        window_ids=torch.tensor([window_id(name, row.astype(np.int32)) for row in tokens.numpy()]),
+        source=torch.full((len(taken),), source),
+        chance=torch.full((len(taken),), 0.25, dtype=torch.float64),
+    )
+    return replace(taken, chance=torch.ones(len(taken), dtype=torch.float64), passed_over=over)
+
+
+def _steering(row: dict, step: int, n: int, sources: Sequence[str]) -> dict[str, float]:
+    names = [f"select/offered_share/{name}" for name in sources]
+    offered = {name: row[name] / 2 + (name == names[-1]) / 2 for name in names}
+    return {"x/windows_read": 2 * n * (step + 1), "data/windows_read": 2.0 * n, **offered}
 
 
 def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
@@ -132,7 +158,7 @@ def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
     return row
 
 
-def _queries(step: int, texts: Sequence[str], windows: list[str]) -> Queries:
+def _queries(step: int, texts: Sequence[str], windows: list[str], ids: torch.Tensor) -> Queries:
     """Q falls from the first query to the last, the similarity rises; exact in float32."""
     n = len(windows)
     number = torch.arange(n, dtype=torch.float32)
@@ -146,6 +172,16 @@ def _queries(step: int, texts: Sequence[str], windows: list[str]) -> Queries:
         row=torch.where(drew, torch.arange(n), -1),
         score=torch.where(drew, number / 32, torch.nan),
         window_text=tuple(text if d else "" for text, d in zip(windows, drew.tolist(), strict=True)),
+        # Query i's nearest is window i; then come the one before it and, but for the first, the one after.
+        shortlist=torch.stack([ids, ids.roll(1), torch.where(torch.arange(n) > 0, ids.roll(-1), -1)], 1),
+        shortlist_scores=torch.stack(
+            [
+                number / 32,
+                number / 32 - 0.125,
+                torch.where(torch.arange(n) > 0, number / 32 - 0.25, -torch.inf),
+            ],
+            1,
+        ),
     )
 
 

@@ -44,6 +44,9 @@ class Queries:
         row: position in the proposal of the window that the query drew; −1 when it drew none.
         score: its inner product with the query's embedding; NaN when there is none.
         window_text: its text; empty when there is none.
+        shortlist: ids of the k windows nearest to the query, nearest first, that one was drawn from; −1 where
+            there were fewer.
+        shortlist_scores: inner products of these with its embedding; −∞ where there is none.
     """
 
     text: tuple[str, ...]
@@ -54,6 +57,8 @@ class Queries:
     row: Int[Tensor, "K"]
     score: Float[Tensor, "K"]
     window_text: tuple[str, ...]
+    shortlist: Int[Tensor, "K k"]
+    shortlist_scores: Float[Tensor, "K k"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ class Candidates:
         likeness: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
         unselected: which were taken as they came, a fair sample, in a proposal that has others too; None
             where no proposal is selective.
-        passed_over: sources of the windows that were read and not taken; None where none are.
+        chance: of being taken, for each, by the policy that steers the stream; None where none does.
+        passed_over: the windows that were read and not taken; None where none are.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -87,7 +93,8 @@ class Candidates:
     queries: Queries | None = None
     likeness: Float[Tensor, "n"] | None = None
     unselected: Bool[Tensor, "n"] | None = None
-    passed_over: Int[Tensor, "p"] | None = None
+    chance: Float[Tensor, "n"] | None = None
+    passed_over: "Candidates | None" = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -103,6 +110,7 @@ class Candidates:
             rows=self.rows[index],
             likeness=None if self.likeness is None else self.likeness[index],
             unselected=None if self.unselected is None else self.unselected[index],
+            chance=None if self.chance is None else self.chance[index],
         )
 
     def to(self, device: torch.device | str) -> "Candidates":
@@ -113,7 +121,7 @@ class Candidates:
 def concatenate(parts: Sequence[Candidates]) -> Candidates:
     """Windows of several readings as one proposal, numbered anew, with the metrics of the last."""
     rows = torch.arange(sum(map(len, parts)))
-    columns = ("tokens", "window_ids", "source", "difficulty", "likeness", "unselected")
+    columns = ("tokens", "window_ids", "source", "difficulty", "likeness", "unselected", "chance")
     return replace(parts[-1], rows=rows, **_joined(parts, columns))
 
 

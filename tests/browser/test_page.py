@@ -168,6 +168,14 @@ def test_a_query_is_followed_to_its_window_and_back_by_keyboard(opened: Opened):
         *("source", "similarity", "weight", "loss", "Q of the window", "effect")
     ]
     window = queries.locator("h5", has_text="retrieved window").text_content().split()[-1]
+    shortlist = queries.locator("details")
+    assert not shortlist.locator("table").is_visible()
+    shortlist.locator("summary").focus()
+    page.keyboard.press("Enter")
+    ranks = shortlist.locator("tbody tr")
+    assert ranks.first.locator("td").all_text_contents()[2] == "this query"
+    chances = [float(row.locator("td").nth(1).text_content()) for row in ranks.all()]
+    assert sum(chances) == pytest.approx(1, abs=0.01)
     queries.get_by_role("button", name="why this window?").focus()
     page.keyboard.press("Enter")
     assert f"window {window}, offered" in why.text_content()

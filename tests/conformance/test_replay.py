@@ -1,5 +1,6 @@
 """Export and replay: the same windows and weights, on the same run to the bit, and on others."""
 
+from itertools import compress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.runs import Finished, tiny
 from curriq.cli import main
 from curriq.data.curriculum import Curriculum
 from curriq.errors import CurriqError
-from curriq.report.read import read_metrics
+from curriq.report.read import read_candidates, read_metrics
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import resume, train
 
@@ -51,6 +52,30 @@ def test_another_seed_and_size_see_the_same_windows_and_weights(exported, tmp_pa
         for t in load_file(latest_checkpoint(tmp_path / "other").lm / "model.safetensors").values()
     }
     assert any(48 in shape for shape in shapes)
+
+
+def test_what_a_steered_stream_passed_over_is_logged_but_no_part_of_the_curriculum(tmp_path):
+    settings = {
+        "credit": "counterfactual",
+        "q_features": ("source",),
+        "oversample": 3,
+        "target_fraction": 0.4,
+        "reward_every": 2,
+        "steps": 12,
+    }
+    train(tiny(run_dir=str(tmp_path / "run"), **settings))
+    assert main(["export", str(tmp_path / "run")]) == 0
+    file = tmp_path / "run" / "curriculum.parquet"
+    train(tiny(run_dir=str(tmp_path / "again"), curriculum=str(file), steps=12, reward_every=2))
+    logged, replayed = columns(tmp_path / "run"), columns(tmp_path / "again")
+    taken = [row < 8 for row in logged["row"]]
+    assert not all(taken)
+    assert {name: list(compress(values, taken)) for name, values in logged.items()} == replayed
+    for row, taken_one in zip(read_candidates(tmp_path / "run").to_pylist(), taken, strict=True):
+        assert 0 <= row["chance"] <= 1
+        assert (row["loss"] is None, row["weight"] == 0) == (not taken_one, not taken_one)
+    rows = read_metrics(tmp_path / "run")
+    assert len(taken) == rows[-1]["x/windows_read"]
 
 
 def test_a_resumed_replay_is_an_uninterrupted_one(exported, tmp_path):
@@ -122,6 +147,7 @@ def test_the_model_card_tells_what_ran(exported):
         Finished(run).summary["selector"],
         "| steps | 6 |",
         "embedded:prose",
+        f"{Finished(run).summary['weight_share']['prose']:.1%} |",
         "`beta` | 0.01",
         "seed 0",
     ):

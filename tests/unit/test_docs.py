@@ -43,3 +43,20 @@ def test_commands_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.
         assert command in COMMANDS
         if command == "train":
             parse_run_config(arguments)
+
+
+@pytest.mark.parametrize("name", ["algorithm.md", "langevin.md"])
+def test_pointers_into_the_code_are_right(name: str):
+    """`folder/file.py: Class.method` names a file and what is in it."""
+    found = 0
+    for path, symbol in re.findall(
+        r"`([\w/]+\.py)(?:: ?([\w.]+))?`", (DOCS / name).read_text(encoding="utf-8")
+    ):
+        files = [*(ROOT / "src" / "curriq").rglob(path), *ROOT.glob(path)]
+        assert files, path
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        for part in filter(None, symbol.split(".")):
+            defined = rf"(def|class) {part}\b|^{part}\b"
+            assert any(re.search(defined, text, re.MULTILINE) for text in texts), f"{path}: {part}"
+        found += 1
+    assert found > 3

@@ -159,6 +159,20 @@ def test_queries_name_the_candidate_that_they_drew(tmp_path) -> None:
     assert sorted(queries.row.tolist()) == list(range(8))
     for row, text in zip(queries.row.tolist(), queries.window_text, strict=True):
         assert text == run.corpus.tokenizer.decode(candidates.tokens[row].tolist())
+    # Nearest first, and what was drawn is in its own query's list with its own score.
+    assert (queries.shortlist_scores.diff(dim=1) <= 0).all()
+    place = (queries.shortlist == candidates.window_ids[queries.row][:, None]).nonzero()
+    assert place[:, 0].tolist() == list(range(8))
+    assert torch.equal(queries.shortlist_scores[place[:, 0], place[:, 1]], queries.score)
+
+
+def test_a_shortlist_ends_where_the_buffer_does(tmp_path) -> None:
+    rag = proposer(tmp_path, buffer_size=10, ingest=10, retrieval_top_k=16)
+    queries = rag.propose(0).queries
+    assert queries.shortlist.shape == (8, 16)
+    assert (queries.shortlist[:, 10:] == -1).all()
+    assert (queries.shortlist_scores[:, 10:] == -torch.inf).all()
+    assert (queries.shortlist[:, :10] >= 0).all()
 
 
 def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
@@ -255,6 +269,8 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
                 row=torch.tensor([0, -1]),
                 score=torch.tensor([0.75, torch.nan]),
                 window_text=("x" * 999, ""),
+                shortlist=torch.tensor([[9, 70 + step], [9, -1]]),
+                shortlist_scores=torch.tensor([[1.5, 0.75], [0.5, -torch.inf]]),
             ),
         )
 
@@ -279,7 +295,10 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
         "window_id": 70,
         "score": 0.75,
         "window_text": "x" * 300,
+        "shortlist": [9, 70],
+        "shortlist_scores": [1.5, 0.75],
     }
+    assert (table[1]["shortlist"], table[1]["shortlist_scores"]) == ([9], [0.5])
     assert {
         table[1][name] for name in ("q", "soft_q", "start_q", "row", "window_id", "score", "window_text")
     } == {None}

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,7 @@ class TestCandidateLog:
             ("loss", "float"),
             ("q", "float"),
             ("effect", "float"),
+            ("chance", "float"),
         ]
         assert table.to_pydict() == {
             "step": [5, 5, 5, 5],
@@ -255,7 +257,32 @@ class TestCandidateLog:
             "loss": [None, 6.0, None, 8.0],
             "q": [None, -6.0, None, -8.0],
             "effect": [None, None, None, 0.25],  # of the first trained window, which is row 3
+            "chance": [None, None, None, None],
         }
+
+    def test_what_was_passed_over_follows_with_its_chance_and_no_weight(self, tmp_path):
+        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        taken, passed_over = (
+            Candidates(
+                tokens=torch.zeros(2, 2, dtype=torch.long),
+                window_ids=torch.arange(2) + 10 * number,
+                source=torch.full((2,), number),
+                rows=torch.tensor(rows),
+                chance=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
+            )
+            for number, rows in enumerate(([0, 1], [1, 3]))
+        )
+        proposed = replace(taken, passed_over=passed_over)
+        index = torch.tensor([1, 0])
+        log.append(0, proposed, proposed.take(index), index + 4.0, index * 0.0, torch.full((2,), 0.5), None)
+        log.flush()
+        rows = read_candidates(tmp_path).to_pydict()
+        assert rows["row"] == [0, 1, 2, 3]
+        assert rows["window_id"] == [0, 1, 10, 11]
+        assert rows["source"] == ["prose", "prose", "code", "code"]
+        assert rows["weight"] == [0.5, 0.5, 0, 0]
+        assert rows["loss"] == [4.0, 5.0, None, None]
+        assert rows["chance"] == [0.5, 0.25, 0.25, 0.125]
 
     def test_columns_are_the_documented_ones(self, tmp_path):
         write_candidates(tmp_path, 0, 1, every=1)

@@ -320,6 +320,19 @@ class TestRetrieval:
             for name in ("weight", "loss", "q", "effect"):
                 assert content["became"][name][i] == pytest.approx(became[name], rel=1e-4)
 
+    def test_shortlists_name_each_window_once(self, tmp_path):
+        write_run(tmp_path, steps=9, queries=self.QUERIES)
+        near = queries_of(build([tmp_path]))["shortlist"]
+        table = read_queries(tmp_path).to_pylist()
+        named = [[near["ids"][w] for w in windows] for windows in near["windows"]]
+        assert named == [[str(window) for window in row["shortlist"]] for row in table]
+        assert (
+            len(near["ids"]) == len(set(near["ids"])) == len({i for row in table for i in row["shortlist"]})
+        )
+        for scores, row in zip(near["scores"], table, strict=True):
+            assert scores == pytest.approx(row["shortlist_scores"], rel=1e-4)
+        assert near["temperature"] == 0.1
+
     def test_a_text_stands_once_in_the_page(self, tmp_path):
         """In the explorer of windows where the run kept it, otherwise as far as the queries table has it."""
         kept = queries_of(build([write_run(tmp_path / "kept", queries=self.QUERIES)]))
@@ -338,16 +351,21 @@ class TestRetrieval:
             drawn = {content["ids"][w] for i in rows if (w := content["window"][i]) is not None}
             assert drawn <= set(why.content["ids"])
 
-    def test_a_run_of_another_version_has_no_soft_q_at_first(self, tmp_path):
+    def test_a_run_of_another_version_lacks_columns_at_first(self, tmp_path):
         write_run(tmp_path, steps=6, queries=self.QUERIES)
         table = read_queries(tmp_path)
         (path,) = (tmp_path / "queries").iterdir()
         path.unlink()
-        pq.write_table(table.filter(pc.field("step") < 3).drop_columns("soft_q"), path)
+        pq.write_table(
+            table.filter(pc.field("step") < 3).drop_columns(["soft_q", "shortlist", "shortlist_scores"]), path
+        )
         pq.write_table(table.filter(pc.field("step") >= 3), path.with_name("part-00000003.parquet"))
-        soft = queries_of(build([tmp_path]))["columns"]["soft_q"]
+        content = queries_of(build([tmp_path]))
+        soft = content["columns"]["soft_q"]
         assert soft[0] is None
         assert soft[-8] == 2
+        assert content["shortlist"]["windows"][0] == []
+        assert len(content["shortlist"]["windows"][-1]) == 3
         assert read_queries(tmp_path).num_rows == 6 * 8
 
     def test_only_where_there_is_something_to_say(self, tmp_path):

@@ -111,7 +111,11 @@ def test_open_windows_are_taken_as_they_come():
     assert torch.equal(candidates.window_ids[:16], torch.arange(16))
     assert set(candidates.source[16:].tolist()) == {2}
     assert len(candidates.passed_over) + 32 == candidates.metrics["data/windows_read"]
-    assert set(candidates.passed_over.tolist()) == {0, 1}
+    assert set(candidates.passed_over.source.tolist()) == {0, 1}
+    assert torch.equal(candidates.chance, (candidates.source == 2).double())  # the policy's, taken or not
+    assert candidates.passed_over.chance.max() == 0
+    read = torch.cat([candidates.window_ids, candidates.passed_over.window_ids])
+    assert torch.equal(read.sort().values, torch.arange(len(read)))
 
 
 def test_the_limit_fills_up_with_those_that_came_nearest():
@@ -140,7 +144,7 @@ def test_a_steered_stream_continues_bitwise_from_its_state():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     ours, theirs = one.propose(3), other.propose(3)
     assert torch.equal(ours.window_ids, theirs.window_ids)
-    assert torch.equal(ours.passed_over, theirs.passed_over)
+    assert torch.equal(ours.passed_over.window_ids, theirs.passed_over.window_ids)
 
 
 class SourceCritic(NoCritic):

@@ -1,5 +1,6 @@
 """The log of windows: each once, bounded, and exactly resumed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_no_more_than_the_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture
     log.flush()
     assert read_windows(tmp_path).ids.tolist() == [0, 1, 2, 3]  # the step that meets the bound is kept whole
     assert ["--log-windows-mb is used up at step 1" in r.message for r in caplog.records] == [True]
+
+
+def test_what_was_passed_over_gets_half_of_the_room(tmp_path: Path):
+    log = log_of(tmp_path, windows=6)
+    for step in range(4):
+        log.append(step, replace(proposed(step), passed_over=proposed(100 + step, 200 + step)))
+    log.flush()
+    assert read_windows(tmp_path).ids.tolist() == [0, 1, 2, 3, 100, 200]
 
 
 def test_nothing_is_kept_when_switched_off(tmp_path: Path):

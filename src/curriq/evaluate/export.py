@@ -71,7 +71,7 @@ def export(run: Path, out: Path) -> tuple[int, int]:
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_curriculum(out, _tables(parts, kept), **about)
+        write_curriculum(out, _tables(parts, kept, config.train.num_candidates), **about)
     except OSError as error:
         raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
     return steps, config.train.num_candidates
@@ -83,13 +83,16 @@ def _steps(parts: list[Path]) -> int:
     return 1 + int(pq.ParquetFile(parts[-1]).read(columns=["step"])["step"].to_numpy().max())
 
 
-def _tables(parts: list[Path], kept: KeptWindows) -> "Iterator[pa.Table]":
-    """Whole steps with their tokens, at most `MOST_ROWS` rows at a time."""
+def _tables(parts: list[Path], kept: KeptWindows, n: int) -> "Iterator[pa.Table]":
+    """Whole steps with their tokens, at most `MOST_ROWS` rows at a time; without what was passed over."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     for path in parts:
         table = pq.ParquetFile(path).read()
+        if "chance" in table.column_names:
+            table = table.filter((pc.field("row") < n) | pc.field("chance").is_null())
         steps = table["step"].to_numpy()
         borders = np.concatenate([[0], 1 + np.flatnonzero(np.diff(steps)), [len(steps)]])
         start = 0

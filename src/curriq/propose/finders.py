@@ -147,6 +147,7 @@ class QueryFinder:
             duplicates=self._retrieval.retrieval_duplicates,
         )
         chosen = slots[drawn.query, drawn.rank]
+        shortlist = torch.where(slots < 0, -1, buffer.window_ids(slots))
         metrics = {
             "time/search": searched - began,
             "time/retrieve": time.perf_counter() - searched,
@@ -162,7 +163,9 @@ class QueryFinder:
             if self._alarm is not None:
                 self._alarm.look(metrics)
         return Found(
-            chosen, metrics, _queries(texts, start, sample, start_q, hard_q, scores, drawn, chosen, buffer)
+            chosen,
+            metrics,
+            _queries(texts, start, sample, start_q, hard_q, shortlist, scores, drawn, chosen, buffer),
         )
 
     def _q(self, strings: Int[Tensor, "m L"]) -> Float[Tensor, "m"]:
@@ -180,12 +183,13 @@ def _queries(
     sample: Sample,
     start_q: Float[Tensor, "K"],
     hard_q: Float[Tensor, "K"],
+    shortlist: Int[Tensor, "K k"],
     scores: Float[Tensor, "K k"],
     drawn: Drawn,
     chosen: Int[Tensor, "R"],
     buffer: RingBuffer,
 ) -> Queries:
-    """Every query beside the window that it drew."""
+    """Every query beside the windows nearest to it and the one of them that it drew."""
     row = torch.full((len(texts),), -1)
     row[drawn.query] = torch.arange(len(drawn.query))
     score = torch.full((len(texts),), torch.nan)
@@ -201,6 +205,8 @@ def _queries(
         row=row,
         score=score,
         window_text=tuple(found[r] if r >= 0 else "" for r in row.tolist()),
+        shortlist=shortlist,
+        shortlist_scores=scores,
     )
 
 

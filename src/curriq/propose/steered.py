@@ -64,7 +64,7 @@ class SteeredStream:
             batch = self._next(min(wanted, self._most - len(keys)))
             new = self._probability(batch).double().cpu()
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
-            read.append(batch)
+            read.append(replace(batch, chance=new))
             chance = torch.cat([chance, new])
             keys = torch.cat([keys, new.log() - drawn.log()])
             keys[:unselected] = torch.inf
@@ -81,7 +81,7 @@ class SteeredStream:
             everything.take(chosen),
             rows=torch.arange(self.n),
             unselected=chosen < unselected,
-            passed_over=everything.source[: len(passed_over)][passed_over],
+            passed_over=everything.take(passed_over.nonzero().squeeze(1)),
             metrics=everything.metrics | metrics,
         )
 

@@ -13,6 +13,7 @@ from curriq.report.read import existing
 AXES = {
     "step": "step",
     "windows": "x/windows_seen",
+    "read": "x/windows_read",
     "tokens": "x/tokens",
     "FLOPs": "x/flops",
     "seconds": "x/seconds",

@@ -13,6 +13,7 @@ import curriq
 from curriq.config import missing_extra
 from curriq.errors import CurriqError
 from curriq.report.chart import Section
+from curriq.report.columns import AXES
 from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.helped import comparison_helped, runs_helped
@@ -25,6 +26,8 @@ from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.topics import Embed
 
 Say = Callable[[str], None]
+MOST_DRAWN = 4
+"""Runs whose own charts become figures: each has some thirty, which take a quarter of a minute."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Report:
 
     def figures(self, folder: Path, axis: str) -> list[Path]:
         written = save_figures(self.overview, folder, axis)
-        for label, sections in self.runs:
+        for label, sections in self.runs if len(self.runs) <= MOST_DRAWN else ():
             prefix = "" if len(self.runs) == 1 else "".join(c if c.isalnum() else "-" for c in label) + "-"
             written += save_figures(sections, folder, axis, prefix)
         return written
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     parser.add_argument("--no-figures", action="store_true", help="write the page only")
     parser.add_argument(
         "--axis",
-        choices=("step", "windows", "tokens", "FLOPs", "seconds"),
+        choices=tuple(AXES),
         default="windows",
         help="x-axis of the figures (default: windows; the page lets its reader choose)",
     )
@@ -194,4 +197,9 @@ def _figures(report: Report, folder: Path, axis: str) -> str:
         return f"figures  none: {missing}"
     except OSError as error:
         raise CurriqError(f"--figures {folder} cannot be written: {error.strerror}.") from None
-    return f"figures  {len(written)} in {folder} (PNG and SVG)"
+    some = (
+        ""
+        if len(report.runs) <= MOST_DRAWN
+        else "; of all runs together, those of one by `curriq report RUN`"
+    )
+    return f"figures  {len(written)} in {folder} (PNG and SVG{some})"

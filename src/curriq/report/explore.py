@@ -9,6 +9,8 @@ from curriq.report.runlog import RunLog
 from curriq.report.selection import NUMBERS, Part, appearances
 from curriq.report.windows import read_windows
 
+TITLES = {"q": "Q", "chance": "chance of being taken"}
+
 
 def explorer(run: RunLog) -> Section:
     """Section 4 of the report."""
@@ -27,9 +29,13 @@ def explorer(run: RunLog) -> Section:
     steps = len(np.unique(picked.step))
     total = len(run.selection.step)
     answer = (
-        f"The windows with the highest and lowest {'Q' if order == 'q' else order} at {steps} of {total:,} "
-        "steps: choose a step, search all texts shown here, or follow one window over the run."
+        f"The windows with the highest and lowest {TITLES.get(order, order)} at {steps} of {total:,} steps: "
+        "choose a step, search all texts shown here, or follow one window over the run."
     )
+    if order == "chance":
+        answer += (
+            " Those that the steered stream passed over were not forwarded: they have no Q and no loss here."
+        )
     if not content["texts"]:
         answer += " The run kept no texts (--log-windows-mb 0), so only ids are shown."
     return Section(id="why", title=title, answer=answer, blocks=[Explorer(type="windows", content=content)])
@@ -45,8 +51,9 @@ def shown_texts(section: Section) -> dict[str, str]:
 
 
 def ranked_by(part: Part) -> str:
-    """What the windows of a step are ordered by: Q, or what the method has instead."""
-    for name in ("q", "score", "loss"):
+    """What the windows of a step are ordered by: the chance that a steered stream gave them, which also those
+    have that it passed over; or Q, or what the method has instead."""
+    for name in ("chance", "q", "score", "loss"):
         values = part.columns.get(name)
         if values is not None and (~np.isnan(values)).any() and np.nanmax(values) > np.nanmin(values):
             return name
@@ -59,8 +66,8 @@ def _ends(part: Part, order: str, rows: int) -> Part:
     kept = []
     for step in np.unique(part.step):
         where = np.flatnonzero(part.step == step)
-        values = part.columns[order][where]
-        down = where[np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
+        values, then = (-np.nan_to_num(part.columns[name][where], nan=-np.inf) for name in (order, "weight"))
+        down = where[np.lexsort((then, values))]
         kept.append(down if len(down) <= rows else np.concatenate([down[: rows // 2], down[-(rows // 2) :]]))
     return part.take(np.concatenate(kept))
 
@@ -75,6 +82,8 @@ def _content(run: RunLog, part: Part, order: str) -> dict[str, Any]:
     seen = appearances(run.folder, ids)
     topic = _topics(run, ids)
     columns = {name: numbers(part.columns[name]) for name in NUMBERS if name in part.columns}
+    if len({value for value in columns["score"] if value is not None}) < 2:
+        del columns["score"]  # all alike says nothing
     return {
         "order": order,
         "sources": part.names,

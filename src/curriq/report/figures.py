@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-AXIS_LABELS = {"windows": "windows seen"}
+AXIS_LABELS = {"windows": "windows seen", "read": "windows read"}
 
 
 def save_figures(sections: list[Section], folder: Path, axis: str = "step", prefix: str = "") -> list[Path]:

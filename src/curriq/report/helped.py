@@ -11,9 +11,16 @@ from curriq.report.runlog import RunLog
 from curriq.report.tasks import evaluated, task_charts
 
 Json = dict[str, Any]
-CURVE_AXES = {"windows": "windows", "tokens": "tokens", "FLOPs": "flops", "seconds": "seconds"}
+CURVE_AXES = {
+    "windows": "windows",
+    "read": "read",
+    "tokens": "tokens",
+    "FLOPs": "flops",
+    "seconds": "seconds",
+}
 """x-axis of a chart → its name in comparison.json."""
-TARGET_AXES = {"windows": "Windows seen", "flops": "FLOPs", "seconds": "Seconds"}
+READ_NOTE = " A steered stream reads windows that it passes over, without a pass through the model."
+TARGET_AXES = {"windows": "Windows seen", "read": "Windows read", "flops": "FLOPs", "seconds": "Seconds"}
 
 
 def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
@@ -26,7 +33,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
         sentences.append(_verdict_sentence(arms, result["baseline"], suffix))
         blocks.append(_curves(stream, arms, result["baseline"], suffix))
         blocks.append(_differences(stream, arms, result["baseline"], suffix))
-        blocks += [_ratios(stream, arms, result["baseline"], axis, suffix) for axis in TARGET_AXES]
+        blocks += [_ratios(stream, arms, result["baseline"], axis, suffix) for axis in _told(arms)]
         blocks.append(_table(arms, result["baseline"], suffix))
     blocks += [*task_charts(runs), *evaluated(runs)]
     for name, said in result["failed"].items():
@@ -85,6 +92,8 @@ def _unpaired_answer(runs: list[RunLog]) -> str:
         return f"The run has not been evaluated yet. {advice}"
     test = run.summary.get("test_loss")
     end = "" if test is None else f" The test loss of the final model is {test:.4f} nats per token."
+    if len(losses) == 1:
+        return f"The validation loss was {losses[0]:.3f} nats per token at its first measurement. {advice}"
     return (
         f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end} One run "
         f"alone cannot say whether its curriculum helped. {advice}"
@@ -99,7 +108,8 @@ def _verdict_sentence(arms: Json, baseline: str, suffix: str) -> str:
             continue
         change = f"{difference['mean']:+.4f}".replace("-", "−")
         said.append(
-            f"{name}: {verdict(difference)} ({change} nats against {baseline}, p = {difference['p']:.3f})"
+            f"{name} {change} nats of test loss against {baseline}, p = {difference['p']:.3f}: "
+            + verdict(difference).replace(": ", ", ")
         )
     return ("; ".join(said) or "No pair of runs has finished") + f"{suffix}."
 
@@ -156,6 +166,13 @@ def _differences(stream: str, arms: Json, baseline: str, suffix: str) -> Forest:
     )
 
 
+def _told(arms: Json) -> list[str]:
+    """The axes to draw ratios on; windows read only where some arm reads more than it sees."""
+    costs = [arm["to_target"] for arm in arms.values()]
+    reads = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
+    return [axis for axis in TARGET_AXES if axis != "read" or reads]
+
+
 def _ratios(stream: str, arms: Json, baseline: str, axis: str, suffix: str) -> Forest:
     rows = []
     for index, (name, arm) in enumerate(arms.items()):
@@ -181,7 +198,7 @@ def _ratios(stream: str, arms: Json, baseline: str, axis: str, suffix: str) -> F
         rows=rows,
         neutral=1.0,
         note="Geometric mean over the seeds with its 95 % interval; an arrow is a bound from below, where "
-        "some seed never got there.",
+        "some seed never got there." + READ_NOTE * (axis == "read"),
     )
 
 

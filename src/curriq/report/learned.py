@@ -49,10 +49,18 @@ def _answer(run: RunLog) -> str:
     moved = divergence(weight, offered)
     if run.selector == "uniform":
         return "The uniform baseline weighs every window alike, so it learned from what it was offered."
+    if run.summary.get("selector") == "replay":
+        return f"A replay: the run that was exported has chosen, up to the {moved:.3f} nats of its weights."
     if moved < 1e-3:
         return f"From what it was offered: the weight stayed within {moved:.1e} nats of the offered shares."
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
+    if run.taken is not None:
+        return (
+            f"{run.taken:.0%} of the windows read were taken, the rest was passed over. {most} makes up "
+            f"{ratios[most]:.2f} times its share of those read, {least} {ratios[least]:.2f} times; what was "
+            f"taken lies {moved:.3f} nats from what was read."
+        )
     return (
         f"It took {ratios[most]:.2f} times its share from {most} and {ratios[least]:.2f} times from {least}; "
         f"the weight over sources lies {moved:.3f} nats from what was offered."
@@ -106,7 +114,8 @@ def _ratio_chart(run: RunLog, marks: list) -> Chart:
         series=series,
         levels=[(1.0, "as offered")],
         marks=marks,
-        note="Above 1 the source was selected more than it was offered.",
+        note="Above 1 the source was selected more than it was offered."
+        + (" Offered are all windows read, also those passed over." if run.taken is not None else ""),
     )
 
 
@@ -137,9 +146,25 @@ def _source_table(run: RunLog) -> Table:
         ]
         for name in offered
     ]
-    return Table(
-        title="Sources over the whole run", header=["source", "offered", "weight", "ratio"], rows=rows
-    )
+    header = ["source", "offered", "weight", "ratio"]
+    if run.taken is not None:
+        header += ["read", "taken"]
+        for row, (read, taken) in zip(rows, _counts(run), strict=True):
+            row += [f"{read:,.0f}", f"{taken:,.0f}"]
+    return Table(title="Sources over the whole run", header=header, rows=rows)
+
+
+def _counts(run: RunLog) -> list[tuple[float, float]]:
+    """Of each source, the windows that a steered stream has read and those that it has taken."""
+    read = run.columns.full("data/windows_read")
+    n = float(run.setting("train", "num_candidates", 0))
+    return [
+        (
+            float(np.nansum(run.columns.full(f"select/offered_share/{name}") * read)),
+            float(np.nansum(run.columns.full(f"select/weight_share/{name}") * n)),
+        )
+        for name in run.sources
+    ]
 
 
 def _topic_chart(run: RunLog, marks: list) -> Chart:
@@ -196,16 +221,16 @@ def _topic_table(run: RunLog) -> Table:
 def _loss_chart(run: RunLog, marks: list) -> Chart:
     selected = run.columns.thinned("train/loss", MOST_POINTS)
     offered = run.columns.thinned("train/mean_loss", MOST_POINTS)
-    return Chart(
-        id="loss",
-        title="Loss: selected against offered",
-        y="nats per token",
-        series=[
-            Series(label="selected (mixture loss)", x=selected.x, y=selected.mean, style=1),
-            Series(label="offered (mean loss)", x=offered.x, y=offered.mean, style=0),
-        ],
-        marks=marks,
-    )
+    series = [Series(label="selected (mixture loss)", x=selected.x, y=selected.mean, style=1)]
+    if run.taken is not None:
+        title, note = (
+            "Loss of the windows taken",
+            "Those passed over were not forwarded: their loss is not known.",
+        )
+    else:
+        title, note = "Loss: selected against offered", ""
+        series.append(Series(label="offered (mean loss)", x=offered.x, y=offered.mean, style=0))
+    return Chart(id="loss", title=title, y="nats per token", series=series, marks=marks, note=note)
 
 
 def _measure_charts(run: RunLog, marks: list) -> list[Chart]:
@@ -237,6 +262,6 @@ def _source_losses(run: RunLog, marks: list) -> Chart:
         series=series,
         marks=marks,
         log=True,
-        note="Of the windows that were offered, measured before the update: in the first epoch all of them "
+        note="Of the windows that were forwarded, measured before the update: in the first epoch all of them "
         "are new to the model.",
     )

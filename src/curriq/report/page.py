@@ -16,9 +16,10 @@ from typing import Any
 
 from curriq.report.chart import Section, section_json
 
-LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B8578F", "#B87900", "#3A9BD1", "#000000")
-"""Palette of Okabe and Ito (2008) as in `comparison.COLOURS`, the pale ones darkened to a contrast of 3 on
-white."""
+LIGHT = ("#0081F1", "#955319", "#16A55E", "#FB53AC", "#B88907", "#1F5868", "#000000")
+"""The hues of `comparison.COLOURS` (Okabe and Ito 2008), of which some are too pale for lines on white.
+Darkening these alone made two of them one colour to deuteranopes, so all were searched for: the greatest
+least distance under the three dichromacies at a contrast of 3."""
 DARK = ("#4AA8E0", "#F0813A", "#2CC295", "#DE94BC", "#E8A81C", "#8CCBF2", "#E6E9EC")
 """The same hues for a dark ground."""
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")

@@ -21,12 +21,29 @@ LINES = (
     Lines("grad-norm", "Gradient norm of θ", ("train/grad_norm",), "--grad-clip", log=True),
     Lines("q-grad-norm", "Gradient norm of φ", ("critic/grad_norm",), "--q-grad-clip", log=True),
     Lines("lr", "Learning rate", ("train/lr",)),
+    Lines(
+        "governor-rank",
+        "What the governor knows of Q",
+        ("governor/rank_correlation", "governor/calibration", "governor/calibration_error"),
+        "chance",
+        y="Spearman's ρ",
+        note="Rank correlation of Q with the measured effects at each probe, its running mean, and the "
+        "standard error of that.",
+    ),
+    Lines(
+        "governor-target",
+        "What the governor asks for",
+        ("governor/evidence", "governor/target_fraction"),
+        y="share",
+        note="Without evidence that Q ranks windows the target stays at 1, which is plain training.",
+    ),
+    Lines("held-out-forwards", "Cost of rewards and probes", ("held_out/forwards",)),
 )
 CLIPS = {"--grad-clip": ("optim", "grad_clip"), "--q-grad-clip": ("critic", "q_grad_clip")}
 """Bound of a gradient norm → section and name of its setting."""
 COVERED = (
     *(f"critic/q_{name}" for name in ("mean", "std", "min", "max")),
-    *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch"),
+    *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch", "data/windows_read"),
 )
 """Metrics of a chart that is none of `LINES`, or of another section."""
 SHOWN_ELSEWHERE = (
@@ -40,6 +57,8 @@ SHOWN_ELSEWHERE = (
     *RETRIEVAL,
 )
 """Metrics of the other sections."""
+EVEN = ("entropy", "effective-batch", "max-weight")
+"""Charts of the weights within a batch, which are even where the stream is steered."""
 SHARE_POINTS = 50
 """Points of a line over shares of steps."""
 BINS = 10
@@ -68,6 +87,11 @@ def _answer(run: RunLog) -> str:
         else "between uniform and greedy"
     )
     parts = [f"The effective batch was {fraction:.0%} of N on average: {judged}."]
+    if run.taken is not None:
+        parts = [
+            f"The policy was spent on the stream, before the forward pass: it took {run.taken:.0%} of the "
+            "windows read. What it took is weighed evenly, so the effective batch is N and says nothing."
+        ]
     _, spread = run.columns.raw("critic/q_std")
     if len(spread):
         beta = run.columns.last("policy/beta") or run.setting("critic", "beta", math.nan)
@@ -90,11 +114,30 @@ def _placed(run: RunLog) -> tuple[list[Chart], set[str]]:
     bounds = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n} | {
         name: run.setting(*where) for name, where in CLIPS.items()
     }
-    charts = line_charts(run, LINES, bounds)
+    charts = line_charts(run, LINES, bounds | {"chance": 0.0})
     charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
+    if run.taken is not None:
+        charts = [_taken_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
     clipped = _clip_chart(run, *(run.setting(*where, math.nan) for where in CLIPS.values()))
     drawn = {*COVERED, *(metric for lines in LINES for metric in lines.metrics)}
     return [*charts, clipped, _time_chart(run)], drawn
+
+
+def _taken_chart(run: RunLog) -> Chart:
+    """How sharp the policy of a steered stream was."""
+    read = run.columns.full("data/windows_read")
+    steps = run.columns.full("step").astype(int)
+    x, share = run.thin_steps(
+        float(run.setting("train", "num_candidates", np.nan)) / read, steps, SHARE_POINTS
+    )
+    return Chart(
+        id="taken",
+        title="Windows taken out of those read",
+        y="share",
+        series=[Series(label="taken", x=x, y=share)],
+        levels=[(1.0, "plain stream")],
+        note="Low is a sharp policy. The rest was passed over without a pass through the model.",
+    )
 
 
 def _q_chart(run: RunLog) -> Chart:

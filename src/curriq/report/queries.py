@@ -79,6 +79,25 @@ def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
         # A 63-bit id does not fit a JavaScript number.
         "ids": list(texts),
         "texts": list(texts.values()),
+        "shortlist": _shortlists(run, table),
+    }
+
+
+def _shortlists(run: RunLog, table: "pa.Table") -> Json | None:
+    """The nearest windows of each query; an id stands once, because queries of a step share many.
+
+    None for the log of a version that did not keep them.
+    """
+    if "shortlist" not in table.column_names:
+        return None
+    near = [ids or [] for ids in table["shortlist"].to_pylist()]
+    place = {window: index for index, window in enumerate(dict.fromkeys(i for ids in near for i in ids))}
+    softmax = run.setting("retrieval", "retrieval_draw") == "softmax"
+    return {
+        "ids": [str(window) for window in place],
+        "windows": [[place[window] for window in ids] for ids in near],
+        "scores": [numbers(np.array(scores or [])) for scores in table["shortlist_scores"].to_pylist()],
+        "temperature": run.setting("retrieval", "retrieval_temperature") if softmax else None,
     }
 
 

@@ -82,6 +82,13 @@ class RunLog:
         return [name.removeprefix(prefix) for name in self.columns.names() if name.startswith(prefix)]
 
     @property
+    def taken(self) -> float | None:
+        """Share of the windows read that a steered stream has taken; None where none was passed over."""
+        read, seen = self.columns.last("x/windows_read"), self.columns.last("x/windows_seen")
+        steered = "data/windows_read" in self.columns and read and seen and read > seen
+        return seen / read if steered and self.setting("langevin", "proposer", "stream") == "stream" else None
+
+    @property
     def selector(self) -> str:
         return str(self.setting("select", "selector", "?"))
 

@@ -16,8 +16,8 @@ from curriq.report.windows import KeptWindows
 
 MOST_SEEN = 40
 """Appearances of one window that a report lists."""
-NUMBERS = ("score", "weight", "loss", "q", "effect")
-"""Columns that the explorer shows; `effect` where the run measured it."""
+NUMBERS = ("score", "weight", "loss", "q", "effect", "chance")
+"""Columns that the explorer shows; `effect` and `chance` where the run has them."""
 
 
 @dataclass(frozen=True)

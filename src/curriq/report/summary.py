@@ -52,6 +52,8 @@ def verdict(summary: dict[str, Any]) -> str:
     moved = divergence(summary["weight_share"], summary["offered_share"])
     if summary["selector"] == "uniform":
         return "The uniform baseline weighs every window alike."
+    if summary["selector"] == "replay":
+        return "A replay: the run that was exported has chosen."
     if moved < 1e-3:
         return (
             f"The policy stayed uniform over sources (divergence {moved:.1e} nats): "

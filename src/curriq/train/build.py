@@ -172,13 +172,14 @@ def _save_lm(shop: Workshop, session: Session, folder: Path) -> None:
     meter = session.meter
     facts: Metrics = {
         "steps": session.state.step,
+        "windows read": meter.windows_read,
         "windows seen": meter.windows_seen,
         "tokens": meter.windows_trained * shop.config.data.window,
         "FLOPs": meter.flops,
     }
     if session.last_validation is not None:
         facts["validation loss"] = session.last_validation
-    write_card(folder, shop.config, facts)
+    write_card(folder, shop.config, facts, meter.shares())
 
 
 def _replay(shop: Workshop) -> Selector:

@@ -10,7 +10,7 @@ from curriq.types import Metrics
 NAME = "README.md"
 
 
-def write_card(folder: Path, config: RunConfig, facts: Metrics) -> None:
+def write_card(folder: Path, config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> None:
     """Write `README.md` into a model's folder.
 
     Args:
@@ -18,15 +18,17 @@ def write_card(folder: Path, config: RunConfig, facts: Metrics) -> None:
         config: of the run.
         facts: steps, windows, tokens, FLOPs, and the validation loss once there is one. No times, so that
             two runs with one seed write one card.
+        shares: of each source, by name, in what was offered and in the mixture weight.
     """
-    (folder / NAME).write_text(card(config, facts), encoding="utf-8")
+    (folder / NAME).write_text(card(config, facts, shares), encoding="utf-8")
 
 
-def card(config: RunConfig, facts: Metrics) -> str:
+def card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> str:
     """The text: metadata that the hub reads, then prose and tables."""
     header = _header(config)
     sources = "\n".join(
-        f"| {_cell(s.name)} | {_cell(_base(s.path))} | {s.weight:g} | {s.dirt} |" for s in config.data.sources
+        f"| {_cell(s.name)} | {_cell(_base(s.path))} | {s.dirt} | {_share(shares, s.name)} |"
+        for s in config.data.sources
     )
     changed = "\n".join(
         f"| `{name}` | {_cell(ours)} |"
@@ -43,9 +45,8 @@ def card(config: RunConfig, facts: Metrics) -> str:
 
 # A language model trained by curriq
 
-Trained by [curriq](https://pypi.org/project/curriq/) {curriq.__version__} with the method
-`{config.method}` and seed {config.train.seed}. curriq offers a model {config.train.num_candidates} windows of
-text per step and trains it on a weighted mixture of them; the method chooses the weights.
+Trained by curriq {curriq.__version__} with the method `{config.method}` and seed {config.train.seed}, on
+{config.train.num_candidates} windows of text per step. The method chooses which, or what each weighs.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,11 +66,12 @@ windows of {config.data.window} tokens.
 
 ## What it was trained on
 
-| source | path | weight | dirt |
-|---|---|---|---|
+| source | path | dirt | offered | taken |
+|---|---|---|---|---|
 {sources}
 
-`dirt` is damage that was done to the text on purpose, to see whether the method avoids it.
+Offered is a source's share of the text that went by, taken its share of what the model was trained on. `dirt`
+is damage that was done to the text on purpose, to see whether the method avoids it.
 
 ## Settings that differ from the defaults
 
@@ -103,6 +105,11 @@ def _header(config: RunConfig) -> str:
     if names:
         lines.append(f"datasets: {json.dumps(list(dict.fromkeys(names)))}")
     return "\n".join(lines)
+
+
+def _share(shares: dict[str, dict[str, float]], name: str) -> str:
+    share = shares.get(name, {"offered": 0.0, "weight": 0.0})  # the stream leaves out what has no weight
+    return f"{share['offered']:.1%} | {share['weight']:.1%}"
 
 
 def _base(path: str) -> str:

@@ -314,7 +314,12 @@ SUMMARY = (
 
 CANDIDATES = (
     ("step", "int32", "Index k of the step."),
-    ("row", "int32", "Position of the window in the step's proposal, 0 … N−1."),
+    (
+        "row",
+        "int32",
+        "Position of the window in the step's proposal, 0 … N−1; from N on the windows that a steered stream "
+        "passed over.",
+    ),
     ("window_id", "int64", "Stable id of the window; equal windows of one source have one id in every run."),
     ("source", "dictionary", "Name of the source."),
     ("score", "float32", "Log-weight from the selector, unnormalised; null when not forwarded."),
@@ -326,6 +331,12 @@ CANDIDATES = (
         "float32",
         "Measured first-order effect of a step on this window alone on the held-out log-probability, nats "
         "per token, positive is good; null when not probed.",
+    ),
+    (
+        "chance",
+        "float32",
+        "Probability with which a steered stream took it; null where the stream is not steered. In steps "
+        "that probe, half of the windows are taken whatever it is.",
     ),
 )
 """Columns of the candidates table: name, Arrow type, meaning."""
@@ -346,6 +357,12 @@ QUERIES = (
     ("window_id", "int64", "Id of that window."),
     ("score", "float32", "Inner product of the query's and the window's embedding."),
     ("window_text", "string", "Beginning of the window's text."),
+    (
+        "shortlist",
+        "list of int64",
+        "Ids of its `--retrieval-top-k` nearest windows, nearest first, one of which it drew (Eq. 16).",
+    ),
+    ("shortlist_scores", "list of float32", "Their inner products with the query's embedding."),
 )
 """Columns of the queries table: name, Arrow type, meaning."""
 WINDOWS = (

@@ -59,7 +59,7 @@ class Meter:
         weights = record.mixture.weights.cpu().double()
         offered = record.proposed.source
         if record.proposed.passed_over is not None:
-            offered = torch.cat([offered, record.proposed.passed_over])
+            offered = torch.cat([offered, record.proposed.passed_over.source])
         n_proposed, n_scored = len(record.proposed), len(record.trained)
         n_trained = n_scored if self._trains is None else min(n_scored, self._trains)
         effective = effective_batch_size(weights).item()

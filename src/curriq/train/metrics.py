@@ -173,7 +173,7 @@ class CandidateLog:
 
         Args:
             step: its index.
-            proposed: all N candidates, in the order of their `rows`.
+            proposed: all N candidates, in the order of their `rows`. Those that were passed over follow them.
             trained: those that were forwarded; the tensors below are in this order.
             loss: ℓ_i, nats per token.
             scores: log-weights from the selector, unnormalised.
@@ -181,8 +181,10 @@ class CandidateLog:
             q: Q-values, None without a Q-network.
             effects: measured effects of some of the trained windows, None where none were probed.
         """
-        n = len(proposed)
+        everything = [proposed] if proposed.passed_over is None else [proposed, proposed.passed_over]
+        n = sum(map(len, everything))
         trained_rows = trained.rows.cpu().numpy()
+        rows = [proposed.rows, torch.arange(len(proposed), n)]
 
         measured = None
         if effects is not None:
@@ -198,14 +200,15 @@ class CandidateLog:
         self._steps.append(
             {
                 "step": np.full(n, step, dtype=np.int32),
-                "row": proposed.rows.cpu().numpy().astype(np.int32),
-                "window_id": proposed.window_ids.cpu().numpy(),
-                "source": proposed.source.cpu().numpy().astype(np.int32),
+                "row": torch.cat([part.cpu() for part in rows]).numpy().astype(np.int32),
+                "window_id": torch.cat([part.window_ids.cpu() for part in everything]).numpy(),
+                "source": torch.cat([part.source.cpu() for part in everything]).numpy().astype(np.int32),
                 "score": spread(scores, math.nan),
                 "weight": spread(weights, 0.0),
                 "loss": spread(loss, math.nan),
                 "q": spread(q, math.nan),
                 "effect": spread(measured, math.nan),
+                "chance": np.concatenate([_chance(part) for part in everything]),
             }
         )
 
@@ -231,6 +234,12 @@ class CandidateLog:
         }
         arrays["source"] = pa.DictionaryArray.from_arrays(arrays["source"], self.source_names)
         return pa.table(arrays)
+
+
+def _chance(windows: Candidates) -> np.ndarray:
+    if windows.chance is None:
+        return np.full(len(windows), math.nan, dtype=np.float32)
+    return windows.chance.cpu().numpy().astype(np.float32)
 
 
 def write_part(path: Path, table: "pa.Table") -> None:

@@ -45,10 +45,15 @@ class QueryLog:
             queries.row.tolist(),
             queries.score.tolist(),
             queries.window_text,
+            queries.shortlist.tolist(),
+            queries.shortlist_scores.tolist(),
             strict=True,
         )
-        for number, (text, q, soft_q, start_q, changed, row, score, window_text) in enumerate(columns):
+        for number, (text, q, soft_q, start_q, changed, row, score, window_text, near, scores) in enumerate(
+            columns
+        ):
             drew = row >= 0
+            there = sum(window >= 0 for window in near)  # those that are missing come last
             self._rows.append(
                 {
                     "step": step,
@@ -62,6 +67,8 @@ class QueryLog:
                     "window_id": ids[row] if drew else None,
                     "score": score if drew else None,
                     "window_text": window_text[:WINDOW_CHARACTERS] if drew else None,
+                    "shortlist": near[:there],
+                    "shortlist_scores": scores[:there],
                 }
             )
 
@@ -84,6 +91,8 @@ class QueryLog:
             "window_id": pa.int64(),
             "score": pa.float32(),
             "window_text": pa.string(),
+            "shortlist": pa.list_(pa.int64()),
+            "shortlist_scores": pa.list_(pa.float32()),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -290,10 +291,12 @@ class Session:
         (self.run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end that is none any more
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
         about = {
+            "curriq": curriq.__version__,
             "command": sys.argv,
             "python": platform.python_version(),
             "machine": platform.platform(),
             "device": str(self.device),
+            "hardware": _hardware(self.device),
             "threads": torch.get_num_threads(),
             "fingerprint": self.fingerprint,
             "versions": {
@@ -353,3 +356,13 @@ def _perplexity(loss: float) -> float:
 def digest(fingerprint: dict[str, str]) -> str:
     """One short hash of a fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _hardware(device: torch.device) -> str:
+    """Name of the accelerator or of the processor, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"

@@ -40,6 +40,7 @@ class WindowLog:
     def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
         self.folder = run_dir / "windows"
         self._budget = int(megabytes * 1e6)
+        self._reserve = self._budget // 2
         self._known: set[int] = set()
         self._new: dict[str, list[np.ndarray]] = {"window_id": [], "step": [], "tokens": []}
         self._said = False
@@ -54,8 +55,14 @@ class WindowLog:
             write_atomically(self.folder / "tokenizer.json", tokenizer.encode())
 
     def append(self, step: int, proposed: Candidates) -> None:
-        """Collect the windows of a step that have not been seen before."""
-        if self._budget <= 0:
+        """Collect the windows of a step that have not been seen before, then those that it passed over."""
+        self._keep(step, proposed, self._budget > 0)
+        if proposed.passed_over is not None:
+            # An export needs all that was taken, so what was passed over gets half of the room at most.
+            self._keep(step, proposed.passed_over, self._budget > self._reserve)
+
+    def _keep(self, step: int, proposed: Candidates, room: bool) -> None:
+        if not room:
             return
         ids = proposed.window_ids.tolist()
         fresh = []

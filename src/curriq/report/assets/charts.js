@@ -52,6 +52,14 @@ function format(value, digits = 4) {
   return text.replaceAll("-", "−");
 }
 
+/** Labels of the ticks of one axis: powers of ten on all of them, or on none. */
+function tickLabels(values) {
+  const most = Math.max(...values.map(Math.abs));
+  if (most < 1e-3 || most >= 1e5) return values.map((v) => format(v));
+  const plain = new Intl.NumberFormat("en", { maximumSignificantDigits: 4, useGrouping: most >= 1e4 });
+  return values.map((v) => (Math.abs(v) < 1e-6 * most ? "0" : Math.abs(v) < 1e-3 * most ? format(v) : plain.format(v).replaceAll("-", "−")));
+}
+
 function ticks(low, high, wanted, log) {
   if (log) {
     const found = [];
@@ -72,6 +80,14 @@ function ticks(low, high, wanted, log) {
   return found;
 }
 
+const PEN = document.createElement("canvas").getContext("2d");
+
+/** Width of a text in pixels, in the font of the page. */
+function textWidth(text, size) {
+  PEN.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  return PEN.measureText(text).width;
+}
+
 function scale(low, high, from, to, log) {
   const f = log ? Math.log : (v) => v;
   const width = f(high) - f(low) || 1;
@@ -88,7 +104,7 @@ function axisLabel(chart, axis) {
   if (chart.axis) return chart.axis;
   const has = chart.series.some((s) => (chart.axes[s.x] ?? {})[axis]);
   const name = has ? axis : Object.keys(chart.axes[0] ?? {})[0] ?? "";
-  return { windows: "windows seen" }[name] ?? name;
+  return { windows: "windows seen", read: "windows read" }[name] ?? name;
 }
 
 function styleOf(series, index) {
@@ -191,23 +207,29 @@ class ChartView {
     const all = chart.kind === "stack" ? stacked({ ...chart, series: chart.series.map((s, i) => (this.hidden.has(i) ? { ...s, y: s.y.map(() => 0) } : s)) }) : chart.series;
     const drawn = all.map((s, i) => ({ ...s, index: i })).filter((s) => !this.hidden.has(s.index));
     const b = bounds(drawn, chart, axis);
-    const yTicks = ticks(b.y0, b.y1, 5, b.log);
-    const left = 14 + 7 * Math.max(...yTicks.map((t) => format(t).length), 2), right = 14, top = 10, bottom = 38;
+    const yTicks = ticks(b.y0, b.y1, 6, b.log);
+    const yLabels = tickLabels(yTicks), unit = chart.y ? "↑ " + chart.y : "", below = axisLabel(chart, axis);
+    // Two long names of axes do not fit into one line.
+    const crowded = 6.3 * (unit.length + below.length + 2) > width;
+    const left = 14 + 7 * Math.max(...yLabels.map((t) => t.length), 2), right = 14, top = 10, bottom = crowded ? 52 : 38;
     const sx = scale(b.x0, b.x1, left, width - right), sy = scale(b.y0, b.y1, height - bottom, top, b.log);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
-    for (const tick of yTicks) {
+    yTicks.forEach((tick, i) => {
       picture.append(svg("line", { x1: left, x2: width - right, y1: sy(tick), y2: sy(tick), class: "grid" }));
-      picture.append(svg("text", { x: left - 6, y: sy(tick) + 4, class: "tick", "text-anchor": "end" }, format(tick)));
-    }
-    for (const tick of ticks(b.x0, b.x1, Math.max(2, width / 110), false))
+      picture.append(svg("text", { x: left - 6, y: sy(tick) + 4, class: "tick", "text-anchor": "end" }, yLabels[i]));
+    });
+    for (const tick of ticks(b.x0, b.x1, Math.max(2, width / 80), false))
       picture.append(svg("text", { x: sx(tick), y: height - bottom + 16, class: "tick", "text-anchor": "middle" }, format(tick)));
     picture.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
-    picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, axisLabel(chart, axis)));
-    picture.append(svg("text", { x: 2, y: height - 5, class: "axis-label" }, chart.y ? "↑ " + chart.y : ""));
+    picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, below));
+    picture.append(svg("text", { x: 2, y: height - (crowded ? 20 : 5), class: "axis-label" }, unit));
     for (const s of drawn) this.drawSeries(picture, s, sx, sy);
     for (const [value, label] of chart.levels) {
       picture.append(svg("line", { x1: left, x2: width - right, y1: sy(value), y2: sy(value), class: "level" }));
-      picture.append(svg("text", { x: width - right - 2, y: sy(value) - 4, class: "level-label", "text-anchor": "end" }, label));
+      // At that end of the line where the curves are farther away.
+      const away = (end) => Math.min(...drawn.map((s) => Math.abs(sy(end(s.y.filter((v) => v !== null)) ?? Infinity) - sy(value))));
+      const first = chart.kind !== "stack" && away((y) => y[0]) > away((y) => y.at(-1));
+      picture.append(svg("text", { x: first ? left + 4 : width - right - 2, y: sy(value) - 4, class: "level-label", "text-anchor": first ? "start" : "end" }, label));
     }
     for (const mark of chart.marks) {
       const x = sx(mark.x[axis] ?? Object.values(mark.x)[0]);
@@ -317,7 +339,8 @@ class ForestView {
     const { rows, neutral, x } = this.forest;
     this.width = this.plot.clientWidth;
     const width = Math.max(260, this.width), line = 26, top = 8, height = top + line * rows.length + 36;
-    const left = Math.min(width * 0.34, 16 + 7 * Math.max(...rows.map((r) => r.label.length), 4)), right = 96;
+    const widest = (name, size) => Math.max(...rows.map((r) => textWidth(r[name], size)), 30);
+    const left = Math.min(width * 0.34, 12 + widest("label", 12.5)), right = 16 + widest("note", 11.5);
     const values = rows.flatMap((r) => [r.mean, r.low, r.high]).filter((v) => v !== null).concat(neutral);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (low === high) [low, high] = [low - 0.5, high + 0.5];
@@ -331,8 +354,9 @@ class ForestView {
     picture.append(svg("text", { x: width - right, y: height - 4, class: "axis-label", "text-anchor": "end" }, x));
     rows.forEach((row, i) => {
       const y = top + line * (i + 0.5), colour = `c${row.style % COLOURS}`;
-      const room = Math.floor((left - 8) / 6.6);
-      picture.append(svg("text", { x: left - 8, y: y + 4, class: "row-label", "text-anchor": "end" }, row.label.length > room ? row.label.slice(0, room - 1) + "…" : row.label));
+      let label = row.label;
+      while (label.length > 2 && textWidth(label, 12.5) > left - 8) label = label.replace(/…$/, "").slice(0, -1) + "…";
+      picture.append(svg("text", { x: left - 8, y: y + 4, class: "row-label", "text-anchor": "end" }, label));
       if (row.low !== null) picture.append(svg("line", { x1: sx(row.low), x2: sx(row.high ?? row.mean), y1: y, y2: y, class: `interval ${colour}` }));
       if (row.mean !== null) picture.append(row.censored
         ? svg("path", { d: `M${sx(row.mean) - 4} ${y - 5}l9 5l-9 5z`, class: `dot ${colour}` })

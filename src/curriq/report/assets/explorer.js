@@ -1,6 +1,6 @@
 // The explorer of windows: highest and lowest of one step, and one window followed over the run.
 
-const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect" };
+const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", chance: "chance" };
 
 class ExplorerView extends StepExplorer {
   constructor(content) {
@@ -48,10 +48,23 @@ class ExplorerView extends StepExplorer {
         this.sourceOf(row),
         topic >= 0 ? el("span", { class: "topic" }, content.topics[topic]) : null,
         wanted ? this.number("step", String(content.step[row])) : null,
+        this.forwarded(row) ? null : el("span", { class: "over" }, content.columns.chance?.[row] == null ? "not forwarded" : "passed over"),
         ...this.numbers(row),
         el("button", { type: "button", class: "to", onclick: () => this.followWindow(window) },
           `follow (${seen}×` + (asked ? `, ${asked} quer${asked === 1 ? "y" : "ies"})` : ")"))),
       this.text(this.textOf(window), wanted));
+  }
+
+  /** A window that was not has no loss, and no weight to speak of. */
+  forwarded(row) {
+    const { loss } = this.content.columns;
+    return !loss || loss[row] !== null;
+  }
+
+  numbers(row) {
+    const { columns } = this.content, weighed = this.forwarded(row);
+    const told = (name) => name === this.order || (columns[name][row] !== null && (weighed || name !== "weight"));
+    return super.numbers(row, [this.order, ...this.columns.filter((name) => name !== this.order)].filter(told));
   }
 
   textOf(window) {

@@ -11,7 +11,7 @@ function block(content) {
   if (VIEWS[content.type]) return VIEWS[content.type](content);
   let root;
   if (content.type === "prose") root = el("p", { class: "prose" }, sentence(content.text));
-  else if (content.type === "table") root = el("div", { class: ["cell", "cell", "cell", "cell", "cell", "double"][content.header.length] ?? "wide" }, el("h4", {}, content.title), table(content.header, content.rows), content.note ? el("p", { class: "note" }, content.note) : null);
+  else if (content.type === "table") root = el("div", { class: ["cell", "cell", "cell", "cell", "cell", "double", "double"][content.header.length] ?? "wide" }, el("h4", {}, content.title), table(content.header, content.rows), content.note ? el("p", { class: "note" }, content.note) : null);
   else {
     const text = el("pre", { tabindex: "0" }, content.text);
     root = content.folded

@@ -77,7 +77,7 @@ class QueriesView extends StepExplorer {
     const title = `query ${content.number[row]} of step ${content.step[row]}`;
     const asked = el("header", {}, this.numbers(row));
     const query = this.text(this.queryOf(row));
-    if (window === null) return this.open(title, asked, query, el("p", { class: "prose" }, "It drew no window: all of its nearest had been taken."));
+    if (window === null) return this.open(title, asked, query, el("p", { class: "prose" }, "It drew no window: all of its nearest had been taken."), this.shortlist(row));
     const names = Object.keys(content.became), there = this.elsewhere(window);
     const drawn = [content.source[row] < 0 ? "–" : content.sources[content.source[row]],
       format(content.columns.score[row]), ...names.map((name) => format(content.became[name][row]))];
@@ -86,9 +86,30 @@ class QueriesView extends StepExplorer {
       el("h5", {}, `retrieved window ${content.ids[window]}`),
       table(["source", "similarity", ...names.map((name) => BECAME_TITLES[name])], [drawn]),
       this.text(this.textOf(window)),
+      this.shortlist(row),
       there === undefined ? null : el("button", { type: "button", onclick: () => this.windows.followWindow(there) }, "why this window?"),
       others.length ? el("h5", {}, "other queries that retrieved it") : null,
       others.length ? this.listed(others) : null);
+  }
+
+  /** The windows nearest to a query, folded: one of them was drawn. Null in a log that did not keep them. */
+  shortlist(row) {
+    const { content } = this, near = content.shortlist?.windows[row] ?? [];
+    if (!near.length) return null;
+    const { ids, scores, temperature } = content.shortlist, score = scores[row];
+    const mass = score.map((s) => Math.exp((s - score[0]) / temperature));
+    const total = mass.reduce((sum, m) => sum + m, 0);
+    const rows = near.map((window, rank) => {
+      const known = content.ids.indexOf(ids[window]);
+      const by = known < 0 ? [] : this.drew(ids[window]).filter((other) => content.step[other] === content.step[row]);
+      const text = known < 0 ? "" : this.textOf(known).slice(0, 160);
+      return [String(rank), format(score[rank]), ...(temperature ? [format(mass[rank] / total, 3)] : []),
+        by.includes(row) ? "this query" : by.length ? `query ${content.number[by[0]]}` : "–", text || `id ${ids[window]}`];
+    });
+    const head = ["rank", "similarity", ...(temperature ? ["chance (Eq. 16)"] : []), "drawn by", "its text, where this page has it"];
+    const drawn = rows.findIndex((cells) => cells.includes("this query"));
+    const title = `shortlist: the ${near.length} nearest windows` + (drawn < 0 ? "" : `, of which it drew rank ${drawn}`);
+    return el("details", {}, el("summary", {}, title), table(head, rows));
   }
 
   /** A table of some queries; each leads to what it retrieved. */

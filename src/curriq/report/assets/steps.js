@@ -74,9 +74,8 @@ class StepExplorer {
     return this.thing.replace(/y$/, "ie") + "s";
   }
 
-  numbers(row) {
-    const columns = [this.order, ...this.columns.filter((name) => name !== this.order)];
-    return columns.map((name) => this.number(this.titles[name] ?? name, this.content.columns[name][row], name === this.order));
+  numbers(row, names = [this.order, ...this.columns.filter((name) => name !== this.order)]) {
+    return names.map((name) => this.number(this.titles[name] ?? name, this.content.columns[name][row], name === this.order));
   }
 
   number(title, value, by = false) {
@@ -119,7 +118,8 @@ function table(header, rows) {
   const number = /^([−+–]|> ?)?\d[\d.,]*( ?[%×]|×10\S+|e[−+]?\d+)?$|^–$|^\[.*\]$/;
   const text = (cell) => (cell instanceof Node ? "" : cell.replaceAll("-", "−"));
   const numeric = header.map((_, i) => i > 0 && rows.length > 0 && rows.every((row) => number.test(text(row[i]))));
-  return el("div", { class: "scroll", tabindex: "0" }, el("table", {},
+  const short = rows.every(([cell]) => typeof cell === "string" && cell.length <= 6);
+  return el("div", { class: "scroll", tabindex: "0" }, el("table", short ? { class: "short" } : {},
     el("thead", {}, el("tr", {}, header.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "n" : "" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) =>
       i === 0 ? el("th", { scope: "row" }, cell) : el("td", { class: numeric[i] ? "n" : "" }, cell)))))));
