@@ -202,16 +202,40 @@ def paper_langevin() -> RunConfig:
 
 def langevin_rag() -> RunConfig:
     """Algorithm 2 on the embedded corpus, with settings at which tokens do change; minutes on a CPU."""
-    return RunConfig().override(
-        proposer="langevin",
-        steps=150,
+    return RunConfig(lm=small().lm).override(
+        steps=200,
+        window=32,
+        vocab_size=1024,
+        micro_batch=32,
+        head_chunk_tokens=1024,
+        validation_set_size=192,
+        test_set_size=384,
         num_candidates=16,
-        query_tokens=16,
+        selector="soft-q",
+        credit="counterfactual",
+        probe_windows=16,
+        reward="paired",
+        reward_windows=16,
+        reward_every=2,
+        temperature="governed",
+        target_fraction=0.7,
+        q_features=("mean",),
+        q_hidden=0,
+        q_layer_norm=True,
+        q_standardise=True,
+        q_weight_decay=1.0,
+        replay_size=1024,
+        replay_batch=128,
+        replay_updates=8,
+        proposer="langevin",
+        query_tokens=32,
         langevin_steps=20,
-        buffer_size=2048,
-        ingest=32,
-        encoder="hashing",
-        retrieval_probe=16,
+        buffer_size=1024,
+        ingest=64,
+        encoder="hidden-state",
+        query_centre="buffer",
+        refresh=64,
+        retrieval_probe=32,
     )
 
 

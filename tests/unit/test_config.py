@@ -91,7 +91,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (EvalConfig, "eval_tasks_limit", [-1], [0]),
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
     (TrainConfig, "reward_every", [0], [1]),
-    (CriticConfig, "q_hidden", [0], [1]),
+    (CriticConfig, "q_hidden", [-1], [0, 1]),
     (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
     (CriticConfig, "replay_size", [-1], [0]),
     (CriticConfig, "replay_batch", [0], [1]),

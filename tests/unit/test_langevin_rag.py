@@ -62,7 +62,10 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def encode(self, texts) -> np.ndarray:
+    follows_theta = False
+
+    def encode(self, tokens, texts) -> np.ndarray:
+        assert [str(int(row[0])) for row in tokens] == list(texts)
         self.batches.append(list(texts))
         return np.array([[float(t), len(texts)] for t in texts], np.float32)
 

@@ -4,22 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curriq.config import SEARCHING, ProposerName, RunConfig, require
+from curriq.config import SEARCHING, WITHOUT_QUERY, ProposerName, RunConfig, require
 from curriq.data import Corpus
-from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.tokenizer import encode, eos_id, ordinary_ids
+from curriq.data.encoder import load_encoder
+from curriq.data.tokenizer import ordinary_ids
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import LanguageModel, context_length
 from curriq.propose.diagnostics import SearchAlarm
-from curriq.propose.encoder import HiddenStateEncoder
+from curriq.propose.encoder import HiddenStateEncoder, NoEncoder, TextEncoder, WindowEncoder
 from curriq.propose.energy import Energy, LanguageModelEnergy, QFunction
 from curriq.propose.finders import DirectFinder, Finder, QueryFinder, UniformFinder
 from curriq.propose.ingest import FreshWindows
-from curriq.propose.langevin_rag import BufferProposer, RetrievalProbe
+from curriq.propose.langevin_rag import BufferProposer, Refresher, RetrievalProbe
 from curriq.propose.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.propose.samplers import (
     BestOfRandom,
@@ -32,6 +32,7 @@ from curriq.propose.samplers import (
     random_strings,
 )
 from curriq.rng import Generators
+from curriq.types import Features
 
 PURPOSES = ("langevin/start", "langevin/noise", "langevin/baseline", "retrieval/draw", "retrieval/probe")
 """Generators of this proposer, one per purpose."""
@@ -71,6 +72,7 @@ def buffer_proposer(
     generators: Generators,
     q_function: QFunction | None,
     q_parameters: Sequence[nn.Parameter],
+    q_inputs: Callable[[Features], Float[Tensor, "n w"]],
 ) -> BufferProposer:
     """The proposer that `--proposer` names, over a ring buffer.
 
@@ -81,6 +83,7 @@ def buffer_proposer(
         generators: of the run.
         q_function: Q_φ; None when the run has no Q.
         q_parameters: φ, frozen during searches.
+        q_inputs: what Q_φ sees of a window.
 
     Raises:
         CurriqError: the encoder or the index is not there; the model cannot read soft tokens; a query is
@@ -106,9 +109,8 @@ def buffer_proposer(
         inputs=inputs,
         vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(corpus.tokenizer)), lm.device),
     )
-    encoder = _encoder(parts)
-    # The model's own hidden states must not be read in a thread while the model moves.
-    ahead = retrieval.encode_ahead and not isinstance(encoder, HiddenStateEncoder)
+    encoder = _encoder(kind, parts, q_inputs)
+    ages = encoder.follows_theta
     index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
     buffer = RingBuffer(retrieval.buffer_size, index)
     probe = None
@@ -116,7 +118,16 @@ def buffer_proposer(
         probe = RetrievalProbe(retrieval.retrieval_probe, energy, lm.device, generators("retrieval/probe"))
     return BufferProposer(
         buffer=buffer,
-        fresh=FreshWindows(corpus.stream, retrieval.ingest, parts.decode, encoder, buffer.vector_of, ahead),
+        fresh=FreshWindows(
+            corpus.stream,
+            retrieval.ingest,
+            parts.decode,
+            encoder,
+            known=(lambda window: None) if ages else buffer.vector_of,
+            # The model's own hidden states must not be read in a thread while the model moves.
+            ahead=retrieval.encode_ahead and not ages,
+        ),
+        refresher=Refresher(retrieval.refresh, encoder, parts.decode) if ages and retrieval.refresh else None,
         initial=retrieval.buffer_initial or retrieval.buffer_size,
         finder=_finder(kind, parts, encoder),
         flops=_flops(kind, parts),
@@ -125,20 +136,18 @@ def buffer_proposer(
     )
 
 
-def _encoder(parts: Parts) -> Encoder:
-    config, tokenizer = parts.config, parts.corpus.tokenizer
-    if config.retrieval.encoder != "hidden-state":
-        return load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
-    return HiddenStateEncoder(
-        parts.lm,
-        lambda texts: encode(tokenizer, texts),
-        config.data.window,
-        eos_id(tokenizer),
-        config.optim.micro_batch,
-    )
+def _encoder(
+    kind: ProposerName, parts: Parts, q_inputs: Callable[[Features], Float[Tensor, "n w"]]
+) -> WindowEncoder:
+    retrieval = parts.config.retrieval
+    if kind in WITHOUT_QUERY:
+        return NoEncoder()
+    if retrieval.encoder == "hidden-state":
+        return HiddenStateEncoder(parts.lm, q_inputs, parts.config.optim.micro_batch)
+    return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
 
 
-def _finder(kind: ProposerName, parts: Parts, encoder: Encoder) -> Finder:
+def _finder(kind: ProposerName, parts: Parts, encoder: WindowEncoder) -> Finder:
     config, draws = parts.config, parts.generators("retrieval/draw")
     if kind == "uniform-buffer":
         return UniformFinder(config.queries, draws)
