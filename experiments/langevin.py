@@ -4,12 +4,13 @@
     python experiments/langevin.py --set credit=sampled reward_every=1 replay_size=0 temperature=fixed
     python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
-For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`) and then held
-fixed. Every arm proposes for some steps, each from the same stream, the same first strings and the same buffer.
+For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`) and then
+held fixed. Every arm proposes for some steps, each from the same stream, the same first strings and the same
+buffer.
 
-First printed: how well Q ranks windows, Spearman's ρ of Q and the measured effects of 256 windows that Q has not
-learnt from, on validation text, which it has not learnt from either. Then per arm, means over seeds and steps,
-with the 95 % t interval *over the seeds' means*:
+First printed: how well Q ranks windows, Spearman's ρ of Q and the measured effects of 256 windows that Q has
+not learnt from, on validation text, which it has not learnt from either. Then per arm, means over seeds and
+steps, with the 95 % t interval *over the seeds' means*:
 
   changed     share of the query tokens that the search changed
   above       hard Q above that of random strings, in standard deviations over random strings
@@ -90,10 +91,8 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
     """One arm on one seed: what its steps measured, one number per step."""
     run.corpus.stream.load_state_dict(start)
     generators = Generators(config.train.seed)
-    critic = run.session.components.critic
-    q, parameters = differentiable_q(critic)
-    assert q is not None
-    proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters, critic.inputs)
+    q, parameters = differentiable_q(run.session.components.critic)
+    proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters)
     target = run.corpus.source_names.index(config.data.target)
     rows: dict[str, list[float]] = {}
     for step in range(steps):
@@ -131,7 +130,7 @@ def loss_after(run: Run, windows: Candidates) -> float:
 
 
 def calibration(run: Run, count: int = 256) -> tuple[float, float]:
-    """Spearman's ρ between Q and the effects of fresh windows on validation text, and the sd of Q over them."""
+    """Spearman's ρ of Q and the effects of fresh windows on validation text; the sd of Q over them."""
     q, _ = differentiable_q(run.session.components.critic)
     assert q is not None
     windows = run.corpus.stream.next_batch(count)

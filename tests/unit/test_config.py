@@ -123,6 +123,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (RetrievalConfig, "retrieval_temperature", [0.0, math.inf], [1e-9]),
     (RetrievalConfig, "direct_pool", [-1], [0]),
     (RetrievalConfig, "retrieval_probe", [-1], [0]),
+    (RetrievalConfig, "refresh", [-1], [0]),
     (TrainConfig, "steps", [0], [1]),
     (TrainConfig, "num_candidates", [0, -1], [1]),
     (TrainConfig, "reward_windows", [0], [1]),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from curriq.config import SEARCHING, WITHOUT_QUERY, ProposerName, RunConfig, require
@@ -32,7 +32,7 @@ from curriq.propose.samplers import (
     random_strings,
 )
 from curriq.rng import Generators
-from curriq.types import Features
+from curriq.softq.features import QInputs
 
 PURPOSES = ("langevin/start", "langevin/noise", "langevin/baseline", "retrieval/draw", "retrieval/probe")
 """Generators of this proposer, one per purpose."""
@@ -72,7 +72,6 @@ def buffer_proposer(
     generators: Generators,
     q_function: QFunction | None,
     q_parameters: Sequence[nn.Parameter],
-    q_inputs: Callable[[Features], Float[Tensor, "n w"]],
 ) -> BufferProposer:
     """The proposer that `--proposer` names, over a ring buffer.
 
@@ -83,7 +82,6 @@ def buffer_proposer(
         generators: of the run.
         q_function: Q_φ; None when the run has no Q.
         q_parameters: φ, frozen during searches.
-        q_inputs: what Q_φ sees of a window.
 
     Raises:
         CurriqError: the encoder or the index is not there; the model cannot read soft tokens; a query is
@@ -109,7 +107,7 @@ def buffer_proposer(
         inputs=inputs,
         vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(corpus.tokenizer)), lm.device),
     )
-    encoder = _encoder(kind, parts, q_inputs)
+    encoder = _encoder(kind, parts)
     ages = encoder.follows_theta
     index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
     buffer = RingBuffer(retrieval.buffer_size, index)
@@ -136,14 +134,13 @@ def buffer_proposer(
     )
 
 
-def _encoder(
-    kind: ProposerName, parts: Parts, q_inputs: Callable[[Features], Float[Tensor, "n w"]]
-) -> WindowEncoder:
-    retrieval = parts.config.retrieval
+def _encoder(kind: ProposerName, parts: Parts) -> WindowEncoder:
+    retrieval, critic = parts.config.retrieval, parts.config.critic
     if kind in WITHOUT_QUERY:
         return NoEncoder()
     if retrieval.encoder == "hidden-state":
-        return HiddenStateEncoder(parts.lm, q_inputs, parts.config.optim.micro_batch)
+        inputs = QInputs(critic.q_features, parts.lm.width, layer_norm=critic.q_layer_norm)
+        return HiddenStateEncoder(parts.lm, inputs, parts.config.optim.micro_batch)
     return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
 
 

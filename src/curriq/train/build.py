@@ -240,9 +240,7 @@ def _proposer(shop: Workshop) -> Proposer:
         return NeedleProposer(shop.corpus, n, shop.generators("needle"))
     if shop.config.langevin.proposer != "stream":
         q, parameters = differentiable_q(shop.critic)
-        return buffer_proposer(
-            shop.config, shop.corpus, shop.lm, shop.generators, q, parameters, q_inputs(shop)
-        )
+        return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
     return StreamProposer(_stream(shop), n) if shop.steering is None else _steered(shop, shop.steering)
 
 
@@ -275,14 +273,6 @@ def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Paramete
     return critic.differentiable, list(critic.online.parameters())
 
 
-def q_inputs(shop: Workshop) -> QInputs:
-    """What Q sees of a window, or would see of it."""
-    critic = shop.config.critic
-    return QInputs(
-        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
-    )
-
-
 def _recomputed_flops(shop: Workshop) -> int:
     """Gradient checkpointing forwards the trunk of a window once more for its backward pass."""
     return trunk_flops(shop.lm, shop.config.data.window) if shop.config.lm.gradient_checkpointing else 0
@@ -296,11 +286,12 @@ def _soft_q(shop: Workshop) -> Selector:
         previous_action = ReforwardedAction(shop.lm, critic.td_lambda)
         trunk = trunk_flops(shop.lm, shop.config.data.window)
         shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
+    inputs = QInputs(
+        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
+    )
     steers = shop.config.train.oversample > 1
     temperature = TEMPERATURES[critic.temperature](critic, STEERING if steers else WEIGHING)
-    shop.critic = TDCritic(
-        critic, q_inputs(shop), temperature, shop.lm.device, shop.generators, previous_action
-    )
+    shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     if steers:
         shop.steering = Steered(shop.critic, temperature)
         return shop.steering
