@@ -18,8 +18,9 @@ steps, with the 95 % t interval *over the seeds' means*:
   distinct    distinct tokens of a query over L
   Q gain      Q of the retrieved windows minus that of random windows of the same buffer, paired by step,
               in standard deviations of Q over windows
-  effect      validation loss after one optimiser step on random windows of the buffer minus that after one
-              step on the retrieved ones, from the same θ; nats per token, positive where retrieval helps
+  effect      validation loss after one optimiser step on random windows of the buffer (mean of four draws)
+              minus that after one step on the retrieved ones, from the same θ, paired by step; nats per
+              token, positive where retrieval helps
   prose       share of the target among the retrieved windows (Q never sees the source)
   s/step      seconds of the search
 """
@@ -53,11 +54,11 @@ PUBLISHED: dict[str, Any] = {
     "langevin_margin": 10.0,
     "langevin_gradient": "clip",
 }
-HASHING = {"encoder": "hashing", "query_centre": "none", "refresh": 0}
+HASHING = {"encoder": "hashing", "centre_queries": False, "refresh": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "langevin, recommended": {"proposer": "langevin"},
     "langevin, published": {"proposer": "langevin", **PUBLISHED},
-    "langevin, not centred": {"proposer": "langevin", "query_centre": "none"},
+    "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
     "langevin, hashed words": {"proposer": "langevin", **HASHING},
     "embedding-langevin, published": {"proposer": "embedding-langevin", **PUBLISHED},
     "swaps": {"proposer": "swaps"},
@@ -66,6 +67,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }
+RANDOM_BATCHES = 4
+"""Batches of random windows per step whose mean effect the retrieved windows are compared with."""
 PIECES = {"micro_batch": 64, "chunk_tokens": 2048}
 
 
@@ -91,15 +94,18 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
     """One arm on one seed: what its steps measured, one number per step."""
     run.corpus.stream.load_state_dict(start)
     generators = Generators(config.train.seed)
+    draws = generators("experiment/others")
     q, parameters = differentiable_q(run.session.components.critic)
     proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters)
     target = run.corpus.source_names.index(config.data.target)
     rows: dict[str, list[float]] = {}
     for step in range(steps):
         candidates = proposer.propose(step)
-        others = proposer.buffer.take(
-            uniform_slots(proposer.buffer, len(candidates), generators("experiment/others"))
-        )
+        others = [
+            proposer.buffer.take(uniform_slots(proposer.buffer, len(candidates), draws))
+            for _ in range(RANDOM_BATCHES)
+        ]
+        after_others = np.mean([loss_after(run, windows) for windows in others])
         found = candidates.metrics
         above = found.get("langevin/above_random_sd", np.nan)
         measured = {
@@ -108,7 +114,7 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
             "wins": np.nan if np.isnan(above) else float(above > 0),
             "distinct": found.get("langevin/distinct_tokens", np.nan),
             "q": found["retrieval/q_advantage"] / spread,
-            "effect": 1e4 * (loss_after(run, others) - loss_after(run, candidates)),
+            "effect": 1e4 * (after_others - loss_after(run, candidates)),
             "target": (candidates.source == target).double().mean().item(),
             "seconds": found.get("time/search", 0.0),
         }

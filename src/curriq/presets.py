@@ -233,7 +233,7 @@ def langevin_rag() -> RunConfig:
         buffer_size=1024,
         ingest=64,
         encoder="hidden-state",
-        query_centre="buffer",
+        centre_queries=True,
         refresh=64,
         retrieval_probe=32,
     )

@@ -72,7 +72,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "langevin, faiss and fluency": RAG
     | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
     "langevin, what q reads": RAG
-    | {"proposer": "langevin", "encoder": "hidden-state", "query_centre": "buffer", "refresh": 10}
+    | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
     | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
     | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
     "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},

@@ -69,7 +69,7 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
     assert set(slots[0].tolist()) == set(expected.tolist())
 
 
-def found(vectors: np.ndarray, query: np.ndarray, centre: str) -> set[int]:
+def found(vectors: np.ndarray, query: np.ndarray) -> set[int]:
     vocabulary = Vocabulary(torch.arange(VOCAB), "cpu")
     finder = QueryFinder(
         sampler=NoSearch(),
@@ -78,7 +78,7 @@ def found(vectors: np.ndarray, query: np.ndarray, centre: str) -> set[int]:
         vocabulary=vocabulary,
         decode=decode,
         encoder=DirectionEncoder(query),
-        retrieval=RetrievalConfig(query_centre=centre, retrieval_top_k=BEST),
+        retrieval=RetrievalConfig(centre_queries=True, retrieval_top_k=BEST),
         generator=torch.Generator().manual_seed(0),
         baseline_generator=torch.Generator().manual_seed(1),
     )
@@ -95,5 +95,5 @@ def test_a_centred_query_orders_windows_as_centred_windows_would(seed: int) -> N
     q = vectors @ w
     query = centre + 0.5 * w
     expected = set(np.argsort(-((vectors - centre) @ (query - centre)))[:BEST].tolist())
-    assert found(vectors, query.astype(np.float32), "buffer") == expected
+    assert found(vectors, query.astype(np.float32)) == expected
     assert expected == set(np.argsort(-q)[:BEST].tolist())

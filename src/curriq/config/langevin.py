@@ -117,10 +117,9 @@ class RetrievalConfig:
     retrieval_duplicates: Literal["redraw", "drop"] = "redraw"
     """A window that another query of the step has drawn is drawn again from the rest of the top k, so that
     R = K; or dropped (the paper), so that R ≤ K."""
-    query_centre: Literal["none", "buffer", "start"] = "none"
-    """What is subtracted from a query's embedding: nothing (the paper); the mean over the buffer, which
-    makes the order that of centred vectors; or the mean over the first strings, so that what the search
-    moved is left."""
+    centre_queries: bool = False
+    """Subtract the buffer's mean from the queries' embeddings before the search. All windows then lose the
+    same number, so the order is that of centred vectors: what all windows share does not count."""
     refresh: int = 0
     """Rows of the buffer that are embedded anew each step, in turn, with --encoder hidden-state: θ moves, and
     so does the hidden state; 0 leaves them as they came."""

@@ -219,7 +219,7 @@ SAMPLERS: dict[ProposerName, Callable[[Parts], QuerySampler]] = {
 
 
 def _flops(kind: ProposerName, parts: Parts) -> int:
-    """Operations of the language model in one step's search, without the diagnostics' and the encoder's.
+    """Operations of the language model in one step's search, without the diagnostics' and a text encoder's.
 
     A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
     multiplies twice with W_e per step, and so does the swaps' ranking once.
@@ -228,11 +228,15 @@ def _flops(kind: ProposerName, parts: Parts) -> int:
     forward = chains * trunk_flops(parts.lm, c.query_tokens)
     product = 2 * chains * c.query_tokens * len(parts.vocabulary) * parts.inputs.width
     steps = c.langevin_steps
-    pool = parts.config.retrieval.direct_pool or parts.config.retrieval.buffer_size
-    return {
+    retrieval, window = parts.config.retrieval, trunk_flops(parts.lm, parts.config.data.window)
+    pool = retrieval.direct_pool or retrieval.buffer_size
+    embedding = 0
+    if retrieval.encoder == "hidden-state" and kind not in WITHOUT_QUERY:
+        embedding = (retrieval.ingest + retrieval.refresh) * window + forward
+    return embedding + {
         "langevin": steps * (2 * forward + 2 * product),
         "embedding-langevin": steps * 2 * forward + product,
         "swaps": steps * ((2 + c.swap_candidates) * forward + product),
         "best-of-random": c.random_strings * forward,
-        "direct-q": pool * trunk_flops(parts.lm, parts.config.data.window),
+        "direct-q": pool * window,
     }.get(kind, 0)

@@ -138,11 +138,8 @@ class QueryFinder:
         searched = time.perf_counter()
         texts = self._decode(sample.tokens.cpu())
         vectors = self._encoder.encode(sample.tokens, texts)
-        if self._retrieval.query_centre == "buffer":
+        if self._retrieval.centre_queries:
             vectors = _unit(vectors - buffer.centre())
-        elif self._retrieval.query_centre == "start":
-            first = self._encoder.encode(start, self._decode(start.cpu()))
-            vectors = _unit(vectors - first.mean(0))
         scores, slots = buffer.search(vectors, self._retrieval.retrieval_top_k)
         drawn = draw_windows(
             scores,
