@@ -18,7 +18,7 @@ steps, with the 95 % t interval *over the seeds' means*:
   distinct    distinct tokens of a query over L
   Q gain      Q of the retrieved windows minus that of random windows of the same buffer, paired by step,
               in standard deviations of Q over windows
-  effect      validation loss after one optimiser step on random windows of the buffer (mean of four draws)
+  effect      validation loss after one optimiser step on random windows of the buffer (mean of two draws)
               minus that after one step on the retrieved ones, from the same θ, paired by step; nats per
               token, positive where retrieval helps
   prose       share of the target among the retrieved windows (Q never sees the source)
@@ -26,6 +26,7 @@ steps, with the 95 % t interval *over the seeds' means*:
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,23 @@ HASHING = {"encoder": "hashing", "centre_queries": False, "refresh": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "langevin, recommended": {"proposer": "langevin"},
     "langevin, published": {"proposer": "langevin", **PUBLISHED},
+    "langevin, scaled per chain": {
+        "proposer": "langevin",
+        "langevin_gradient": "chain",
+        "langevin_step_size": 20.0,
+        "langevin_steps": 20,
+    },
+    "langevin, from the buffer": {"proposer": "langevin", "query_start": "buffer"},
     "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
     "langevin, hashed words": {"proposer": "langevin", **HASHING},
     "embedding-langevin, published": {"proposer": "embedding-langevin", **PUBLISHED},
-    "swaps": {"proposer": "swaps"},
+    "swaps": {"proposer": "swaps", "swap_candidates": 8},
     "best of 40 random": {"proposer": "best-of-random"},
     "random queries": {"proposer": "random-queries"},
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }
-RANDOM_BATCHES = 4
+RANDOM_BATCHES = 2
 """Batches of random windows per step whose mean effect the retrieved windows are compared with."""
 PIECES = {"micro_batch": 64, "chunk_tokens": 2048}
 
@@ -90,15 +98,19 @@ def trained(folder: Path, seed: int, steps: int, settings: dict[str, Any]) -> Ru
     return load_run(folder)
 
 
-def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float) -> dict[str, np.ndarray]:
-    """One arm on one seed: what its steps measured, one number per step."""
+Rows = dict[str, list[float]]
+"""What one arm's steps on one seed measured, one number per step."""
+
+
+def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float) -> Rows:
+    """One arm on one seed."""
     run.corpus.stream.load_state_dict(start)
     generators = Generators(config.train.seed)
     draws = generators("experiment/others")
     q, parameters = differentiable_q(run.session.components.critic)
     proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters)
     target = run.corpus.source_names.index(config.data.target)
-    rows: dict[str, list[float]] = {}
+    rows: Rows = {}
     for step in range(steps):
         candidates = proposer.propose(step)
         others = [
@@ -120,7 +132,7 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
         }
         for name, value in measured.items():
             rows.setdefault(name, []).append(value)
-    return {name: np.array(values) for name, values in rows.items()}
+    return rows
 
 
 def loss_after(run: Run, windows: Candidates) -> float:
@@ -182,7 +194,7 @@ def settings_of(items: list[str]) -> dict[str, Any]:
     return {name: parse(value) for name, value in (item.split("=", 1) for item in items)}
 
 
-def report(results: dict[str, list[dict[str, np.ndarray]]], seeds: int, steps: int) -> None:
+def report(results: dict[str, list[Rows]], seeds: int, steps: int) -> None:
     """The table; `results` has one entry per seed and arm."""
     print(f"{seeds} seeds, {steps} steps per arm and seed; intervals over the seeds' means")
     print(
@@ -190,7 +202,7 @@ def report(results: dict[str, list[dict[str, np.ndarray]]], seeds: int, steps: i
         f"{'effect (1e-4 nats)':>23} {'prose':>6} {'s/step':>6}"
     )
     for arm, by_seed in results.items():
-        means = {name: np.array([rows[name].mean() for rows in by_seed]) for name in by_seed[0]}
+        means = {name: np.array([np.mean(rows[name]) for rows in by_seed]) for name in by_seed[0]}
 
         def plain(name: str, form: str, means: dict[str, np.ndarray] = means) -> str:
             return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
@@ -204,12 +216,33 @@ def report(results: dict[str, list[dict[str, np.ndarray]]], seeds: int, steps: i
         )
 
 
+def measured(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one seed; what its folder holds already is not measured again."""
+    run = trained(folder, seed, options.train_steps, settings_of(options.set))
+    file = folder / "arms.json"
+    start = run.corpus.stream.state_dict()
+    if file.exists():
+        found = json.loads(file.read_text())
+    else:
+        rho, spread = calibration(run)
+        found = {"rho": rho, "spread": spread, "arms": {}}
+    for arm in options.only:
+        if arm not in found["arms"]:
+            settings = curriq.preset("langevin-rag").retrieval
+            config = run.config.override(
+                encode_ahead=False, retrieval_probe=64, refresh=settings.refresh, **settings_of(options.arm)
+            ).override(**ARMS[arm])
+            found["arms"][arm] = measure(run, config, options.steps, start, found["spread"])
+            file.write_text(json.dumps(found))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
-    parser.add_argument("--train-steps", type=int, default=200)
+    parser.add_argument("--train-steps", type=int, default=150)
     parser.add_argument("--steps", type=int, default=10, help="steps that each arm proposes for")
     parser.add_argument(
         "--folder", type=Path, help="keep the trained runs here, and use those that are there"
@@ -220,25 +253,16 @@ def main() -> None:
         "--arm", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the proposals"
     )
     options = parser.parse_args()
-    results: dict[str, list[dict[str, np.ndarray]]] = {arm: [] for arm in options.only}
-    preset = curriq.preset("langevin-rag")
+    results: dict[str, list[Rows]] = {arm: [] for arm in options.only}
     with tempfile.TemporaryDirectory() as temporary:
         for seed in options.seeds:
             folder = (options.folder or Path(temporary)) / f"seed-{seed}"
-            run = trained(folder, seed, options.train_steps, settings_of(options.set))
-            start = run.corpus.stream.state_dict()
-            rho, spread = calibration(run)
-            print(f"seed {seed}: ρ(Q, effect) {rho:+.2f}, sd of Q {spread:.3g} nats per token", flush=True)
+            found = measured(folder, seed, options)
+            print(
+                f"seed {seed}: ρ(Q, effect) {found['rho']:+.2f}, sd of Q {found['spread']:.3g} nats per token"
+            )
             for arm in options.only:
-                config = run.config.override(
-                    encode_ahead=False,
-                    retrieval_probe=64,
-                    refresh=preset.retrieval.refresh,
-                    **settings_of(options.arm),
-                )
-                arms = {"refresh": 0} if ARMS[arm].get("encoder") == "hashing" else {}
-                config = config.override(**ARMS[arm] | arms)
-                results[arm].append(measure(run, config, options.steps, start, spread))
+                results[arm].append(found["arms"][arm])
     report(results, len(options.seeds), options.steps)
 
 

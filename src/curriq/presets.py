@@ -218,7 +218,7 @@ def langevin_rag() -> RunConfig:
         reward_windows=16,
         reward_every=2,
         temperature="governed",
-        target_fraction=0.7,
+        q_weighting=False,
         q_features=("mean",),
         q_hidden=0,
         q_layer_norm=True,
@@ -228,14 +228,16 @@ def langevin_rag() -> RunConfig:
         replay_batch=128,
         replay_updates=8,
         proposer="langevin",
-        query_tokens=32,
-        langevin_steps=20,
+        query_tokens=16,
+        langevin_steps=10,
+        langevin_gradient="position",
+        langevin_step_size=8.0,
         buffer_size=1024,
         ingest=64,
         encoder="hidden-state",
         centre_queries=True,
         refresh=64,
-        retrieval_probe=32,
+        retrieval_probe=16,
     )
 
 
