@@ -216,6 +216,20 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--proposer langevin", "--selector uniform", "soft-q", "--no-q-weighting"],
     ),
     (
+        lambda: RunConfig().override(proposer="langevin", q_features=("mean", "loss")),
+        ["--q-features mean loss", "--proposer langevin", "last, mean"],
+    ),
+    (
+        lambda: RunConfig().override(
+            proposer="random-queries", encoder="hidden-state", q_features=("source",)
+        ),
+        ["--encoder hidden-state", "--q-features source", "last, mean"],
+    ),
+    (
+        lambda: RunConfig().override(encoder="hashing", refresh=8),
+        ["--refresh 8", "--encoder hashing", "--refresh 0"],
+    ),
+    (
         lambda: RunConfig().override(proposer="uniform-buffer", needle=True),
         ["--needle", "--proposer uniform-buffer", "--proposer stream"],
     ),
