@@ -1,27 +1,33 @@
 """Does the search find strings of high Q, and do they retrieve windows that are worth more?
 
-    python experiments/langevin.py                           # a few minutes on 2 cores
-    python experiments/langevin.py --set credit=mixture      # another critic; any setting of a run may follow
-    python experiments/langevin.py --encoder sentence-transformers/all-MiniLM-L6-v2
+    python experiments/langevin.py --seeds 1 2 3 4 5 6 --folder runs/langevin     # some minutes on 2 cores
+    python experiments/langevin.py --set credit=sampled reward_every=1 replay_size=0 temperature=fixed
+    python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
-First θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`). Then every arm
-proposes for some steps with both held fixed, each from the same stream, the same first strings and the same
-buffer. Printed per arm, with 95 % bootstrap intervals over the steps:
+For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`) and then
+held fixed. Every arm proposes for some steps, each from the same stream, the same first strings and the same
+buffer.
+
+First printed: how well Q ranks windows, Spearman's ρ of Q and the measured effects of 256 windows that Q has
+not learnt from, on validation text, which it has not learnt from either. Then per arm, means over seeds and
+steps, with the 95 % t interval *over the seeds' means*:
 
   changed     share of the query tokens that the search changed
   above       hard Q above that of random strings, in standard deviations over random strings
-  wins        share of steps in which the mean hard Q is above that of 64 random strings
+  wins        share of all steps in which the mean hard Q is above that of 64 random strings
   distinct    distinct tokens of a query over L
   Q gain      Q of the retrieved windows minus that of random windows of the same buffer, paired by step,
               in standard deviations of Q over windows
-  effect      held-out loss after one optimiser step on random windows of the buffer minus that after one
-              step on the retrieved ones, from the same θ; nats per token, positive where retrieval helps
+  effect      validation loss after one optimiser step on random windows of the buffer (mean of two draws)
+              minus that after one step on the retrieved ones, from the same θ, paired by step; nats per
+              token, positive where retrieval helps
+  prose       share of the target among the retrieved windows (Q never sees the source)
   s/step      seconds of the search
 """
 
 import argparse
+import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +37,11 @@ from scipy import stats
 
 import curriq
 from curriq.config import RunConfig
-from curriq.lm.reward import held_out_loss
+from curriq.lm.effects import RELATIVE_STEP, displaced, total_norm
+from curriq.lm.mixture import weighted_gradient
+from curriq.lm.reward import held_out_loss, window_losses_of
 from curriq.propose.assemble import buffer_proposer
+from curriq.propose.energy import features_of
 from curriq.propose.finders import uniform_slots
 from curriq.rng import Generators
 from curriq.train.build import Run, differentiable_q
@@ -46,94 +55,133 @@ PUBLISHED: dict[str, Any] = {
     "langevin_margin": 10.0,
     "langevin_gradient": "clip",
 }
+HASHING = {"encoder": "hashing", "centre_queries": False, "refresh": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "langevin, recommended": {"proposer": "langevin"},
     "langevin, published": {"proposer": "langevin", **PUBLISHED},
-    "langevin, published, ε 10": {"proposer": "langevin", **PUBLISHED, "langevin_step_size": 10.0},
-    "langevin, scaled per position": {"proposer": "langevin", "langevin_gradient": "position"},
-    "langevin, fluency": {"proposer": "langevin", "fluency": 0.01},
+    "langevin, scaled per chain": {
+        "proposer": "langevin",
+        "langevin_gradient": "chain",
+        "langevin_step_size": 20.0,
+        "langevin_steps": 20,
+    },
     "langevin, from the buffer": {"proposer": "langevin", "query_start": "buffer"},
+    "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
+    "langevin, hashed words": {"proposer": "langevin", **HASHING},
     "embedding-langevin, published": {"proposer": "embedding-langevin", **PUBLISHED},
-    "swaps": {"proposer": "swaps"},
+    "swaps": {"proposer": "swaps", "swap_candidates": 8},
     "best of 40 random": {"proposer": "best-of-random"},
     "random queries": {"proposer": "random-queries"},
-    "langevin, hidden state": {"proposer": "langevin", "encoder": "hidden-state"},
-    "swaps, hidden state": {"proposer": "swaps", "encoder": "hidden-state"},
-    "random queries, hidden state": {"proposer": "random-queries", "encoder": "hidden-state"},
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }
+RANDOM_BATCHES = 2
+"""Batches of random windows per step whose mean effect the retrieved windows are compared with."""
+PIECES = {"micro_batch": 64, "chunk_tokens": 2048}
 
 
-def trained(folder: Path, steps: int, settings: dict[str, Any]) -> Run:
+def trained(folder: Path, seed: int, steps: int, settings: dict[str, Any]) -> Run:
     """θ and φ after a run on the stream, opened at its last checkpoint."""
-    config = curriq.preset("langevin-rag").override(
-        proposer="stream",
-        model="random:gpt2:hidden_size=64,num_hidden_layers=2,num_attention_heads=2",
-        window=64,
-        steps=steps,
-        checkpoint_every=steps,
-        run_dir=str(folder),
-        tensorboard=False,
-        **settings,
-    )
-    curriq.run(config)
+    if not (folder / "summary.json").exists():
+        config = curriq.preset("langevin-rag").override(
+            proposer="stream",
+            refresh=0,
+            steps=steps,
+            checkpoint_every=steps,
+            seed=seed,
+            run_dir=str(folder),
+            tensorboard=False,
+            progress="none",
+            **settings,
+        )
+        curriq.run(config)
     return load_run(folder)
 
 
-def measure(run: Run, config: RunConfig, steps: int, start: dict) -> dict[str, np.ndarray]:
-    """One arm: what its steps measured, one number per step."""
+Rows = dict[str, list[float]]
+"""What one arm's steps on one seed measured, one number per step."""
+
+
+def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float) -> Rows:
+    """One arm on one seed."""
     run.corpus.stream.load_state_dict(start)
     generators = Generators(config.train.seed)
+    draws = generators("experiment/others")
     q, parameters = differentiable_q(run.session.components.critic)
-    assert q is not None
     proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters)
-    before = held_out_loss(run.lm, run.corpus.held_out.reward, micro_batch=8, chunk_tokens=512)
-    rows: dict[str, list[float]] = {"before": [before]}
+    target = run.corpus.source_names.index(config.data.target)
+    rows: Rows = {}
     for step in range(steps):
         candidates = proposer.propose(step)
-        others = proposer.buffer.take(
-            uniform_slots(proposer.buffer, len(candidates), generators("experiment/others"))
-        )
+        others = [
+            proposer.buffer.take(uniform_slots(proposer.buffer, len(candidates), draws))
+            for _ in range(RANDOM_BATCHES)
+        ]
+        after_others = np.mean([loss_after(run, windows) for windows in others])
         found = candidates.metrics
-        for name in ("langevin/tokens_changed", "langevin/above_random_sd", "langevin/distinct_tokens"):
-            rows.setdefault(name, []).append(found.get(name, np.nan))
-        rows.setdefault("seconds", []).append(found.get("time/search", 0.0))
-        rows.setdefault("q", []).append(found["retrieval/q_advantage"])
-        effect = loss_after(run, others) - loss_after(run, candidates)
-        rows.setdefault("effect", []).append(effect)
-    return {name: np.array(values) for name, values in rows.items()}
+        above = found.get("langevin/above_random_sd", np.nan)
+        measured = {
+            "changed": found.get("langevin/tokens_changed", np.nan),
+            "above": above,
+            "wins": np.nan if np.isnan(above) else float(above > 0),
+            "distinct": found.get("langevin/distinct_tokens", np.nan),
+            "q": found["retrieval/q_advantage"] / spread,
+            "effect": 1e4 * (after_others - loss_after(run, candidates)),
+            "target": (candidates.source == target).double().mean().item(),
+            "seconds": found.get("time/search", 0.0),
+        }
+        for name, value in measured.items():
+            rows.setdefault(name, []).append(value)
+    return rows
 
 
 def loss_after(run: Run, windows: Candidates) -> float:
-    """Held-out loss after one uniform step on the windows at half of the schedule; θ is put back."""
+    """Validation loss after one uniform step on the windows at half of the schedule; θ is put back."""
     learner = run.session.components.learner
     learner.snapshot()
     learner.accumulate(windows, lambda part, features: torch.zeros_like(features.loss), False)
     learner.update(run.config.train.steps // 2)
-    loss = held_out_loss(run.lm, run.corpus.held_out.reward, micro_batch=8, chunk_tokens=512)
+    loss = held_out_loss(run.lm, run.corpus.held_out.validation, **PIECES)
     learner.restore()
     learner.release()
     return loss
 
 
-def mean(values: np.ndarray, form: str) -> str:
-    return "–" if np.isnan(values).any() else f"{values.mean():{form}}"
+def calibration(run: Run, count: int = 256) -> tuple[float, float]:
+    """Spearman's ρ of Q and the effects of fresh windows on validation text; the sd of Q over them."""
+    q, _ = differentiable_q(run.session.components.critic)
+    assert q is not None
+    windows = run.corpus.stream.next_batch(count)
+    learner, lm, validation = run.session.components.learner, run.lm, run.corpus.held_out.validation
+    weighted_gradient(lm, validation, torch.full((len(validation),), 1 / len(validation)).double(), **PIECES)
+    gradient = [p.grad for p in lm.parameters if p.grad is not None]
+    direction = learner.precondition(gradient)
+    assert direction is not None
+    size = RELATIVE_STEP * total_norm(lm.parameters) / total_norm(direction)
+    before = window_losses_of(lm, windows.tokens, **PIECES)
+    with displaced(lm.parameters, direction, -size):
+        effects = before - window_losses_of(lm, windows.tokens, **PIECES)
+    with lm.measuring():
+        values = torch.cat([q(features_of(lm.trunk(part))) for part in windows.tokens.split(64)])
+    rho = stats.spearmanr(values.numpy(), effects.numpy()).statistic
+    return float(rho), values.std().item()
 
 
-def interval(values: np.ndarray, form: str) -> str:
-    """Mean and its 95 % bootstrap interval."""
-    if np.isnan(values).any():
+def interval(means: np.ndarray, form: str) -> str:
+    """Mean over the seeds and its 95 % t interval."""
+    if np.isnan(means).any():
         return "–"
-    if np.ptp(values) == 0:
-        return f"{values[0]:{form}}"
-    found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    low, high = found.confidence_interval
-    return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"
+    centre = means.mean()
+    if len(means) < 2:
+        return f"{centre:{form}}"
+    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+    return f"{centre:{form}} [{centre - half:{form}}, {centre + half:{form}}]"
 
 
 def parse(text: str) -> Any:
-    """A setting's value: a number where it is one."""
+    """A setting's value: a number where it is one; a list where there are commas."""
+    if "," in text:
+        return tuple(parse(part) for part in text.split(",") if part)
     for kind in (int, float):
         try:
             return kind(text)
@@ -142,72 +190,80 @@ def parse(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=40, help="steps that each arm proposes for")
-    parser.add_argument("--encoder", default="hashing")
-    parser.add_argument("--folder", type=Path, help="keep the trained run here, and use it when it is there")
-    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the run")
-    options = parser.parse_args()
-    settings = {name: parse(value) for name, value in (item.split("=", 1) for item in options.set)}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary, "run")
-        if (folder / "summary.json").exists():
-            run = load_run(folder)
-        else:
-            run = trained(folder, options.train_steps, settings)
-        report(run, options, lambda arm: run.config.override(**arms_settings(arm, options.encoder)))
+def settings_of(items: list[str]) -> dict[str, Any]:
+    return {name: parse(value) for name, value in (item.split("=", 1) for item in items)}
 
 
-def arms_settings(arm: str, encoder: str) -> dict[str, Any]:
-    return {
-        "chains": 16,
-        "encoder": encoder,
-        "retrieval_probe": 32,
-        "encode_ahead": False,
-        **ARMS[arm],
-    }
-
-
-def report(run: Run, options: argparse.Namespace, configure: Callable[[str], RunConfig]) -> None:
-    start = run.corpus.stream.state_dict()
-    spread = q_spread(run)
-    run.corpus.stream.load_state_dict(start)
-    print(f"sd of Q over windows {spread:.4g} nats per token; {options.steps} steps per arm")
+def report(results: dict[str, list[Rows]], seeds: int, steps: int) -> None:
+    """The table; `results` has one entry per seed and arm."""
+    print(f"{seeds} seeds, {steps} steps per arm and seed; intervals over the seeds' means")
     print(
-        f"{'arm':32} {'changed':>7} {'above (sd)':>21} {'wins':>5} {'distinct':>8} {'Q gain (sd)':>21} "
-        f"{'effect (1e-4 nats)':>23} {'s/step':>7}"
+        f"{'arm':30} {'changed':>7} {'above (sd)':>23} {'wins':>5} {'distinct':>8} {'Q gain (sd)':>21} "
+        f"{'effect (1e-4 nats)':>23} {'prose':>6} {'s/step':>6}"
     )
-    for arm in options.only:
-        rows = measure(run, configure(arm), options.steps, start)
-        above = rows["langevin/above_random_sd"]
+    for arm, by_seed in results.items():
+        means = {name: np.array([np.mean(rows[name]) for rows in by_seed]) for name in by_seed[0]}
+
+        def plain(name: str, form: str, means: dict[str, np.ndarray] = means) -> str:
+            return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
+
         print(
-            f"{arm:32} "
-            f"{mean(rows['langevin/tokens_changed'], '.0%'):>7} "
-            f"{interval(above, '+.2f'):>21} "
-            f"{mean(np.where(np.isnan(above), np.nan, above > 0), '.0%'):>5} "
-            f"{mean(rows['langevin/distinct_tokens'], '.2f'):>8} "
-            f"{interval(rows['q'] / spread, '+.2f'):>21} "
-            f"{interval(1e4 * rows['effect'], '+.1f'):>23} "
-            f"{rows['seconds'].mean():7.2f}",
+            f"{arm:30} {plain('changed', '.0%'):>7} {interval(means['above'], '+.1f'):>23} "
+            f"{plain('wins', '.0%'):>5} {plain('distinct', '.2f'):>8} {interval(means['q'], '+.2f'):>21} "
+            f"{interval(means['effect'], '+.1f'):>23} {plain('target', '.0%'):>6} "
+            f"{plain('seconds', '.2f'):>6}",
             flush=True,
         )
 
 
-def q_spread(run: Run) -> float:
-    """Standard deviation of Q over 256 windows of the stream."""
-    q, _ = differentiable_q(run.session.components.critic)
-    assert q is not None
-    windows = run.corpus.stream.next_batch(256)
-    with run.lm.measuring():
-        hidden = torch.cat([run.lm.trunk(part) for part in windows.tokens.split(16)])
-    from curriq.propose.energy import features_of
+def measured(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one seed; what its folder holds already is not measured again."""
+    run = trained(folder, seed, options.train_steps, settings_of(options.set))
+    file = folder / "arms.json"
+    start = run.corpus.stream.state_dict()
+    if file.exists():
+        found = json.loads(file.read_text())
+    else:
+        rho, spread = calibration(run)
+        found = {"rho": rho, "spread": spread, "arms": {}}
+    for arm in options.only:
+        if arm not in found["arms"]:
+            settings = curriq.preset("langevin-rag").retrieval
+            config = run.config.override(
+                encode_ahead=False, retrieval_probe=64, refresh=settings.refresh, **settings_of(options.arm)
+            ).override(**ARMS[arm])
+            found["arms"][arm] = measure(run, config, options.steps, start, found["spread"])
+            file.write_text(json.dumps(found))
+    return found
 
-    return q(features_of(hidden)).std().item()
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument("--train-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=10, help="steps that each arm proposes for")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the trained runs here, and use those that are there"
+    )
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the training")
+    parser.add_argument(
+        "--arm", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the proposals"
+    )
+    options = parser.parse_args()
+    results: dict[str, list[Rows]] = {arm: [] for arm in options.only}
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in options.seeds:
+            folder = (options.folder or Path(temporary)) / f"seed-{seed}"
+            found = measured(folder, seed, options)
+            print(
+                f"seed {seed}: ρ(Q, effect) {found['rho']:+.2f}, sd of Q {found['spread']:.3g} nats per token"
+            )
+            for arm in options.only:
+                results[arm].append(found["arms"][arm])
+    report(results, len(options.seeds), options.steps)
 
 
 if __name__ == "__main__":

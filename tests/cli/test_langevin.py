@@ -42,8 +42,9 @@ def test_preset_runs_shows_progress_and_keeps_its_queries(tmp_path: Path) -> Non
 
 
 def test_published_settings_warn_and_name_the_setting(tmp_path: Path) -> None:
-    published = (
-        "--langevin-margin 10 --langevin-gradient clip --langevin-step-size 0.01 --langevin-noise-scale 1"
+    published = (  # six steps: Q is flat, and says nothing, until it has learnt from an effect
+        "--steps 6 --langevin-margin 10 --langevin-gradient clip --langevin-step-size 0.01 "
+        "--langevin-noise-scale 1"
     )
     run = tmp_path / "run"
     arguments = ["train", "--preset", "langevin-rag", *SMALL, *published.split(), "--run-dir", str(run)]

@@ -71,7 +71,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "langevin, td into theta": RAG | {"proposer": "langevin", "td_into_theta": True},
     "langevin, faiss and fluency": RAG
     | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
-    "langevin, own hidden state": RAG | {"proposer": "langevin", "encoder": "hidden-state"},
+    "langevin, what q reads": RAG
+    | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
+    | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
+    | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
     "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
     "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},

@@ -91,7 +91,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (EvalConfig, "eval_tasks_limit", [-1], [0]),
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
     (TrainConfig, "reward_every", [0], [1]),
-    (CriticConfig, "q_hidden", [0], [1]),
+    (CriticConfig, "q_hidden", [-1], [0, 1]),
     (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
     (CriticConfig, "replay_size", [-1], [0]),
     (CriticConfig, "replay_batch", [0], [1]),
@@ -123,6 +123,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (RetrievalConfig, "retrieval_temperature", [0.0, math.inf], [1e-9]),
     (RetrievalConfig, "direct_pool", [-1], [0]),
     (RetrievalConfig, "retrieval_probe", [-1], [0]),
+    (RetrievalConfig, "refresh", [-1], [0]),
     (TrainConfig, "steps", [0], [1]),
     (TrainConfig, "num_candidates", [0, -1], [1]),
     (TrainConfig, "reward_windows", [0], [1]),
@@ -213,6 +214,20 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (
         lambda: RunConfig().override(proposer="langevin", selector="uniform"),
         ["--proposer langevin", "--selector uniform", "soft-q", "--no-q-weighting"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="langevin", q_features=("mean", "loss")),
+        ["--q-features mean loss", "--proposer langevin", "last, mean"],
+    ),
+    (
+        lambda: RunConfig().override(
+            proposer="random-queries", encoder="hidden-state", q_features=("source",)
+        ),
+        ["--encoder hidden-state", "--q-features source", "last, mean"],
+    ),
+    (
+        lambda: RunConfig().override(encoder="hashing", refresh=8),
+        ["--refresh 8", "--encoder hashing", "--refresh 0"],
     ),
     (
         lambda: RunConfig().override(proposer="uniform-buffer", needle=True),

@@ -64,6 +64,14 @@ def test_q_network_is_equation_2():
     assert network(torch.tensor([h])).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_q_network_without_hidden_units_is_linear():
+    network = QNetwork(3, 0, generator=torch.Generator().manual_seed(0))
+    weight, bias = [p.detach() for p in network.parameters()]
+    assert weight.abs().max() <= 1 / math.sqrt(3)
+    hidden = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(network(hidden), hidden @ weight[0] + bias)
+
+
 def test_q_network_starts_in_the_range_of_a_linear_layer_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     network = QNetwork(400, 64, generator=torch.Generator().manual_seed(0))

@@ -62,7 +62,10 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def encode(self, texts) -> np.ndarray:
+    follows_theta = False
+
+    def encode(self, tokens, texts) -> np.ndarray:
+        assert [str(int(row[0])) for row in tokens] == list(texts)
         self.batches.append(list(texts))
         return np.array([[float(t), len(texts)] for t in texts], np.float32)
 
@@ -175,19 +178,45 @@ def test_a_shortlist_ends_where_the_buffer_does(tmp_path) -> None:
     assert (queries.shortlist[:, :10] >= 0).all()
 
 
+HIDDEN: dict[str, Any] = {"encoder": "hidden-state", "q_features": ("mean",), "q_layer_norm": True}
+
+
 def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
-    """Each text by itself, whatever is encoded beside it; windows by their own hidden state."""
-    run = prepare(tiny(**(RAG | {"encoder": "hidden-state", "run_dir": str(tmp_path)})))
-    encoder = run.session.components.proposer._fresh._encoder
-    texts = ["one two", "def f(x):", "", "one two", "a much longer text " * 30]
-    vectors = encoder.encode(texts)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    for text, vector in zip(texts, vectors, strict=True):
-        np.testing.assert_allclose(encoder.encode([text])[0], vector, rtol=1e-4, atol=1e-6)
-    tokens = torch.tensor(run.corpus.tokenizer.encode("def f(x):"))[None]
-    with run.lm.measuring():
-        hidden = run.lm.trunk(tokens)[0, -1]
-    np.testing.assert_allclose(vectors[1], (hidden / hidden.norm()).numpy(), rtol=1e-4, atol=1e-6)
+    """Each string by itself, whatever is encoded beside it, and the unit vector of Q's own input."""
+    run = prepare(tiny(**(RAG | HIDDEN | {"run_dir": str(tmp_path)})))
+    rag = run.session.components.proposer
+    rag.propose(0)
+    windows = rag.buffer.take(torch.arange(20))
+    for tokens, vector in zip(windows.tokens, rag.buffer.vectors(torch.arange(20)), strict=True):
+        with run.lm.measuring():
+            pooled = run.lm.trunk(tokens[None]).mean(1)[0]
+        centred = pooled - pooled.mean()
+        torch.testing.assert_close(vector, centred / centred.norm(), rtol=1e-3, atol=1e-5)
+
+
+def test_refreshed_rows_are_those_of_the_present_model(tmp_path) -> None:
+    """θ moves; after one turn of the refresher every live row is what the encoder says now."""
+    run = prepare(tiny(**(RAG | HIDDEN | {"refresh": 16, "run_dir": str(tmp_path)})))
+    rag = run.session.components.proposer
+    assert rag.propose(0).metrics["buffer/refresh_cosine"] == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        for parameter in run.lm.parameters:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    steps = [rag.propose(step).metrics["buffer/refresh_cosine"] for step in (1, 2, 3)]
+    assert min(steps) < 0.999
+    slots = rag.buffer.live.nonzero().flatten()
+    expected = rag._refresher._encoder.encode(rag.buffer.take(slots).tokens, [""] * len(slots))
+    torch.testing.assert_close(rag.buffer.vectors(slots), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+    scores, _ = rag.buffer.search(expected, 1)
+    torch.testing.assert_close(scores[:, 0], torch.ones(len(slots)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["direct-q", "uniform-buffer"])
+def test_controls_without_a_query_embed_nothing(kind: str, tmp_path) -> None:
+    """The encoder named is not even loaded."""
+    rag = proposer(tmp_path, proposer=kind, encoder="sentence-transformers/all-MiniLM-L6-v2")
+    rag.propose(0)
+    assert rag.buffer.vectors(torch.arange(48)).shape == (48, 1)
 
 
 def test_search_costs_are_counted(tmp_path) -> None:
@@ -238,6 +267,7 @@ def test_alarm_names_the_setting_once(caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="curriq"):
         for _ in range(5):
             alarm.look(good)
+        alarm.look(good | {"langevin/tokens_changed": 0.0, "langevin/grad_norm": 0.0})  # Q is flat
         assert not caplog.records
         for _ in range(2):
             alarm.look(good | {"langevin/tokens_changed": 0.04})

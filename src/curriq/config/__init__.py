@@ -16,7 +16,14 @@ from curriq.config.checks import (
 )
 from curriq.config.critic import CriticConfig, FeatureName
 from curriq.config.evaluation import EvalConfig
-from curriq.config.langevin import NEEDS_Q, SEARCHING, LangevinConfig, ProposerName, RetrievalConfig
+from curriq.config.langevin import (
+    NEEDS_Q,
+    SEARCHING,
+    WITHOUT_QUERY,
+    LangevinConfig,
+    ProposerName,
+    RetrievalConfig,
+)
 from curriq.config.run import (
     RunConfig,
     check_source_tables,
@@ -48,6 +55,7 @@ __all__ = [
     "EMBEDDED_DIRTY",
     "NEEDS_Q",
     "SEARCHING",
+    "WITHOUT_QUERY",
     "CriticConfig",
     "DataConfig",
     "DirtName",

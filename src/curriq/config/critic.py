@@ -41,7 +41,7 @@ class CriticConfig:
     q_grad_clip: float = 1.0
     """Greatest global gradient norm of φ."""
     q_hidden: int = 32
-    """Hidden units of the Q-network (d → q_hidden → 1)."""
+    """Hidden units of the Q-network (d → q_hidden → 1); 0 makes Q linear."""
     q_features: tuple[FeatureName, ...] = ("last",)
     """What Q sees of a window, one or more of: `last` (hidden state of the last token, the paper), `mean`
     (of all tokens), `loss`, `source` (which source it is from), `likeness` (how like the target's n-grams it
@@ -88,10 +88,10 @@ class CriticConfig:
         )
         require(0 < self.polyak_tau <= 1, f"--polyak-tau = {self.polyak_tau}: it must lie in (0, 1].")
         require_positive(q_lr=self.q_lr, q_grad_clip=self.q_grad_clip)
-        require_at_least(1, q_hidden=self.q_hidden, replay_batch=self.replay_batch)
-        require_at_least(1, replay_updates=self.replay_updates)
+        require_at_least(1, replay_batch=self.replay_batch, replay_updates=self.replay_updates)
         require_at_least(
             0,
+            q_hidden=self.q_hidden,
             replay_size=self.replay_size,
             td_lambda=self.td_lambda,
             q_weight_decay=self.q_weight_decay,

@@ -18,6 +18,8 @@ ProposerName = Literal[
 SEARCHING: tuple[ProposerName, ...] = ("langevin", "embedding-langevin", "swaps", "best-of-random")
 """Proposers that search queries of high Q."""
 NEEDS_Q: tuple[ProposerName, ...] = (*SEARCHING, "direct-q")
+WITHOUT_QUERY: tuple[ProposerName, ...] = ("direct-q", "uniform-buffer")
+"""Proposers that take windows of the buffer without a query, so that nothing is embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ class RetrievalConfig:
     ingest: int = 32
     """n_ingest: fresh windows per step, written over the oldest."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Sentence-transformer by name or folder; `hashing`, a quick one without weights; or `hidden-state`, what
-    the Q-network reads of a text, by the model itself."""
+    """Sentence-transformer by name or folder; `hashing`, a quick one without weights; or `hidden-state`, the
+    unit vector of what the Q-network reads of a window, by the model itself."""
     encoder_precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps the sentence-transformer's weights in bfloat16: faster where the processor has it."""
     encode_ahead: bool = True
@@ -115,6 +117,12 @@ class RetrievalConfig:
     retrieval_duplicates: Literal["redraw", "drop"] = "redraw"
     """A window that another query of the step has drawn is drawn again from the rest of the top k, so that
     R = K; or dropped (the paper), so that R ≤ K."""
+    centre_queries: bool = False
+    """Subtract the buffer's mean from the queries' embeddings before the search. All windows then lose the
+    same number, so the order is that of centred vectors: what all windows share does not count."""
+    refresh: int = 0
+    """Rows of the buffer that are embedded anew each step, in turn, with --encoder hidden-state: θ moves, and
+    so does the hidden state; 0 leaves them as they came."""
     direct_pool: int = 256
     """`direct-q`: windows of the buffer, drawn uniformly, that Q is measured on each step; 0 takes all."""
     retrieval_probe: int = 0
@@ -130,6 +138,12 @@ class RetrievalConfig:
             buffer_initial=self.buffer_initial,
             direct_pool=self.direct_pool,
             retrieval_probe=self.retrieval_probe,
+            refresh=self.refresh,
+        )
+        require(
+            self.refresh == 0 or self.encoder == "hidden-state",
+            f"--refresh {self.refresh} with --encoder {self.encoder}: its embeddings do not change while the "
+            "model trains; use --refresh 0.",
         )
         require_positive(retrieval_temperature=self.retrieval_temperature)
         for name in ("buffer_initial", "ingest"):

@@ -129,6 +129,11 @@ class RunConfig:
             f"that is searched has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
         )
         require(
+            retrieval.encoder != "hidden-state" or not unknown,
+            f"--encoder hidden-state with --q-features {' '.join(self.critic.q_features)}: it embeds what Q "
+            f"reads, and a query has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
+        )
+        require(
             not self.data.needle,
             f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
             "--proposer stream.",

@@ -7,19 +7,19 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from curriq.config import SEARCHING, ProposerName, RunConfig, require
+from curriq.config import SEARCHING, WITHOUT_QUERY, ProposerName, RunConfig, require
 from curriq.data import Corpus
-from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.tokenizer import encode, eos_id, ordinary_ids
+from curriq.data.encoder import load_encoder
+from curriq.data.tokenizer import ordinary_ids
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import LanguageModel, context_length
 from curriq.propose.diagnostics import SearchAlarm
-from curriq.propose.encoder import HiddenStateEncoder
+from curriq.propose.encoder import HiddenStateEncoder, NoEncoder, TextEncoder, WindowEncoder
 from curriq.propose.energy import Energy, LanguageModelEnergy, QFunction
 from curriq.propose.finders import DirectFinder, Finder, QueryFinder, UniformFinder
 from curriq.propose.ingest import FreshWindows
-from curriq.propose.langevin_rag import BufferProposer, RetrievalProbe
+from curriq.propose.langevin_rag import BufferProposer, Refresher, RetrievalProbe
 from curriq.propose.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.propose.samplers import (
     BestOfRandom,
@@ -32,6 +32,7 @@ from curriq.propose.samplers import (
     random_strings,
 )
 from curriq.rng import Generators
+from curriq.softq.features import QInputs
 
 PURPOSES = ("langevin/start", "langevin/noise", "langevin/baseline", "retrieval/draw", "retrieval/probe")
 """Generators of this proposer, one per purpose."""
@@ -106,9 +107,8 @@ def buffer_proposer(
         inputs=inputs,
         vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(corpus.tokenizer)), lm.device),
     )
-    encoder = _encoder(parts)
-    # The model's own hidden states must not be read in a thread while the model moves.
-    ahead = retrieval.encode_ahead and not isinstance(encoder, HiddenStateEncoder)
+    encoder = _encoder(kind, parts)
+    ages = encoder.follows_theta
     index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
     buffer = RingBuffer(retrieval.buffer_size, index)
     probe = None
@@ -116,7 +116,16 @@ def buffer_proposer(
         probe = RetrievalProbe(retrieval.retrieval_probe, energy, lm.device, generators("retrieval/probe"))
     return BufferProposer(
         buffer=buffer,
-        fresh=FreshWindows(corpus.stream, retrieval.ingest, parts.decode, encoder, buffer.vector_of, ahead),
+        fresh=FreshWindows(
+            corpus.stream,
+            retrieval.ingest,
+            parts.decode,
+            encoder,
+            known=(lambda window: None) if ages else buffer.vector_of,
+            # The model's own hidden states must not be read in a thread while the model moves.
+            ahead=retrieval.encode_ahead and not ages,
+        ),
+        refresher=Refresher(retrieval.refresh, encoder, parts.decode) if ages and retrieval.refresh else None,
         initial=retrieval.buffer_initial or retrieval.buffer_size,
         finder=_finder(kind, parts, encoder),
         flops=_flops(kind, parts),
@@ -125,20 +134,17 @@ def buffer_proposer(
     )
 
 
-def _encoder(parts: Parts) -> Encoder:
-    config, tokenizer = parts.config, parts.corpus.tokenizer
-    if config.retrieval.encoder != "hidden-state":
-        return load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
-    return HiddenStateEncoder(
-        parts.lm,
-        lambda texts: encode(tokenizer, texts),
-        config.data.window,
-        eos_id(tokenizer),
-        config.optim.micro_batch,
-    )
+def _encoder(kind: ProposerName, parts: Parts) -> WindowEncoder:
+    retrieval, critic = parts.config.retrieval, parts.config.critic
+    if kind in WITHOUT_QUERY:
+        return NoEncoder()
+    if retrieval.encoder == "hidden-state":
+        inputs = QInputs(critic.q_features, parts.lm.width, layer_norm=critic.q_layer_norm)
+        return HiddenStateEncoder(parts.lm, inputs, parts.config.optim.micro_batch)
+    return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
 
 
-def _finder(kind: ProposerName, parts: Parts, encoder: Encoder) -> Finder:
+def _finder(kind: ProposerName, parts: Parts, encoder: WindowEncoder) -> Finder:
     config, draws = parts.config, parts.generators("retrieval/draw")
     if kind == "uniform-buffer":
         return UniformFinder(config.queries, draws)
@@ -213,7 +219,7 @@ SAMPLERS: dict[ProposerName, Callable[[Parts], QuerySampler]] = {
 
 
 def _flops(kind: ProposerName, parts: Parts) -> int:
-    """Operations of the language model in one step's search, without the diagnostics' and the encoder's.
+    """Operations of the language model in one step's search, without the diagnostics' and a text encoder's.
 
     A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
     multiplies twice with W_e per step, and so does the swaps' ranking once.
@@ -222,11 +228,15 @@ def _flops(kind: ProposerName, parts: Parts) -> int:
     forward = chains * trunk_flops(parts.lm, c.query_tokens)
     product = 2 * chains * c.query_tokens * len(parts.vocabulary) * parts.inputs.width
     steps = c.langevin_steps
-    pool = parts.config.retrieval.direct_pool or parts.config.retrieval.buffer_size
-    return {
+    retrieval, window = parts.config.retrieval, trunk_flops(parts.lm, parts.config.data.window)
+    pool = retrieval.direct_pool or retrieval.buffer_size
+    embedding = 0
+    if retrieval.encoder == "hidden-state" and kind not in WITHOUT_QUERY:
+        embedding = (retrieval.ingest + retrieval.refresh) * window + forward
+    return embedding + {
         "langevin": steps * (2 * forward + 2 * product),
         "embedding-langevin": steps * 2 * forward + product,
         "swaps": steps * ((2 + c.swap_candidates) * forward + product),
         "best-of-random": c.random_strings * forward,
-        "direct-q": pool * trunk_flops(parts.lm, parts.config.data.window),
+        "direct-q": pool * window,
     }.get(kind, 0)

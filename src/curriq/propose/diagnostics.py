@@ -80,7 +80,9 @@ class SearchAlarm:
         self._told: set[str] = set()
 
     def look(self, metrics: Metrics) -> None:
-        """Take in the metrics of one search."""
+        """Take in the metrics of one search; one in which Q was flat, as it is at first, says nothing."""
+        if metrics.get("langevin/grad_norm") == 0:
+            return
         changed = metrics["langevin/tokens_changed"]
         if changed < self._least_changed:
             self._tell(

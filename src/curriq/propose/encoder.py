@@ -1,61 +1,90 @@
-"""An encoder that needs no second model: the language model's own hidden state."""
+"""What embeds windows and queries: their text, or what the Q-network reads of their tokens."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from curriq.lm.mixture import last_and_pooled
+from curriq.data.encoder import Encoder
 from curriq.lm.model import LanguageModel
+from curriq.propose.energy import features_of
+from curriq.types import Features
+
+
+@runtime_checkable
+class WindowEncoder(Protocol):
+    """Embeds token strings of one length.
+
+    Attributes:
+        follows_theta: the embedding is of the present θ, so that rows of the buffer grow old.
+    """
+
+    follows_theta: bool
+
+    def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        """Float32 embeddings, one row per string.
+
+        Args:
+            tokens: the strings.
+            texts: the same, decoded.
+        """
+        ...
+
+
+class TextEncoder:
+    """By the text, as the paper does; θ plays no part.
+
+    Args:
+        encoder: text → unit vector.
+    """
+
+    follows_theta = False
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        return self._encoder.encode(texts)
 
 
 class HiddenStateEncoder:
-    """Texts by what the Q-network reads of them: the unit vector of h_x (Eq. 2) at the present θ.
+    """The unit vector of the very input that the Q-network reads (`QInputs`), by the model itself.
 
-    Windows near a query of high Q then have high Q themselves, which no other encoder promises. The price:
-    θ moves, so a window's row is as old as its time in the buffer.
+    Where Q is linear, Q = w·x + b, and its inputs have one length (`--q-layer-norm`), the inner product with
+    the direction w orders windows as Q does: the best query retrieves exactly the windows of greatest Q.
 
     Args:
         lm: θ.
-        tokenize: text → token ids.
-        length: tokens of a text that are read.
-        eos: read in place of an empty text.
-        batch: texts per forward pass; only texts of one length go together, since padding would shift
-            positions.
+        inputs: what Q sees of a window's features.
+        batch: strings per forward pass.
     """
 
+    follows_theta = True
+
     def __init__(
-        self,
-        lm: LanguageModel,
-        tokenize: Callable[[list[str]], list[list[int]]],
-        length: int,
-        eos: int,
-        batch: int,
+        self, lm: LanguageModel, inputs: Callable[[Features], Float[Tensor, "n w"]], batch: int
     ) -> None:
         self._lm = lm
-        self._tokenize = tokenize
-        self._length = length
-        self._eos = eos
+        self._inputs = inputs
         self._batch = batch
 
-    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        ids = [tokens[: self._length] or [self._eos] for tokens in self._tokenize(list(texts))]
-        vectors = np.empty((len(ids), self._lm.width), np.float32)
-        for rows in self._batches([len(tokens) for tokens in ids]):
-            tokens = torch.tensor([ids[row] for row in rows], device=self._lm.device)
-            with self._lm.measuring():
-                hidden, _ = last_and_pooled(self._lm.trunk(tokens))
-            vectors[rows] = torch.nn.functional.normalize(hidden, dim=1).float().cpu().numpy()
-        return vectors
+    def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        with self._lm.measuring():
+            vectors = [
+                F.normalize(self._inputs(features_of(self._lm.trunk(part))), dim=1).float().cpu()
+                for part in tokens.to(self._lm.device).split(self._batch)
+            ]
+        return torch.cat(vectors).numpy()
 
-    def _batches(self, lengths: list[int]) -> list[list[int]]:
-        """Rows of equal length, at most `batch` together."""
-        by_length: dict[int, list[int]] = {}
-        for row, length in enumerate(lengths):
-            by_length.setdefault(length, []).append(row)
-        return [
-            rows[start : start + self._batch]
-            for rows in by_length.values()
-            for start in range(0, len(rows), self._batch)
-        ]
+
+class NoEncoder:
+    """For the controls that retrieve without a query: nothing is embedded."""
+
+    follows_theta = False
+
+    def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        return np.zeros((len(tokens), 1), np.float32)

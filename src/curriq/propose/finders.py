@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import RetrievalConfig
-from curriq.data.encoder import Encoder
 from curriq.propose.diagnostics import BASELINE_STRINGS, SearchAlarm, search_metrics
+from curriq.propose.encoder import WindowEncoder
 from curriq.propose.energy import Energy
 from curriq.propose.retrieval import Drawn, draw_windows
 from curriq.propose.ring_buffer import RingBuffer
@@ -99,7 +100,7 @@ class QueryFinder:
         first_strings: first tokens of the chains.
         vocabulary: what random strings are made of.
         decode: token ids → text.
-        encoder: text → embedding.
+        encoder: embeds the queries as it embedded the buffer's windows.
         retrieval: top k, temperature, draw and duplicates.
         generator: CPU generator of the draws (Eq. 16).
         baseline_generator: CPU generator of the random strings that the queries are compared with.
@@ -113,7 +114,7 @@ class QueryFinder:
         first_strings: Callable[[RingBuffer], Int[Tensor, "K L"]],
         vocabulary: Vocabulary,
         decode: Callable[[Int[Tensor, "K L"]], list[str]],
-        encoder: Encoder,
+        encoder: WindowEncoder,
         retrieval: RetrievalConfig,
         generator: torch.Generator,
         baseline_generator: torch.Generator,
@@ -136,7 +137,9 @@ class QueryFinder:
         sample = self._sampler.sample(start)
         searched = time.perf_counter()
         texts = self._decode(sample.tokens.cpu())
-        vectors = self._encoder.encode(texts)
+        vectors = self._encoder.encode(sample.tokens, texts)
+        if self._retrieval.centre_queries:
+            vectors = _unit(vectors - buffer.centre())
         scores, slots = buffer.search(vectors, self._retrieval.retrieval_top_k)
         drawn = draw_windows(
             scores,
@@ -208,6 +211,10 @@ def _queries(
         shortlist=shortlist,
         shortlist_scores=scores,
     )
+
+
+def _unit(vectors: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n e"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def uniform_slots(buffer: RingBuffer, count: int, generator: torch.Generator) -> Int[Tensor, "n"]:

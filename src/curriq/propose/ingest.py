@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curriq.data.encoder import Encoder
+from curriq.propose.encoder import WindowEncoder
 from curriq.types import Candidates, State, Stateful
 
 logger = logging.getLogger("curriq")
@@ -29,7 +29,7 @@ class WindowSource(Stateful, Protocol):
 
 
 class Encoded(NamedTuple):
-    """Windows, their text and their unit embeddings."""
+    """Windows, their text and their embeddings."""
 
     windows: Candidates
     texts: list[str]
@@ -47,7 +47,7 @@ class FreshWindows:
         stream: endless training windows.
         count: n_ingest.
         decode: token ids → text.
-        encoder: text → embedding.
+        encoder: embeds them.
         known: embedding of a window that needs no encoding, or None.
         ahead: encode in a thread.
     """
@@ -57,7 +57,7 @@ class FreshWindows:
         stream: WindowSource,
         count: int,
         decode: Callable[[Int[Tensor, "n T"]], list[str]],
-        encoder: Encoder,
+        encoder: WindowEncoder,
         known: Callable[[int], Float[np.ndarray, "e"] | None],
         ahead: bool,
     ) -> None:
@@ -105,12 +105,13 @@ class FreshWindows:
         texts = self._decode(windows.tokens)
         ids = windows.window_ids.tolist()
         vectors = {window: vector for window in ids if (vector := self._known(window)) is not None}
-        missing = {window: text for window, text in zip(ids, texts, strict=True) if window not in vectors}
+        first = {window: row for row, window in reversed(list(enumerate(ids))) if window not in vectors}
+        rows = sorted(first.values())
 
         def work() -> Encoded:
-            if missing:
-                encoded = self._encoder.encode(list(missing.values()))
-                vectors.update(zip(missing, encoded, strict=True))
+            if rows:
+                encoded = self._encoder.encode(windows.tokens[rows], [texts[row] for row in rows])
+                vectors.update(zip((ids[row] for row in rows), encoded, strict=True))
             return Encoded(windows, texts, np.stack([vectors[window] for window in ids]))
 
         return work

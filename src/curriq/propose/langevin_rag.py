@@ -2,7 +2,7 @@
 candidates of the step. The loop that trains on them is that of Algorithm 1."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.errors import CurriqError
+from curriq.propose.encoder import WindowEncoder
 from curriq.propose.energy import Energy
 from curriq.propose.finders import Finder, uniform_slots
 from curriq.propose.ingest import FreshWindows
@@ -24,6 +25,7 @@ class BufferProposer:
     Args:
         buffer: the ring buffer.
         fresh: reads and encodes the windows that go into it.
+        refresher: keeps the rows of the buffer young; None where they do not age.
         initial: windows in the buffer before the first search.
         finder: takes the candidates out of it.
         flops: operations of the language model per step's search.
@@ -36,6 +38,7 @@ class BufferProposer:
         *,
         buffer: RingBuffer,
         fresh: FreshWindows,
+        refresher: "Refresher | None",
         initial: int,
         finder: Finder,
         flops: int,
@@ -44,6 +47,7 @@ class BufferProposer:
     ) -> None:
         self.buffer = buffer
         self._fresh = fresh
+        self._refresher = refresher
         self._initial = initial
         self._finder = finder
         self._flops = flops
@@ -58,7 +62,9 @@ class BufferProposer:
                 distributed run retrieve different windows.
         """
         began = time.perf_counter()
-        stream_metrics = self._ingest(step)
+        metrics = self._ingest(step)
+        if self._refresher is not None:
+            metrics |= self._refresher.refresh(self.buffer, step)
         ingested = time.perf_counter()
         if not self.buffer.live.any():
             raise CurriqError(
@@ -67,7 +73,7 @@ class BufferProposer:
             )
         found = self._finder.find(self.buffer)
         candidates = self.buffer.take(found.slots)
-        metrics = {
+        metrics |= {
             "buffer/windows": float(len(self.buffer)),
             "buffer/live": float(self.buffer.live.sum()),
             "retrieval/windows": float(len(candidates)),
@@ -81,7 +87,7 @@ class BufferProposer:
         times = {"time/ingest": ingested - began, "time/propose": time.perf_counter() - began}
         return replace(
             candidates,
-            metrics=stream_metrics | metrics | found.metrics | times,
+            metrics=metrics | found.metrics | times,
             flops=self._flops,
             queries=found.queries,
         )
@@ -91,7 +97,7 @@ class BufferProposer:
         metrics: Metrics = {}
         for windows, texts, vectors in pieces:
             self.buffer.write(windows, texts, vectors, step)
-            metrics = windows.metrics
+            metrics = dict(windows.metrics)
         return metrics
 
     def state_dict(self) -> State:
@@ -106,6 +112,39 @@ class BufferProposer:
         self._fresh.load_state_dict(state["fresh"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
+
+
+class Refresher:
+    """Embeds some rows of the buffer anew each step, in turn, where the embedding follows θ.
+
+    Which rows follows from the step alone, so there is no state. A row is at most ⌈I/count⌉ steps old.
+
+    Args:
+        count: slots per step.
+        encoder: embeds windows at the present θ.
+        decode: token ids → text.
+    """
+
+    def __init__(
+        self, count: int, encoder: WindowEncoder, decode: Callable[[Int[Tensor, "n T"]], list[str]]
+    ) -> None:
+        self._count = count
+        self._encoder = encoder
+        self._decode = decode
+
+    def refresh(self, buffer: RingBuffer, step: int) -> Metrics:
+        """Embed the rows whose turn it is; says how far they had moved."""
+        count = min(self._count, len(buffer))
+        slots = (step * count + torch.arange(count)) % len(buffer)
+        slots = slots[buffer.live[slots]]
+        if not len(slots):
+            return {}
+        tokens = buffer.take(slots).tokens
+        before = buffer.vectors(slots).clone()
+        after = self._encoder.encode(tokens, self._decode(tokens))
+        buffer.embed_anew(slots, after)
+        cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after))
+        return {"buffer/refresh_cosine": cosine.mean().item()}
 
 
 class RetrievalProbe:

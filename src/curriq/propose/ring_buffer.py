@@ -195,6 +195,12 @@ class RingBuffer:
         self._index.write(slots.numpy()[order], vectors[order])
         self._head = (self._head + count) % self.capacity
 
+    def embed_anew(self, slots: Int[Tensor, "n"], vectors: Float[np.ndarray, "n e"]) -> None:
+        """Overwrite the embeddings of live slots, each slot once."""
+        assert self.live[slots].all()
+        self._table["vectors"][slots] = torch.from_numpy(vectors)
+        self._index.write(slots.numpy(), vectors)
+
     def retire(self, window_ids: Int[Tensor, "n"]) -> None:
         """No search finds these windows again, nor copies of them that the buffer holds now."""
         used = torch.isin(self._table["window_ids"][: len(self)], window_ids)
@@ -248,6 +254,14 @@ class RingBuffer:
     def written_at(self, slots: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """Step in which each window came."""
         return self._table["step"][slots]
+
+    def vectors(self, slots: Int[Tensor, "n"]) -> Float[Tensor, "n e"]:
+        """Embeddings as they were last written."""
+        return self._table["vectors"][slots]
+
+    def centre(self) -> Float[np.ndarray, "e"]:
+        """Mean embedding of the live windows."""
+        return self.vectors(self.live.nonzero().flatten()).mean(0).numpy()
 
     def vector_of(self, window_id: int) -> Float[np.ndarray, "e"] | None:
         """Embedding of a window that the buffer holds, live or retired; None when it does not."""

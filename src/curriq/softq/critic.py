@@ -21,11 +21,11 @@ PreviousAction = Callable[[Transition], Features]
 
 
 class QNetwork(nn.Module):
-    """Eq. 2, Q_φ(s, x) = W2·ReLU(W1·h_x + b1) + b2.
+    """Eq. 2, Q_φ(s, x) = W2·ReLU(W1·h_x + b1) + b2; without hidden units Q_φ(s, x) = w·h_x + b.
 
     Args:
         width: d, width of the hidden state h_x, or of whatever input `QInputs` makes.
-        hidden: hidden units.
+        hidden: hidden units; 0 makes Q linear.
         generator: CPU generator of the initial weights; the global one is left alone.
         zero_output: start with Q = 0 everywhere.
     """
@@ -34,8 +34,8 @@ class QNetwork(nn.Module):
         self, width: int, hidden: int = 32, *, generator: torch.Generator, zero_output: bool = False
     ) -> None:
         super().__init__()
-        self.layer1 = _linear(width, hidden, generator)
-        self.layer2 = _linear(hidden, 1, generator)
+        self.layer1 = _linear(width, hidden, generator) if hidden else nn.Identity()
+        self.layer2 = _linear(hidden or width, 1, generator)
         if zero_output:
             nn.init.zeros_(self.layer2.weight)
             nn.init.zeros_(self.layer2.bias)
@@ -43,8 +43,10 @@ class QNetwork(nn.Module):
     def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         # Gaps in Q of 0.001 nats decide the policy and would not survive a caller's bfloat16 autocast.
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(self.layer1.weight.dtype)
-            return self.layer2(torch.relu(self.layer1(hidden))).squeeze(-1)
+            hidden = hidden.to(self.layer2.weight.dtype)
+            if isinstance(self.layer1, nn.Linear):
+                hidden = torch.relu(self.layer1(hidden))
+            return self.layer2(hidden).squeeze(-1)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -240,6 +240,11 @@ GROUPS = (
         (
             Metric("buffer/windows", "windows", "Windows in the ring buffer, used ones included."),
             Metric("buffer/live", "windows", "Windows in it that have not been used."),
+            Metric(
+                "buffer/refresh_cosine",
+                "–",
+                "Mean cosine of rows embedded anew (`--refresh`) with what they were before.",
+            ),
             Metric("retrieval/windows", "windows", "R, windows retrieved."),
             Metric("retrieval/age", "steps", "Mean time that they had been in the buffer."),
             Metric("retrieval/score", "–", "Mean inner product of a query and its window."),
