@@ -316,3 +316,23 @@ def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_what_a_steered_stream_passed_over(browser: Any, tmp_path: Path):
+    write_run(tmp_path, steps=20, steered=True)
+    path = tmp_path / "report.html"
+    path.write_text(build([tmp_path]).page(), encoding="utf-8")
+    opened = Opened(browser, path.as_uri())
+    opened.scroll_through()
+    page = opened.page
+    assert page.locator("#chart-taken").count() == 1
+    why = page.locator("#why")
+    assert why.locator("output.where").text_content() == "19"
+    cards = why.locator("article.window").all_text_contents()
+    over = [card for card in cards if "passed over" in card]
+    assert len(over) == len(cards) / 2
+    assert all("chance 0.25" in card and "weight" not in card and "loss" not in card for card in over)
+    page.select_option("#axis", "read")
+    assert "windows read" in page.locator("#chart-preference .axis-label").all_text_contents()
+    assert opened.errors == []
+    page.close()

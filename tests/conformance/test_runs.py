@@ -173,7 +173,10 @@ class TestEveryComposition:
             effective = 1 / sum(w * w for w in weights)
             effective_so_far += effective
             assert row["step"] == k
-            assert len(weights) == N
+            rows = [r for r, step in zip(table["row"], offered, strict=True) if step == k]
+            assert rows == list(range(len(rows)))  # from N on those that a steered stream passed over
+            assert len(rows) == (row["data/windows_read"] if table["chance"][0] is not None else N)
+            assert not any(weights[N:])
             assert sum(weights) == pytest.approx(1, abs=1e-6)
             assert all(w == 0 for w, x in zip(weights, losses, strict=True) if x is None)
             assert row["x/windows_seen"] == N * (k + 1)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW = 4
+"""Lines whose names find room inside a picture."""
 AXIS_LABELS = {"windows": "windows seen", "read": "windows read"}
 
 
@@ -79,19 +81,26 @@ def _lines(axes: "Axes", chart: Chart, axis: str) -> None:
         )
     for value, label in chart.levels:
         axes.axhline(value, color="0.4", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+        at_start = _clear_of(chart, value, 0) > _clear_of(chart, value, -1)
         axes.annotate(
             _plain(label),
-            xy=(1, value),
+            xy=(0 if at_start else 1, value),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
+            xytext=(2 if at_start else -2, 3),
             textcoords="offset points",
-            ha="right",
+            ha="left" if at_start else "right",
             color="0.35",
             fontsize="small",
         )
     if chart.log and all(np.nanmin(s.y) > 0 for s in chart.series if np.isfinite(s.y).any()):
         axes.set_yscale("log")
     _finish(axes, chart, axis)
+
+
+def _clear_of(chart: Chart, value: float, end: int) -> float:
+    """Distance of a level from the nearest curve at one end of the picture; there its name can be read."""
+    ends = [known[end] for s in chart.series if len(known := s.y[np.isfinite(s.y)])]
+    return min((abs(y - value) for y in ends), default=0.0)
 
 
 def _stack(axes: "Axes", chart: Chart, axis: str) -> None:
@@ -120,7 +129,10 @@ def _finish(axes: "Axes", chart: Chart, axis: str) -> None:
     name = axis if axis in shared else next(iter(shared), "")
     axes.set_xlabel(chart.axis or AXIS_LABELS.get(name, name))
     axes.set_ylabel(_plain(chart.y))
-    if sum(bool(series.label) for series in chart.series) > 1:
+    named = sum(bool(series.label) for series in chart.series)
+    if named > FEW or (chart.kind == "stack" and named > 1):
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    elif named > 1:
         axes.legend(frameon=False, fontsize="small")
 
 

@@ -42,7 +42,6 @@ READINGS = (
     Reading(
         "policy/effective_batch_size", "effective batch", "{:.1f} ({:.0%})", "policy/effective_batch_fraction"
     ),
-    Reading("data/windows_read", "read", "{:.0f}"),
     Reading("langevin/tokens_changed", "tokens changed", "{:.0%}"),
     Reading("langevin/above_random_sd", "query Q (sd)", "{:+.1f}"),
     Reading("time/windows_per_second", "windows/s", "{:,.0f}"),
