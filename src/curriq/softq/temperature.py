@@ -233,6 +233,11 @@ def effective_batch_fraction(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
     return 1 / (z.shape[1] * z.softmax(1).square().sum(1))
 
 
+SURE = 0.1
+"""Share of the stream that counts as best, and is taken alike. With more the policy is a filter: good among
+much noise, harmful where all is of one kind; experiments/LOG.md has the comparison."""
+
+
 class Acceptance:
     """Windows taken each by its own chance, min(1, exp((q − c)/β)); as a `Share`, how many of all that is.
 

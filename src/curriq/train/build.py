@@ -62,6 +62,7 @@ from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic, TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import (
+    SURE,
     Acceptance,
     FixedBeta,
     FixedFraction,
@@ -77,7 +78,7 @@ from curriq.train.meter import Meter, NeedleProbe, Stopwatch
 from curriq.train.phases import resets
 from curriq.train.session import Probe, Session
 from curriq.train.tasks import TaskProbe
-from curriq.types import Critic, Metrics, Mixture, Proposer, Selector
+from curriq.types import Critic, Metrics, Proposer, Selector
 
 
 @dataclass(kw_only=True)
@@ -114,11 +115,12 @@ class Run:
 def build_session(shop: Workshop) -> Session:
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     config = shop.config
+    subset = config.train.train_subset
     learner = Learner(
         shop.lm,
         config.optim,
         config.train.steps,
-        mixture_pass=_subset_pass(shop) if config.train.train_subset else None,
+        mixture_pass=subset_pass(gumbel_top(subset, shop.generators("subset"))) if subset else None,
     )
     clock = Stopwatch()
     flops = forward_flops(shop.lm, config.data.window)
@@ -139,7 +141,7 @@ def build_session(shop: Workshop) -> Session:
         window=config.data.window,
         forward_flops=flops,
         passes=learner.passes,
-        trains=config.train.train_subset or None,
+        trains=subset or None,
         extra_flops_per_window=shop.extra_flops_per_window + _recomputed_flops(shop),
         flops_per_td_update=shop.flops_per_td_update,
     )
@@ -200,10 +202,6 @@ def _task_probe(shop: Workshop) -> Probe:
         batch_size=shop.config.optim.micro_batch,
     )
     return TaskProbe(harness, tasks, shop.config.train.steps)
-
-
-def _subset_pass(shop: Workshop) -> Callable[..., Mixture]:
-    return subset_pass(gumbel_top(shop.config.train.train_subset, shop.generators("subset")))
 
 
 def _held_out(shop: Workshop, learner: Learner, selector: Selector) -> HeldOut:
@@ -291,7 +289,7 @@ def _soft_q(shop: Workshop) -> Selector:
         critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
     )
     steers = shop.config.train.oversample > 1
-    acceptance = Acceptance(critic.target_fraction)
+    acceptance = Acceptance(min(SURE, critic.target_fraction))
     solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
     temperature = TEMPERATURES[critic.temperature](critic, solve)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
