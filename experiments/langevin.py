@@ -1,6 +1,6 @@
 """Does the search find strings of high Q, and do they retrieve windows that are worth more?
 
-    python experiments/langevin.py --seeds 11 12 13 14 15 16 --folder runs/langevin     # some minutes on 2 cores
+    python experiments/langevin.py --folder runs/langevin     # some minutes on 2 cores
     python experiments/langevin.py --set credit=sampled reward_every=1 replay_size=0 temperature=fixed
     python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
@@ -197,23 +197,26 @@ def settings_of(items: list[str]) -> dict[str, Any]:
 def report(results: dict[str, list[Rows]], seeds: int, steps: int) -> None:
     """The table; `results` has one entry per seed and arm."""
     print(f"{seeds} seeds, {steps} steps per arm and seed; intervals over the seeds' means")
-    print(
-        f"{'arm':30} {'changed':>7} {'above (sd)':>20} {'over start (sd)':>21} {'wins':>5} {'distinct':>8} {'Q gain (sd)':>21} "
-        f"{'effect (1e-4 nats)':>23} {'prose':>6} {'s/step':>6}"
-    )
+    columns = {
+        "changed": (lambda name: plain(name, ".0%"), 7, "changed"),
+        "above": (lambda name: interval(means[name], "+.1f"), 20, "above (sd)"),
+        "climbed": (lambda name: interval(means[name], "+.2f"), 21, "over start (sd)"),
+        "wins": (lambda name: plain(name, ".0%"), 5, "wins"),
+        "distinct": (lambda name: plain(name, ".2f"), 8, "distinct"),
+        "q": (lambda name: interval(means[name], "+.2f"), 21, "Q gain (sd)"),
+        "effect": (lambda name: interval(means[name], "+.1f"), 22, "effect (1e-4 nats)"),
+        "target": (lambda name: plain(name, ".0%"), 5, "prose"),
+        "seconds": (lambda name: plain(name, ".2f"), 6, "s/step"),
+    }
+
+    def plain(name: str, form: str) -> str:
+        return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
+
+    print(f"{'arm':30}" + "".join(f" {title:>{width}}" for _, width, title in columns.values()))
     for arm, by_seed in results.items():
         means = {name: np.array([np.mean(rows[name]) for rows in by_seed]) for name in by_seed[0]}
-
-        def plain(name: str, form: str, means: dict[str, np.ndarray] = means) -> str:
-            return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
-
-        print(
-            f"{arm:30} {plain('changed', '.0%'):>7} {interval(means['above'], '+.1f'):>20} "
-            f"{interval(means['climbed'], '+.2f'):>21} {plain('wins', '.0%'):>5} {plain('distinct', '.2f'):>8} {interval(means['q'], '+.2f'):>21} "
-            f"{interval(means['effect'], '+.1f'):>23} {plain('target', '.0%'):>6} "
-            f"{plain('seconds', '.2f'):>6}",
-            flush=True,
-        )
+        cells = (f" {text(name):>{width}}" for name, (text, width, _) in columns.items())
+        print(f"{arm:30}" + "".join(cells), flush=True)
 
 
 def measured(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
