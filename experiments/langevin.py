@@ -1,6 +1,6 @@
 """Does the search find strings of high Q, and do they retrieve windows that are worth more?
 
-    python experiments/langevin.py --seeds 1 2 3 4 5 6 --folder runs/langevin     # some minutes on 2 cores
+    python experiments/langevin.py --folder runs/langevin     # some minutes on 2 cores
     python experiments/langevin.py --set credit=sampled reward_every=1 replay_size=0 temperature=fixed
     python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
@@ -14,6 +14,7 @@ steps, with the 95 % t interval *over the seeds' means*:
 
   changed     share of the query tokens that the search changed
   above       hard Q above that of random strings, in standard deviations over random strings
+  over start  hard Q above that of the first strings, in standard deviations of Q over windows
   wins        share of all steps in which the mean hard Q is above that of 64 random strings
   distinct    distinct tokens of a query over L
   Q gain      Q of the retrieved windows minus that of random windows of the same buffer, paired by step,
@@ -54,24 +55,22 @@ PUBLISHED: dict[str, Any] = {
     "langevin_noise_scale": 1.0,
     "langevin_margin": 10.0,
     "langevin_gradient": "clip",
+    "bridge_temperature_start": 2.0,
+    "query_start": "random",
 }
 HASHING = {"encoder": "hashing", "centre_queries": False, "refresh": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "langevin, recommended": {"proposer": "langevin"},
     "langevin, published": {"proposer": "langevin", **PUBLISHED},
-    "langevin, scaled per chain": {
-        "proposer": "langevin",
-        "langevin_gradient": "chain",
-        "langevin_step_size": 20.0,
-        "langevin_steps": 20,
-    },
-    "langevin, from the buffer": {"proposer": "langevin", "query_start": "buffer"},
+    "langevin, from random strings": {"proposer": "langevin", "query_start": "random"},
+    "langevin, bridge from τ = 2": {"proposer": "langevin", "bridge_temperature_start": 2.0},
     "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
     "langevin, hashed words": {"proposer": "langevin", **HASHING},
     "embedding-langevin, published": {"proposer": "embedding-langevin", **PUBLISHED},
     "swaps": {"proposer": "swaps", "swap_candidates": 8},
-    "best of 40 random": {"proposer": "best-of-random"},
-    "random queries": {"proposer": "random-queries"},
+    "best of 40 random": {"proposer": "best-of-random", "query_start": "random"},
+    "random queries": {"proposer": "random-queries", "query_start": "random"},
+    "the buffer's own beginnings": {"proposer": "random-queries"},
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }
@@ -123,6 +122,7 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
         measured = {
             "changed": found.get("langevin/tokens_changed", np.nan),
             "above": above,
+            "climbed": found.get("langevin/hard_q_gain", np.nan) / spread,
             "wins": np.nan if np.isnan(above) else float(above > 0),
             "distinct": found.get("langevin/distinct_tokens", np.nan),
             "q": found["retrieval/q_advantage"] / spread,
@@ -197,23 +197,26 @@ def settings_of(items: list[str]) -> dict[str, Any]:
 def report(results: dict[str, list[Rows]], seeds: int, steps: int) -> None:
     """The table; `results` has one entry per seed and arm."""
     print(f"{seeds} seeds, {steps} steps per arm and seed; intervals over the seeds' means")
-    print(
-        f"{'arm':30} {'changed':>7} {'above (sd)':>23} {'wins':>5} {'distinct':>8} {'Q gain (sd)':>21} "
-        f"{'effect (1e-4 nats)':>23} {'prose':>6} {'s/step':>6}"
-    )
+    columns = {
+        "changed": (lambda name: plain(name, ".0%"), 7, "changed"),
+        "above": (lambda name: interval(means[name], "+.1f"), 20, "above (sd)"),
+        "climbed": (lambda name: interval(means[name], "+.2f"), 21, "over start (sd)"),
+        "wins": (lambda name: plain(name, ".0%"), 5, "wins"),
+        "distinct": (lambda name: plain(name, ".2f"), 8, "distinct"),
+        "q": (lambda name: interval(means[name], "+.2f"), 21, "Q gain (sd)"),
+        "effect": (lambda name: interval(means[name], "+.1f"), 22, "effect (1e-4 nats)"),
+        "target": (lambda name: plain(name, ".0%"), 5, "prose"),
+        "seconds": (lambda name: plain(name, ".2f"), 6, "s/step"),
+    }
+
+    def plain(name: str, form: str) -> str:
+        return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
+
+    print(f"{'arm':30}" + "".join(f" {title:>{width}}" for _, width, title in columns.values()))
     for arm, by_seed in results.items():
         means = {name: np.array([np.mean(rows[name]) for rows in by_seed]) for name in by_seed[0]}
-
-        def plain(name: str, form: str, means: dict[str, np.ndarray] = means) -> str:
-            return "–" if np.isnan(means[name]).any() else f"{means[name].mean():{form}}"
-
-        print(
-            f"{arm:30} {plain('changed', '.0%'):>7} {interval(means['above'], '+.1f'):>23} "
-            f"{plain('wins', '.0%'):>5} {plain('distinct', '.2f'):>8} {interval(means['q'], '+.2f'):>21} "
-            f"{interval(means['effect'], '+.1f'):>23} {plain('target', '.0%'):>6} "
-            f"{plain('seconds', '.2f'):>6}",
-            flush=True,
-        )
+        cells = (f" {text(name):>{width}}" for name, (text, width, _) in columns.items())
+        print(f"{arm:30}" + "".join(cells), flush=True)
 
 
 def measured(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15, 16])
     parser.add_argument("--train-steps", type=int, default=150)
     parser.add_argument("--steps", type=int, default=10, help="steps that each arm proposes for")
     parser.add_argument(

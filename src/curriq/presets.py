@@ -238,6 +238,7 @@ def langevin_rag() -> RunConfig:
         langevin_steps=10,
         langevin_gradient="position",
         langevin_step_size=8.0,
+        query_start="buffer",
         buffer_size=1024,
         ingest=64,
         encoder="hidden-state",

@@ -52,8 +52,9 @@ class LangevinConfig:
     """G: length that gradients are clipped or scaled to."""
     energy_temperature: float = 1.0
     """τ_sgld of Eq. 12, in units of Q (nats per token). Without effect on scaled gradients."""
-    bridge_temperature_start: float = 2.0
-    """τ_start: temperature of the softmax bridge in the first step (Eq. 14)."""
+    bridge_temperature_start: float = 1.0
+    """τ_start: temperature of the softmax bridge in the first step (Eq. 14). Where a token of the margin has
+    little of the probability, the relaxed string is near the mean embedding and unlike any text."""
     bridge_temperature_end: float = 0.5
     """τ_end: its temperature in the last step."""
     fluency: float = 0.0
