@@ -243,7 +243,7 @@ def langevin_rag() -> RunConfig:
         ingest=64,
         encoder="hidden-state",
         centre_queries=True,
-        refresh=64,
+        refresh=256,
         retrieval_probe=16,
     )
 
