@@ -18,11 +18,10 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curriq.config import RunConfig
-from curriq.config.run import differences
 from curriq.lm.effects import displaced, total_norm
 from curriq.lm.loss import window_losses
 from curriq.lm.reward import window_losses_of
-from curriq.presets import preset
+from curriq.presets import own_settings, preset
 from curriq.train.loop import train_step
 from curriq.train.run import prepare
 
@@ -41,10 +40,9 @@ def interval(run, steps: int) -> float:
 
 
 def cost(base: RunConfig, rounds: int, folder: Path) -> None:
-    recommended = preset("recommended")
-    method = {name: ours for name, ours, _ in differences(recommended, RunConfig())}
+    recommended = base.override(**own_settings("recommended"))
     every = recommended.train.reward_every
-    changed = {"uniform": base.override(selector="uniform"), "recommended": base.override(**method)}
+    changed = {"uniform": base.override(selector="uniform"), "recommended": recommended}
     runs = {name: build(config, folder / name) for name, config in changed.items()}
     for run in runs.values():
         interval(run, 2 * every)

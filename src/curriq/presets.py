@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 from curriq.config import (
     EMBEDDED_DIRTY,
@@ -17,6 +18,7 @@ from curriq.config import (
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    to_dict,
     unknown_key,
 )
 from curriq.errors import CurriqError
@@ -40,24 +42,30 @@ def recommended() -> RunConfig:
     )
 
 
+MEASURED_CREDIT: dict[str, Any] = {
+    "selector": "soft-q",
+    "credit": "counterfactual",
+    "probe_windows": 16,
+    "reward": "paired",
+    "temperature": "governed",
+    "q_standardise": True,
+    "q_layer_norm": True,
+    "q_weight_decay": 1.0,
+    "replay_batch": 128,
+    "replay_updates": 8,
+}
+"""A critic that learns from measured effects, whatever its inputs and wherever its windows come from."""
+
+
 def weighted() -> RunConfig:
     """As `recommended`, but the policy weighs the windows that the stream offers, as in the paper."""
     return RunConfig().override(
-        selector="soft-q",
-        credit="counterfactual",
-        probe_windows=16,
-        reward="paired",
+        **MEASURED_CREDIT,
         reward_windows=8,
         reward_every=4,
-        temperature="governed",
         target_fraction=0.7,
         q_features=("source", "loss"),
-        q_standardise=True,
-        q_layer_norm=True,
-        q_weight_decay=1.0,
         replay_size=2048,
-        replay_batch=128,
-        replay_updates=8,
     )
 
 
@@ -208,31 +216,18 @@ def paper_langevin() -> RunConfig:
 
 def langevin_rag() -> RunConfig:
     """Algorithm 2 on the embedded corpus, with settings at which tokens do change; minutes on a CPU."""
-    return RunConfig(lm=small().lm).override(
+    return small().override(
+        **MEASURED_CREDIT,
         steps=200,
-        window=32,
-        vocab_size=1024,
-        micro_batch=32,
-        head_chunk_tokens=1024,
-        validation_set_size=192,
-        test_set_size=384,
         num_candidates=16,
-        selector="soft-q",
-        credit="counterfactual",
-        probe_windows=16,
-        reward="paired",
+        eval_every=50,
+        checkpoint_every=100,
         reward_windows=16,
         reward_every=2,
-        temperature="governed",
         q_weighting=False,
         q_features=("mean",),
         q_hidden=0,
-        q_layer_norm=True,
-        q_standardise=True,
-        q_weight_decay=1.0,
         replay_size=1024,
-        replay_batch=128,
-        replay_updates=8,
         proposer="langevin",
         query_tokens=16,
         langevin_steps=10,
@@ -329,3 +324,18 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise CurriqError(unknown_key(name, list(PRESETS), "preset"))
     return PRESETS[name]()
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """The settings in which a preset differs from the defaults: flat name → plain value, for `override`.
+
+    Raises:
+        CurriqError: there is no preset of this name.
+    """
+    chosen, plain = to_dict(preset(name)), to_dict(RunConfig())
+    return {
+        setting: value
+        for section, values in chosen.items()
+        for setting, value in values.items()
+        if value != plain[section][setting]
+    }

@@ -101,28 +101,22 @@ class Candidates:
 
     def take(self, index: Int[Tensor, "m"] | slice) -> "Candidates":
         """The windows at `index`, in that order."""
-        return replace(
-            self,
-            tokens=self.tokens[index],
-            window_ids=self.window_ids[index],
-            source=self.source[index],
-            difficulty=None if self.difficulty is None else self.difficulty[index],
-            rows=self.rows[index],
-            likeness=None if self.likeness is None else self.likeness[index],
-            unselected=None if self.unselected is None else self.unselected[index],
-            chance=None if self.chance is None else self.chance[index],
-        )
+        columns = {name: getattr(self, name) for name in BY_WINDOW}
+        return replace(self, **{name: x[index] for name, x in columns.items() if x is not None})
 
     def to(self, device: torch.device | str) -> "Candidates":
         """The same windows with their tokens on `device`; the labels stay on the CPU."""
         return replace(self, tokens=self.tokens.to(device, non_blocking=True))
 
 
+BY_WINDOW = ("tokens", "window_ids", "source", "difficulty", "rows", "likeness", "unselected", "chance")
+"""Attributes of `Candidates` with one entry per window."""
+
+
 def concatenate(parts: Sequence[Candidates]) -> Candidates:
     """Windows of several readings as one proposal, numbered anew, with the metrics of the last."""
     rows = torch.arange(sum(map(len, parts)))
-    columns = ("tokens", "window_ids", "source", "difficulty", "likeness", "unselected", "chance")
-    return replace(parts[-1], rows=rows, **_joined(parts, columns))
+    return replace(parts[-1], **(_joined(parts, BY_WINDOW) | {"rows": rows}))
 
 
 def _joined(parts: Sequence[Any], names: Iterable[str]) -> dict[str, Tensor]:

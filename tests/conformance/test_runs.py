@@ -192,6 +192,12 @@ class TestEveryComposition:
             for family in ("weight_share", "offered_share"):
                 shares = [v for key, v in row.items() if key.startswith(f"select/{family}/")]
                 assert sum(shares) == pytest.approx(1, abs=1e-6)
+            sources = [s for s, step in zip(table["source"], offered, strict=True) if step == k]
+            for source in set(sources):
+                theirs = [s == source for s in sources]
+                assert row[f"select/offered_share/{source}"] == pytest.approx(sum(theirs) / len(sources))
+                weight = sum(w for w, there in zip(weights, theirs, strict=True) if there)
+                assert row[f"select/weight_share/{source}"] == pytest.approx(weight, abs=1e-6)
 
     def test_axes_grow_and_the_summary_repeats_the_last_row(self, name, runs):
         rows, summary = read_metrics(runs(name).folder), read_summary(runs(name).folder)

@@ -1,6 +1,7 @@
 """Measured effects against brute force: train on one window alone, and see what it does to held-out text."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,3 +195,20 @@ def test_window_losses_are_those_of_training() -> None:
     mixture = setting.mixture()
     losses = window_losses_of(setting.lm, setting.candidates.tokens, **SIZES)
     torch.testing.assert_close(losses, mixture.features.loss)
+
+
+def test_a_fair_sample_is_probed_before_what_was_chosen():
+    """Three of the windows were taken as they came; where four are probed, these three are among them."""
+    setting = Setting(probed=4)
+    fair = torch.tensor([1, 5, 6])
+    unselected = torch.zeros(N, dtype=torch.bool)
+    unselected[fair] = True
+    others = set()
+    for _ in range(12):
+        candidates = replace(setting.candidates, unselected=unselected)
+        rows = setting.probe.before(0, candidates, setting.mixture()).rows
+        assert torch.equal(rows, rows.sort().values)
+        assert len(rows) == 4
+        assert torch.isin(fair, rows).all()
+        others |= set(rows.tolist()) - set(fair.tolist())
+    assert len(others) > 1  # the rest is drawn

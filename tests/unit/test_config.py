@@ -37,6 +37,7 @@ from curriq.config import (
     to_toml,
 )
 from curriq.errors import CurriqError
+from curriq.presets import PRESETS, own_settings, preset
 
 SECTIONS = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
 PROSE = SourceConfig(name="prose", path="embedded:prose")
@@ -494,3 +495,8 @@ def test_hints_of_all_sections_resolve() -> None:
     """The command line and the TOML reader build their parsers from the annotations."""
     for section in [SourceConfig, RunConfig, *SECTIONS.values()]:
         assert set(get_type_hints(section)) == {field.name for field in dataclasses.fields(section)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_defaults_and_its_own_settings(name):
+    assert RunConfig().override(**own_settings(name)) == preset(name)

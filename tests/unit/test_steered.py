@@ -15,6 +15,7 @@ from curriq.propose.steered import SteeredStream
 from curriq.select.steered import Steered
 from curriq.softq.critic import NoCritic
 from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
+from curriq.train.run import prepare
 from curriq.types import Candidates, Effects, Features, Outcome, Proposer, Selector, concatenate
 
 SHARES = torch.tensor([0.5, 0.3, 0.2])
@@ -200,6 +201,15 @@ class TestSteered:
         selector, _ = played(FixedBeta(1e-3), probes=8, acceptance=Acceptance(0.35))
         candidates = Numbered(5).next_batch(50)
         assert selector.probability(candidates).tolist() == (candidates.source > 0).float().tolist()
+
+    @pytest.mark.parametrize(("fraction", "sure"), [(0.5, 0.1), (0.05, 0.05)])
+    def test_a_run_takes_its_best_tenth_for_sure_or_all_that_it_takes_where_that_is_less(
+        self, fraction, sure, tmp_path
+    ):
+        settings = STEERED | {"oversample": 20, "target_fraction": fraction, "run_dir": str(tmp_path / "run")}
+        selector = prepare(preset("smoke").override(**settings)).session.components.selector
+        assert isinstance(selector, Steered)
+        assert selector.acceptance.sure == sure
 
     def test_takes_the_share_that_is_asked_for(self):
         """Of fair windows, so up to the noise of the three probes' 48."""

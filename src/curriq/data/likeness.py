@@ -45,7 +45,7 @@ class LikenessStream:
         """The next n windows of the stream, with `likeness`."""
         batch = self._stream.next_batch(n)
         ngrams = _ngrams(batch.tokens)
-        self._seen.index_add_(0, ngrams.flatten(), torch.ones(ngrams.numel(), dtype=self._seen.dtype))
+        self._seen += _counts(ngrams)
         return replace(batch, likeness=self._standardised(self._log_ratio(ngrams).mean(1)))
 
     def _log_ratio(self, ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:

@@ -16,11 +16,10 @@ from curriq.config import (
     load_toml,
     require,
     require_at_least,
-    to_dict,
     unknown_key,
 )
 from curriq.errors import CurriqError
-from curriq.presets import preset
+from curriq.presets import own_settings, preset
 
 OWN = {
     "seed": "[compare] seeds lists the seeds of all arms",
@@ -199,13 +198,7 @@ def _with_preset(settings: dict[str, Any]) -> dict[str, Any]:
     if "preset" not in settings:
         return settings
     own = {name: value for name, value in settings.items() if name != "preset"}
-    chosen, plain = to_dict(preset(settings["preset"])), to_dict(RunConfig())
-    return {
-        name: value
-        for section, values in chosen.items()
-        for name, value in values.items()
-        if value != plain[section][name]
-    } | own
+    return own_settings(settings["preset"]) | own
 
 
 def _resolve(

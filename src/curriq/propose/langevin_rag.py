@@ -140,7 +140,7 @@ class Refresher:
         if not len(slots):
             return {}
         tokens = buffer.take(slots).tokens
-        before = buffer.vectors(slots).clone()
+        before = buffer.vectors(slots)
         after = self._encoder.encode(tokens, self._decode(tokens))
         buffer.embed_anew(slots, after)
         cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after))

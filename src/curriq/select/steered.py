@@ -31,7 +31,7 @@ class Steered(Uniform):
     ) -> None:
         self._critic = critic
         self._temperature = temperature
-        self._acceptance = acceptance
+        self.acceptance = acceptance
         self._fair: deque[Features] = deque(maxlen=memory)
 
     def probability(self, candidates: Candidates) -> Float[Tensor, "n"]:
@@ -44,7 +44,7 @@ class Steered(Uniform):
         ours, fair = q[-len(candidates) :], q[: -len(candidates)]
         # β can be far below the level of Q: differences first, or they would be lost to rounding.
         level = fair.mean()
-        return self._acceptance.chance((ours - level) / beta, (fair - level) / beta)
+        return self.acceptance.chance((ours - level) / beta, (fair - level) / beta)
 
     def observe(self, step: int, outcome: Outcome) -> Metrics:
         """The temperature learns from the fair windows that were probed; Q has not learnt from them yet."""

@@ -248,11 +248,11 @@ class Acceptance:
     """
 
     def __init__(self, sure: float = 0.0) -> None:
-        self._sure = sure
+        self.sure = sure
 
     def chance(self, z: Float[Tensor, "*b n"], fair: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
         """Of windows with z = q/β to be taken, c being told from a fair sample."""
-        c = fair.quantile(1 - self._sure, dim=-1, keepdim=True, interpolation="higher")
+        c = fair.quantile(1 - self.sure, dim=-1, keepdim=True, interpolation="higher")
         return (z - c).exp().clamp(max=1.0)
 
     def __call__(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
