@@ -90,7 +90,7 @@ LINES = (
         "no advantage",
     ),
     Lines("rag-age", "Age of the windows retrieved", ("retrieval/age",)),
-    Lines("rag-refresh", "Rows embedded anew", ("buffer/refresh_cosine",), y="cosine with what they were"),
+    Lines("rag-refresh", "Rows embedded anew", ("buffer/refresh_cosine",), y="cosine with the old"),
     Lines("rag-buffer", "The ring buffer", ("buffer/windows", "buffer/live")),
 )
 

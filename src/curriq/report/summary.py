@@ -56,7 +56,7 @@ def verdict(summary: dict[str, Any]) -> str:
         return "A replay: the run that was exported has chosen."
     if moved < 1e-3:
         return (
-            f"The weights stayed uniform over sources (divergence {moved:.1e} nats): among the windows that it "
+            f"The weights stayed uniform over sources (divergence {moved:.1e} nats): among the windows it "
             f"was offered, {summary['selector']} chose nothing."
         )
     return f"The weight moved {moved:.3f} nats away from what was offered."
