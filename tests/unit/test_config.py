@@ -85,6 +85,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (CriticConfig, "uniform_share", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (CriticConfig, "weight_jitter", [-0.1, math.nan, math.inf], [0.0]),
     (CriticConfig, "probe_windows", [0], [1]),
+    (CriticConfig, "target_kept", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (CriticConfig, "probe_decay", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (TrainConfig, "train_subset", [-1], [0]),
     (TrainConfig, "oversample", [0, -1], [1]),

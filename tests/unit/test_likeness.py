@@ -49,25 +49,40 @@ def ngrams(window: list[int]) -> list[tuple[int, ...]]:
 
 
 def test_equals_a_count_by_dictionary():
-    """Fifty tokens and 2,500 bigrams: 32,768 buckets hold them with few collisions."""
+    """Fifty tokens and 2,500 bigrams: 32,768 buckets hold them with few collisions. A window is compared with
+    the others: its own n-grams are taken out of the counts of its side."""
     target, offered = grammar(40, 0), torch.cat([grammar(16, 1), grammar(16, 2, step=7)])
-    found = LikenessStream(Fixed(offered), target).next_batch(32).likeness
+    stream = LikenessStream(Fixed(offered), target)
+    found = stream.next_batch(32).likeness
     ours, theirs = (Counter(g for w in x.tolist() for g in ngrams(w)) for x in (target, offered))
-    n, m = ours.total(), theirs.total()
-    scores = []
-    for window in offered.tolist():
+
+    def score(window: list[int], ours: Counter, theirs: Counter) -> float:
+        """The totals are those of all windows on both sides."""
         logs = []
         for g in ngrams(window):
             prior = PRIOR * (ours[g] / n + theirs[g] / m) / 2
-            logs.append(
-                math.log((ours[g] + prior) / (n + PRIOR)) - math.log((theirs[g] + prior) / (m + PRIOR))
-            )
-        scores.append(sum(logs) / len(logs))
-    expected = torch.tensor(scores, dtype=torch.float64)
-    expected = (expected - expected.mean()) / expected.std(correction=0)
+            if prior > 0:
+                logs.append(math.log((ours[g] + prior) / (n + PRIOR)))
+                logs[-1] -= math.log((theirs[g] + prior) / (m + PRIOR))
+            else:
+                logs.append(0.0)
+        return sum(logs) / len(logs)
+
+    n, m = ours.total(), theirs.total()
+    expected = torch.tensor([score(w, ours, theirs - Counter(ngrams(w))) for w in offered.tolist()]).double()
+    mean, spread = expected.mean(), expected.std(correction=0)
     assert BUCKETS > 10 * V
     assert torch.corrcoef(torch.stack([found.double(), expected]))[0, 1] > 0.999
-    assert torch.allclose(found.double(), expected.clamp(-3, 3), atol=0.05)
+    assert torch.allclose(found.double(), ((expected - mean) / spread).clamp(-3, 3), atol=0.05)
+    own = torch.tensor([score(w, ours - Counter(ngrams(w)), theirs) for w in target.tolist()]).double()
+    assert torch.allclose(stream.of_target().double(), ((own - mean) / spread).clamp(-3, 3), atol=0.05)
+
+
+def test_on_a_stream_of_the_targets_kind_neither_side_is_more_like_it():
+    """Counted with their own n-grams the target's windows would be far above, and the stream's below."""
+    stream = LikenessStream(Fixed(grammar(3000, 3)), grammar(300, 0))
+    found = torch.cat([stream.next_batch(100).likeness for _ in range(30)])[-1000:]
+    assert stream.of_target().mean().item() == pytest.approx(found.mean().item(), abs=0.25)
 
 
 def test_tells_spoiled_order_from_the_targets():

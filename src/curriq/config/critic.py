@@ -25,6 +25,10 @@ class CriticConfig:
     """Learning rate of log β with --temperature learned."""
     target_fraction: float = 0.7
     """Effective batch fraction 1/(N‖π‖²) that β is solved for; with `governed` the sharpest one."""
+    target_kept: float = 0.7
+    """Share of the target's own windows that a steered stream would take at its sharpest, if they were in it:
+    where all is of the target's kind there is not much to choose. Needs the likeness among --q-features; 0
+    for no such bound."""
     full_calibration: float = 0.2
     """Rank correlation of Q with the measured effects at which `governed` is as sharp as it may be."""
     uniform_share: float = 0.0
@@ -104,7 +108,7 @@ class CriticConfig:
             f"--target-fraction = {self.target_fraction}: it must be greater than 0 and at most 1, which is "
             "uniform.",
         )
-        for name in ("uniform_share", "probe_decay"):
+        for name in ("uniform_share", "probe_decay", "target_kept"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{flag(name)} = {value}: it must lie in [0, 1).")
         require(

@@ -26,8 +26,9 @@ class LikenessStream:
     Importance Resampling"), per n-gram: the mean over the window's unigrams and bigrams w of
     log p_D(w) − log p_S(w), with p_D from the reward set and p_S from all that the stream has given so far,
     this batch included. Both are smoothed with one prior, the mean of the two, because most bigrams of a
-    small reward set occur in it once or never. Scores are standardised by their running mean and spread and
-    clipped at ±3.
+    small reward set occur in it once or never. A window's own n-grams do not count among what it is compared
+    with, so that on a stream of the target's kind neither side has an advantage; one that occurs nowhere else
+    says nothing. Scores are standardised by their running mean and spread and clipped at ±3.
 
     Args:
         stream: where the windows come from.
@@ -36,7 +37,9 @@ class LikenessStream:
 
     def __init__(self, stream: Windows, target: Int[Tensor, "D T"]) -> None:
         self._stream = stream
-        self._target = _counts(_ngrams(target))
+        self._ngrams = _ngrams(target)
+        self._within = _count_within(self._ngrams)
+        self._target = _counts(self._ngrams)
         self._seen = torch.zeros_like(self._target)
         # Exponentially weighted sums of 1, of the scores and of their squares.
         self._sums = torch.zeros(3, dtype=torch.float64)
@@ -46,19 +49,25 @@ class LikenessStream:
         batch = self._stream.next_batch(n)
         ngrams = _ngrams(batch.tokens)
         self._seen += _counts(ngrams)
-        return replace(batch, likeness=self._standardised(self._log_ratio(ngrams).mean(1)))
+        score = _log_ratio(self._target[ngrams], self._seen[ngrams] - _count_within(ngrams), self._totals())
+        self._follow(score)
+        return replace(batch, likeness=self._standardised(score))
 
-    def _log_ratio(self, ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
-        """log p_D − log p_S of each n-gram of windows that have been counted."""
-        target, seen = self._target[ngrams], self._seen[ngrams]
-        of_target, of_seen = self._target.sum(), self._seen.sum()
-        prior = PRIOR / 2 * (target / of_target + seen / of_seen)
-        return ((target + prior) / (of_target + PRIOR)).log() - ((seen + prior) / (of_seen + PRIOR)).log()
+    def of_target(self) -> Float[Tensor, "D"]:
+        """The likeness of the reward set's own windows now, each to the others."""
+        target, seen = self._target[self._ngrams] - self._within, self._seen[self._ngrams]
+        return self._standardised(_log_ratio(target, seen, self._totals()))
 
-    def _standardised(self, score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def _totals(self) -> tuple[float, float]:
+        return self._target.sum().item(), self._seen.sum().item()
+
+    def _follow(self, score: Float[Tensor, "n"]) -> None:
+        """Let the running mean and spread take in the scores of a batch."""
         keep = MEMORY ** len(score)
         moments = torch.stack([torch.ones_like(score), score, score.square()]).mean(1)
         self._sums = keep * self._sums + (1 - keep) * moments
+
+    def _standardised(self, score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         weight, total, squares = self._sums.tolist()
         mean = total / weight
         spread = math.sqrt(max(0.0, squares / weight - mean**2))
@@ -71,6 +80,16 @@ class LikenessStream:
         self._stream.load_state_dict(state["stream"])
         self._seen = state["seen"].clone()
         self._sums = state["sums"].clone()
+
+
+def _log_ratio(
+    target: Float[Tensor, "n g"], seen: Float[Tensor, "n g"], totals: tuple[float, float]
+) -> Float[Tensor, "n"]:
+    """Mean of log p_D − log p_S over the n-grams of each window, from their counts and both totals."""
+    of_target, of_seen = totals
+    prior = PRIOR / 2 * (target / of_target + seen / of_seen)
+    ratio = ((target + prior) / (of_target + PRIOR)).log() - ((seen + prior) / (of_seen + PRIOR)).log()
+    return torch.where(prior > 0, ratio, 0.0).mean(1)
 
 
 def _ngrams(tokens: Int[Tensor, "n T"]) -> Int[Tensor, "n g"]:
@@ -87,3 +106,10 @@ def _hashed(keys: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
 
 def _counts(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "G"]:
     return torch.bincount(ngrams.flatten(), minlength=2 * BUCKETS).double()
+
+
+def _count_within(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
+    """How often each n-gram occurs in its own window."""
+    of_window = ngrams + 2 * BUCKETS * torch.arange(len(ngrams))[:, None]
+    _, place, counts = of_window.unique(return_inverse=True, return_counts=True)
+    return counts[place].double()

@@ -34,6 +34,10 @@ Side = Literal["train", "reward", "validation", "test"]
 _SALT = b"curriq-split-1"
 _BATCH_DOCUMENTS = 256
 
+DOCUMENTS = 256
+"""Documents that a held-out set is spread over, where there are as many. Windows of a few long documents would
+stand for these documents and not for the target: what is learnt for them need not help its others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSets:
@@ -146,6 +150,9 @@ def build_held_out(
 ) -> tuple[HeldOutSets, Guard]:
     """Fill the three held-out sets from one epoch of the target, or from its beginning until they are full.
 
+    A set is drawn evenly from at least `DOCUMENTS` documents, or from one per window where it has fewer
+    windows, or from all that the epoch holds for it.
+
     Args:
         source: the target at the beginning of an epoch.
         tokenizer: turns its documents into tokens.
@@ -170,7 +177,7 @@ def build_held_out(
         embeddings = {name: encoder.encode(batch) for name, batch in texts.items()}
         drawn = draw_topic(embeddings, rule.sizes, config.topic_temperature)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
-    return HeldOutSets(**{name: _stack(pool[: rule.sizes[name]]) for name, pool in pools.items()}), guard
+    return HeldOutSets(**{name: _stack(pool) for name, pool in pools.items()}), guard
 
 
 def _fill_pools(
@@ -180,20 +187,33 @@ def _fill_pools(
     wanted: Mapping[HeldOutName, int],
     guard: Guard,
 ) -> dict[HeldOutName, list[Window]]:
-    """Windows of each held-out set, in reading order, until each has the wanted number or the epoch ends."""
+    """Windows for each held-out set, in reading order; the epoch is read until each has the wanted number and
+    enough documents, or to its end."""
     packers = {name: Packer(source.name, window, eos_id(tokenizer)) for name in wanted}
     pools: dict[HeldOutName, list[Window]] = {name: [] for name in wanted}
+    documents_of = dict.fromkeys(wanted, 0)
+
+    def is_full(name: HeldOutName) -> bool:
+        return len(pools[name]) >= wanted[name] and documents_of[name] >= min(wanted[name], DOCUMENTS)
+
     held_out = (document for document in read_epoch(source) if guard.rule.side(document) != "train")
     for documents in _batches(held_out, _BATCH_DOCUMENTS):
         tokens = encode(tokenizer, [document.text for document in documents])
         for document, ids in zip(documents, tokens, strict=True):
             side = guard.place(document)
-            if side is not None and len(pools[side]) < wanted[side]:
+            if side is not None and not is_full(side):
                 guard.hold_out(document, side)
+                documents_of[side] += 1
                 pools[side] += packers[side].add(ids, document.difficulty)
-        if all(len(pools[name]) >= count for name, count in wanted.items()):
+        if all(map(is_full, wanted)):
             break
-    return {name: pool[: wanted[name]] for name, pool in pools.items()}
+    return {name: _spread(pool, wanted[name]) for name, pool in pools.items()}
+
+
+def _spread(pool: list[Window], most: int) -> list[Window]:
+    """At most that many windows, at even distances."""
+    n = min(most, len(pool))
+    return [pool[i * len(pool) // n] for i in range(n)]
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

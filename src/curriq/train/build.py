@@ -90,10 +90,14 @@ class Workshop:
     lm: LanguageModel
     generators: Generators
     curriculum: Curriculum | None = None
+    stream: Windows = dataclasses.field(init=False)
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
     steering: Steered | None = None
     flops_per_td_update: int = 0
+
+    def __post_init__(self) -> None:
+        self.stream = self.corpus.stream
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -240,7 +244,7 @@ def _proposer(shop: Workshop) -> Proposer:
     if shop.config.langevin.proposer != "stream":
         q, parameters = differentiable_q(shop.critic)
         return buffer_proposer(shop.config, shop.corpus, shop.lm, shop.generators, q, parameters)
-    return StreamProposer(_stream(shop), n) if shop.steering is None else _steered(shop, shop.steering)
+    return StreamProposer(shop.stream, n) if shop.steering is None else _steered(shop, shop.steering)
 
 
 def _steered(shop: Workshop, steering: Steered) -> Proposer:
@@ -248,21 +252,13 @@ def _steered(shop: Workshop, steering: Steered) -> Proposer:
     source that is passed over today is looked at again."""
     train = shop.config.train
     return SteeredStream(
-        _stream(shop),
+        shop.stream,
         train.num_candidates,
         most=train.oversample,
         probability=steering.probability,
         open_windows=lambda k: math.ceil(train.num_candidates / 2) if k % train.reward_every == 0 else 0,
         generator=shop.generators("steer"),
     )
-
-
-def _stream(shop: Workshop) -> Windows:
-    """The stream, with the likeness of its windows where Q sees it."""
-    stream = shop.corpus.stream
-    if "likeness" not in shop.config.critic.q_features or not shop.critic.needs_reward:
-        return stream
-    return LikenessStream(stream, shop.corpus.held_out.reward)
 
 
 def differentiable_q(critic: Critic) -> tuple[QFunction | None, list[nn.Parameter]]:
@@ -293,8 +289,13 @@ def _soft_q(shop: Workshop) -> Selector:
     solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
     temperature = TEMPERATURES[critic.temperature](critic, solve)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
+    target = None
+    if "likeness" in critic.q_features:
+        shop.stream = likeness = LikenessStream(shop.corpus.stream, shop.corpus.held_out.reward)
+        target = likeness.of_target
     if steers:
-        shop.steering = Steered(shop.critic, temperature, acceptance)
+        keep = critic.target_kept
+        shop.steering = Steered(shop.critic, temperature, acceptance, target=target, keep=keep)
         return shop.steering
     selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
     if not critic.q_weighting:

@@ -132,6 +132,12 @@ GROUPS = (
                 LOSS,
                 "β of this step, where a Q-network sets the policy; absent where it is ∞.",
             ),
+            Metric(
+                "policy/target_kept",
+                "–",
+                "Share of the target's own windows (the reward set's) that the next draws of a steered stream "
+                "would take, at least `--target-kept`; in steps that measure effects, where Q sees the likeness.",
+            ),
         ),
     ),
     Group(
