@@ -192,6 +192,13 @@ def test_the_sets_do_not_depend_on_dirt_or_other_sources_and_are_disjoint(tokeni
     assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in SIZES)
 
 
+def test_sets_are_spread_over_documents(tokenizer):
+    """One document of 40 words would fill four windows and more of a set."""
+    documents = [Document(" ".join(f"f{family}w{i}" for i in range(40))) for family in range(FAMILIES)]
+    sets, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
+    assert all(len(families(getattr(sets, name), tokenizer)) >= size for name, size in SIZES.items())
+
+
 def test_topic_coherent_sets_hold_whole_documents_apart(tokenizer):
     config = data_config(
         topic_coherent=True, topic_pool_size=60, topic_encoder="hashing", topic_temperature=0.05

@@ -12,7 +12,7 @@ from torch import Tensor
 from curriq.errors import CurriqError
 from curriq.presets import preset
 from curriq.propose.steered import SteeredStream
-from curriq.select.steered import Steered
+from curriq.select.steered import Steered, known_before
 from curriq.softq.critic import NoCritic
 from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
 from curriq.train.run import prepare
@@ -149,20 +149,21 @@ def test_a_steered_stream_continues_bitwise_from_its_state():
 
 
 class SourceCritic(NoCritic):
-    """Q of a window is that of its source; a level that drifts is added."""
+    """Q of a window is that of its source, and its likeness; a level that drifts is added."""
 
     level = 0.0
 
     def values(self, features: Features) -> Tensor:
         assert features.source is not None
-        return Q[features.source] + self.level
+        q = Q[features.source] + self.level
+        return q if features.likeness is None else q + features.likeness
 
 
 def played(
-    temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None
+    temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None, **settings
 ) -> tuple[Steered, SourceCritic]:
     critic = SourceCritic()
-    selector = Steered(critic, temperature, acceptance or Acceptance())
+    selector = Steered(critic, temperature, acceptance or Acceptance(), **settings)
     proposer = steered(selector.probability, opened=16)
     for k in range(probes):
         critic.level += 5.0
@@ -235,9 +236,42 @@ class TestSteered:
         assert [e.rows.tolist() for e in effects] == [list(range(n - 16, n)) for n in lengths]
         assert all(len(e.effect) == 16 for e in effects)
 
+    @pytest.mark.parametrize("keep", [0.0, 7 / 12])
+    def test_keeps_the_targets_own_windows(self, keep):
+        """Those of the best source have Q = c, c − 1 and c − 2, and are taken with chances 1, x and x² for
+        x = exp(−1/β): at x = 1/2 the mean is 7/12."""
+        target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "keep": keep}
+        least = 1 / math.log(2) if keep else 0.0
+        for beta in (0.1, 1.4, 1.5, 30.0):
+            selector, _ = played(FixedBeta(beta), **target)
+            assert selector.beta == pytest.approx(max(beta, least), rel=1e-5)
+            candidates = Numbered(5).next_batch(50)
+            expected = ((Q[candidates.source] - Q.max()) / selector.beta).exp()
+            assert torch.allclose(selector.probability(candidates), expected, atol=1e-4)
+
+    def test_says_how_much_of_the_target_is_kept(self):
+        selector, critic = played(FixedBeta(0.1), target=lambda: torch.tensor([-2.0, 0.0, -1.0]))
+        candidates = replace(Numbered(5).next_batch(32), unselected=torch.ones(32, dtype=torch.bool))
+        q = critic.values(known_before(candidates))
+        effects = Effects(rows=torch.arange(32), effect=q, mixture=0.0)
+        features = Features(hidden=torch.zeros(32, 1), loss=torch.zeros(32))
+        weights = torch.full((32,), 1 / 32)
+        outcome = Outcome(
+            candidates=candidates, features=features, weights=weights, reward=0.0, q=q, effects=effects
+        )
+        kept = (1 + math.exp(-10) + math.exp(-20)) / 3
+        assert selector.observe(9, outcome)["policy/target_kept"] == pytest.approx(kept, rel=1e-4)
+
+    def test_a_uniform_policy_keeps_everything(self):
+        sharpness = SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1)
+        selector, _ = played(sharpness, target=lambda: torch.tensor([-2.0, 0.0, -1.0]), keep=0.5)
+        assert selector.beta == math.inf
+
     def test_continues_from_its_state(self):
-        one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
-        other = Steered(critic, SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), Acceptance())
+        target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "keep": 0.9}
+        one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), **target)
+        temperature = SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1)
+        other = Steered(critic, temperature, Acceptance(), **target)
         buffer = io.BytesIO()
         torch.save(one.state_dict(), buffer)
         buffer.seek(0)

@@ -25,7 +25,7 @@ class CriticConfig:
     """Learning rate of log β with --temperature learned."""
     target_fraction: float = 0.7
     """Effective batch fraction 1/(N‖π‖²) that β is solved for; with `governed` the sharpest one."""
-    target_kept: float = 0.7
+    target_kept: float = 0.8
     """Share of the target's own windows that a steered stream would take at its sharpest, if they were in it:
     where all is of the target's kind there is not much to choose. Needs the likeness among --q-features; 0
     for no such bound."""

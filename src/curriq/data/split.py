@@ -35,8 +35,8 @@ _SALT = b"curriq-split-1"
 _BATCH_DOCUMENTS = 256
 
 DOCUMENTS = 256
-"""Documents that a held-out set is spread over, where there are as many. Windows of a few long documents would
-stand for these documents and not for the target: what is learnt for them need not help its others."""
+"""Documents that a held-out set is spread over, where there are as many. Windows of a few long documents
+would stand for these documents and not for the target: what is learnt for them need not help its others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,9 @@ class Steered(Uniform):
     def _keep_target(self, likeness: Float[Tensor, "D"], fair: Float[Tensor, "m"]) -> Metrics:
         """Set the least β, and say which share of the target's own windows the next draws would take."""
         sources = torch.cat([features.source for features in self._fair if features.source is not None])
-        of_target = self._values([_known(source.expand(len(likeness)), likeness) for source in sources.unique()])
+        of_target = self._values(
+            [_known(source.expand(len(likeness)), likeness) for source in sources.unique()]
+        )
         by_source = of_target.cpu().view(-1, len(likeness))
         best = by_source[by_source.mean(1).argmax()]
         q, m = torch.cat([fair, best]).double(), len(fair)

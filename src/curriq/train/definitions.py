@@ -135,8 +135,9 @@ GROUPS = (
             Metric(
                 "policy/target_kept",
                 "–",
-                "Share of the target's own windows (the reward set's) that the next draws of a steered stream "
-                "would take, at least `--target-kept`; in steps that measure effects, where Q sees the likeness.",
+                "Share of the target's own windows (the reward set's) that the next draws of a steered "
+                "stream would take, at least `--target-kept`; in steps that measure effects, where Q sees the "
+                "likeness.",
             ),
         ),
     ),
