@@ -136,8 +136,8 @@ GROUPS = (
                 "policy/target_kept",
                 "–",
                 "Share of the target's own windows (the reward set's) that the next draws of a steered "
-                "stream would take, at least `--target-kept`; in steps that measure effects, where Q sees the "
-                "likeness.",
+                "stream would take, at least `--target-kept`; in steps that measure effects, where Q sees "
+                "the likeness.",
             ),
         ),
     ),
