@@ -3,12 +3,12 @@
     python benchmarks/langevin.py                  # GPT-2 124M shape, a few minutes on 2 cores
     python benchmarks/langevin.py --shapes small   # seconds
 
-The straightforward version keeps λ as a leaf: softmax, matrix product, a transformer with checkpointed
-blocks whose parameters want gradients, `backward`, clipping per chain, and an update out of place; a second
-one freezes the parameters. All run in one process in rotating order; times are medians over rounds, ratios
-medians of the ratio within a round, with quartiles. Peak memory comes from one step in a process of its own,
-and does not count the model and λ. The floor is the time that the step's matrix products take at the speed of
-a product of the bridge's shape.
+The straightforward version keeps λ as a leaf: softmax, matrix product, the Hugging Face model as it comes,
+with checkpointed blocks whose parameters want gradients, `backward`, clipping per chain, and an update out of
+place; a second one freezes the parameters. All run in one process in rotating order; times are medians over
+rounds, ratios medians of the ratio within a round, with quartiles. Peak memory comes from one step in a
+process of its own, and does not count the model and λ. The floor is the step's float32 matrix products alone:
+two of the bridge, and two (forward, and backward into the input) of every matrix of the trunk.
 """
 
 import argparse
@@ -21,13 +21,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 from curriq.config import LMConfig
 from curriq.lm.embeddings import InputEmbeddings, frozen
-from curriq.lm.flops import trunk_flops
-from curriq.lm.model import load_language_model, pick_device
+from curriq.lm.load import load_language_model, pick_device
 from curriq.propose.energy import LanguageModelEnergy
-from curriq.propose.langevin import StepRule, langevin_step_, one_hot_logits, soft_embed
+from curriq.propose.langevin import (
+    SoftTokens,
+    StepRule,
+    bridge_gradient,
+    langevin_step_,
+    one_hot_logits,
+    soft_embed,
+)
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 
@@ -38,8 +46,9 @@ SHAPES = {
         "vocabulary": 8192, "chains": 8, "tokens": 32, "rounds": 10,
     },
 }  # fmt: skip
-NAIVE, FROZEN, OURS, HALF = "autograd", "autograd, θ frozen", "curriq", "curriq, bf16 bridge"
-ARMS = (NAIVE, FROZEN, OURS, HALF)
+NAIVE, FROZEN, OURS, FLOOR = "autograd", "autograd, θ frozen", "curriq", "products alone"
+HALF_BRIDGE, HALF = "curriq, bf16 bridge", "curriq, bf16"
+ARMS = (NAIVE, FROZEN, OURS, HALF_BRIDGE, HALF, FLOOR)
 TEMPERATURE, RULE = 1.0, StepRule(step_size=20.0, limit=1.0, gradient="clip", noise_scale=0.1)
 
 
@@ -65,10 +74,13 @@ class Bench:
         )
         self.inputs = InputEmbeddings(self.lm)
         self.q = QNetwork(self.lm.width, generator=Generators(0)("q")).to(device)
-        # Half of the chains per pass: their activations are the greatest part of the peak.
         self.energy = LanguageModelEnergy(
-            self.lm, self.inputs, lambda f: self.q(f.hidden), list(self.q.parameters()), shape["chains"] // 2
+            self.lm, self.inputs, lambda f: self.q(f.hidden), list(self.q.parameters()), shape["chains"]
         )
+        # The loader replaces what it knows a faster equal of; autograd gets the model without that.
+        self.plain = AutoModelForCausalLM.from_config(self.lm.network.config).to(device)
+        self.plain.load_state_dict(self.lm.network.state_dict())
+        self.plain.activation_checkpointing_enable()
         start = torch.randint(
             shape["vocabulary"], (shape["chains"], shape["tokens"]), generator=Generators(0)("start")
         )
@@ -81,7 +93,9 @@ class Bench:
             NAIVE: self.autograd,
             FROZEN: self.autograd_frozen,
             OURS: lambda: self.ours(self.inputs.weight),
-            HALF: lambda: self.ours(self.half),
+            HALF_BRIDGE: lambda: self.ours(self.half),
+            HALF: lambda: self.ours(self.half, trunk=torch.bfloat16),
+            FLOOR: self.products,
         }
 
     def autograd(self) -> None:
@@ -93,53 +107,49 @@ class Bench:
         self.logits = (leaf + RULE.step_size / 2 * clipped + RULE.step_size**0.5 * noise).detach()
 
     def autograd_gradient(self, leaf: torch.Tensor) -> torch.Tensor:
-        self.lm.network.activation_checkpointing_enable()
-        embeddings = torch.softmax(leaf / TEMPERATURE, dim=-1) @ self.lm.network.get_input_embeddings().weight
-        value = self.q(self.inputs.trunk(embeddings)[:, -1])
-        value.sum().backward()
-        self.lm.network.activation_checkpointing_disable()
-        self.lm.network.zero_grad()
+        embeddings = torch.softmax(leaf / TEMPERATURE, dim=-1) @ self.plain.get_input_embeddings().weight
+        states = self.plain.get_decoder()(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        self.q(states[:, -1]).sum().backward()
+        self.plain.zero_grad()
         self.q.zero_grad()
         assert leaf.grad is not None
         return leaf.grad
 
     def autograd_frozen(self) -> None:
-        with frozen(self.lm.network.parameters()), frozen(self.q.parameters()):
+        with frozen(self.plain.parameters()), frozen(self.q.parameters()):
             self.autograd()
 
-    def ours(self, weight: torch.Tensor) -> None:
+    def ours(self, weight: torch.Tensor, trunk: torch.dtype | None = None) -> None:
         soft = soft_embed(self.logits, TEMPERATURE, weight)
-        gradient = self.energy.point(soft.embeddings).gradient
+        gradient = self.gradient(soft, trunk)
         langevin_step_(self.logits, TEMPERATURE, weight, soft, gradient, RULE, self.generator)
 
-    def errors(self) -> tuple[float, float]:
-        """Relative error of the gradient with respect to λ, of the exact and of the bf16 bridge."""
-        from curriq.propose.langevin import bridge_gradient
+    def gradient(self, soft: SoftTokens, trunk: torch.dtype | None) -> torch.Tensor:
+        """∂E/∂ẽ, with the trunk's products in `trunk`, as --precision bf16 takes them."""
+        with torch.autocast(self.logits.device.type, dtype=trunk, enabled=trunk is not None):
+            return self.energy.point(soft.embeddings).gradient
 
+    def errors(self) -> list[float]:
+        """Relative error of the gradient with respect to λ: of ours, with the bf16 bridge, all in bf16."""
         exact = self.autograd_gradient(self.logits.detach().requires_grad_())
         found = []
-        for weight in (self.inputs.weight, self.half):
+        for weight, trunk in ((self.inputs.weight, None), (self.half, None), (self.half, torch.bfloat16)):
             soft = soft_embed(self.logits, TEMPERATURE, weight)
-            g = self.energy.point(soft.embeddings).gradient
-            ours = bridge_gradient(self.logits, TEMPERATURE, weight, soft, g)
+            ours = bridge_gradient(self.logits, TEMPERATURE, weight, soft, self.gradient(soft, trunk))
             found.append(((ours - exact).norm() / exact.norm()).item())
-        return found[0], found[1]
+        return found
 
-    def floor(self) -> tuple[float, float, float]:
-        """FLOPs of the step's matrix products, FLOP/s of a product of the bridge's shape, and seconds."""
+    def matrices(self) -> list[torch.Tensor]:
+        """[in, out] of each product of a step: those of the trunk, the embeddings, and their transposes."""
+        tables = {id(m.weight) for m in self.lm.network.modules() if isinstance(m, nn.Embedding)}
+        trunk = [p.detach() for p in self.lm.network.parameters() if p.dim() == 2 and id(p) not in tables]
+        return [m for matrix in (*trunk, self.inputs.weight) for m in (matrix, matrix.T)]
+
+    def products(self) -> None:
         rows = self.shape["chains"] * self.shape["tokens"]
-        product = 2 * rows * self.shape["vocabulary"] * self.inputs.width
-        total = 2 * product + 2 * self.shape["chains"] * trunk_flops(self.lm, self.shape["tokens"])
-        left = torch.randn(rows, self.inputs.width, device=self.logits.device)
-        out = torch.empty(rows, self.shape["vocabulary"], device=self.logits.device)
-        seconds = []
-        for _ in range(4):
-            began = time.perf_counter()
-            torch.matmul(left, self.inputs.weight.T, out=out)
-            synchronise(self.logits.device)
-            seconds.append(time.perf_counter() - began)
-        speed = product / min(seconds)
-        return total, speed, total / speed
+        left = {width: torch.zeros(rows, width) for width in {len(matrix) for matrix in self.matrices()}}
+        for matrix in self.matrices():
+            left[len(matrix)].to(matrix.device) @ matrix
 
 
 def synchronise(device: torch.device) -> None:
@@ -214,28 +224,29 @@ def main() -> None:
     for name in options.shapes:
         shape = SHAPES[name]
         bench = Bench(shape, device)
-        flops, speed, floor = bench.floor()
-        exact, half = bench.errors()
+        flops = 2 * shape["chains"] * shape["tokens"] * sum(matrix.numel() for matrix in bench.matrices())
+        exact, half_bridge, half = bench.errors()
         seconds = measure(bench, options.rounds or shape["rounds"])
         print(
             f"\n{name}: K = {shape['chains']}, L = {shape['tokens']}, V = {shape['vocabulary']}, "
             f"e = {bench.inputs.width}, {device}, {torch.get_num_threads()} threads, "
             f"{len(seconds[OURS])} rounds; ratios are median [quartiles]\n"
-            f"floor: {flops / 1e9:.1f} GFLOP of products at {speed / 1e9:.0f} GFLOP/s = {floor:.2f} s; "
-            f"λ has {bench.logits.nbytes / 1e6:.0f} MB\n"
-            f"relative error of the gradient against autograd: {exact:.1e}; with the bf16 bridge {half:.1e}"
+            f"floor: {flops / 1e9:.1f} GFLOP of matrix products; λ has {bench.logits.nbytes / 1e6:.0f} MB\n"
+            f"relative error of the gradient against autograd: {exact:.1e}; with the bf16 bridge "
+            f"{half_bridge:.1e}; with the trunk in bf16 too {half:.1e}"
         )
         nothing = dict.fromkeys(ARMS, float("nan"))
         memory = nothing if options.no_memory else {arm: peak_memory(name, arm, device) for arm in ARMS}
         print(
-            f"{'arm':22} {'s/step':>7} {'times faster':>20} {'share of floor':>15} {'peak MB':>8} "
+            f"{'arm':22} {'s/step':>7} {'times faster':>20} {'share of floor':>20} {'peak MB':>8} "
             f"{'memory':>7}"
         )
         for arm in ARMS:
             took = statistics.median(seconds[arm])
             print(
-                f"{arm:22} {took:7.3f} {ratio(seconds[NAIVE], seconds[arm]):>20} {floor / took:15.0%} "
-                f"{memory[arm]:8.0f} {memory[arm] / memory[NAIVE]:7.2f}"
+                f"{arm:22} {took:7.3f} {ratio(seconds[NAIVE], seconds[arm]):>20} "
+                f"{ratio(seconds[FLOOR], seconds[arm]):>20} {memory[arm]:8.0f} "
+                f"{memory[arm] / memory[NAIVE]:7.2f}"
             )
 
 

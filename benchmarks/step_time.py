@@ -23,8 +23,8 @@ import torch
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.learner import Learner
+from curriq.lm.load import load_language_model, pick_device
 from curriq.lm.mixture import single_pass, two_pass
-from curriq.lm.model import load_language_model, pick_device
 from curriq.lm.reward import HeldOutReward, NoReward
 from curriq.rng import Generators
 from curriq.select import SoftQ, Uniform

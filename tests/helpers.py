@@ -3,7 +3,8 @@
 import torch
 
 from curriq.config import LMConfig
-from curriq.lm.model import LanguageModel, load_language_model
+from curriq.lm.load import load_language_model
+from curriq.lm.model import LanguageModel
 from curriq.types import Candidates
 
 VOCAB = 61

@@ -86,7 +86,8 @@ class TestEveryArchitecture:
                 assert torch.equal(weights[name], value), name
         with torch.no_grad():
             expected = lm.network.eval()(tokens).logits
-            assert torch.equal(by_transformers(tokens).logits, expected)
+            # Up to rounding: an activation in one kernel rounds otherwise than the same in eight.
+            assert torch.allclose(by_transformers(tokens).logits, expected, rtol=1e-5, atol=1e-6)
             assert torch.equal(again.head(again.trunk(tokens)), lm.head(lm.trunk(tokens)))
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel, T5Config
 
 from curriq.config import LMConfig
 from curriq.errors import CurriqError
-from curriq.lm.model import load_language_model, pick_device
+from curriq.lm.load import load_language_model, pick_device
 
 WIDE = "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2"
 
@@ -46,6 +46,19 @@ class TestRandom:
         relu = open_lm(f"random:gpt2:{TINY['gpt2']},activation_function=relu,scale_attn_weights=false")
         assert relu.network.config.activation_function == "relu"
         assert relu.network.config.scale_attn_weights is False
+
+    def test_gpt2_computes_what_hugging_faces_computes(self) -> None:
+        """Its activation runs in one kernel here; configuration and names are theirs."""
+        ours = open_lm("random:gpt2:" + TINY["gpt2"]).network.double()
+        assert ours.config.activation_function == "gelu_new"
+        theirs = AutoModelForCausalLM.from_config(ours.config).double()
+        theirs.load_state_dict(ours.state_dict())
+        assert type(ours.transformer.h[0].mlp.act) is not type(theirs.transformer.h[0].mlp.act)
+        tokens = torch.arange(24).view(2, 12) % VOCAB
+        for network in (ours, theirs):
+            network.eval()(input_ids=tokens, labels=tokens).loss.backward()
+        for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(mine.grad, other.grad, rtol=1e-9, atol=1e-12), name
 
     def test_folder_gives_its_configuration_only(self, tmp_path: Path) -> None:
         trained = tiny_lm("llama")

@@ -11,8 +11,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from curriq.config import LMConfig, RunConfig, SourceConfig, TokenizerConfig
 from curriq.data.tokenizer import encode, eos_id, load_tokenizer
 from curriq.errors import CurriqError
+from curriq.lm.load import load_language_model
 from curriq.lm.loss import window_losses
-from curriq.lm.model import LanguageModel, load_language_model
+from curriq.lm.model import LanguageModel
 from curriq.train.run import train
 
 STORY = (

@@ -20,7 +20,8 @@ import torch
 from curriq.config import LMConfig, TokenizerConfig, missing_extra
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
-from curriq.lm.model import LanguageModel, load_language_model, pick_device
+from curriq.lm.load import load_language_model, pick_device
+from curriq.lm.model import LanguageModel
 from curriq.types import Score
 
 if TYPE_CHECKING:

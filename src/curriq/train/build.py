@@ -27,8 +27,9 @@ from curriq.lm.effects import EffectProbe
 from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.harness import Harness
 from curriq.lm.learner import Learner, ReforwardedAction
+from curriq.lm.load import load_language_model
 from curriq.lm.mixture import gumbel_top, subset_pass
-from curriq.lm.model import LanguageModel, load_language_model
+from curriq.lm.model import LanguageModel
 from curriq.lm.reward import HeldOutReward, NoReward, held_out_loss, window_losses_of
 from curriq.propose.assemble import buffer_proposer
 from curriq.propose.curriculum import CurriculumProposer

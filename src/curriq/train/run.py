@@ -17,7 +17,7 @@ from curriq.config import (
 )
 from curriq.data import check_fingerprint, open_corpus, pin_revision
 from curriq.data.curriculum import open_curriculum
-from curriq.lm.model import load_language_model, pick_device
+from curriq.lm.load import load_language_model, pick_device
 from curriq.propose.needle import needle_corpus
 from curriq.rng import Generators
 from curriq.train.build import Run, Workshop, build_session
