@@ -104,7 +104,7 @@ class Steered(Uniform):
             return self.acceptance.chance(z[:, m:], z[:, :m]).mean(1)
 
         q = q - q[:m].mean()
-        self._least = solve_beta(q, self._keep, taken) or 0.0
+        self._least = (solve_beta(q, self._keep, taken) or 0.0) if self._keep else 0.0
         return {"policy/target_kept": taken(q[None] / self.beta).item()}
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
