@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.learner import Learner
@@ -95,11 +96,17 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         rows=torch.arange(n),
     ).to(device)
 
+    # The loader replaces what it knows a faster equal of; this is the model as it comes, with our weights.
+    theirs = AutoModelForCausalLM.from_config(lm.network.config).to(device)
+    for name, parameter in lm.network.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        setattr(theirs.get_submodule(owner), leaf, parameter)
+
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
         optimizer.zero_grad()
         for batch in candidates.tokens.split(shape["micro_batch"]):
-            loss = lm.network(input_ids=batch, labels=batch).loss
+            loss = theirs(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
         optimizer.step()
