@@ -147,9 +147,8 @@ class Bench:
 
     def products(self) -> None:
         rows = self.shape["chains"] * self.shape["tokens"]
-        left = {width: torch.zeros(rows, width) for width in {len(matrix) for matrix in self.matrices()}}
         for matrix in self.matrices():
-            left[len(matrix)].to(matrix.device) @ matrix
+            torch.zeros(rows, len(matrix), device=matrix.device) @ matrix
 
 
 def synchronise(device: torch.device) -> None:
