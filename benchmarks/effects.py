@@ -10,8 +10,10 @@ quartiles. Then one direction is differentiated by finite differences of several
 import argparse
 import statistics
 import time
+import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch.func import functional_call, jvp
@@ -36,13 +38,24 @@ def interval(run, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         train_step(run.session.components, run.session.state)
+    if run.lm.device.type == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / steps
 
 
-def cost(base: RunConfig, rounds: int, folder: Path) -> None:
-    recommended = base.override(**own_settings("recommended"))
+def parse_setting(item: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as a run file would have it; a bare word is a string."""
+    name, value = item.split("=", 1)
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> None:
+    recommended = base.override(**own_settings("recommended")).override(**own)
     every = recommended.train.reward_every
-    changed = {"uniform": base.override(selector="uniform"), "recommended": recommended}
+    changed = {"uniform": base.override(**own, selector="uniform"), "recommended": recommended}
     runs = {name: build(config, folder / name) for name, config in changed.items()}
     for run in runs.values():
         interval(run, 2 * every)
@@ -52,9 +65,9 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
             seconds[name].append(interval(runs[name], every))
     ratios = [a / b for a, b in zip(seconds["recommended"], seconds["uniform"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    train = base.train.num_candidates
+    train = recommended.train.num_candidates
     print(
-        f"N = {train}, T = {base.data.window}: plain {statistics.median(seconds['uniform']):.4f} s per step, "
+        f"N = {train}, T = {recommended.data.window}: plain {statistics.median(seconds["uniform"]):.4f} s, "
         f"recommended {statistics.median(seconds['recommended']):.4f} s, ratio {middle:.3f} "
         f"[{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
     )
@@ -105,10 +118,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--preset", default="default", help="what the sizes are taken from")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of both arms")
     options = parser.parse_args()
-    base = preset(options.preset).override(threads=options.threads, progress="none")
+    base = preset(options.preset)
+    own = dict(parse_setting(item) for item in options.set)
+    own |= {"threads": options.threads, "progress": "none"}
     with TemporaryDirectory() as folder:
-        cost(base, options.rounds, Path(folder))
+        cost(base, own, options.rounds, Path(folder))
 
 
 if __name__ == "__main__":

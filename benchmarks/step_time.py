@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py                 # tiny model and GPT-2 124M shape, a few minutes on 2 cores
     python benchmarks/step_time.py --shapes tiny   # seconds
+    python benchmarks/step_time.py --shapes gpt2-124M-gpu   # bfloat16, for a GPU
 
 All arms run in one process on one model and one optimiser, interleaved in rotating order, so that drift
 of the machine hits all alike; a ratio is the median over rounds of the ratio within a round, with the
@@ -39,13 +40,21 @@ from curriq.types import Candidates
 SHAPES = {
     "tiny": {
         "model": "random:gpt2:hidden_size=128,num_hidden_layers=3,num_attention_heads=4",
-        "vocabulary": 2048, "windows": 32, "tokens": 128, "micro_batch": 8, "rounds": 40,
+        "vocabulary": 2048, "windows": 32, "tokens": 128, "micro_batch": 8, "chunk_tokens": 512,
+        "precision": "fp32", "rounds": 40,
     },
     "gpt2-124M": {
         "model": "random:gpt2",
-        "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "rounds": 6,
+        "vocabulary": 50257, "windows": 8, "tokens": 128, "micro_batch": 4, "chunk_tokens": 512,
+        "precision": "fp32", "rounds": 6,
+    },
+    "gpt2-124M-gpu": {
+        "model": "random:gpt2",
+        "vocabulary": 50257, "windows": 64, "tokens": 512, "micro_batch": 16, "chunk_tokens": 8192,
+        "precision": "bf16", "rounds": 20,
     },
 }  # fmt: skip
+CPU_SHAPES = ("tiny", "gpt2-124M")
 HF, PLAIN, SINGLE, TWO, REWARD = (
     "Hugging Face loop",
     "curriq, plain (uniform)",
@@ -82,9 +91,14 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     """One function per arm that takes one optimiser step."""
     n, length = shape["windows"], shape["tokens"]
     lm = load_language_model(
-        LMConfig(model=shape["model"]), Vocabulary(shape["vocabulary"]), length, 0, device
+        LMConfig(model=shape["model"], precision=shape["precision"]),
+        Vocabulary(shape["vocabulary"]),
+        length,
+        0,
+        device,
     )
-    optim = OptimConfig(micro_batch=shape["micro_batch"], lr_schedule="constant")
+    sizes = {"micro_batch": shape["micro_batch"], "head_chunk_tokens": shape["chunk_tokens"]}
+    optim = OptimConfig(lr_schedule="constant", **sizes)
     once, twice = (Learner(lm, optim, 1, mixture_pass=passes) for passes in (single_pass, two_pass))
     optimizer = twice.optimizer = once.optimizer
     generators = Generators(0)
@@ -106,7 +120,8 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
         optimizer.zero_grad()
         for batch in candidates.tokens.split(shape["micro_batch"]):
-            loss = theirs(input_ids=batch, labels=batch).loss
+            with lm.autocast():
+                loss = theirs(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters, 1.0)
         optimizer.step()
@@ -124,7 +139,12 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         return partial(train_step, components, LoopState())
 
     reward = HeldOutReward(
-        lm, tokens, n // 2, generators("reward"), micro_batch=shape["micro_batch"], chunk_tokens=512
+        lm,
+        tokens,
+        n // 2,
+        generators("reward"),
+        micro_batch=shape["micro_batch"],
+        chunk_tokens=shape["chunk_tokens"],
     )
     temperature = FixedBeta(1.0)
     critic = TDCritic(CriticConfig(), QInputs(("last",), lm.width), temperature, device, generators)
@@ -172,6 +192,12 @@ def print_peak_memory(shape_name: str, arm: str, device: torch.device) -> None:
     print(json.dumps((memory(device) - before) / 1e6))
 
 
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
 def memory(device: torch.device, start: bool = False) -> int:
     """Bytes in use now when `start`, which also forgets earlier peaks; otherwise the peak since then."""
     if device.type == "cuda":
@@ -197,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=CPU_SHAPES)
     parser.add_argument("--rounds", type=int, help="rounds of interleaved steps (default: per shape)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
@@ -214,7 +240,7 @@ def main() -> None:
         seconds = measure(build(shape, device), options.rounds or shape["rounds"], device)
         print(
             f"\n{name}: N = {shape['windows']}, T = {shape['tokens']}, V = {shape['vocabulary']}, "
-            f"micro-batch {shape['micro_batch']}, {device}, {torch.get_num_threads()} threads, "
+            f"micro-batch {shape['micro_batch']}, {shape['precision']}, {hardware(device)}, "
             f"{len(seconds[HF])} rounds; ratios are median [quartiles]"
         )
         print(f"{'arm':40} {'s/step':>8}  {'to our plain':>22}  {'to Hugging Face':>22}  {'peak MB':>8}")

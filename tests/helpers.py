@@ -1,5 +1,7 @@
 """Small models and candidates that several test files share."""
 
+from typing import Any
+
 import torch
 
 from curriq.config import LMConfig
@@ -32,17 +34,23 @@ class StubTokenizer:
         return {str(i): i for i in range(self._size)}
 
 
-def tiny_lm(architecture: str = "gpt2", seed: int = 0, window: int = 8, **options: float) -> LanguageModel:
-    """A random model of a few thousand parameters on the CPU, float32."""
-    return open_lm(f"random:{architecture}:{TINY[architecture]}", seed=seed, window=window, **options)
+def tiny_lm(architecture: str = "gpt2", **options: Any) -> LanguageModel:
+    """A random model of a few thousand parameters, float32; takes what `open_lm` takes."""
+    return open_lm(f"random:{architecture}:{TINY[architecture]}", **options)
 
 
 def open_lm(
-    model: str, *, seed: int = 0, window: int = 8, vocabulary: int = VOCAB, **options: float
+    model: str,
+    *,
+    seed: int = 0,
+    window: int = 8,
+    vocabulary: int = VOCAB,
+    device: str = "cpu",
+    **options: Any,
 ) -> LanguageModel:
-    """What `--model` names, on the CPU."""
+    """What `--model` names; the options are those of `LMConfig`."""
     config = LMConfig(model=model, **options)
-    return load_language_model(config, StubTokenizer(vocabulary), window, seed, torch.device("cpu"))
+    return load_language_model(config, StubTokenizer(vocabulary), window, seed, torch.device(device))
 
 
 def random_candidates(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Candidates:

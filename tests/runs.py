@@ -1,5 +1,7 @@
 """Tiny runs, and how two of them are compared to the bit."""
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "eval_every": 4,
     "checkpoint_every": 100,
     "threads": 1,
+    "device": "cpu",
     "tensorboard": False,
     "progress": "none",
 }
@@ -62,6 +65,18 @@ class Finished:
     @property
     def summary(self) -> dict[str, Any]:
         return {name: value for name, value in read_summary(self.folder).items() if name != "seconds"}
+
+
+@dataclass
+class InterruptAt:
+    """A probe that presses Ctrl-C in a step."""
+
+    step: int
+
+    def measure(self, record) -> dict[str, float]:
+        if record.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -1,17 +1,14 @@
 """Whole tiny runs: every selector and every extra, deterministic, resumable to the bit, and accounted for."""
 
-import json
-import os
-import signal
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from tests.runs import SETTINGS, Finished, assert_same_run, tiny
+from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
+from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
 
-from curriq.config import RunConfig, SelectorName, SourceConfig, field_owners
-from curriq.presets import preset
+from curriq.config import RunConfig
 from curriq.report.read import read_metrics, read_summary
 from curriq.train.registry import GROUPS, SUMMARY, find
 from curriq.train.run import prepare, resume, train
@@ -20,120 +17,14 @@ N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
 WIDTH, VOCAB = 32, SETTINGS["vocab_size"]
 
-RAG: dict[str, Any] = {
-    "encoder": "hashing",
-    "buffer_size": 48,
-    "ingest": 12,
-    "query_tokens": 5,
-    "langevin_steps": 3,
-}
-"""Algorithm 2 in miniature; the ring goes round once in six steps."""
-RECOMMENDED = {
-    name: getattr(getattr(preset("recommended"), section), name)
-    for name, section in field_owners().items()
-    if section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed")
-}
-EXTRAS: dict[str, dict[str, Any]] = {
-    "no q-weighting": {"q_weighting": False},
-    "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
-    "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
-    "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
-    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
-    "steered": {
-        "credit": "counterfactual",
-        "reward_every": 2,
-        "oversample": 3,
-        "q_features": ("source", "likeness"),
-        "temperature": "fraction",
-        "target_fraction": 0.4,
-    },
-    "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
-    "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
-    "rewards in some steps": {"reward_every": 3, "reward": "paired"},
-    "subset": {"train_subset": 3},
-    "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
-    "q warm-up": {"q_warmup_steps": 2},
-    "reset theta": {"reset_theta": True},
-    "alternating": {"alternating_period": 2},
-    "warm-up, then a bandit": {"selector": "bandit", "q_warmup_steps": 2},
-    "competence by length": {"selector": "competence", "difficulty": "length"},
-    "competence by rarity": {"selector": "competence", "difficulty": "rarity"},
-    "competence by label": {"selector": "competence", "difficulty": "label"},
-    "needle": {"needle": True},
-    "topic-coherent": {"topic_coherent": True, "topic_encoder": "hashing", "topic_pool_size": 64},
-    "dropout": {"dropout": 0.2},
-    "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True},
-    "bf16": {"precision": "bf16"},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "pretrained": {"model": "REFERENCE"},
-    "langevin": RAG | {"proposer": "langevin", "retrieval_probe": 4},
-    "langevin, uniform mixture": RAG | {"proposer": "langevin", "q_weighting": False},
-    "langevin, td into theta": RAG | {"proposer": "langevin", "td_into_theta": True},
-    "langevin, faiss and fluency": RAG
-    | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
-    "langevin, what q reads": RAG
-    | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
-    | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
-    | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
-    "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
-    "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
-    "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},
-    "random-queries, no critic": RAG | {"proposer": "random-queries", "selector": "uniform"},
-    "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},
-    "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "low-loss"},
-}
-COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
-RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}
 OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label", "steered"} | RETRIEVING
 """Compositions that change the data, and so the windows."""
 
 
-@dataclass
-class InterruptAt:
-    """A probe that presses Ctrl-C in a step."""
-
-    step: int
-
-    def measure(self, record) -> dict[str, float]:
-        if record.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return {}
-
-
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory) -> str:
-    """A model of the same tokenizer, for rho and as a pretrained model."""
-    return str(
-        train(tiny(selector="uniform", steps=2, run_dir=str(tmp_path_factory.mktemp("ref")))).model_dir
-    )
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory) -> SourceConfig:
-    """A source whose documents have a difficulty label."""
-    path = tmp_path_factory.mktemp("labelled") / "documents.jsonl"
-    documents = (
-        {"text": f"Document {i} says {i * i} and again " + f"word{i % 7} " * 30, "level": i % 5}
-        for i in range(200)
-    )
-    path.write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
-    return SourceConfig(name="labelled", path=str(path), difficulty_field="level", weight=0.5)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory, reference, labelled):
+def runs(tmp_path_factory, configure):
     """Name of a composition → the finished, uninterrupted run; each is made once."""
     made: dict[str, Finished] = {}
-
-    def configure(name: str) -> RunConfig:
-        overrides = COMPOSITIONS[name]
-        if overrides.get("model") == "REFERENCE":
-            overrides = overrides | {"model": reference}
-        if overrides.get("selector") == "rho":
-            overrides = overrides | {"reference_model": reference}
-        if overrides.get("difficulty") == "label":
-            overrides = overrides | {"sources": (*tiny().data.sources, labelled)}
-        return tiny(**overrides)
 
     def get(name: str) -> Finished:
         if name not in made:
@@ -142,15 +33,14 @@ def runs(tmp_path_factory, reference, labelled):
             made[name] = Finished(folder)
         return made[name]
 
-    get.configure = configure
     return get
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 class TestEveryComposition:
-    def test_interrupted_and_resumed_equals_uninterrupted(self, name, runs, tmp_path):
+    def test_interrupted_and_resumed_equals_uninterrupted(self, name, runs, configure, tmp_path):
         """Both halves come from fresh objects, so this is determinism under one seed as well."""
-        run = prepare(runs.configure(name).override(run_dir=str(tmp_path)))
+        run = prepare(configure(name).override(run_dir=str(tmp_path)))
         run.session.probes.append(InterruptAt(STOP - 1))
         halfway = run.session.train()
         assert not halfway.finished
@@ -160,7 +50,7 @@ class TestEveryComposition:
         assert resume(tmp_path).finished
         assert_same_run(tmp_path, runs(name).folder)
 
-    def test_every_row_adds_up(self, name, runs):
+    def test_every_row_adds_up(self, name, runs, configure):
         run = runs(name)
         offered, table = run.candidates["step"], run.candidates
         trained_so_far, effective_so_far = 0, 0.0
@@ -168,7 +58,7 @@ class TestEveryComposition:
             weights = [w for w, step in zip(table["weight"], offered, strict=True) if step == k]
             losses = [x for x, step in zip(table["loss"], offered, strict=True) if step == k]
             scored = sum(x is not None for x in losses)
-            trained = min(scored, runs.configure(name).train.train_subset or N)
+            trained = min(scored, configure(name).train.train_subset or N)
             trained_so_far += trained
             effective = 1 / sum(w * w for w in weights)
             effective_so_far += effective

@@ -26,9 +26,15 @@ class Setting:
     """A small model in float64 that has been trained for a few steps, its held-out text and candidates."""
 
     def __init__(
-        self, *, precision: str = "float64", shuffle: bool = False, probed: int = 99, steps: int = 5
+        self,
+        *,
+        precision: str = "float64",
+        shuffle: bool = False,
+        probed: int = 99,
+        steps: int = 5,
+        device: str = "cpu",
     ) -> None:
-        self.lm = tiny_lm("llama")
+        self.lm = tiny_lm("llama", device=device, precision="bf16" if precision == "bf16" else "fp32")
         if precision == "float64":
             self.lm.network.double()
         config = OptimConfig(lm_lr=1e-3, lr_schedule="constant", lr_warmup_steps=0, grad_clip=1e9, **MICRO)

@@ -1,6 +1,7 @@
 """Everything that a run needs to know about its text, opened from one configuration."""
 
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,13 @@ class Corpus:
         return self.stream.fingerprint()
 
 
-def open_corpus(config: RunConfig, encoder: Encoder | None = None) -> Corpus:
+def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead: bool = False) -> Corpus:
     """Open the sources, load or train the tokenizer, hold out the three sets, begin the stream.
 
     Args:
         config: the run.
         encoder: embeds windows for topic-coherent sets; `config.data.topic_encoder` when None.
+        read_ahead: prepare text in a thread while the model trains.
 
     Raises:
         CurriqError: a source, the tokenizer or the held-out sets cannot be had as asked.
@@ -60,8 +62,10 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None) -> Corpus:
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     target = open_source(target_of(data), _SHARED_SEED)
     held_out, guard = build_held_out(target, tokenizer, data, encoder)
+    # One thread for all sources: a tokenizer works on the texts of a batch in parallel by itself.
+    ahead = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
     readers = {
-        i: _open_reader(source, data, tokenizer, guard, seed)
+        i: _open_reader(source, data, tokenizer, guard, seed, ahead)
         for i, source in enumerate(data.sources)
         if source.weight > 0
     }
@@ -148,9 +152,11 @@ def _open_reader(
     tokenizer: "transformers.PreTrainedTokenizerBase",
     guard: Guard,
     seed: int,
+    ahead: Executor | None,
 ) -> SourceReader:
     target = target_of(data)
     fields = ("path", "hub_split", "hub_revision")
     same_documents = all(getattr(source, field) == getattr(target, field) for field in fields)
     guarded = GuardedSource(open_source(source, seed), guard, of_target=same_documents)
-    return SourceReader(dirty_source(source.dirt, guarded, seed), source.dirt, tokenizer, data.window, seed)
+    documents = dirty_source(source.dirt, guarded, seed)
+    return SourceReader(documents, source.dirt, tokenizer, data.window, seed, ahead)

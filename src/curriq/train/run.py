@@ -98,7 +98,9 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
         )
     device = pick_device(config.lm.device)
     generators = Generators(config.train.seed)
-    corpus = needle_corpus(config) if config.data.needle else open_corpus(config)
+    # A CPU that trains has no core to spare for reading ahead.
+    read_ahead = device.type != "cpu"
+    corpus = needle_corpus(config) if config.data.needle else open_corpus(config, read_ahead=read_ahead)
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
     # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.

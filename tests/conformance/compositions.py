@@ -1,0 +1,73 @@
+"""Every method that a run can be made of, as settings of a tiny run."""
+
+from typing import Any, get_args
+
+from tests.runs import SETTINGS
+
+from curriq.config import SelectorName, field_owners
+from curriq.presets import preset
+
+RAG: dict[str, Any] = {
+    "encoder": "hashing",
+    "buffer_size": 48,
+    "ingest": 12,
+    "query_tokens": 5,
+    "langevin_steps": 3,
+}
+"""Algorithm 2 in miniature; the ring goes round once in six steps."""
+RECOMMENDED = {
+    name: getattr(getattr(preset("recommended"), section), name)
+    for name, section in field_owners().items()
+    if section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed")
+}
+EXTRAS: dict[str, dict[str, Any]] = {
+    "no q-weighting": {"q_weighting": False},
+    "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
+    "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
+    "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
+    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
+    "steered": {
+        "credit": "counterfactual",
+        "reward_every": 2,
+        "oversample": 3,
+        "q_features": ("source", "likeness"),
+        "temperature": "fraction",
+        "target_fraction": 0.4,
+    },
+    "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
+    "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
+    "rewards in some steps": {"reward_every": 3, "reward": "paired"},
+    "subset": {"train_subset": 3},
+    "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
+    "q warm-up": {"q_warmup_steps": 2},
+    "reset theta": {"reset_theta": True},
+    "alternating": {"alternating_period": 2},
+    "warm-up, then a bandit": {"selector": "bandit", "q_warmup_steps": 2},
+    "competence by length": {"selector": "competence", "difficulty": "length"},
+    "competence by rarity": {"selector": "competence", "difficulty": "rarity"},
+    "competence by label": {"selector": "competence", "difficulty": "label"},
+    "needle": {"needle": True},
+    "topic-coherent": {"topic_coherent": True, "topic_encoder": "hashing", "topic_pool_size": 64},
+    "dropout": {"dropout": 0.2},
+    "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True},
+    "bf16": {"precision": "bf16"},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "pretrained": {"model": "REFERENCE"},
+    "langevin": RAG | {"proposer": "langevin", "retrieval_probe": 4},
+    "langevin, uniform mixture": RAG | {"proposer": "langevin", "q_weighting": False},
+    "langevin, td into theta": RAG | {"proposer": "langevin", "td_into_theta": True},
+    "langevin, faiss and fluency": RAG
+    | {"proposer": "langevin", "index": "faiss", "fluency": 0.1, "query_start": "buffer"},
+    "langevin, what q reads": RAG
+    | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
+    | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
+    | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
+    "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
+    "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
+    "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},
+    "random-queries, no critic": RAG | {"proposer": "random-queries", "selector": "uniform"},
+    "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},
+    "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "low-loss"},
+}
+COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
+RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}

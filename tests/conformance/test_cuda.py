@@ -1,0 +1,133 @@
+"""A CUDA device must not change what a run learns: the tiny runs on it, against the same runs on the CPU.
+
+All draws come from CPU generators, so both see the same windows, and differ by rounding.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
+from tests.helpers import random_candidates, tiny_lm
+from tests.numerics.test_effects import Setting
+from tests.runs import SETTINGS, Finished, InterruptAt, tiny
+
+from curriq.config import RunConfig
+from curriq.lm.mixture import single_pass
+from curriq.train.run import prepare, resume, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+STEPS = SETTINGS["steps"]
+OTHER_NOISE = {name for name in COMPOSITIONS if "dropout" in name}
+"""Dropout draws on the device."""
+
+
+def final(config: RunConfig, folder: str) -> Finished:
+    return Finished(train(config.override(run_dir=folder)).run_dir)
+
+
+@pytest.fixture(scope="module")
+def on_cuda(tmp_path_factory, configure):
+    """Name of a composition → its run on the GPU; each is made once."""
+    made: dict[str, Finished] = {}
+
+    def get(name: str) -> Finished:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("cuda")
+            made[name] = final(configure(name).override(device="cuda"), str(folder))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_a_run_on_the_gpu_is_the_run_on_the_cpu_but_for_rounding(name, on_cuda, configure, tmp_path):
+    ours, theirs = on_cuda(name), final(configure(name), str(tmp_path))
+    first, last = 1e-5, 1e-2
+    if name == "bf16":
+        first, last = 1e-2, 3e-2
+    assert [row["step"] for row in ours.rows] == [row["step"] for row in theirs.rows]
+    assert ours.candidates["window_id"][:8] == theirs.candidates["window_id"][:8]
+    assert ours.rows[0].keys() == theirs.rows[0].keys()
+    assert all(math.isfinite(value) for row in ours.rows for value in row.values())
+    if name in RETRIEVING | OTHER_NOISE:
+        first, last = 0.1, 0.1  # an argmax of the search may fall the other way
+    assert ours.rows[0]["train/loss"] == pytest.approx(theirs.rows[0]["train/loss"], rel=first)
+    assert ours.rows[-1]["validation/loss"] == pytest.approx(theirs.rows[-1]["validation/loss"], rel=last)
+    assert ours.summary["test_loss"] == pytest.approx(theirs.summary["test_loss"], rel=last)
+
+
+@pytest.mark.parametrize(
+    "name", ["soft-q", "recommended", "steered", "langevin", "dropout", "bf16", "replay"]
+)
+def test_a_run_resumed_on_the_gpu_goes_on_as_it_would_have(name, on_cuda, configure, tmp_path):
+    """Not to the bit: attention's gradient is summed in any order there."""
+    run = prepare(configure(name).override(device="cuda", run_dir=str(tmp_path)))
+    run.session.probes.append(InterruptAt(STEPS // 2))
+    assert not run.session.train().finished
+    assert resume(tmp_path).finished
+    ours, theirs = Finished(tmp_path).rows[-1], on_cuda(name).rows[-1]
+    assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-3)
+    assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("micro_batch", [2, 11])
+def test_the_gradient_of_the_mixture(dtype, micro_batch):
+    """Against the CPU's in float64, with scores of hundreds of nats whose maximum grows late."""
+    candidates = random_candidates(11)
+    table = torch.linspace(-300, 5, 11, dtype=torch.float64).square().neg().sort().values
+
+    def gradient(device: str, dtype: torch.dtype) -> torch.Tensor:
+        lm = tiny_lm("llama", device=device)
+        lm.network.to(dtype)
+        score_table = table.to(device)
+        single_pass(
+            lm,
+            candidates.to(device),
+            lambda part, features: score_table[part.rows],
+            micro_batch=micro_batch,
+            chunk_tokens=16,
+        )
+        return torch.cat([p.grad.flatten() for p in lm.parameters]).double().cpu()
+
+    expected, ours = gradient("cpu", torch.float64), gradient("cuda", dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert (ours - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_measured_effects(precision):
+    """Losses are subtracted in full precision even where training runs in bfloat16."""
+    exact = Setting()
+    rounded = Setting(precision=precision, device="cuda")
+    ours = rounded.probe.before(0, rounded.candidates.to("cuda"), rounded.mixture()).effect.double().cpu()
+    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    assert (ours - theirs).norm() < {"float32": 0.02, "bf16": 0.2}[precision] * theirs.norm()
+
+
+def test_the_logits_of_a_batch_are_never_held_at_once():
+    """V = 61 is small; a large vocabulary would make them the largest thing of all."""
+    n, length, vocabulary = 64, 256, 32_000
+    lm = tiny_lm("llama", window=length, vocabulary=vocabulary, device="cuda")
+    candidates = random_candidates(n, length).to("cuda")
+    sizes = {"micro_batch": n, "chunk_tokens": 2 * length}
+    uniform = lambda part, features: torch.zeros_like(features.loss)  # noqa: E731
+    single_pass(lm, candidates, uniform, **sizes)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    single_pass(lm, candidates, uniform, **sizes)
+    logits = 4 * n * length * vocabulary
+    assert torch.cuda.max_memory_allocated() - before < logits / 4
+
+
+def test_the_device_is_found_and_named(tmp_path):
+    run = final(tiny(selector="uniform", steps=1, device="auto"), str(tmp_path))
+    about = json.loads((run.folder / "environment.json").read_text())
+    assert about["device"].startswith("cuda")
+    assert about["hardware"] == torch.cuda.get_device_name()
