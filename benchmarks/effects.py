@@ -65,10 +65,10 @@ def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> Non
             seconds[name].append(interval(runs[name], every))
     ratios = [a / b for a, b in zip(seconds["recommended"], seconds["uniform"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    train = recommended.train.num_candidates
+    plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))
     print(
-        f"N = {train}, T = {recommended.data.window}: plain {statistics.median(seconds["uniform"]):.4f} s, "
-        f"recommended {statistics.median(seconds['recommended']):.4f} s, ratio {middle:.3f} "
+        f"N = {recommended.train.num_candidates}, T = {recommended.data.window}, {runs['uniform'].lm.device}: "
+        f"plain {plain:.4f} s per step, recommended {ours:.4f} s, ratio {middle:.3f} "
         f"[{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
     )
     accuracy(runs["recommended"])
