@@ -67,11 +67,12 @@ def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> Non
     low, middle, high = statistics.quantiles(ratios, n=4)
     plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))
     print(
-        f"N = {recommended.train.num_candidates}, T = {recommended.data.window}, {runs['uniform'].lm.device}: "
-        f"plain {plain:.4f} s per step, recommended {ours:.4f} s, ratio {middle:.3f} "
+        f"N = {recommended.train.num_candidates}, T = {recommended.data.window}, "
+        f"{runs['uniform'].lm.device}: plain {plain:.4f} s per step, recommended {ours:.4f} s, ratio {middle:.3f} "
         f"[{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
     )
-    accuracy(runs["recommended"])
+    with runs["recommended"].lm.full_precision():
+        accuracy(runs["recommended"])
 
 
 def accuracy(run) -> None:
