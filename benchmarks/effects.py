@@ -11,6 +11,8 @@ import argparse
 import statistics
 import time
 import tomllib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curriq.config import RunConfig
 from curriq.lm.effects import displaced, total_norm
 from curriq.lm.loss import window_losses
+from curriq.lm.model import LanguageModel
 from curriq.lm.reward import window_losses_of
 from curriq.presets import own_settings, preset
 from curriq.train.loop import train_step
@@ -38,8 +41,7 @@ def interval(run, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         train_step(run.session.components, run.session.state)
-    if run.lm.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(run.lm.device)
     return (time.perf_counter() - began) / steps
 
 
@@ -68,11 +70,16 @@ def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> Non
     plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))
     print(
         f"N = {recommended.train.num_candidates}, T = {recommended.data.window}, "
-        f"{runs['uniform'].lm.device}: plain {plain:.4f} s per step, recommended {ours:.4f} s, ratio {middle:.3f} "
-        f"[{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
+        f"{runs['uniform'].lm.device}: plain {plain:.4f} s per step, recommended {ours:.4f} s, "
+        f"ratio {middle:.3f} [{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
     )
     with runs["recommended"].lm.full_precision():
         accuracy(runs["recommended"])
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def accuracy(run) -> None:
@@ -99,17 +106,34 @@ def accuracy(run) -> None:
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         began = time.perf_counter()
         _, exact = jvp(losses, (parameters,), (tangents,))
+        synchronise(lm.device)
         forward_mode = time.perf_counter() - began
-    before = window_losses_of(lm, tokens, **sizes)
     print(f"forward mode: {forward_mode:.3f} s for {len(tokens)} windows")
-    for relative in (3e-2, 3e-3, 3e-4, 3e-5, 3e-6):
-        began = time.perf_counter()
-        with displaced(lm.parameters, direction, -relative * scale):
-            after = window_losses_of(lm, tokens, **sizes)
-        seconds = time.perf_counter() - began
-        found = (before - after) / (relative * scale)
-        error = ((found - exact).norm() / exact.norm()).item()
-        print(f"finite difference, relative step {relative:.0e}: {seconds:.3f} s, relative error {error:.1e}")
+    for name in ("float32", "TF32", "bfloat16") if lm.device.type == "cuda" else ("float32",):
+        for relative in (3e-2, 3e-3, 3e-4, 3e-5, 3e-6):
+            with arithmetic(lm, name):
+                before = window_losses_of(lm, tokens, **sizes)
+                began = time.perf_counter()
+                with displaced(lm.parameters, direction, -relative * scale):
+                    found = (before - window_losses_of(lm, tokens, **sizes)) / (relative * scale)
+                synchronise(lm.device)
+                seconds = time.perf_counter() - began
+            error = (found - exact).norm() / exact.norm()
+            alike = torch.corrcoef(torch.stack([found, exact]))[0, 1]
+            print(
+                f"finite difference, {name}, relative step {relative:.0e}: {seconds:.3f} s, "
+                f"relative error {error:.1e}, correlation {alike:.4f}"
+            )
+
+
+@contextmanager
+def arithmetic(lm: LanguageModel, name: str) -> Generator[None]:
+    """Forward passes in float32, in float32 with the products in TF32, or in bfloat16 autocast."""
+    lm.reduced_precision, torch.backends.cuda.matmul.allow_tf32 = name == "bfloat16", name == "TF32"
+    try:
+        yield
+    finally:
+        lm.reduced_precision, torch.backends.cuda.matmul.allow_tf32 = False, False
 
 
 def main() -> None:

@@ -153,12 +153,16 @@ class Features:
         """The windows at `index`, in that order."""
         return _map(self, lambda x: x[index])
 
+    def to(self, device: torch.device | str) -> "Features":
+        """The same, with all tensors on the device."""
+        return _map(self, lambda x: x.to(device))
+
     def state_dict(self) -> State:
         return dict(vars(self))
 
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "Features":
-        return _map(Features(**state), lambda x: x.to(device))
+        return Features(**state).to(device)
 
 
 def join_features(parts: Sequence[Features]) -> Features:

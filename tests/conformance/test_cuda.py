@@ -1,6 +1,6 @@
 """A CUDA device must not change what a run learns: the tiny runs on it, against the same runs on the CPU.
 
-All draws come from CPU generators, so both see the same windows, and differ by rounding.
+The draws that choose windows come from CPU generators, so both see the same ones, and differ by rounding.
 """
 
 import json
@@ -24,7 +24,7 @@ pytestmark = [
 
 STEPS = SETTINGS["steps"]
 OTHER_NOISE = {name for name in COMPOSITIONS if "dropout" in name}
-"""Dropout draws on the device."""
+"""Dropout is drawn on the device. So is the noise of a search, and ties between windows are settled there."""
 
 
 def final(config: RunConfig, folder: str) -> Finished:
@@ -52,11 +52,12 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu_but_for_rounding(name, on_cuda, 
     if name == "bf16":
         first, last = 1e-2, 3e-2
     assert [row["step"] for row in ours.rows] == [row["step"] for row in theirs.rows]
-    assert ours.candidates["window_id"][:8] == theirs.candidates["window_id"][:8]
     assert ours.rows[0].keys() == theirs.rows[0].keys()
     assert all(math.isfinite(value) for row in ours.rows for value in row.values())
     if name in RETRIEVING | OTHER_NOISE:
-        first, last = 0.1, 0.1  # an argmax of the search may fall the other way
+        first, last = 0.1, 0.1
+    else:
+        assert ours.candidates["window_id"] == theirs.candidates["window_id"]
     assert ours.rows[0]["train/loss"] == pytest.approx(theirs.rows[0]["train/loss"], rel=first)
     assert ours.rows[-1]["validation/loss"] == pytest.approx(theirs.rows[-1]["validation/loss"], rel=last)
     assert ours.summary["test_loss"] == pytest.approx(theirs.summary["test_loss"], rel=last)
@@ -84,7 +85,7 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
     table = torch.linspace(-300, 5, 11, dtype=torch.float64).square().neg().sort().values
 
     def gradient(device: str, dtype: torch.dtype) -> torch.Tensor:
-        lm = tiny_lm("llama", device=device)
+        lm = tiny_lm("gpt2", device=device)  # Llama takes its norms in float32
         lm.network.to(dtype)
         score_table = table.to(device)
         single_pass(

@@ -24,13 +24,14 @@ def window_losses_of(
     lm: LanguageModel, windows: Int[Tensor, "M T"], *, micro_batch: int, chunk_tokens: int
 ) -> Float[Tensor, "M"]:
     """Mean next-token loss of each window, nats per token, without gradient and dropout."""
-    size = max(1, min(micro_batch, chunk_tokens // windows.shape[1]))
+    chunk = max(1, chunk_tokens // windows.shape[1])
     dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
     losses = [torch.zeros(0, device=lm.device, dtype=dtype)]
     with lm.measuring():
-        for start in range(0, len(windows), size):  # none where there are more ranks than windows
-            tokens = windows[start : start + size].to(lm.device)
-            losses.append(window_losses(lm, lm.trunk(tokens), tokens, chunk_tokens)[0])
+        for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
+            tokens = windows[start : start + micro_batch].to(lm.device)
+            for hidden, part in zip(lm.trunk(tokens).split(chunk), tokens.split(chunk), strict=True):
+                losses.append(window_losses(lm, hidden, part, chunk_tokens)[0])
     return torch.cat(losses)
 
 

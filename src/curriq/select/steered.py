@@ -65,7 +65,7 @@ class Steered(Uniform):
         if not self._fair or beta == math.inf:
             return torch.ones(len(candidates))
         # Q of the fair windows anew: φ has moved since they were probed.
-        q = self._values([*self._fair, known_before(candidates)]).cpu()
+        q = self._values([*self._fair, known_before(candidates)])
         ours, fair = q[-len(candidates) :], q[: -len(candidates)]
         # β can be far below the level of Q: differences first, or they would be lost to rounding.
         level = fair.mean()
@@ -84,11 +84,11 @@ class Steered(Uniform):
         q = self._values(list(self._fair))
         own = replace(
             effects,
-            rows=torch.arange(len(q) - len(fair), len(q), device=q.device),
-            effect=effects.effect[fair.to(effects.effect.device)],
+            rows=torch.arange(len(q) - len(fair), len(q)),
+            effect=effects.effect.cpu()[fair],
         )
         metrics |= self._temperature.observe(q, own)
-        return metrics if self._target is None else metrics | self._keep_target(self._target(), q.cpu())
+        return metrics if self._target is None else metrics | self._keep_target(self._target(), q)
 
     def _keep_target(self, likeness: Float[Tensor, "D"], fair: Float[Tensor, "m"]) -> Metrics:
         """Set the least β, and say which share of the target's own windows the next draws would take."""
@@ -96,7 +96,7 @@ class Steered(Uniform):
         of_target = self._values(
             [_known(source.expand(len(likeness)), likeness) for source in sources.unique()]
         )
-        by_source = of_target.cpu().view(-1, len(likeness))
+        by_source = of_target.view(-1, len(likeness))
         best = by_source[by_source.mean(1).argmax()]
         q, m = torch.cat([fair, best]).double(), len(fair)
 
@@ -108,9 +108,10 @@ class Steered(Uniform):
         return {"policy/target_kept": taken(q[None] / self.beta).item()}
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
+        """On the CPU, where the stream is, and where β is solved in many small operations."""
         q = self._critic.values(join_features(features))
         assert q is not None, "a stream is steered by a critic that has values"
-        return q
+        return q.cpu()
 
     def state_dict(self) -> State:
         return {

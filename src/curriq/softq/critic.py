@@ -128,6 +128,7 @@ class TDCritic:
         previous_action: PreviousAction = stored_action,
     ) -> None:
         self.config = config
+        self._device = device
         self.inputs = inputs
         self.temperature = temperature
         self.online = QNetwork(
@@ -151,8 +152,8 @@ class TDCritic:
 
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:
-        """q = Q_φ(h) of each window, nats per token."""
-        return self.differentiable(features)
+        """q = Q_φ(h) of each window, nats per token, on φ's device, wherever the features lie."""
+        return self.differentiable(features.to(self._device))
 
     def differentiable(self, features: Features) -> Float[Tensor, "n"]:
         """The same, with a gradient into φ and into the features."""
