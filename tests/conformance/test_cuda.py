@@ -104,7 +104,6 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_measured_effects(precision):
-    """Losses are subtracted in full precision even where training runs in bfloat16."""
     exact = Setting()
     rounded = Setting(precision=precision, device="cuda")
     ours = rounded.probe.before(0, rounded.candidates.to("cuda"), rounded.mixture()).effect.double().cpu()

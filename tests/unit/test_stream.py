@@ -1,16 +1,13 @@
 """The stream: what is in it, in which proportions, and that it resumes exactly."""
 
-import collections
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.runs import assert_same_state
 
 from curriq.config import DataConfig, SourceConfig
 from curriq.data.dirt import Duplicates
@@ -46,14 +43,13 @@ def documents(count, seed, labels=False):
 
 
 def make_stream(tokenizer, *, seed=0, weights=(0.5, 0.2, 0.3), dirts=("none", "shuffled-tokens", "ocr"),
-                counts=(50, 40, 3), buffer=16, guard=NOTHING_HELD_OUT, labelled=True,
-                ahead=None):  # fmt: skip
+                counts=(50, 40, 3), buffer=16, guard=NOTHING_HELD_OUT, labelled=True):  # fmt: skip
     readers = {}
     for i, (weight, dirt, count) in enumerate(zip(weights, dirts, counts, strict=True)):
         if weight > 0:
             source = MemorySource(f"s{i}", documents(count, i, labels=i == 0), seed)
             guarded = GuardedSource(source, guard, of_target=i == 0)
-            readers[i] = SourceReader(guarded, dirt, tokenizer, T, seed, ahead)
+            readers[i] = SourceReader(guarded, dirt, tokenizer, T, seed)
     mix = SourceMix(readers=readers, weights=weights, labelled=labelled)
     generator = torch.Generator().manual_seed(seed)
     return WindowStream(mix, buffer, generator, {"seed": str(seed), "T": str(T)})
@@ -112,56 +108,19 @@ def test_sources_are_mixed_by_weight(tokenizer):
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))
 
 
-@pytest.fixture(params=[False, True], ids=["on demand", "ahead"])
-def ahead(request):
-    """None, or a thread that reads ahead."""
-    if not request.param:
-        yield None
-        return
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
-
-
-def test_a_resumed_stream_equals_the_uninterrupted_one_from_any_point(tokenizer, tmp_path, ahead):
-    whole, uninterrupted = make_stream(tokenizer, ahead=ahead), []
+def test_a_resumed_stream_equals_the_uninterrupted_one_from_any_point(tokenizer, tmp_path):
+    whole, uninterrupted = make_stream(tokenizer), []
     for step in range(48):
         if step in (0, 1, 2, 7, 19, 30):
             torch.save(whole.state_dict(), tmp_path / f"{step}.pt")
         uninterrupted.append(whole.next_batch(13))
     assert uninterrupted[29].metrics["data/epoch"] >= 2
     for saved in tmp_path.iterdir():
-        resumed = make_stream(tokenizer, ahead=ahead)
+        resumed = make_stream(tokenizer)
         resumed.next_batch(3)  # a position of its own, to be forgotten
         resumed.load_state_dict(torch.load(saved, weights_only=True))
         for expected in uninterrupted[int(saved.stem) :]:
             assert_equal_batches(resumed.next_batch(13), expected)
-
-
-def test_reading_ahead_changes_no_window_and_no_state(tokenizer):
-    with ThreadPoolExecutor(1) as executor:
-        ours, theirs = make_stream(tokenizer, ahead=executor), make_stream(tokenizer)
-        for _ in range(40):
-            assert_equal_batches(ours.next_batch(11), theirs.next_batch(11))
-            assert_same_state(ours.state_dict(), theirs.state_dict())
-
-
-def test_an_error_ahead_comes_when_its_documents_do(tokenizer):
-    """Until then training goes on, and what has been read can be saved."""
-
-    class Broken(MemorySource):
-        def next_document(self):
-            if self._position == 200:
-                raise CurriqError("row 201 is no text")
-            return super().next_document()
-
-    with ThreadPoolExecutor(1) as executor:
-        reader = SourceReader(Broken("web", documents(300, 0), 0), "none", tokenizer, T, 0, executor)
-        whole = SourceReader(MemorySource("web", documents(300, 0), 0), "none", tokenizer, T, 0)
-        for _ in range(192 * 10 // T):  # three batches of 64 documents, of 16 tokens on average
-            assert reader.next_window().window_id == whole.next_window().window_id
-            reader.state_dict()
-        with pytest.raises(CurriqError, match="row 201"):
-            collections.deque((reader.next_window() for _ in range(1000)), maxlen=0)
 
 
 def test_two_arms_with_one_seed_see_the_same_windows_however_they_are_cut(tokenizer):

@@ -1,13 +1,13 @@
 """Everything that a run needs to know about its text, opened from one configuration."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from curriq.config import DataConfig, RunConfig, SourceConfig
+from curriq.data.ahead import ReadAhead
 from curriq.data.dirt import dirty_source
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
@@ -37,7 +37,7 @@ class Corpus:
     """
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
-    stream: WindowStream
+    stream: WindowStream | ReadAhead
     held_out: HeldOutSets
     source_names: tuple[str, ...]
     guard: Guard
@@ -53,36 +53,51 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     Args:
         config: the run.
         encoder: embeds windows for topic-coherent sets; `config.data.topic_encoder` when None.
-        read_ahead: prepare text in a thread while the model trains.
+        read_ahead: read the stream in a process of its own while the model trains.
 
     Raises:
         CurriqError: a source, the tokenizer or the held-out sets cannot be had as asked.
     """
-    data, seed = config.data, config.train.seed
+    data = config.data
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     target = open_source(target_of(data), _SHARED_SEED)
     held_out, guard = build_held_out(target, tokenizer, data, encoder)
-    # One thread for all sources: a tokenizer works on the texts of a batch in parallel by itself.
-    ahead = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
-    readers = {
-        i: _open_reader(source, data, tokenizer, guard, seed, ahead)
-        for i, source in enumerate(data.sources)
-        if source.weight > 0
-    }
-    mix = SourceMix(
-        readers=readers,
-        weights=[source.weight for source in data.sources],
-        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
-    )
-    generator = torch.Generator().manual_seed(derive_seed(seed, "stream"))
+    mix = open_sources(config, tokenizer, guard)
     fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
+    stream = open_stream(config, mix, fingerprint)
     return Corpus(
         tokenizer=tokenizer,
-        stream=WindowStream(mix, data.shuffle_buffer, generator, fingerprint),
+        stream=ReadAhead(config, tokenizer, guard, stream) if read_ahead else stream,
         held_out=held_out,
         source_names=tuple(source.name for source in data.sources),
         guard=guard,
     )
+
+
+def open_sources(
+    config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", guard: Guard
+) -> SourceMix:
+    """The sources that training reads, at their beginning.
+
+    Raises:
+        CurriqError: a source cannot be opened.
+    """
+    data = config.data
+    return SourceMix(
+        readers={
+            i: _open_reader(source, data, tokenizer, guard, config.train.seed)
+            for i, source in enumerate(data.sources)
+            if source.weight > 0
+        },
+        weights=[source.weight for source in data.sources],
+        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
+    )
+
+
+def open_stream(config: RunConfig, mix: SourceMix, fingerprint: Mapping[str, str]) -> WindowStream:
+    """Their windows, mixed and shuffled."""
+    generator = torch.Generator().manual_seed(derive_seed(config.train.seed, "stream"))
+    return WindowStream(mix, config.data.shuffle_buffer, generator, fingerprint)
 
 
 def training_texts(data: DataConfig) -> Iterator[str]:
@@ -152,11 +167,9 @@ def _open_reader(
     tokenizer: "transformers.PreTrainedTokenizerBase",
     guard: Guard,
     seed: int,
-    ahead: Executor | None,
 ) -> SourceReader:
     target = target_of(data)
     fields = ("path", "hub_split", "hub_revision")
     same_documents = all(getattr(source, field) == getattr(target, field) for field in fields)
     guarded = GuardedSource(open_source(source, seed), guard, of_target=same_documents)
-    documents = dirty_source(source.dirt, guarded, seed)
-    return SourceReader(documents, source.dirt, tokenizer, data.window, seed, ahead)
+    return SourceReader(dirty_source(source.dirt, guarded, seed), source.dirt, tokenizer, data.window, seed)

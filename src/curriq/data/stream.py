@@ -9,8 +9,7 @@ import bisect
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -73,23 +72,6 @@ class GuardedSource:
         self._source.load_state_dict(state)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """Some documents of one epoch, spoiled and tokenised.
-
-    Attributes:
-        tokens: ids of each document.
-        difficulty: label of each document.
-        epoch: the source's epoch after them.
-        ended: whether an epoch ended with them.
-    """
-
-    tokens: list[list[int]]
-    difficulty: list[float]
-    epoch: int
-    ended: bool
-
-
 class SourceReader:
     """One source's windows in order: its documents, spoiled if they are to be, tokenised and packed.
 
@@ -99,8 +81,6 @@ class SourceReader:
         tokenizer: turns them into tokens.
         length: T, tokens per window.
         seed: seed of the dirt.
-        ahead: prepares what comes next while training goes on; None reads when windows are needed. The
-            windows are the same. It pays where the device that trains is another than the one that reads.
     """
 
     def __init__(
@@ -110,22 +90,16 @@ class SourceReader:
         tokenizer: "transformers.PreTrainedTokenizerBase",
         length: int,
         seed: int,
-        ahead: Executor | None = None,
     ) -> None:
         self.source = source
         self.dirt = dirt
         self.length = length
-        self.epoch = source.epoch
         self._tokenizer = tokenizer
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
         self._packer = Packer(source.name, length, eos_id(tokenizer))
         self._pending: deque[Window] = deque()
         self._epoch_tokens = 0
-        self._ahead = ahead
-        self._next: Future[_Reading] | None = None
-        self._source_state: State = {}
-        """Of the source before `_next`: what is read ahead is read again on resume."""
 
     def next_window(self) -> Window:
         """The next window.
@@ -134,40 +108,19 @@ class SourceReader:
             CurriqError: a whole epoch had no document to train on.
         """
         while not self._pending:
-            self._take(self._reading())
+            self._read()
         return self._pending.popleft()
 
-    def _reading(self) -> _Reading:
-        """What comes next; begins to prepare what comes after that."""
-        if self._ahead is None:
-            return self._read()
-        reading = self._read() if self._next is None else self._next.result()
-        self._source_state = self.source.state_dict()
-        self._next = self._ahead.submit(self._read)
-        return reading
-
-    def _read(self) -> _Reading:
+    def _read(self) -> None:
         epoch = self.source.epoch
         documents, ended = self._next_documents()
         rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
         texts = [dirty_text(self.dirt, d.text, rng) for d, rng in zip(documents, rngs, strict=True)]
-        clean = encode(self._tokenizer, texts)
-        return _Reading(
-            tokens=[
-                dirty_tokens(self.dirt, ids, self._vocabulary, rng)
-                for ids, rng in zip(clean, rngs, strict=True)
-            ],
-            difficulty=[document.difficulty for document in documents],
-            epoch=self.source.epoch,
-            ended=ended,
-        )
-
-    def _take(self, reading: _Reading) -> None:
-        for ids, difficulty in zip(reading.tokens, reading.difficulty, strict=True):
+        for document, clean, rng in zip(documents, encode(self._tokenizer, texts), rngs, strict=True):
+            ids = dirty_tokens(self.dirt, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids)
-            self._pending.extend(self._packer.add(ids, difficulty))
-        self.epoch = reading.epoch
-        if reading.ended:
+            self._pending.extend(self._packer.add(ids, document.difficulty))
+        if ended:
             self._begin_epoch()
 
     def _next_documents(self) -> tuple[list[Document], bool]:
@@ -194,7 +147,7 @@ class SourceReader:
             logging.DEBUG if self.repeats_on_purpose else logging.WARNING,
             "source %r is used up: epoch %d begins, its training documents (%d tokens) come again.",
             name,
-            self.epoch,
+            self.source.epoch,
             self._epoch_tokens,
         )
         self._epoch_tokens = 0
@@ -206,18 +159,14 @@ class SourceReader:
 
     def state_dict(self) -> State:
         return {
-            "source": self.source.state_dict() if self._next is None else self._source_state,
+            "source": self.source.state_dict(),
             "packer": self._packer.state_dict(),
             "pending": windows_to_state(self._pending, self.length),
             "epoch_tokens": self._epoch_tokens,
         }
 
     def load_state_dict(self, state: State) -> None:
-        if self._next is not None:
-            wait([self._next])
-            self._next = None
         self.source.load_state_dict(state["source"])
-        self.epoch = self.source.epoch
         self._packer.load_state_dict(state["packer"])
         self._pending = deque(windows_from_state(state["pending"]))
         self._epoch_tokens = state["epoch_tokens"]
@@ -264,6 +213,7 @@ class WindowStream:
         self._generator = generator
         self._fingerprint = dict(fingerprint)
         self._buffer: list[tuple[int, Window]] = []
+        self._ready: deque[tuple[int, Window]] = deque()  # comes first: read ahead by another process once
 
     def next_batch(self, n: int) -> Candidates:
         """The next n windows.
@@ -287,18 +237,18 @@ class WindowStream:
     def epoch(self) -> int:
         """Times that the most often repeated source has run out, sources of duplicates aside."""
         readers = self._mix.readers.values()
-        return max((reader.epoch for reader in readers if not reader.repeats_on_purpose), default=0)
+        return max((reader.source.epoch for reader in readers if not reader.repeats_on_purpose), default=0)
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
         return dict(self._fingerprint)
 
     def state_dict(self) -> State:
-        windows = windows_to_state([w for _, w in self._buffer], self._length)
         return {
             "fingerprint": self.fingerprint(),
             "readers": {str(i): reader.state_dict() for i, reader in self._mix.readers.items()},
-            "buffer": windows | {"source": torch.tensor([i for i, _ in self._buffer], dtype=torch.int64)},
+            "buffer": _to_state(self._buffer, self._length),
+            "ready": _to_state(self._ready, self._length),
             "generator": self._generator.get_state(),
         }
 
@@ -311,11 +261,13 @@ class WindowStream:
         check_fingerprint(state["fingerprint"], self._fingerprint)
         for i, reader in self._mix.readers.items():
             reader.load_state_dict(state["readers"][str(i)])
-        windows = windows_from_state(state["buffer"])
-        self._buffer = list(zip(state["buffer"]["source"].tolist(), windows, strict=True))
+        self._buffer = _from_state(state["buffer"])
+        self._ready = deque(_from_state(state["ready"]) if "ready" in state else ())
         self._generator.set_state(state["generator"])
 
     def _next(self) -> tuple[int, Window]:
+        if self._ready:
+            return self._ready.popleft()
         while len(self._buffer) < self._buffer_size:
             source = bisect.bisect_right(self._cumulative, self._uniform() * self._cumulative[-1])
             self._buffer.append((source, self._mix.readers[source].next_window()))
@@ -329,6 +281,16 @@ class WindowStream:
     @property
     def _length(self) -> int:
         return next(iter(self._mix.readers.values())).length
+
+
+def _to_state(windows: Iterable[tuple[int, Window]], length: int) -> State:
+    windows = list(windows)
+    state = windows_to_state([window for _, window in windows], length)
+    return state | {"source": torch.tensor([source for source, _ in windows], dtype=torch.int64)}
+
+
+def _from_state(state: State) -> list[tuple[int, Window]]:
+    return list(zip(state["source"].tolist(), windows_from_state(state), strict=True))
 
 
 def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:

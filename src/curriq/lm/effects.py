@@ -26,8 +26,10 @@ from curriq.lm.reward import HeldOutReward, window_losses_of
 from curriq.types import Candidates, Effects, Metrics, Mixture, State
 
 RELATIVE_STEP = 3e-4
-"""‖h P ∇ℓ_D‖ over ‖θ‖. Rounding in float32 and curvature are both far below the effect there; see
-`benchmarks/effects.py`."""
+REDUCED_RELATIVE_STEP = 1e-3
+"""‖h P ∇ℓ_D‖ over ‖θ‖, in float32 and in bfloat16. In float32 rounding and curvature are both far below the
+effect. In bfloat16 they balance at about a fifth of it, and the order of the windows hardly suffers; passes
+in float32 would cost several times as much on a GPU. `benchmarks/effects.py` has the numbers."""
 
 
 class EffectProbe:
@@ -84,11 +86,9 @@ class EffectProbe:
             return None
         rows = self._rows(candidates)
         probed = candidates.take(rows)
-        size = RELATIVE_STEP * total_norm(self._lm.parameters) / max(1e-30, total_norm(direction))
-        if self._lm.reduced_precision:  # the losses of training are too coarse to subtract from
-            before = self._losses(probed.tokens)
-        else:
-            before = mixture.features.loss[rows.to(mixture.features.loss.device)]
+        relative = REDUCED_RELATIVE_STEP if self._lm.reduced_precision else RELATIVE_STEP
+        size = relative * total_norm(self._lm.parameters) / max(1e-30, total_norm(direction))
+        before = mixture.features.loss[rows.to(mixture.features.loss.device)]
         with displaced(self._lm.parameters, direction, -size):
             after = self._losses(probed.tokens)
         effect = ((before - after).double() * (self._learner.rate(step) / size)).to(before.dtype)
@@ -140,8 +140,7 @@ class EffectProbe:
 
     def _losses(self, tokens: Int[Tensor, "m T"]) -> Float[Tensor, "m"]:
         self._reward.forwards += len(tokens)
-        with self._lm.full_precision():
-            local = window_losses_of(self._lm, tokens[parallel.shard()], **self._sizes)
+        local = window_losses_of(self._lm, tokens[parallel.shard()], **self._sizes)
         return parallel.gather_rows(local, len(tokens))
 
     def state_dict(self) -> State:

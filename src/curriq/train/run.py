@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
         )
     device = pick_device(config.lm.device)
     generators = Generators(config.train.seed)
-    # A CPU that trains has no core to spare for reading ahead.
-    read_ahead = device.type != "cpu"
+    read_ahead = device.type != "cpu" and os.name == "posix"
     corpus = needle_corpus(config) if config.data.needle else open_corpus(config, read_ahead=read_ahead)
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())

@@ -1,0 +1,250 @@
+"""Reads a stream of text in a process of its own, ahead of training.
+
+To tokenise, check and pack text takes a microsecond or two per token, much of it in Python, and a steered
+stream reads several windows for each that it trains on. A GPU would wait for that; a thread would not help,
+because it shares Python's lock with the one that feeds the GPU. A CPU that trains has no core to spare: there
+the stream is read where it is needed. The windows are the same.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import weakref
+from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from curriq.config import RunConfig
+from curriq.data.split import Guard
+from curriq.data.stream import WindowStream
+from curriq.errors import CurriqError
+from curriq.types import Candidates, State, concatenate
+
+if TYPE_CHECKING:
+    import transformers
+
+_log = logging.getLogger("curriq")
+
+LEAST_BLOCKS = 4
+_ENDED = object()
+_OTHER_SIDE = "import sys; from curriq.data.ahead import serve; serve(int(sys.argv[1]))"
+
+
+class ReadAhead:
+    """The windows of a stream that another process reads.
+
+    Args:
+        config: the run; blocks of N windows are read, and for as many steps ahead as a step may need.
+        tokenizer, guard: what the other process opens the sources with.
+        stream: the stream at its beginning; it is not read here.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        guard: Guard,
+        stream: WindowStream,
+    ) -> None:
+        self._fingerprint = stream.fingerprint()
+        self._block = config.train.num_candidates
+        self._blocks = max(LEAST_BLOCKS, config.train.oversample)
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _OTHER_SIDE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # Ctrl-C is for the process that trains
+            )
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=_receive, args=(self._connection, self._answers), daemon=True).start()
+        self.close = weakref.finalize(self, _stop, self._connection, self._process)
+        """Ends the other process; called by itself when the stream is no longer used."""
+        self._asked = 0
+        self._read: collections.deque[Candidates | Exception] = collections.deque()
+        self._send(config, tokenizer, guard, self._fingerprint)
+
+    def next_batch(self, n: int) -> Candidates:
+        """The next n windows; `data/epoch` is that of what has been read ahead.
+
+        Raises:
+            CurriqError: a source cannot be read on, or the other process has ended.
+        """
+        parts: list[Candidates] = []
+        missing = n
+        while missing > 0:
+            self._ask()
+            if not self._read:
+                self._take_one()
+            block = self._read.popleft()
+            if isinstance(block, Exception):
+                self._read.appendleft(block)
+                raise block
+            parts.append(block.take(slice(missing)))
+            if len(block) > missing:
+                self._read.appendleft(block.take(slice(missing, None)))
+            missing -= len(parts[-1])
+        batch = concatenate(parts)
+        return replace(batch, metrics=batch.metrics | {"data/windows_read": float(n)})
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal when a run is resumed, by name."""
+        return dict(self._fingerprint)
+
+    def state_dict(self) -> State:
+        """That of a `WindowStream` which has handed out what this one has: either can go on from it.
+
+        Raises:
+            CurriqError: what has been read ahead ends in an error. The source is past it by now, and a run
+                that went on from there would not meet it.
+        """
+        self._collect()
+        self._send("state_dict")
+        state = _no_error(self._answer())
+        windows = [_no_error(block) for block in self._read]
+        self._ask()
+        return state | {"ready": _to_state(windows, state["buffer"])}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly where the state was taken.
+
+        Raises:
+            CurriqError: the state is of a stream of other data.
+        """
+        self._collect()
+        self._read.clear()
+        self._send("load_state_dict", state)
+        _no_error(self._answer())
+
+    def _ask(self) -> None:
+        """Keep enough blocks under way; after an error no more are needed."""
+        while self._asked < self._blocks and not (self._read and isinstance(self._read[-1], Exception)):
+            self._send("next_batch", self._block)
+            self._asked += 1
+
+    def _take_one(self) -> None:
+        """Wait for the next block. An error among those to come is one when its windows are needed."""
+        self._asked -= 1
+        self._read.append(self._answer())
+
+    def _collect(self) -> None:
+        """Wait for all that is under way."""
+        while self._asked:
+            self._take_one()
+
+    def _send(self, *message: Any) -> None:
+        # A broken pipe is told by the answer that does not come.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            _send(self._connection, message)
+
+    def _answer(self) -> Any:
+        """What the other process answers, or the error that it met."""
+        answer, said = self._answers.get()
+        for level, text in said:
+            _log.log(level, text)
+        if answer is not _ENDED:
+            return answer
+        self._answers.put((_ENDED, ()))
+        return CurriqError(
+            f"the process that reads the data has ended with exit code {self._process.wait()}. If it was "
+            "killed, the machine may have had too little memory."
+        )
+
+
+def _no_error(answer: Any) -> Any:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _to_state(blocks: list[Candidates], like: State) -> State:
+    """Windows in the form in which a `WindowStream` keeps those of its buffer."""
+    if not blocks:
+        return {name: value[:0] for name, value in like.items()}
+    windows = concatenate(blocks)
+    labels = windows.difficulty if windows.difficulty is not None else torch.full((len(windows),), torch.nan)
+    return {
+        "tokens": windows.tokens.to(torch.int32),
+        "ids": windows.window_ids,
+        "difficulty": labels.double(),
+        "source": windows.source,
+    }
+
+
+def _receive(connection: Connection, answers: queue.SimpleQueue) -> None:
+    """Take answers as they come: a pipe holds little, and the other process would wait."""
+    while True:
+        try:
+            answers.put(pickle.loads(connection.recv_bytes()))
+        except (EOFError, OSError):
+            answers.put((_ENDED, ()))
+            return
+
+
+def _send(connection: Connection, message: Any) -> None:
+    # Connection.send would have torch pass tensors in shared memory, which only its own children can open.
+    connection.send_bytes(pickle.dumps(message))
+
+
+def _stop(connection: Connection, process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    connection.close()
+
+
+class _Heard(logging.Handler):
+    """Keeps what was logged, to be said by the process that has a screen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append((record.levelno, record.getMessage()))
+
+
+def serve(descriptor: int) -> None:
+    """The other side: open the stream, then answer one message after another."""
+    heard = _Heard()
+    _log.addHandler(heard)
+    _log.propagate = False
+    stream: WindowStream | None = None
+    with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            message = pickle.loads(connection.recv_bytes())
+            try:
+                if stream is None:
+                    stream = _open(*message)
+                    continue
+                answer = getattr(stream, message[0])(*message[1:])
+            except Exception as error:
+                answer = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+            _send(connection, (answer, heard.said))
+            heard.said = []
+
+
+def _open(
+    config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", guard: Guard, fingerprint: dict
+) -> WindowStream:
+    from curriq.data.corpus import open_sources, open_stream
+
+    return open_stream(config, open_sources(config, tokenizer, guard), fingerprint)
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
