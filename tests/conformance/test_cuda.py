@@ -108,7 +108,7 @@ def test_measured_effects(precision):
     rounded = Setting(precision=precision, device="cuda")
     ours = rounded.probe.before(0, rounded.candidates.to("cuda"), rounded.mixture()).effect.double().cpu()
     theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
-    assert (ours - theirs).norm() < {"float32": 0.02, "bf16": 0.2}[precision] * theirs.norm()
+    assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > {"float32": 0.999, "bf16": 0.8}[precision]
 
 
 def test_the_logits_of_a_batch_are_never_held_at_once():

@@ -112,6 +112,14 @@ def test_float32_agrees_with_float64() -> None:
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
+def test_bfloat16_keeps_the_order_of_the_windows() -> None:
+    """The effects are differences of losses of training, whose products are rounded to eight bits."""
+    exact, rounded = Setting(steps=50), Setting(precision="bf16", steps=50)
+    ours = rounded.probe.before(0, rounded.candidates, rounded.mixture()).effect.double()
+    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.9
+
+
 def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
     setting = Setting(precision="float32")
     mixture = setting.mixture()

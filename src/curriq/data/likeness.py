@@ -33,21 +33,25 @@ class LikenessStream:
     Args:
         stream: where the windows come from.
         target: windows of the reward set D; never of the validation or test set.
+        device: where n-grams are counted. The likeness itself lies on the CPU, as the windows do.
     """
 
-    def __init__(self, stream: Windows, target: Int[Tensor, "D T"]) -> None:
+    def __init__(
+        self, stream: Windows, target: Int[Tensor, "D T"], device: torch.device | str = "cpu"
+    ) -> None:
         self._stream = stream
-        self._ngrams = _ngrams(target)
+        self._device = device
+        self._ngrams = _ngrams(target.to(device))
         self._within = _count_within(self._ngrams)
         self._target = _counts(self._ngrams)
         self._seen = torch.zeros_like(self._target)
         # Exponentially weighted sums of 1, of the scores and of their squares.
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def next_batch(self, n: int) -> Candidates:
         """The next n windows of the stream, with `likeness`."""
         batch = self._stream.next_batch(n)
-        ngrams = _ngrams(batch.tokens)
+        ngrams = _ngrams(batch.tokens.to(self._device))
         self._seen += _counts(ngrams)
         score = _log_ratio(self._target[ngrams], self._seen[ngrams] - _count_within(ngrams), self._totals())
         self._follow(score)
@@ -71,15 +75,19 @@ class LikenessStream:
         weight, total, squares = self._sums.tolist()
         mean = total / weight
         spread = math.sqrt(max(0.0, squares / weight - mean**2))
-        return ((score - mean) / max(spread, 1e-12)).clamp(-BOUND, BOUND).float()
+        return ((score - mean) / max(spread, 1e-12)).clamp(-BOUND, BOUND).float().cpu()
 
     def state_dict(self) -> State:
-        return {"stream": self._stream.state_dict(), "seen": self._seen.clone(), "sums": self._sums.clone()}
+        return {
+            "stream": self._stream.state_dict(),
+            "seen": self._seen.cpu().clone(),
+            "sums": self._sums.cpu().clone(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         self._stream.load_state_dict(state["stream"])
-        self._seen = state["seen"].clone()
-        self._sums = state["sums"].clone()
+        self._seen = state["seen"].to(self._device, copy=True)
+        self._sums = state["sums"].to(self._device, copy=True)
 
 
 def _log_ratio(
@@ -110,6 +118,6 @@ def _counts(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "G"]:
 
 def _count_within(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
     """How often each n-gram occurs in its own window."""
-    of_window = ngrams + 2 * BUCKETS * torch.arange(len(ngrams))[:, None]
+    of_window = ngrams + 2 * BUCKETS * torch.arange(len(ngrams), device=ngrams.device)[:, None]
     _, place, counts = of_window.unique(return_inverse=True, return_counts=True)
     return counts[place].double()

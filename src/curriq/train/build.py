@@ -282,9 +282,9 @@ def _soft_q(shop: Workshop) -> Selector:
         previous_action = ReforwardedAction(shop.lm, critic.td_lambda)
         trunk = trunk_flops(shop.lm, shop.config.data.window)
         shop.flops_per_td_update = 3 * trunk + _recomputed_flops(shop)
-    inputs = QInputs(
-        critic.q_features, shop.lm.width, len(shop.corpus.source_names), layer_norm=critic.q_layer_norm
-    )
+    corpus = shop.corpus
+    sources = len(corpus.source_names)
+    inputs = QInputs(critic.q_features, shop.lm.width, sources, layer_norm=critic.q_layer_norm)
     steers = shop.config.train.oversample > 1
     acceptance = Acceptance(min(SURE, critic.target_fraction))
     solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
@@ -292,7 +292,7 @@ def _soft_q(shop: Workshop) -> Selector:
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     target = None
     if "likeness" in critic.q_features:
-        shop.stream = likeness = LikenessStream(shop.corpus.stream, shop.corpus.held_out.reward)
+        shop.stream = likeness = LikenessStream(corpus.stream, corpus.held_out.reward, shop.lm.device)
         target = likeness.of_target
     if steers:
         keep = critic.target_kept
