@@ -21,13 +21,14 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from curriq.config import RunConfig
 from curriq.data.split import Guard
 from curriq.data.stream import WindowStream
 from curriq.errors import CurriqError
-from curriq.types import Candidates, State, concatenate
+from curriq.types import Candidates, Metrics, State, concatenate
 
 if TYPE_CHECKING:
     import transformers
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("curriq")
 
 LEAST_BLOCKS = 4
-_ENDED = object()
 _OTHER_SIDE = "import sys; from curriq.data.ahead import serve; serve(int(sys.argv[1]))"
 
 
@@ -67,7 +67,7 @@ class ReadAhead:
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # Ctrl-C is for the process that trains
             )
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_receive, args=(self._connection, self._answers), daemon=True).start()
         self.close = weakref.finalize(self, _stop, self._connection, self._process)
         """Ends the other process; called by itself when the stream is no longer used."""
@@ -136,7 +136,8 @@ class ReadAhead:
     def _take_one(self) -> None:
         """Wait for the next block. An error among those to come is one when its windows are needed."""
         self._asked -= 1
-        self._read.append(self._answer())
+        answer = self._answer()
+        self._read.append(answer if isinstance(answer, Exception) else _unpacked(*answer))
 
     def _collect(self) -> None:
         """Wait for all that is under way."""
@@ -150,16 +151,17 @@ class ReadAhead:
 
     def _answer(self) -> Any:
         """What the other process answers, or the error that it met."""
-        answer, said = self._answers.get()
+        message = self._answers.get()
+        if not message:
+            self._answers.put(message)
+            return CurriqError(
+                f"the process that reads the data has ended with exit code {self._process.wait()}. If it was "
+                "killed, the machine may have had too little memory."
+            )
+        answer, said = pickle.loads(message)
         for level, text in said:
             _log.log(level, text)
-        if answer is not _ENDED:
-            return answer
-        self._answers.put((_ENDED, ()))
-        return CurriqError(
-            f"the process that reads the data has ended with exit code {self._process.wait()}. If it was "
-            "killed, the machine may have had too little memory."
-        )
+        return answer
 
 
 def _no_error(answer: Any) -> Any:
@@ -182,13 +184,33 @@ def _to_state(blocks: list[Candidates], like: State) -> State:
     }
 
 
-def _receive(connection: Connection, answers: queue.SimpleQueue) -> None:
-    """Take answers as they come: a pipe holds little, and the other process would wait."""
+def _packed(windows: Candidates) -> tuple[dict[str, np.ndarray], Metrics]:
+    """What a `WindowStream` hands out, as arrays: tensors take much longer to pickle."""
+    columns = {name: getattr(windows, name) for name in ("tokens", "window_ids", "source", "difficulty")}
+    arrays = {name: column.numpy() for name, column in columns.items() if column is not None}
+    return arrays | {"tokens": arrays["tokens"].astype(np.int32)}, windows.metrics
+
+
+def _unpacked(arrays: dict[str, np.ndarray], metrics: Metrics) -> Candidates:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Candidates(
+        tokens=tensors["tokens"].long(),
+        window_ids=tensors["window_ids"],
+        source=tensors["source"],
+        difficulty=tensors.get("difficulty"),
+        rows=torch.arange(len(tensors["tokens"])),
+        metrics=metrics,
+    )
+
+
+def _receive(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
+    """Take answers as they come, for a pipe holds little and the other process would wait. They are unpacked
+    where they are needed, because this thread must not keep the one that feeds the GPU from Python's lock."""
     while True:
         try:
-            answers.put(pickle.loads(connection.recv_bytes()))
+            answers.put(connection.recv_bytes())
         except (EOFError, OSError):
-            answers.put((_ENDED, ()))
+            answers.put(b"")
             return
 
 
@@ -228,6 +250,7 @@ def serve(descriptor: int) -> None:
                     stream = _open(*message)
                     continue
                 answer = getattr(stream, message[0])(*message[1:])
+                answer = _packed(answer) if isinstance(answer, Candidates) else answer
             except Exception as error:
                 answer = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
             _send(connection, (answer, heard.said))

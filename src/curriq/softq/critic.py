@@ -139,7 +139,10 @@ class TDCritic:
         ).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.online.parameters(), lr=config.q_lr, weight_decay=config.q_weight_decay
+            self.online.parameters(),
+            lr=config.q_lr,
+            weight_decay=config.q_weight_decay,
+            fused=torch.device(device).type == "cuda",  # where the time goes to starting kernels
         )
         self.scale = Scale(fixed=not config.q_standardise)
         self.previous_action = previous_action
