@@ -2,7 +2,7 @@
 
     python benchmarks/effects.py            # a minute on 2 cores
 
-Steps of plain training and of the preset `recommended` are interleaved in one process on equal windows;
+Steps of plain training and of the preset `recommended` take turns in one process on windows of equal length;
 seconds are averaged over whole intervals between probes, and the ratio is the median over rounds with the
 quartiles. Then one direction is differentiated by finite differences of several sizes, and in forward mode.
 """
@@ -36,13 +36,12 @@ def build(config: RunConfig, folder: Path):
     return prepare(config.override(run_dir=str(folder)))
 
 
-def interval(run, steps: int) -> float:
-    """Mean seconds of some steps."""
+def step(run) -> float:
+    """Seconds of one step."""
     began = time.perf_counter()
-    for _ in range(steps):
-        train_step(run.session.components, run.session.state)
+    train_step(run.session.components, run.session.state)
     synchronise(run.lm.device)
-    return (time.perf_counter() - began) / steps
+    return time.perf_counter() - began
 
 
 def parse_setting(item: str) -> tuple[str, Any]:
@@ -57,14 +56,19 @@ def parse_setting(item: str) -> tuple[str, Any]:
 def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> None:
     recommended = base.override(**own_settings("recommended")).override(**own)
     every = recommended.train.reward_every
+    steps = (rounds + 2) * every  # so that the learning rate does not come to the end of its decay
     changed = {"uniform": base.override(**own, selector="uniform"), "recommended": recommended}
-    runs = {name: build(config, folder / name) for name, config in changed.items()}
-    for run in runs.values():
-        interval(run, 2 * every)
+    runs = {name: build(config.override(steps=steps), folder / name) for name, config in changed.items()}
+    for run in [*runs.values()] * (2 * every):
+        step(run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for k in range(rounds):
-        for name in list(runs) if k % 2 else list(runs)[::-1]:
-            seconds[name].append(interval(runs[name], every))
+    for _ in range(rounds):
+        spent = dict.fromkeys(runs, 0.0)
+        for k in range(every):  # a whole interval between probes, step beside step: a machine's pace drifts
+            for name in list(runs) if k % 2 else list(runs)[::-1]:
+                spent[name] += step(runs[name]) / every
+        for name, mean in spent.items():
+            seconds[name].append(mean)
     ratios = [a / b for a, b in zip(seconds["recommended"], seconds["uniform"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))

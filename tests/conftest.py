@@ -29,10 +29,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "curriq")
 def pytest_configure(config: pytest.Config) -> None:
     """Give the session an empty cache, so that a stale one cannot make a test pass.
 
-    The workers of pytest-xdist inherit the folder of the session that started them. GPUs are hidden from all
-    tiers but their own: equal bits are promised on the CPU alone.
+    The workers of pytest-xdist inherit the folder of the session that started them. GPUs are hidden where
+    their own tests are left out: equal bits are promised on the CPU alone.
     """
-    if config.option.markexpr not in ("", "gpu"):
+    tiers = config.option.markexpr
+    if tiers and ("gpu" not in tiers or "not gpu" in tiers):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not hasattr(config, "workerinput"):
         config.stash[_cache] = os.environ["CURRIQ_CACHE"] = tempfile.mkdtemp(prefix="curriq-cache-")

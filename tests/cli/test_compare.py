@@ -15,10 +15,11 @@ from tests.runs import SETTINGS
 
 from curriq.cli import main
 from curriq.evaluate.plan import OWN, load_plan
-from curriq.evaluate.workers import Job, exclusive, last_line, run_jobs, steps_logged
+from curriq.evaluate.workers import Job, last_line, run_jobs, steps_logged
 from curriq.report.comparison import print_comparison
 from curriq.report.read import read_metrics, read_summary
 from curriq.train.run import train
+from curriq.train.storage import exclusive
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -255,7 +256,7 @@ class TestFinished:
         assert "saw different data" in capsys.readouterr().err
 
     def test_a_folder_at_work_is_left_alone(self, finished: Path, capsys):
-        with exclusive(finished / "out"):
+        with exclusive(finished / "out", "still finishing"):
             error = refused(capsys, str(finished / "compare.toml"), "--out", str(finished / "out"))
         assert "another `curriq compare` is at work there" in error
 
@@ -277,7 +278,7 @@ class TestWorkers:
             self.job(tmp_path, "good", f"open('{tmp_path}/good', 'w')"),
         ]
         console = Console(record=True, file=io.StringIO(), width=100)
-        with exclusive(tmp_path) as lock:
+        with exclusive(tmp_path, "still finishing") as lock:
             outcome = run_jobs(jobs, 1, 0, lock, console, poll_seconds=0.01)
         assert outcome.failed == {"bad": "no luck."}
         assert not outcome.stopped
@@ -290,7 +291,7 @@ class TestWorkers:
     def test_no_more_than_so_many_at_once(self, tmp_path: Path, workers: int):
         code = "import time; print(time.time()); time.sleep(0.4); print(time.time())"
         jobs = [self.job(tmp_path, f"j{i}", code) for i in range(4)]
-        with exclusive(tmp_path) as lock:
+        with exclusive(tmp_path, "still finishing") as lock:
             run_jobs(jobs, workers, 0, lock, Console(file=io.StringIO()), poll_seconds=0.01)
         spans = [tuple(map(float, job.log.read_text().split())) for job in jobs]
         at_once = max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
@@ -299,14 +300,14 @@ class TestWorkers:
 
     def test_workers_keep_the_lock_after_the_parent(self, tmp_path: Path):
         """A worker left behind by a kill holds the folder until it ends."""
-        with exclusive(tmp_path) as lock:
+        with exclusive(tmp_path, "still finishing") as lock:
             left = subprocess.Popen(
                 [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
             )
-        with pytest.raises(ValueError, match="still finishing"), exclusive(tmp_path):
+        with pytest.raises(ValueError, match="still finishing"), exclusive(tmp_path, "still finishing"):
             pass
         left.communicate(b"\n")
-        with exclusive(tmp_path):
+        with exclusive(tmp_path, "still finishing"):
             pass
 
     def test_steps_come_from_the_last_whole_row(self, tmp_path: Path):

@@ -9,6 +9,7 @@ from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
 from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
 
 from curriq.config import RunConfig
+from curriq.errors import CurriqError
 from curriq.report.read import read_metrics, read_summary
 from curriq.train.registry import GROUPS, SUMMARY, find
 from curriq.train.run import prepare, resume, train
@@ -133,6 +134,24 @@ def test_windows_do_not_depend_on_the_method(name, runs):
     ours, uniform = runs(name).candidates, runs("uniform").candidates
     for column in ("step", "row", "window_id", "source"):
         assert ours[column] == uniform[column]
+
+
+def test_a_run_that_is_under_way_is_not_trained_by_another_process_too(tmp_path):
+    refused = []
+
+    @dataclass
+    class Intruder:
+        def measure(self, record) -> dict[str, float]:
+            with pytest.raises(CurriqError, match="another process is training this run"):
+                resume(tmp_path)
+            refused.append(record.step)
+            return {}
+
+    run = prepare(tiny(steps=2, run_dir=str(tmp_path)))
+    run.session.probes.append(Intruder())
+    assert run.session.train().finished
+    assert refused == [0, 1]
+    assert resume(tmp_path, steps=3).finished
 
 
 TRUNK = T * (2 * WIDTH * (3 * WIDTH + WIDTH + 4 * WIDTH + 4 * WIDTH) + 2 * 2 * T * WIDTH)

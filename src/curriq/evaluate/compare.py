@@ -43,11 +43,16 @@ def compare(plan: Plan) -> int:
         CurriqError: a run in the folder has other settings, or somebody else is at work there.
     """
     from curriq.evaluate.assess import assess
-    from curriq.evaluate.workers import exclusive, run_jobs
+    from curriq.evaluate.workers import run_jobs
     from curriq.report.comparison import print_comparison, save_curves
-    from curriq.train.storage import write_atomically
+    from curriq.train.storage import exclusive, write_atomically
 
-    with exclusive(plan.out) as lock:
+    # The workers inherit the lock, so that nobody starts a run which one left behind by a kill still writes.
+    refusal = (
+        f"--out {plan.out}: another `curriq compare` is at work there, or workers of one that was killed are "
+        "still finishing their runs. Wait for them, or give another folder."
+    )
+    with exclusive(plan.out, refusal) as lock:
         finished = {run.name for run in plan.runs if is_finished(run)}
         jobs = [_job(run, plan.compare.workers) for run in plan.runs if run.name not in finished]
         done_before = sum(run.config.train.steps for run in plan.runs if run.name in finished)

@@ -1,6 +1,5 @@
 """Runs commands in several processes with one live display, and stops them gently."""
 
-import fcntl
 import json
 import logging
 import os
@@ -8,8 +7,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from curriq.errors import CurriqError
 from curriq.train.interrupt import stop_flag
 
 logger = logging.getLogger("curriq")
@@ -77,7 +74,7 @@ def run_jobs(
         jobs: in the order of their start.
         workers: processes at once.
         finished_steps: steps of jobs that were done before, for the display.
-        lock: descriptor that the workers keep open; see `exclusive`.
+        lock: descriptor that the workers keep open; see `storage.exclusive`.
         console: where to show progress; standard error when None.
         poll_seconds: time between two looks at the workers.
     """
@@ -184,31 +181,6 @@ class _Display:
 
     def _say(self, text: str, style: str = "") -> None:
         self._progress.console.print(escape(text), style=style, soft_wrap=True)
-
-
-@contextmanager
-def exclusive(folder: Path) -> Generator[int]:
-    """Hold the folder's lock; gives the descriptor that workers must inherit.
-
-    The lock is free again when this process and all its workers have ended, so that nobody starts a run
-    which a worker left behind by a kill is still writing.
-
-    Raises:
-        CurriqError: somebody else holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CurriqError(
-                f"--out {folder}: another `curriq compare` is at work there, or workers of one that was "
-                "killed are still finishing their runs. Wait for them, or give another folder."
-            ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def steps_logged(run_dir: Path) -> int:

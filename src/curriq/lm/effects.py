@@ -26,10 +26,10 @@ from curriq.lm.reward import HeldOutReward, window_losses_of
 from curriq.types import Candidates, Effects, Metrics, Mixture, State
 
 RELATIVE_STEP = 3e-4
-REDUCED_RELATIVE_STEP = 1e-3
+REDUCED_RELATIVE_STEP = 2e-3
 """‖h P ∇ℓ_D‖ over ‖θ‖, in float32 and in bfloat16. In float32 rounding and curvature are both far below the
-effect. In bfloat16 they balance at about a fifth of it, and the order of the windows hardly suffers; passes
-in float32 would cost several times as much on a GPU. `benchmarks/effects.py` has the numbers."""
+effect. In bfloat16 the step is where both together do least harm to the order of the windows; passes in
+float32 would cost several times as much on a GPU. `benchmarks/effects.py` has the numbers."""
 
 
 class EffectProbe:

@@ -196,7 +196,12 @@ GROUPS = (
         "One column per source of the stream; the two shares each sum to 1 over the sources. Offered are the "
         "N candidates of the step, and with `--oversample` also the windows that were passed over.",
         (
-            Metric("data/epoch", "epochs", "Passes over the training documents begun before this step."),
+            Metric(
+                "data/epoch",
+                "epochs",
+                "Passes over the training documents begun before this step, by what has been read; on a GPU "
+                "the stream is read some steps ahead.",
+            ),
             Metric("data/windows_read", "windows", "Windows taken out of the stream in this step."),
             Metric(
                 "select/offered_share/<source>",

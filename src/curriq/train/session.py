@@ -28,7 +28,7 @@ from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, 
 from curriq.train.meter import Meter
 from curriq.train.metrics import write_summary
 from curriq.train.progress import make_progress
-from curriq.train.storage import new_folder, write_atomically
+from curriq.train.storage import exclusive, new_folder, write_atomically
 from curriq.types import Metrics, merge
 
 
@@ -132,7 +132,12 @@ class Session:
                 ) from error
         self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep) if primary else None
         mode = self.config.log.progress if primary else "none"
+        refusal = (
+            f"--run-dir {self.run_dir}: another process is training this run. Wait for it, or stop it with "
+            "Ctrl-C and resume."
+        )
         with (
+            exclusive(self.run_dir, refusal) if primary else nullcontext(),
             stop_flag() as stop,
             make_progress(mode, self.config.train.steps, self.state.step) as progress,
             self._open_logs() if primary else nullcontext() as logs,

@@ -1,8 +1,13 @@
 """Writing that survives a crash: data reaches the disk before the name that announces it."""
 
+import fcntl
 import itertools
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+from curriq.errors import CurriqError
 
 
 def fsync(path: Path) -> None:
@@ -33,6 +38,33 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+@contextmanager
+def exclusive(folder: Path, refusal: str) -> Generator[int]:
+    """Hold the folder's lock; gives its descriptor. Children that inherit it hold the lock too.
+
+    It is free again when this process and all that have inherited it have ended, however they end.
+
+    Args:
+        folder: is made where it is not there, and `.lock` in it.
+        refusal: what to say when somebody else holds the lock.
+
+    Raises:
+        CurriqError: the refusal.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CurriqError(refusal) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def new_folder(path: Path) -> Path:
