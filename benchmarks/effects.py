@@ -1,6 +1,7 @@
 """Cost of measured effects, and what the finite difference loses against forward-mode differentiation.
 
-    python benchmarks/effects.py            # a minute on 2 cores
+    python benchmarks/effects.py            # three minutes on 2 cores
+    python benchmarks/effects.py --preset small --rounds 10
 
 Steps of plain training and of the preset `recommended` take turns in one process on windows of equal length;
 seconds are averaged over whole intervals between probes, and the ratio is the median over rounds with the
@@ -10,23 +11,23 @@ quartiles. Then one direction is differentiated by finite differences of several
 import argparse
 import statistics
 import time
-import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
+from common import synchronise
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curriq.cli import parse_run_config
 from curriq.config import RunConfig
 from curriq.lm.effects import displaced, total_norm
 from curriq.lm.loss import window_losses
 from curriq.lm.model import LanguageModel
 from curriq.lm.reward import window_losses_of
-from curriq.presets import own_settings, preset
+from curriq.presets import own_settings
 from curriq.train.loop import train_step
 from curriq.train.run import prepare
 
@@ -44,20 +45,11 @@ def step(run) -> float:
     return time.perf_counter() - began
 
 
-def parse_setting(item: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as a run file would have it; a bare word is a string."""
-    name, value = item.split("=", 1)
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
-
-
-def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> None:
-    recommended = base.override(**own_settings("recommended")).override(**own)
+def cost(base: RunConfig, rounds: int, folder: Path) -> None:
+    recommended = base.override(**own_settings("recommended"))
     every = recommended.train.reward_every
     steps = (rounds + 2) * every  # so that the learning rate does not come to the end of its decay
-    changed = {"uniform": base.override(**own, selector="uniform"), "recommended": recommended}
+    changed = {"uniform": base.override(selector="uniform"), "recommended": recommended}
     runs = {name: build(config.override(steps=steps), folder / name) for name, config in changed.items()}
     for run in [*runs.values()] * (2 * every):
         step(run)
@@ -73,17 +65,12 @@ def cost(base: RunConfig, own: dict[str, Any], rounds: int, folder: Path) -> Non
     low, middle, high = statistics.quantiles(ratios, n=4)
     plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))
     print(
-        f"N = {recommended.train.num_candidates}, T = {recommended.data.window}, "
+        f"N = {base.train.num_candidates}, T = {base.data.window}, "
         f"{runs['uniform'].lm.device}: plain {plain:.4f} s per step, recommended {ours:.4f} s, "
         f"ratio {middle:.3f} [{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
     )
     with runs["recommended"].lm.full_precision():
         accuracy(runs["recommended"])
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def accuracy(run) -> None:
@@ -142,18 +129,16 @@ def arithmetic(lm: LanguageModel, name: str) -> Generator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="All other options are those of `curriq train`, and hold for both arms.",
+        allow_abbrev=False,
     )
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--preset", default="default", help="what the sizes are taken from")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of both arms")
-    options = parser.parse_args()
-    base = preset(options.preset)
-    own = dict(parse_setting(item) for item in options.set)
-    own |= {"threads": options.threads, "progress": "none"}
+    options, rest = parser.parse_known_args()
+    base = parse_run_config(rest).override(progress="none")
     with TemporaryDirectory() as folder:
-        cost(base, own, options.rounds, Path(folder))
+        cost(base, options.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import Vocabulary, as_it_comes, synchronise
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from curriq.config import LMConfig
 from curriq.lm.embeddings import InputEmbeddings, frozen
@@ -52,18 +52,6 @@ ARMS = (NAIVE, FROZEN, OURS, HALF_BRIDGE, HALF, FLOOR)
 TEMPERATURE, RULE = 1.0, StepRule(step_size=20.0, limit=1.0, gradient="clip", noise_scale=0.1)
 
 
-class Vocabulary:
-    """The part of a tokenizer that the model loader reads."""
-
-    eos_token_id = 0
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(token): token for token in range(self._size)}
-
-
 class Bench:
     """The model, λ, and one function per arm that takes one step."""
 
@@ -77,9 +65,7 @@ class Bench:
         self.energy = LanguageModelEnergy(
             self.lm, self.inputs, lambda f: self.q(f.hidden), list(self.q.parameters()), shape["chains"]
         )
-        # The loader replaces what it knows a faster equal of; autograd gets the model without that.
-        self.plain = AutoModelForCausalLM.from_config(self.lm.network.config).to(device)
-        self.plain.load_state_dict(self.lm.network.state_dict())
+        self.plain = as_it_comes(self.lm)
         self.plain.activation_checkpointing_enable()
         start = torch.randint(
             shape["vocabulary"], (shape["chains"], shape["tokens"]), generator=Generators(0)("start")
@@ -149,11 +135,6 @@ class Bench:
         rows = self.shape["chains"] * self.shape["tokens"]
         for matrix in self.matrices():
             torch.zeros(rows, len(matrix), device=matrix.device) @ matrix
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, list[float]]:

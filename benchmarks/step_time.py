@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from common import Vocabulary, as_it_comes, synchronise
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.learner import Learner
@@ -65,21 +65,6 @@ HF, PLAIN, SINGLE, TWO, REWARD = (
 ARMS = (HF, PLAIN, SINGLE, TWO, REWARD)
 
 
-class Vocabulary:
-    """The part of a tokenizer that the model loader reads."""
-
-    eos_token_id = 0
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(token): token for token in range(self._size)}
-
-
 class FixedProposer:
     """Offers the same windows at every step."""
 
@@ -110,11 +95,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         rows=torch.arange(n),
     ).to(device)
 
-    # The loader replaces what it knows a faster equal of; this is the model as it comes, with our weights.
-    theirs = AutoModelForCausalLM.from_config(lm.network.config).to(device)
-    for name, parameter in lm.network.named_parameters(remove_duplicate=False):
-        owner, _, leaf = name.rpartition(".")
-        setattr(theirs.get_submodule(owner), leaf, parameter)
+    theirs = as_it_comes(lm)
 
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
@@ -170,8 +151,7 @@ def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.devi
         for name in names[turn:] + names[:turn]:
             began = time.perf_counter()
             arms[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronise(device)
             seconds[name].append(time.perf_counter() - began)
         gc.collect()
     gc.enable()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
 from tests.helpers import random_candidates, tiny_lm
-from tests.numerics.test_effects import Setting
+from tests.numerics.test_effects import Setting, uniform
+from tests.numerics.test_mixture import gradients
 from tests.runs import SETTINGS, Finished, InterruptAt, tiny
 
 from curriq.config import RunConfig
@@ -95,7 +96,7 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
             micro_batch=micro_batch,
             chunk_tokens=16,
         )
-        return torch.cat([p.grad.flatten() for p in lm.parameters]).double().cpu()
+        return gradients(lm).double().cpu()
 
     expected, ours = gradient("cpu", torch.float64), gradient("cuda", dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -117,7 +118,6 @@ def test_the_logits_of_a_batch_are_never_held_at_once():
     lm = tiny_lm("llama", window=length, vocabulary=vocabulary, device="cuda")
     candidates = random_candidates(n, length).to("cuda")
     sizes = {"micro_batch": n, "chunk_tokens": 2 * length}
-    uniform = lambda part, features: torch.zeros_like(features.loss)  # noqa: E731
     single_pass(lm, candidates, uniform, **sizes)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

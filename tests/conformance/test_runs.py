@@ -137,13 +137,23 @@ def test_windows_do_not_depend_on_the_method(name, runs):
 
 
 def test_a_run_that_is_under_way_is_not_trained_by_another_process_too(tmp_path):
+    """Nor does the other one touch the folder before it is refused."""
     refused = []
+
+    def contents() -> dict[str, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in files}
 
     @dataclass
     class Intruder:
         def measure(self, record) -> dict[str, float]:
+            begun = tmp_path / "checkpoints" / ".tmp-step-00000009"  # a checkpoint that is being written
+            begun.mkdir(exist_ok=True)
+            before = contents()
             with pytest.raises(CurriqError, match="another process is training this run"):
-                resume(tmp_path)
+                resume(tmp_path, steps=9)
+            assert contents() == before
+            assert begun.exists()
             refused.append(record.step)
             return {}
 

@@ -1,5 +1,6 @@
 """Reading in another process: the same windows, the same state, and an end that says why."""
 
+import gc
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from tests.runs import Finished, InterruptAt, tiny
 import curriq.train.run as run_module
 from curriq.config import SourceConfig
 from curriq.data import open_corpus
+from curriq.data.ahead import LEAST_BLOCKS
 from curriq.errors import CurriqError
 from curriq.train.run import prepare, resume, train
 
@@ -84,16 +86,21 @@ def test_an_error_ahead_comes_when_its_windows_do(opened, tmp_path):
     rows[300] = "{broken"
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     web = SourceConfig(name="web", path=str(tmp_path / "rows.jsonl"), weight=1)
-    stream = opened(tiny(sources=(*tiny().data.sources[:1], web), shuffle_buffer=1, target="prose"))
+    config = tiny(sources=(*tiny().data.sources[:1], web), shuffle_buffer=1, target="prose")
+
+    stream, plain = opened(config), open_corpus(config).stream
     read = []
 
-    def read_on():
+    def read_on(stream):
         while True:
             read.append(stream.next_batch(8))
 
     with pytest.raises(CurriqError, match=r"line 301 of .*rows\.jsonl"):
-        read_on()
-    assert len(read) >= 8
+        read_on(stream)
+    assert len(read) > LEAST_BLOCKS
+    assert_equal(read, batches(plain, len(read) * [8]))
+    with pytest.raises(CurriqError, match="line 301"):
+        plain.next_batch(8)
     for again in (lambda: stream.next_batch(1), stream.state_dict):
         with pytest.raises(CurriqError, match="line 301"):
             again()
@@ -120,8 +127,11 @@ def test_a_process_that_ends_is_named_and_ctrl_c_does_not_reach_it(opened):
         stream.state_dict()
 
 
-def test_a_stream_that_nobody_uses_leaves_no_process(opened):
-    stream = opened(tiny())
+def test_a_stream_that_nobody_uses_leaves_no_process():
+    stream = open_corpus(tiny(), read_ahead=True).stream
+    stream.next_batch(4)
     child = stream._process
-    stream.close()
+    assert child.poll() is None
+    del stream
+    gc.collect()
     assert child.poll() is not None

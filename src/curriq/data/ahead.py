@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -44,8 +45,7 @@ class ReadAhead:
 
     Args:
         config: the run; blocks of N windows are read, and for as many steps ahead as a step may need.
-        tokenizer, guard: what the other process opens the sources with.
-        stream: the stream at its beginning; it is not read here.
+        tokenizer, guard, fingerprint: what the other process opens the stream with.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class ReadAhead:
         config: RunConfig,
         tokenizer: "transformers.PreTrainedTokenizerBase",
         guard: Guard,
-        stream: WindowStream,
+        fingerprint: Mapping[str, str],
     ) -> None:
-        self._fingerprint = stream.fingerprint()
+        self._fingerprint = dict(fingerprint)
         self._block = config.train.num_candidates
         self._blocks = max(LEAST_BLOCKS, config.train.oversample)
         self._connection, theirs = Pipe()
@@ -87,10 +87,8 @@ class ReadAhead:
             self._ask()
             if not self._read:
                 self._take_one()
-            block = self._read.popleft()
-            if isinstance(block, Exception):
-                self._read.appendleft(block)
-                raise block
+            block = _no_error(self._read[0])
+            self._read.popleft()
             parts.append(block.take(slice(missing)))
             if len(block) > missing:
                 self._read.appendleft(block.take(slice(missing, None)))
@@ -110,11 +108,12 @@ class ReadAhead:
                 that went on from there would not meet it.
         """
         self._collect()
-        self._send("state_dict")
-        state = _no_error(self._answer())
-        windows = [_no_error(block) for block in self._read]
+        if unread := [_no_error(block) for block in self._read]:
+            self._request("put_back", concatenate(unread))
+            self._read.clear()
+        state = self._request("state_dict")
         self._ask()
-        return state | {"ready": _to_state(windows, state["buffer"])}
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where the state was taken.
@@ -124,8 +123,12 @@ class ReadAhead:
         """
         self._collect()
         self._read.clear()
-        self._send("load_state_dict", state)
-        _no_error(self._answer())
+        self._request("load_state_dict", state)
+
+    def _request(self, *message: Any) -> Any:
+        """What the other process answers; nothing else may be under way."""
+        self._send(*message)
+        return _no_error(self._answer())
 
     def _ask(self) -> None:
         """Keep enough blocks under way; after an error no more are needed."""
@@ -168,20 +171,6 @@ def _no_error(answer: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _to_state(blocks: list[Candidates], like: State) -> State:
-    """Windows in the form in which a `WindowStream` keeps those of its buffer."""
-    if not blocks:
-        return {name: value[:0] for name, value in like.items()}
-    windows = concatenate(blocks)
-    labels = windows.difficulty if windows.difficulty is not None else torch.full((len(windows),), torch.nan)
-    return {
-        "tokens": windows.tokens.to(torch.int32),
-        "ids": windows.window_ids,
-        "difficulty": labels.double(),
-        "source": windows.source,
-    }
 
 
 def _packed(windows: Candidates) -> tuple[dict[str, np.ndarray], Metrics]:

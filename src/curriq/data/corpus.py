@@ -64,10 +64,11 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     held_out, guard = build_held_out(target, tokenizer, data, encoder)
     mix = open_sources(config, tokenizer, guard)
     fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
-    stream = open_stream(config, mix, fingerprint)
     return Corpus(
         tokenizer=tokenizer,
-        stream=ReadAhead(config, tokenizer, guard, stream) if read_ahead else stream,
+        stream=ReadAhead(config, tokenizer, guard, fingerprint)
+        if read_ahead
+        else open_stream(config, mix, fingerprint),
         held_out=held_out,
         source_names=tuple(source.name for source in data.sources),
         guard=guard,

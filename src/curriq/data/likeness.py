@@ -80,8 +80,8 @@ class LikenessStream:
     def state_dict(self) -> State:
         return {
             "stream": self._stream.state_dict(),
-            "seen": self._seen.cpu().clone(),
-            "sums": self._sums.cpu().clone(),
+            "seen": self._seen.to("cpu", copy=True),
+            "sums": self._sums.to("cpu", copy=True),
         }
 
     def load_state_dict(self, state: State) -> None:

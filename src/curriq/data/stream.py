@@ -213,7 +213,7 @@ class WindowStream:
         self._generator = generator
         self._fingerprint = dict(fingerprint)
         self._buffer: list[tuple[int, Window]] = []
-        self._ready: deque[tuple[int, Window]] = deque()  # comes first: read ahead by another process once
+        self._ready: deque[tuple[int, Window]] = deque()  # put back
 
     def next_batch(self, n: int) -> Candidates:
         """The next n windows.
@@ -232,6 +232,12 @@ class WindowStream:
             rows=torch.arange(n),
             metrics={"data/epoch": float(self.epoch), "data/windows_read": float(n)},
         )
+
+    def put_back(self, windows: Candidates) -> None:
+        """Hand these, which have been read, out again before all others."""
+        labels = torch.full((len(windows),), math.nan) if windows.difficulty is None else windows.difficulty
+        columns = {"tokens": windows.tokens.int(), "ids": windows.window_ids, "difficulty": labels.double()}
+        self._ready.extendleft(reversed(_from_state(columns | {"source": windows.source})))
 
     @property
     def epoch(self) -> int:

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -121,23 +121,22 @@ class Session:
                 loss or gradient is not finite, and then the checkpoints from before it stand.
         """
         self._require_open_end()
-        primary = parallel.rank() == 0
-        if primary:
-            try:
-                self._open_folder()
-            except OSError as error:
-                raise CurriqError(
-                    f"--run-dir {self.run_dir} cannot be the folder of a run ({error.strerror}): give a new "
-                    "folder, or an empty one, in a place where you may write."
-                ) from error
-        self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep) if primary else None
+        with ExitStack() as held:
+            primary = parallel.rank() == 0
+            if primary:
+                try:
+                    self._open_folder(held)
+                except OSError as error:
+                    raise CurriqError(
+                        f"--run-dir {self.run_dir} cannot be the folder of a run ({error.strerror}): give a "
+                        "new folder, or an empty one, in a place where you may write."
+                    ) from error
+                self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep)
+            return self._train(primary)
+
+    def _train(self, primary: bool) -> RunResult:
         mode = self.config.log.progress if primary else "none"
-        refusal = (
-            f"--run-dir {self.run_dir}: another process is training this run. Wait for it, or stop it with "
-            "Ctrl-C and resume."
-        )
         with (
-            exclusive(self.run_dir, refusal) if primary else nullcontext(),
             stop_flag() as stop,
             make_progress(mode, self.config.train.steps, self.state.step) as progress,
             self._open_logs() if primary else nullcontext() as logs,
@@ -279,20 +278,24 @@ class Session:
         names = self.meter.source_names
         return RunLogs(self.config, self.run_dir, names, self.tokenizer, self.state.step)
 
-    def _open_folder(self) -> None:
-        """Make the run's folder and write down what is about to run."""
+    def _open_folder(self, held: ExitStack) -> None:
+        """Make the run's folder, hold it against other processes, and write down what is about to run."""
+        if self._last_saved is None and not self.config.log.run_dir:
+            name = f"{self.config.method}-{self.config.train.seed}"
+            self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
+            self.run_dir = new_folder(self.run_dir)
+        refusal = (
+            f"--run-dir {self.run_dir}: another process is training this run. Wait for it, or stop it with "
+            "Ctrl-C and resume."
+        )
+        held.enter_context(exclusive(self.run_dir, refusal))
         if self._last_saved is None:
-            if not self.config.log.run_dir:
-                name = f"{self.config.method}-{self.config.train.seed}"
-                self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
-                self.run_dir = new_folder(self.run_dir)
             log = self.run_dir / "metrics.jsonl"
             if checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0):
                 raise CurriqError(
                     f"--run-dir {self.run_dir} holds a run already: go on with "
                     f"`curriq resume {self.run_dir}`, or give another folder."
                 )
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end that is none any more
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
         about = {

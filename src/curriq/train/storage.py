@@ -1,6 +1,5 @@
 """Writing that survives a crash: data reaches the disk before the name that announces it."""
 
-import fcntl
 import itertools
 import os
 from collections.abc import Generator
@@ -8,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from curriq.errors import CurriqError
+
+if os.name == "posix":
+    import fcntl
 
 
 def fsync(path: Path) -> None:
@@ -57,7 +59,8 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.name == "posix":  # elsewhere nothing holds the folder
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CurriqError(refusal) from None
         except OSError:
