@@ -23,10 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curriq.cli import parse_run_config
 from curriq.config import RunConfig
-from curriq.lm.effects import displaced, total_norm
-from curriq.lm.loss import window_losses
-from curriq.lm.model import LanguageModel
-from curriq.lm.reward import window_losses_of
+from curriq.lm.held_out import displaced, total_norm, window_losses_of
+from curriq.lm.model import LanguageModel, window_losses
 from curriq.presets import own_settings
 from curriq.train.loop import train_step
 from curriq.train.run import prepare

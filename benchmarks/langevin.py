@@ -25,10 +25,7 @@ from common import Vocabulary, as_it_comes, synchronise
 from torch import nn
 
 from curriq.config import LMConfig
-from curriq.lm.embeddings import InputEmbeddings, frozen
-from curriq.lm.load import load_language_model, pick_device
-from curriq.propose.energy import LanguageModelEnergy
-from curriq.propose.langevin import (
+from curriq.langevin.dynamics import (
     SoftTokens,
     StepRule,
     bridge_gradient,
@@ -36,6 +33,9 @@ from curriq.propose.langevin import (
     one_hot_logits,
     soft_embed,
 )
+from curriq.langevin.energy import LanguageModelEnergy
+from curriq.lm.embeddings import InputEmbeddings, frozen
+from curriq.lm.load import load_language_model, pick_device
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 

@@ -17,7 +17,7 @@ import torch
 from curriq.data.embedded import embedded_documents
 from curriq.data.encoder import MINILM, load_encoder
 from curriq.errors import CurriqError
-from curriq.propose.ring_buffer import FaissIndex, RebuiltFaissIndex, TorchIndex, import_faiss
+from curriq.langevin.ring_buffer import FaissIndex, RebuiltFaissIndex, TorchIndex, import_faiss
 
 WIDTH = 384
 

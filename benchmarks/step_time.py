@@ -24,17 +24,16 @@ import torch
 from common import Vocabulary, as_it_comes, synchronise
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
+from curriq.lm.held_out import HeldOutReward, NoReward
 from curriq.lm.learner import Learner
 from curriq.lm.load import load_language_model, pick_device
 from curriq.lm.mixture import single_pass, two_pass
-from curriq.lm.reward import HeldOutReward, NoReward
 from curriq.rng import Generators
 from curriq.select import SoftQ, Uniform
 from curriq.softq.critic import NoCritic, TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.train.loop import Components, LoopState, train_step
-from curriq.train.phases import never
+from curriq.train.loop import Components, LoopState, never, train_step
 from curriq.types import Candidates
 
 SHAPES = {

@@ -38,12 +38,11 @@ from scipy import stats
 
 import curriq
 from curriq.config import RunConfig
-from curriq.lm.effects import RELATIVE_STEP, displaced, total_norm
+from curriq.langevin.build import buffer_proposer
+from curriq.langevin.energy import features_of
+from curriq.langevin.retrievers import uniform_slots
+from curriq.lm.held_out import RELATIVE_STEP, displaced, held_out_loss, total_norm, window_losses_of
 from curriq.lm.mixture import weighted_gradient
-from curriq.lm.reward import held_out_loss, window_losses_of
-from curriq.propose.assemble import buffer_proposer
-from curriq.propose.energy import features_of
-from curriq.propose.finders import uniform_slots
 from curriq.rng import Generators
 from curriq.train.build import Run, differentiable_q
 from curriq.train.run import load_run

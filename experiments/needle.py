@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import curriq
-from curriq.report.read import read_metrics
+from curriq.runlog.read import read_metrics
 
 ARMS = {
     "uniform": {"selector": "uniform"},

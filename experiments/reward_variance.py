@@ -15,7 +15,7 @@ import numpy as np
 
 import curriq
 from curriq.presets import preset
-from curriq.report.read import read_metrics
+from curriq.runlog.read import read_metrics
 
 
 def noise(rewards: np.ndarray) -> float:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from curriq.config import to_toml
+from curriq.data.stream import window_id
 from curriq.data.tokenizer import encode, serialised, train_tokenizer
-from curriq.data.windows import window_id
 from curriq.presets import preset
-from curriq.train.metrics import CandidateLog, MetricsLog, write_summary
-from curriq.train.queries import QueryLog
-from curriq.train.windows import WindowLog
+from curriq.runlog.queries import QueryLog
+from curriq.runlog.windows import WindowLog
+from curriq.runlog.writers import CandidateLog, MetricsLog, write_summary
 from curriq.types import Candidates, Effects, Queries
 
 SOURCES = ("prose", "code")
@@ -111,9 +111,9 @@ def _steered(taken: Candidates, source: int, name: str) -> Candidates:
         tokens=tokens,
         window_ids=torch.tensor([window_id(name, row.astype(np.int32)) for row in tokens.numpy()]),
         source=torch.full((len(taken),), source),
-        chance=torch.full((len(taken),), 0.25, dtype=torch.float64),
+        accept_prob=torch.full((len(taken),), 0.25, dtype=torch.float64),
     )
-    return replace(taken, chance=torch.ones(len(taken), dtype=torch.float64), passed_over=over)
+    return replace(taken, accept_prob=torch.ones(len(taken), dtype=torch.float64), rejected=over)
 
 
 def _steering(row: dict, step: int, n: int, sources: Sequence[str]) -> dict[str, float]:
@@ -126,7 +126,7 @@ def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
     effective = float(1 / (weights**2).sum())
     row = {
         "step": step,
-        "x/windows_seen": n * (step + 1),
+        "x/windows_proposed": n * (step + 1),
         "x/windows_trained": n * (step + 1),
         "x/tokens": n * window * (step + 1),
         "x/flops": 10**9 * (step + 1),
@@ -153,7 +153,7 @@ def _row(step, steps, n, window, source, weights, sources, q, loss, tasks):
             row |= {
                 "task/hellaswag/acc_norm": 0.25 + 0.001 * step,
                 "task/hellaswag/acc_norm/stderr": 0.02,
-                "task/hellaswag/acc_norm/chance": 0.25,
+                "task/hellaswag/acc_norm/chance_level": 0.25,
             }
     return row
 

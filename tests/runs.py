@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from curriq.config import EMBEDDED_DIRTY, RunConfig
+from curriq.config import EMBEDDED_SOURCES, RunConfig
 from curriq.presets import preset
-from curriq.report.read import read_candidates, read_metrics, read_summary
+from curriq.runlog.read import read_candidates, read_metrics, read_summary
+from curriq.runlog.schema import without_times
 from curriq.train.checkpoint import latest_checkpoint
-from curriq.train.registry import without_times
 
 SETTINGS: dict[str, Any] = {
-    "sources": EMBEDDED_DIRTY[:3],
+    "sources": EMBEDDED_SOURCES[:3],
     "steps": 6,
     "num_candidates": 8,
     "window": 32,

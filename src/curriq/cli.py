@@ -137,7 +137,7 @@ def watch_command(arguments: list[str]) -> int:
 
 def export_command(arguments: list[str]) -> int:
     """`curriq export RUN`: the learned order and weights as Parquet."""
-    from curriq.evaluate.export import main as export
+    from curriq.runlog.export import main as export
 
     return export(arguments)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from curriq.config import (
-    EMBEDDED_DIRTY,
+    EMBEDDED_SOURCES,
+    CorruptionName,
     CriticConfig,
     DataConfig,
-    DirtName,
     LMConfig,
     LogConfig,
     OptimConfig,
@@ -25,17 +25,17 @@ from curriq.errors import CurriqError
 
 
 def default() -> RunConfig:
-    """A small model from scratch on Python's own documentation and source, mostly dirt; minutes on a CPU."""
+    """A small model from scratch on Python's own documentation and source, mostly corruption; minutes on a CPU."""
     return RunConfig()
 
 
 def recommended() -> RunConfig:
     """The remedies that gained on the development streams: a stream steered by measured credit."""
     return weighted().override(
-        oversample=8,
+        max_read_ratio=8,
         target_fraction=0.25,
-        full_calibration=0.1,
-        q_features=("source", "likeness"),
+        corr_for_full_sharpness=0.1,
+        q_features=("source", "dsir_score"),
         probe_windows=32,
         reward_every=8,
         replay_size=512,
@@ -47,7 +47,7 @@ MEASURED_CREDIT: dict[str, Any] = {
     "credit": "counterfactual",
     "probe_windows": 16,
     "reward": "paired",
-    "temperature": "governed",
+    "temperature": "gated",
     "q_standardise": True,
     "q_layer_norm": True,
     "q_weight_decay": 1.0,
@@ -89,7 +89,7 @@ def small() -> RunConfig:
 
 
 def dev_dirty() -> RunConfig:
-    """Development stream (a): the embedded default, prose among code and four kinds of dirt."""
+    """Development stream (a): the embedded default, prose among code and four kinds of corruption."""
     return RunConfig()
 
 
@@ -101,8 +101,8 @@ def dev_web() -> RunConfig:
         _source("ocr", "ocr_noise/*.jsonl.gz", 0.15),
         _source("chat", "ubuntu_irc/logs.jsonl.gz", 0.2),
         _source("foreign", "udhr_multilingual/docs.jsonl.gz", 0.2),
-        _source("duplicates", "c4_sample/train.jsonl.gz", 0.1, dirt="duplicates"),
-        _source("shuffled", "c4_sample/train.jsonl.gz", 0.15, dirt="shuffled-tokens"),
+        _source("duplicates", "c4_sample/train.jsonl.gz", 0.1, corruption="duplicates"),
+        _source("shuffled", "c4_sample/train.jsonl.gz", 0.15, corruption="shuffled-tokens"),
     )
 
 
@@ -132,7 +132,7 @@ def dev_clean() -> RunConfig:
 
 def dev_half() -> RunConfig:
     """Development stream (e'): half prose, half code, both clean, with prose as the target."""
-    clean = tuple(dataclasses.replace(source, weight=0.5) for source in EMBEDDED_DIRTY[:2])
+    clean = tuple(dataclasses.replace(source, weight=0.5) for source in EMBEDDED_SOURCES[:2])
     return RunConfig(data=DataConfig(sources=clean, target="prose"))
 
 
@@ -146,12 +146,16 @@ def _development(target: str, *sources: SourceConfig) -> RunConfig:
 
 
 def _source(
-    name: str, file: str, weight: float, dirt: DirtName = "none", difficulty_field: str = ""
+    name: str, file: str, weight: float, corruption: CorruptionName = "none", difficulty_field: str = ""
 ) -> SourceConfig:
     """A file of the development streams, in the folder $CURRIQ_DEV_DATA (default: data)."""
     folder = os.environ.get("CURRIQ_DEV_DATA", "data")
     return SourceConfig(
-        name=name, path=f"{folder}/{file}", weight=weight, dirt=dirt, difficulty_field=difficulty_field
+        name=name,
+        path=f"{folder}/{file}",
+        weight=weight,
+        corruption=corruption,
+        difficulty_field=difficulty_field,
     )
 
 
@@ -264,7 +268,7 @@ def needle() -> RunConfig:
 def reference() -> RunConfig:
     """A reference model for `--selector rho`: the default model, trained on the default target alone."""
     sources = tuple(
-        dataclasses.replace(source, weight=float(source.name == "prose")) for source in EMBEDDED_DIRTY
+        dataclasses.replace(source, weight=float(source.name == "prose")) for source in EMBEDDED_SOURCES
     )
     return RunConfig(data=DataConfig(sources=sources)).override(selector="uniform", steps=200)
 

@@ -76,11 +76,11 @@ class Candidates:
         metrics: what the proposer measured (phase seconds, epoch, …).
         flops: operations of the language model that proposing them took.
         queries: what they were retrieved with; None when nobody searched.
-        likeness: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
-        unselected: which were taken as they came, a fair sample, in a proposal that has others too; None
+        dsir_score: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
+        unfiltered: which were taken as they came, a fair sample, in a proposal that has others too; None
             where no proposal is selective.
-        chance: of being taken, for each, by the policy that steers the stream; None where none does.
-        passed_over: the windows that were read and not taken; None where none are.
+        accept_prob: probability of being taken, for each, by the policy that steers the stream; None where none does.
+        rejected: the windows that were read and not taken; None where none are.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -91,10 +91,10 @@ class Candidates:
     metrics: Metrics = field(default_factory=dict)
     flops: int = 0
     queries: Queries | None = None
-    likeness: Float[Tensor, "n"] | None = None
-    unselected: Bool[Tensor, "n"] | None = None
-    chance: Float[Tensor, "n"] | None = None
-    passed_over: "Candidates | None" = None
+    dsir_score: Float[Tensor, "n"] | None = None
+    unfiltered: Bool[Tensor, "n"] | None = None
+    accept_prob: Float[Tensor, "n"] | None = None
+    rejected: "Candidates | None" = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -109,7 +109,16 @@ class Candidates:
         return replace(self, tokens=self.tokens.to(device, non_blocking=True))
 
 
-BY_WINDOW = ("tokens", "window_ids", "source", "difficulty", "rows", "likeness", "unselected", "chance")
+BY_WINDOW = (
+    "tokens",
+    "window_ids",
+    "source",
+    "difficulty",
+    "rows",
+    "dsir_score",
+    "unfiltered",
+    "accept_prob",
+)
 """Attributes of `Candidates` with one entry per window."""
 
 
@@ -134,7 +143,7 @@ class Features:
         pooled: last layer, mean over the tokens of each window, float32; None where nobody has pooled.
         loss: mean next-token loss of each window, nats per token.
         source: index into the run's source names, as in `Candidates`; None where it is not known.
-        likeness: as in `Candidates`.
+        dsir_score: as in `Candidates`.
         entropy: mean predictive entropy of each window, nats per token; None unless a selector
             declares that it needs it, because it costs a pass over the logits.
     """
@@ -144,7 +153,7 @@ class Features:
     entropy: Float[Tensor, "n"] | None = None
     pooled: Float[Tensor, "n d"] | None = None
     source: Int[Tensor, "n"] | None = None
-    likeness: Float[Tensor, "n"] | None = None
+    dsir_score: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.loss.shape[0]
@@ -296,7 +305,7 @@ class Score:
         measure: the harness's name of the measure, such as `acc_norm`.
         value: the score; not finite where a model is too bad for it (a perplexity that overflows).
         stderr: its standard error; None where the harness gives none.
-        chance: what guessing scores; None for anything but the accuracy of a task with choices.
+        chance_level: what guessing scores; None for anything but the accuracy of a task with choices.
         examples: how many were scored.
     """
 
@@ -304,7 +313,7 @@ class Score:
     measure: str
     value: float
     stderr: float | None
-    chance: float | None
+    chance_level: float | None
     examples: int
 
 

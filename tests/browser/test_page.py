@@ -331,7 +331,9 @@ def test_what_a_steered_stream_passed_over(browser: Any, tmp_path: Path):
     cards = why.locator("article.window").all_text_contents()
     over = [card for card in cards if "passed over" in card]
     assert len(over) == len(cards) / 2
-    assert all("chance 0.25" in card and "weight" not in card and "loss" not in card for card in over)
+    assert all(
+        "acceptance probability 0.25" in card and "weight" not in card and "loss" not in card for card in over
+    )
     page.select_option("#axis", "read")
     assert "windows read" in page.locator("#chart-preference .axis-label").all_text_contents()
     assert opened.errors == []

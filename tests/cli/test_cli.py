@@ -12,9 +12,9 @@ import pytest
 from tests.runs import assert_same_run, tiny
 
 from curriq.cli import format_source, main, parse_run_config, parse_source
-from curriq.config import EMBEDDED_DIRTY, SourceConfig, load_toml
+from curriq.config import EMBEDDED_SOURCES, SourceConfig, load_toml
 from curriq.presets import PRESETS, preset
-from curriq.report.read import read_metrics, read_summary
+from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,15 +117,15 @@ class TestPresets:
 class TestSources:
     def test_what_is_printed_is_read_back(self):
         unusual = SourceConfig(
-            name="a b", path="/x/*.jsonl.gz", weight=0.125, text_field="t", documents="line", dirt="ocr"
+            name="a b", path="/x/*.jsonl.gz", weight=0.125, text_field="t", documents="line", corruption="ocr"
         )
-        for source in (*EMBEDDED_DIRTY, unusual):
+        for source in (*EMBEDDED_SOURCES, unusual):
             assert parse_source(format_source(source)) == source
 
     def test_sources_on_the_command_line(self):
-        words = [format_source(source) for source in EMBEDDED_DIRTY]
+        words = [format_source(source) for source in EMBEDDED_SOURCES]
         config = parse_run_config(["--preset", "smoke", "--sources", *words, "--target", "code"])
-        assert config.data.sources == EMBEDDED_DIRTY
+        assert config.data.sources == EMBEDDED_SOURCES
         assert config.data.target == "code"
 
 

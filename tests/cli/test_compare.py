@@ -17,9 +17,9 @@ from curriq.cli import main
 from curriq.evaluate.plan import OWN, load_plan
 from curriq.evaluate.workers import Job, last_line, run_jobs, steps_logged
 from curriq.report.comparison import print_comparison
-from curriq.report.read import read_metrics, read_summary
+from curriq.runlog.read import read_metrics, read_summary
+from curriq.runlog.storage import exclusive
 from curriq.train.run import train
-from curriq.train.storage import exclusive
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -359,7 +359,7 @@ def test_a_comparison_from_start_to_end(tmp_path: Path):
     assert "undetermined: 4 more seeds" in printed
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     for arm in result["streams"]["dirty"].values():
-        assert [run["windows_seen"] for run in arm["runs"]] == [1200, 1200]
+        assert [run["windows_proposed"] for run in arm["runs"]] == [1200, 1200]
     assert {run["threads"] for run in result["streams"]["dirty"]["uniform"]["runs"]} == {
         max(1, (os.cpu_count() or 1) // 2)
     }

@@ -30,9 +30,9 @@ SETTINGS = {
 POINTS = {
     "before the first step": ("curriq.train.session:train_step", 1),
     "before the first checkpoint stands": ("curriq.train.checkpoint:fsync", 1),
-    "in the middle of a step": ("curriq.lm.reward:HeldOutReward.after", 4),
-    "before a row": ("curriq.train.metrics:MetricsLog.append", 4),
-    "after a row, before its candidates": ("curriq.train.metrics:CandidateLog.append", 4),
+    "in the middle of a step": ("curriq.lm.held_out:HeldOutReward.after", 4),
+    "before a row": ("curriq.runlog.writers:MetricsLog.append", 4),
+    "after a row, before its candidates": ("curriq.runlog.writers:CandidateLog.append", 4),
     "between the log and its checkpoint": ("curriq.train.checkpoint:Checkpointer.save", 3),
     "with half a checkpoint written": ("curriq.train.checkpoint:manifest_digest", 3),
     "before a checkpoint gets its name": ("curriq.train.checkpoint:Checkpointer.set_aside_from", 3),

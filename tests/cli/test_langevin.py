@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from curriq.report.read import read_candidates, read_metrics, read_queries
+from curriq.runlog.read import read_candidates, read_metrics, read_queries
 
 SMALL = shlex.split(
     """--model random:gpt2:hidden_size=32,num_hidden_layers=1,num_attention_heads=2 --steps 3 --window 32

@@ -29,8 +29,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "steered": {
         "credit": "counterfactual",
         "reward_every": 2,
-        "oversample": 3,
-        "q_features": ("source", "likeness"),
+        "max_read_ratio": 3,
+        "q_features": ("source", "dsir_score"),
         "temperature": "fraction",
         "target_fraction": 0.4,
     },

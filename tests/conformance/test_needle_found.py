@@ -7,7 +7,7 @@ import pytest
 from tests.runs import SETTINGS
 
 from curriq.presets import preset
-from curriq.report.read import read_metrics
+from curriq.runlog.read import read_metrics
 from curriq.train.run import train
 
 N, STEPS, LAST = 8, 60, 20

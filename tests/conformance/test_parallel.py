@@ -21,9 +21,9 @@ from tests.runs import Finished, assert_same_state, tiny
 
 from curriq import parallel
 from curriq.config import RunConfig
+from curriq.lm.held_out import held_out_loss
 from curriq.lm.mixture import single_pass, two_pass
-from curriq.lm.reward import held_out_loss
-from curriq.report.read import read_metrics, read_summary
+from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import load_run, prepare, resume, train
 
 WORLD = 2

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from tests.runs import Finished, tiny
 
 from curriq.cli import main
-from curriq.data.curriculum import Curriculum
 from curriq.errors import CurriqError
-from curriq.report.read import read_candidates, read_metrics
+from curriq.runlog.curriculum import Curriculum
+from curriq.runlog.read import read_candidates, read_metrics
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import resume, train
 
@@ -58,7 +58,7 @@ def test_what_a_steered_stream_passed_over_is_logged_but_no_part_of_the_curricul
     settings = {
         "credit": "counterfactual",
         "q_features": ("source",),
-        "oversample": 3,
+        "max_read_ratio": 3,
         "target_fraction": 0.4,
         "reward_every": 2,
         "steps": 12,
@@ -72,7 +72,7 @@ def test_what_a_steered_stream_passed_over_is_logged_but_no_part_of_the_curricul
     assert not all(taken)
     assert {name: list(compress(values, taken)) for name, values in logged.items()} == replayed
     for row, taken_one in zip(read_candidates(tmp_path / "run").to_pylist(), taken, strict=True):
-        assert 0 <= row["chance"] <= 1
+        assert 0 <= row["accept_prob"] <= 1
         assert (row["loss"] is None, row["weight"] == 0) == (not taken_one, not taken_one)
     rows = read_metrics(tmp_path / "run")
     assert len(taken) == rows[-1]["x/windows_read"]

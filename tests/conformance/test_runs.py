@@ -10,8 +10,8 @@ from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
 
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
-from curriq.report.read import read_metrics, read_summary
-from curriq.train.registry import GROUPS, SUMMARY, find
+from curriq.runlog.read import read_metrics, read_summary
+from curriq.runlog.schema import GROUPS, SUMMARY, find
 from curriq.train.run import prepare, resume, train
 
 N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
@@ -66,11 +66,11 @@ class TestEveryComposition:
             assert row["step"] == k
             rows = [r for r, step in zip(table["row"], offered, strict=True) if step == k]
             assert rows == list(range(len(rows)))  # from N on those that a steered stream passed over
-            assert len(rows) == (row["data/windows_read"] if table["chance"][0] is not None else N)
+            assert len(rows) == (row["data/windows_read"] if table["accept_prob"][0] is not None else N)
             assert not any(weights[N:])
             assert sum(weights) == pytest.approx(1, abs=1e-6)
             assert all(w == 0 for w, x in zip(weights, losses, strict=True) if x is None)
-            assert row["x/windows_seen"] == N * (k + 1)
+            assert row["x/windows_proposed"] == N * (k + 1)
             assert row["x/windows_trained"] == trained_so_far
             assert row["x/tokens"] == T * trained_so_far
             assert row["x/effective_windows"] == pytest.approx(effective_so_far, rel=1e-5)
@@ -94,7 +94,7 @@ class TestEveryComposition:
         rows, summary = read_metrics(runs(name).folder), read_summary(runs(name).folder)
         axes = (
             "windows_read",
-            "windows_seen",
+            "windows_proposed",
             "windows_trained",
             "effective_windows",
             "tokens",
@@ -210,7 +210,7 @@ def test_the_meters_state_does_not_follow_it(tmp_path):
     run = prepare(tiny(run_dir=str(tmp_path)))
     state = run.session.meter.state_dict()
     run.session.train()
-    assert state["windows_seen"] == 0
+    assert state["windows_proposed"] == 0
     assert state["weight_by_source"].tolist() == [0.0] * 3
     assert state["offered_by_source"].tolist() == [0.0] * 3
 

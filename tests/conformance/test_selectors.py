@@ -12,8 +12,8 @@ from curriq.rng import Generators
 from curriq.select import (
     ByLoss,
     Competence,
+    DirichletNoise,
     ExcessLoss,
-    Jittered,
     RandomK,
     SoftQ,
     SourceBandit,
@@ -21,10 +21,10 @@ from curriq.select import (
     Uniform,
     UniformUntil,
 )
-from curriq.select.difficulty import LabelDifficulty, LabelOrRarity, LengthDifficulty, RarityDifficulty
+from curriq.select.competence import LabelDifficulty, LabelOrRarity, LengthDifficulty, RarityDifficulty
 from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
-from curriq.softq.temperature import FixedBeta, FixedFraction, Governor, LearnedBeta, SolvedBeta
+from curriq.softq.temperature import CalibrationGate, FixedBeta, FixedFraction, LearnedBeta, SolvedBeta
 from curriq.types import Candidates, Effects, Features, Outcome, Selector
 
 VOCAB, WINDOW, WIDTH, N = 50, 12, 6, 16
@@ -62,10 +62,10 @@ SELECTORS: dict[str, Callable[[int], Selector]] = {
     "competence by either": lambda seed: Competence(LabelOrRarity(VOCAB), 30, 0.1),
     "rho": excess_loss,
     "bandit": bandit,
-    "soft-q, governed": lambda seed: SoftQ(q_critic(), SolvedBeta(Governor(0.3))),
+    "soft-q, governed": lambda seed: SoftQ(q_critic(), SolvedBeta(CalibrationGate(0.3))),
     "soft-q, learned": lambda seed: SoftQ(q_critic(), LearnedBeta(FixedFraction(0.5), 1.0, 0.1)),
     "soft-q, part uniform": lambda seed: SoftQ(q_critic(), SolvedBeta(FixedFraction(0.4)), 0.2),
-    "soft-q, jittered": lambda seed: Jittered(soft_q(seed), 2.0, Generators(seed)("jitter")),
+    "soft-q, jittered": lambda seed: DirichletNoise(soft_q(seed), 2.0, Generators(seed)("jitter")),
     "soft-q after warm-up": lambda seed: UniformUntil(soft_q(seed), 3),
     "bandit after warm-up": lambda seed: UniformUntil(bandit(seed), 3),
 }

@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import CriticConfig, OptimConfig
+from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner, ReforwardedAction
-from curriq.lm.reward import HeldOutReward
 from curriq.rng import Generators
 from curriq.select import SoftQ, Uniform
 from curriq.softq.critic import TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.train.loop import Components, LoopState, train_step
-from curriq.train.phases import never
+from curriq.train.loop import Components, LoopState, never, train_step
 
 N, T, D, M, STEPS = 6, 8, 10, 4, 5
 LR, WEIGHT_DECAY, CLIP = 1e-2, 0.01, 0.05

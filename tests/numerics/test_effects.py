@@ -8,10 +8,9 @@ import torch
 from tests.helpers import random_candidates, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.effects import EffectProbe
+from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, window_losses_of
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.lm.reward import HeldOutReward, held_out_loss, window_losses_of
 from curriq.types import Candidates, Features, Mixture
 
 N, T, M = 8, 8, 5
@@ -215,11 +214,11 @@ def test_a_fair_sample_is_probed_before_what_was_chosen():
     """Three of the windows were taken as they came; where four are probed, these three are among them."""
     setting = Setting(probed=4)
     fair = torch.tensor([1, 5, 6])
-    unselected = torch.zeros(N, dtype=torch.bool)
-    unselected[fair] = True
+    unfiltered = torch.zeros(N, dtype=torch.bool)
+    unfiltered[fair] = True
     others = set()
     for _ in range(12):
-        candidates = replace(setting.candidates, unselected=unselected)
+        candidates = replace(setting.candidates, unfiltered=unfiltered)
         rows = setting.probe.before(0, candidates, setting.mixture()).rows
         assert torch.equal(rows, rows.sort().values)
         assert len(rows) == 4

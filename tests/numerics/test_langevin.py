@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from curriq.propose.langevin import (
+from curriq.langevin.dynamics import (
     StepRule,
     anneal,
     bridge_gradient,

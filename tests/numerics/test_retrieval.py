@@ -6,12 +6,12 @@ import torch
 from tests.helpers import VOCAB, random_candidates, tiny_lm
 
 from curriq.config import RetrievalConfig
+from curriq.langevin.encoder import HiddenStateEncoder
+from curriq.langevin.energy import LanguageModelEnergy
+from curriq.langevin.retrievers import QueryRetriever
+from curriq.langevin.ring_buffer import RingBuffer, TorchIndex
+from curriq.langevin.samplers import IdentitySampler, Vocabulary
 from curriq.lm.embeddings import InputEmbeddings
-from curriq.propose.encoder import HiddenStateEncoder
-from curriq.propose.energy import LanguageModelEnergy
-from curriq.propose.finders import QueryFinder
-from curriq.propose.ring_buffer import RingBuffer, TorchIndex
-from curriq.propose.samplers import NoSearch, Vocabulary
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 from curriq.softq.features import QInputs
@@ -71,10 +71,10 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
 
 def found(vectors: np.ndarray, query: np.ndarray) -> set[int]:
     vocabulary = Vocabulary(torch.arange(VOCAB), "cpu")
-    finder = QueryFinder(
-        sampler=NoSearch(),
+    finder = QueryRetriever(
+        sampler=IdentitySampler(),
         energy=None,
-        first_strings=lambda buffer: torch.zeros(BEST, 4, dtype=torch.long),
+        initial_sequences=lambda buffer: torch.zeros(BEST, 4, dtype=torch.long),
         vocabulary=vocabulary,
         decode=decode,
         encoder=DirectionEncoder(query),

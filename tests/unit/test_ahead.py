@@ -13,7 +13,7 @@ from tests.runs import Finished, InterruptAt, tiny
 import curriq.train.run as run_module
 from curriq.config import SourceConfig
 from curriq.data import open_corpus
-from curriq.data.ahead import LEAST_BLOCKS
+from curriq.data.prefetch import LEAST_BLOCKS
 from curriq.errors import CurriqError
 from curriq.train.run import prepare, resume, train
 
@@ -66,7 +66,9 @@ def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_th
 
 def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path, monkeypatch):
     """Forced on the CPU, where equal bits are promised; on a GPU it is how streams are read."""
-    config = tiny(oversample=3, credit="counterfactual", q_features=("source", "likeness"), reward_every=2)
+    config = tiny(
+        max_read_ratio=3, credit="counterfactual", q_features=("source", "dsir_score"), reward_every=2
+    )
     config = config.override(temperature="fraction", target_fraction=0.4)
     train(config.override(run_dir=str(tmp_path / "plain")))
     monkeypatch.setattr(run_module, "open_corpus", lambda config, **_: open_corpus(config, read_ahead=True))
@@ -108,7 +110,7 @@ def test_an_error_ahead_comes_when_its_windows_do(opened, tmp_path):
 
 def test_what_the_other_process_logs_is_said_here(opened, caplog):
     prose = tiny().data.sources[0]
-    few = SourceConfig(name="few", path="embedded:prose", dirt="none", weight=1)
+    few = SourceConfig(name="few", path="embedded:prose", corruption="none", weight=1)
     stream = opened(tiny(sources=(prose, few), target="prose", shuffle_buffer=1))
     with caplog.at_level(logging.WARNING, "curriq"):
         while "is used up" not in caplog.text:

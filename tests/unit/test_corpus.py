@@ -28,9 +28,9 @@ def run_config(folder, **changes):
     target, other = str(folder / "target.txt"), str(folder / "other.txt")
     sources = (
         SourceConfig(name="target", path=target, weight=0),
-        SourceConfig(name="same", path=target, weight=1, dirt="shuffled-tokens"),
+        SourceConfig(name="same", path=target, weight=1, corruption="shuffled-tokens"),
         SourceConfig(name="other", path=other, weight=2),
-        SourceConfig(name="twins", path=other, weight=1, dirt="duplicates"),
+        SourceConfig(name="twins", path=other, weight=1, corruption="duplicates"),
     )
     small = {"sources": sources, "target": "target", "window": 16, "shuffle_buffer": 32,
              "held_out_share": 0.4, "reward_set_size": 8, "validation_set_size": 4, "test_set_size": 8,

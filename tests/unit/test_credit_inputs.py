@@ -11,9 +11,8 @@ from curriq.errors import CurriqError
 from curriq.lm.mixture import gumbel_top, score_pass, subset_pass, two_pass, weighted_gradient
 from curriq.presets import preset
 from curriq.rng import Generators
-from curriq.select import Jittered, SoftQ, Uniform
-from curriq.softq.credit import CounterfactualCredit
-from curriq.softq.critic import Scale, TDCritic
+from curriq.select import DirichletNoise, SoftQ, Uniform
+from curriq.softq.critic import CounterfactualCredit, Scale, TDCritic
 from curriq.softq.equations import effective_batch_size
 from curriq.softq.features import LOSS_SCALE, SOURCE_SCALE, STATE_SCALE, QInputs
 from curriq.softq.temperature import FixedBeta
@@ -101,7 +100,7 @@ def test_q_learns_the_ranking_of_effects_at_any_scale(scale):
 
 def test_credit_and_its_combinations_are_refused_where_they_have_no_meaning():
     with pytest.raises(CurriqError, match="--credit counterfactual"):
-        CriticConfig(temperature="governed")
+        CriticConfig(temperature="gated")
     with pytest.raises(CurriqError, match="--shuffle-effects"):
         CriticConfig(shuffle_effects=True)
     with pytest.raises(CurriqError, match="--td-into-theta"):
@@ -166,7 +165,7 @@ def test_the_scale_follows_rewards_and_spread():
 
 def test_jitter_of_a_uniform_policy_is_a_dirichlet_draw():
     """Symmetric Dirichlet of concentration c over N: mean 1/N, variance (1 − 1/N)/(N (N c + 1))."""
-    selector = Jittered(Uniform(), 2.0, Generators(0)("jitter"))
+    selector = DirichletNoise(Uniform(), 2.0, Generators(0)("jitter"))
     candidates, features = random_candidates(8), seen(8)
     weights = []
     for step in range(4000):

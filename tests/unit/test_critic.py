@@ -9,11 +9,9 @@ import torch
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
-from curriq.softq.credit import MixtureCredit, SampledCredit
-from curriq.softq.critic import NoCritic, QNetwork, TDCritic
+from curriq.softq.critic import MixtureCredit, NoCritic, QNetwork, Replay, SampledCredit, TDCritic
 from curriq.softq.equations import uniform_policy
 from curriq.softq.features import QInputs
-from curriq.softq.replay import Replay
 from curriq.softq.temperature import FixedBeta
 from curriq.types import Critic, Features, Transition
 

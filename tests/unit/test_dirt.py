@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from curriq.config import DirtName
-from curriq.data.dirt import (
+from curriq.config import CorruptionName
+from curriq.data.corruption import (
     DISTINCT_DUPLICATES,
     Duplicates,
-    dirty_source,
-    dirty_text,
-    dirty_tokens,
+    corrupt_text,
+    corrupt_tokens,
+    corrupted_source,
     document_rng,
 )
 from curriq.data.documents import Document, DocumentSource, MemorySource, read_epoch
@@ -41,11 +41,11 @@ def edit_distance(one: str, other: str) -> int:
 class TestOcr:
     def test_about_eight_percent_of_the_characters_are_wrong(self) -> None:
         clean = TEXT[:900]
-        rates = [edit_distance(clean, dirty_text("ocr", clean, rng(seed))) / 900 for seed in range(3)]
+        rates = [edit_distance(clean, corrupt_text("ocr", clean, rng(seed))) / 900 for seed in range(3)]
         assert 0.06 < np.mean(rates) < 0.12  # a pair that is taken for one character counts as two edits
 
     def test_every_kind_of_error_occurs(self) -> None:
-        dirty = dirty_text("ocr", TEXT * 10, rng())
+        dirty = corrupt_text("ocr", TEXT * 10, rng())
         for clean_word, read_as in (("modern", "modem"), ("will", "wi1l"), ("The", "Thc"), ("O,", "0,")):
             assert clean_word in TEXT
             assert read_as in dirty
@@ -54,18 +54,18 @@ class TestOcr:
         assert set(dirty) - set(TEXT) >= set("~^|*`")  # stray marks
 
     def test_keeps_most_words(self) -> None:
-        clean, dirty = TEXT.split(), dirty_text("ocr", TEXT, rng()).split()
+        clean, dirty = TEXT.split(), corrupt_text("ocr", TEXT, rng()).split()
         kept = sum((Counter(clean) & Counter(dirty)).values())
         assert 0.4 < kept / len(clean) < 0.85
 
     @pytest.mark.parametrize("text", ["", "a", "rn", " ", "学習", "\n\n", "😀" * 50])
     def test_any_text(self, text: str) -> None:
         for seed in range(50):
-            assert isinstance(dirty_text("ocr", text, rng(seed)), str)
+            assert isinstance(corrupt_text("ocr", text, rng(seed)), str)
 
     def test_untouched_text_is_kept_in_order(self) -> None:
         digits = "23568" * 200  # characters that nothing is mistaken for
-        dirty = dirty_text("ocr", digits, rng())
+        dirty = corrupt_text("ocr", digits, rng())
         assert "".join(c for c in dirty if c.isdigit()) == digits
 
 
@@ -73,29 +73,29 @@ class TestTokens:
     VOCABULARY = np.array([1, 2, 3, 5, 8, 13, 21, 34])
 
     def test_random_tokens_are_uniform_over_the_vocabulary(self) -> None:
-        ids = dirty_tokens("random-tokens", [0] * 8000, self.VOCABULARY, rng())
+        ids = corrupt_tokens("random-tokens", [0] * 8000, self.VOCABULARY, rng())
         assert len(ids) == 8000
         assert set(ids) == set(self.VOCABULARY.tolist())
         assert stats.chisquare(list(Counter(ids).values())).pvalue > 1e-3
 
     def test_shuffled_tokens_are_a_permutation(self) -> None:
         ids = [7, 7, 8, 9] * 50
-        shuffled = dirty_tokens("shuffled-tokens", ids, self.VOCABULARY, rng())
+        shuffled = corrupt_tokens("shuffled-tokens", ids, self.VOCABULARY, rng())
         assert shuffled != ids
         assert sorted(shuffled) == sorted(ids)
 
     def test_shuffled_tokens_are_uniform_over_orders(self) -> None:
         orders = Counter(
-            tuple(dirty_tokens("shuffled-tokens", [1, 2, 3], self.VOCABULARY, rng(seed)))
+            tuple(corrupt_tokens("shuffled-tokens", [1, 2, 3], self.VOCABULARY, rng(seed)))
             for seed in range(3000)
         )
         assert len(orders) == 6
         assert stats.chisquare(list(orders.values())).pvalue > 1e-3
 
     @pytest.mark.parametrize("name", ["random-tokens", "shuffled-tokens"])
-    def test_plain_integers_and_empty_documents(self, name: DirtName) -> None:
-        assert dirty_tokens(name, [], self.VOCABULARY, rng()) == []
-        assert {type(i) for i in dirty_tokens(name, [1, 2], self.VOCABULARY, rng())} == {int}
+    def test_plain_integers_and_empty_documents(self, name: CorruptionName) -> None:
+        assert corrupt_tokens(name, [], self.VOCABULARY, rng()) == []
+        assert {type(i) for i in corrupt_tokens(name, [1, 2], self.VOCABULARY, rng())} == {int}
 
 
 ACTS_ON = {
@@ -108,13 +108,13 @@ ACTS_ON = {
 
 
 @pytest.mark.parametrize("name", ACTS_ON)
-def test_each_dirt_leaves_alone_what_is_not_its_own(name: DirtName) -> None:
+def test_each_dirt_leaves_alone_what_is_not_its_own(name: CorruptionName) -> None:
     ids = list(range(100))
     source = MemorySource("mine", [Document(str(i)) for i in range(20)], seed=0)
     changed = {
-        "text": dirty_text(name, TEXT, rng()) != TEXT,
-        "tokens": dirty_tokens(name, ids, np.arange(100), rng()) != ids,
-        "source": dirty_source(name, source, 0) is not source,
+        "text": corrupt_text(name, TEXT, rng()) != TEXT,
+        "tokens": corrupt_tokens(name, ids, np.arange(100), rng()) != ids,
+        "source": corrupted_source(name, source, 0) is not source,
     }
     assert tuple(what for what, is_changed in changed.items() if is_changed) == ACTS_ON[name]
 
@@ -163,7 +163,7 @@ class TestDuplicates:
             Duplicates(empty, seed=0)
 
     def test_is_a_source_with_the_fingerprint_of_the_whole(self) -> None:
-        duplicates = dirty_source("duplicates", self.source(), 0)
+        duplicates = corrupted_source("duplicates", self.source(), 0)
         assert isinstance(duplicates, DocumentSource)
         assert duplicates.name == "mine"
         assert duplicates.fingerprint() == self.source().fingerprint()

@@ -5,10 +5,10 @@ import torch
 from tests.helpers import TINY, VOCAB, open_lm, tiny_lm
 
 from curriq.errors import CurriqError
+from curriq.langevin.dynamics import bridge_gradient, soft_embed, token_probs
+from curriq.langevin.energy import LanguageModelEnergy, features_of
 from curriq.lm.embeddings import InputEmbeddings, frozen
 from curriq.lm.model import LanguageModel
-from curriq.propose.energy import LanguageModelEnergy, features_of
-from curriq.propose.langevin import bridge_gradient, soft_embed, token_probs
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 

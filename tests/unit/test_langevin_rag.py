@@ -10,10 +10,10 @@ import torch
 from tests.runs import tiny
 
 from curriq.errors import CurriqError
-from curriq.propose.diagnostics import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
-from curriq.propose.ingest import FreshWindows
-from curriq.report.read import read_queries
-from curriq.train.queries import QueryLog
+from curriq.langevin.diagnostics import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
+from curriq.langevin.ingest import FreshWindows
+from curriq.runlog.queries import QueryLog
+from curriq.runlog.read import read_queries
 from curriq.train.run import prepare
 from curriq.types import Candidates, Queries
 

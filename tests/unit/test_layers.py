@@ -20,9 +20,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types", "config", "rng", "parallel"),
     ("presets",),
-    ("data", "softq.equations", "propose.langevin"),
+    ("data", "runlog", "softq.equations", "langevin.dynamics"),
     ("lm", "softq"),
-    ("propose", "select"),
+    ("select",),
+    ("langevin",),
     ("train",),
     ("report",),
     ("evaluate",),
@@ -31,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {prefix: rank for rank, layer in enumerate(LAYERS) for prefix in layer}
 
-CONCRETE = ("data", "lm", "propose", "select", "softq")
+CONCRETE = ("data", "lm", "langevin", "select", "softq")
 """Subpackages whose classes only `train/build.py` puts together."""
 LOOP_MAY_IMPORT = {"types", "rng", "errors", "softq.equations"}
 

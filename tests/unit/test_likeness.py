@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from curriq.data.likeness import BUCKETS, MEMORY, PRIOR, LikenessStream
+from curriq.select.stream_filter import BUCKETS, MEMORY, PRIOR, DsirStream
 from curriq.types import Candidates
 
 V, T = 50, 12
@@ -52,8 +52,8 @@ def test_equals_a_count_by_dictionary():
     """Fifty tokens and 2,500 bigrams: 32,768 buckets hold them with few collisions. A window is compared with
     the others: its own n-grams are taken out of the counts of its side."""
     target, offered = grammar(40, 0), torch.cat([grammar(16, 1), grammar(16, 2, step=7)])
-    stream = LikenessStream(Fixed(offered), target)
-    found = stream.next_batch(32).likeness
+    stream = DsirStream(Fixed(offered), target)
+    found = stream.next_batch(32).dsir_score
     ours, theirs = (Counter(g for w in x.tolist() for g in ngrams(w)) for x in (target, offered))
 
     def score(window: list[int], ours: Counter, theirs: Counter) -> float:
@@ -80,8 +80,8 @@ def test_equals_a_count_by_dictionary():
 
 def test_on_a_stream_of_the_targets_kind_neither_side_is_more_like_it():
     """Counted with their own n-grams the target's windows would be far above, and the stream's below."""
-    stream = LikenessStream(Fixed(grammar(3000, 3)), grammar(300, 0))
-    found = torch.cat([stream.next_batch(100).likeness for _ in range(30)])[-1000:]
+    stream = DsirStream(Fixed(grammar(3000, 3)), grammar(300, 0))
+    found = torch.cat([stream.next_batch(100).dsir_score for _ in range(30)])[-1000:]
     assert stream.of_target().mean().item() == pytest.approx(found.mean().item(), abs=0.25)
 
 
@@ -90,14 +90,14 @@ def test_tells_spoiled_order_from_the_targets():
     clean = grammar(200, 3)
     order = torch.rand(clean.shape, generator=torch.Generator().manual_seed(4)).argsort(1)
     offered = torch.stack([clean, clean.gather(1, order)], 1).flatten(0, 1)
-    stream = LikenessStream(Fixed(offered), grammar(300, 0))
-    found = torch.cat([stream.next_batch(40).likeness for _ in range(10)])
+    stream = DsirStream(Fixed(offered), grammar(300, 0))
+    found = torch.cat([stream.next_batch(40).dsir_score for _ in range(10)])
     assert found[::2].mean() > found[1::2].mean() + 1.5
 
 
 def test_is_standardised_and_bounded():
-    stream = LikenessStream(Fixed(grammar(2000, 3)), grammar(100, 0))
-    found = torch.cat([stream.next_batch(50).likeness for _ in range(40)])
+    stream = DsirStream(Fixed(grammar(2000, 3)), grammar(100, 0))
+    found = torch.cat([stream.next_batch(50).dsir_score for _ in range(40)])
     assert found[-1000:].mean().item() == pytest.approx(0, abs=0.2)
     assert found[-1000:].std().item() == pytest.approx(1, abs=0.2)
     assert found.abs().max() <= 3
@@ -105,13 +105,13 @@ def test_is_standardised_and_bounded():
 
 
 def test_equal_windows_give_no_order():
-    stream = LikenessStream(Fixed(torch.ones(8, T, dtype=torch.int64)), grammar(20, 0))
-    assert stream.next_batch(8).likeness.tolist() == [0.0] * 8
+    stream = DsirStream(Fixed(torch.ones(8, T, dtype=torch.int64)), grammar(20, 0))
+    assert stream.next_batch(8).dsir_score.tolist() == [0.0] * 8
 
 
 def test_continues_bitwise_from_its_state():
-    def make() -> LikenessStream:
-        return LikenessStream(Fixed(grammar(100, 3)), grammar(50, 0))
+    def make() -> DsirStream:
+        return DsirStream(Fixed(grammar(100, 3)), grammar(50, 0))
 
     one, other = make(), make()
     one.next_batch(40)
@@ -119,4 +119,4 @@ def test_continues_bitwise_from_its_state():
     torch.save(one.state_dict(), buffer)
     buffer.seek(0)
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    assert torch.equal(one.next_batch(20).likeness, other.next_batch(20).likeness)
+    assert torch.equal(one.next_batch(20).dsir_score, other.next_batch(20).dsir_score)

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from curriq.errors import CurriqError
-from curriq.report.read import read_candidates, read_metrics, read_summary
-from curriq.train import metrics as module
-from curriq.train import registry
-from curriq.train.metrics import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
+from curriq.runlog import schema as registry
+from curriq.runlog.read import read_candidates, read_metrics, read_summary
+from curriq.runlog.writers import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
+from curriq.runlog import writers as module
 from curriq.types import Candidates, Effects
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def steps(run_dir: Path) -> list[float]:
 class TestRegistry:
     def test_page_is_printed_from_the_registry(self):
         page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-        assert page == registry.page(), "run: python -m curriq.train.metrics > docs/metrics.md"
+        assert page == registry.page(), "run: python -m curriq.runlog.writers > docs/metrics.md"
 
     def test_names_are_unique_and_documented(self):
         names = [metric.name for metric in registry.metrics()]
@@ -88,7 +88,7 @@ class TestRegistry:
 
     def test_reading_needs_no_torch(self):
         code = (
-            "import sys, curriq.report.read, curriq.train.registry\n"
+            "import sys, curriq.runlog.read, curriq.runlog.schema\n"
             "assert not {'torch', 'pyarrow', 'transformers'} & set(sys.modules)"
         )
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
@@ -245,7 +245,7 @@ class TestCandidateLog:
             ("loss", "float"),
             ("q", "float"),
             ("effect", "float"),
-            ("chance", "float"),
+            ("accept_prob", "float"),
         ]
         assert table.to_pydict() == {
             "step": [5, 5, 5, 5],
@@ -257,22 +257,22 @@ class TestCandidateLog:
             "loss": [None, 6.0, None, 8.0],
             "q": [None, -6.0, None, -8.0],
             "effect": [None, None, None, 0.25],  # of the first trained window, which is row 3
-            "chance": [None, None, None, None],
+            "accept_prob": [None, None, None, None],
         }
 
     def test_what_was_passed_over_follows_with_its_chance_and_no_weight(self, tmp_path):
         log = CandidateLog(tmp_path, ["prose", "code"], 0)
-        taken, passed_over = (
+        taken, rejected = (
             Candidates(
                 tokens=torch.zeros(2, 2, dtype=torch.long),
                 window_ids=torch.arange(2) + 10 * number,
                 source=torch.full((2,), number),
                 rows=torch.tensor(rows),
-                chance=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
+                accept_prob=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
             )
             for number, rows in enumerate(([0, 1], [1, 3]))
         )
-        proposed = replace(taken, passed_over=passed_over)
+        proposed = replace(taken, rejected=rejected)
         index = torch.tensor([1, 0])
         log.append(0, proposed, proposed.take(index), index + 4.0, index * 0.0, torch.full((2,), 0.5), None)
         log.flush()
@@ -282,7 +282,7 @@ class TestCandidateLog:
         assert rows["source"] == ["prose", "prose", "code", "code"]
         assert rows["weight"] == [0.5, 0.5, 0, 0]
         assert rows["loss"] == [4.0, 5.0, None, None]
-        assert rows["chance"] == [0.5, 0.25, 0.25, 0.125]
+        assert rows["accept_prob"] == [0.5, 0.25, 0.25, 0.125]
 
     def test_columns_are_the_documented_ones(self, tmp_path):
         write_candidates(tmp_path, 0, 1, every=1)

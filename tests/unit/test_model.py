@@ -10,8 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MptConfig
 
 from curriq.errors import CurriqError
-from curriq.lm.loss import window_losses
-from curriq.lm.model import LanguageModel, dropout_settings
+from curriq.lm.model import LanguageModel, dropout_settings, window_losses
 
 WIDE = "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2"
 ARCHITECTURES = TINY | {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from curriq.config import RunConfig, SourceConfig
-from curriq.propose.needle import NeedleProposer, needle_corpus
+from curriq.select.needle import NeedleProposer, needle_corpus
 from curriq.types import Proposer
 
 N = 12

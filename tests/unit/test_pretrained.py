@@ -12,8 +12,7 @@ from curriq.config import LMConfig, RunConfig, SourceConfig, TokenizerConfig
 from curriq.data.tokenizer import encode, eos_id, load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
-from curriq.lm.loss import window_losses
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, window_losses
 from curriq.train.run import train
 
 STORY = (

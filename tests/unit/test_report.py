@@ -26,12 +26,12 @@ from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.page import render
 from curriq.report.queries import query_content
-from curriq.report.read import read_candidates, read_queries
 from curriq.report.runlog import Detail, load_run_log
 from curriq.report.selection import select
 from curriq.report.stages import change_points
 from curriq.report.topics import find_topics
-from curriq.report.windows import read_windows, repetition
+from curriq.runlog.kept_windows import read_windows, repetition
+from curriq.runlog.read import read_candidates, read_queries
 
 HOSTILE = "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'>\u202egnorw"
 
@@ -218,7 +218,7 @@ class TestReport:
             "measure": "acc",
             "value": 0.26,
             "stderr": 0.01,
-            "chance": 0.25,
+            "chance_level": 0.25,
             "examples": 9,
         }
         sources = {"epoch": 0.0, "losses": {"prose": {"windows": 12, "loss": 1.0}}}
@@ -423,7 +423,7 @@ def test_a_long_run_and_many_runs_stay_small(tmp_path: Path):
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     with log.open("w") as file:
         for step in range(100_000):
-            file.write(json.dumps(rows[step % 400] | {"step": step, "x/windows_seen": 8 * step}) + "\n")
+            file.write(json.dumps(rows[step % 400] | {"step": step, "x/windows_proposed": 8 * step}) + "\n")
     for name in ("candidates", "queries"):
         (part,) = (tmp_path / "long" / name).iterdir()
         table = pq.read_table(part)

@@ -4,12 +4,12 @@ import pytest
 from tests.reports import write_run
 
 from curriq.report.chart import Table
+from curriq.report.data_mix import learned_from
 from curriq.report.explore import explorer
-from curriq.report.learned import learned_from
 from curriq.report.policy import policy_health
-from curriq.report.read import read_summary
 from curriq.report.runlog import Detail, load_run_log
-from curriq.train.metrics import write_summary
+from curriq.runlog.read import read_summary
+from curriq.runlog.writers import write_summary
 
 
 def test_what_was_passed_over_counts_as_offered(tmp_path):
@@ -39,8 +39,8 @@ def test_the_explorer_shows_them_with_their_chance(tmp_path):
     section = explorer(load_run_log(write_run(tmp_path, steered=True), "run", Detail(steps=3, rows=6)))
     (block,) = section.blocks
     content = block.content
-    assert content["order"] == "chance"
-    assert content["columns"]["chance"] == [1, 1, 1, 0.25, 0.25, 0.25] * 3
+    assert content["order"] == "accept_prob"
+    assert content["columns"]["accept_prob"] == [1, 1, 1, 0.25, 0.25, 0.25] * 3
     assert content["columns"]["loss"][3] is None
     assert all(content["texts"])
 

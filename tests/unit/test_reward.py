@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tests.helpers import VOCAB, tiny_lm
 
 from curriq.lm import reward as reward_module
-from curriq.lm.reward import HeldOutReward, held_out_loss
+from curriq.lm.held_out import HeldOutReward, held_out_loss
 
 SIZES = {"micro_batch": 4, "chunk_tokens": 64}
 

@@ -9,9 +9,9 @@ import torch
 from tests.runs import assert_same_state
 
 from curriq.errors import CurriqError
-from curriq.propose.finders import uniform_slots
-from curriq.propose.retrieval import draw_windows, retrieval_probs
-from curriq.propose.ring_buffer import FaissIndex, RebuiltFaissIndex, RingBuffer, TorchIndex, VectorIndex
+from curriq.langevin.retrieval import draw_windows, retrieval_probs
+from curriq.langevin.retrievers import uniform_slots
+from curriq.langevin.ring_buffer import FaissIndex, RebuiltFaissIndex, RingBuffer, TorchIndex, VectorIndex
 from curriq.types import Candidates
 
 CAPACITY, WIDTH, T = 20, 6, 4
@@ -82,7 +82,7 @@ def test_rows_overwritten_in_place_equal_brute_force_through_several_rounds(make
             assert row[: len(expected)].tolist() == pytest.approx([s for _, s in expected], abs=1e-6)
             assert (row[len(expected) :] == -torch.inf).all()
         retired = buffer.window_ids(slots[0][slots[0] >= 0])
-        buffer.retire(retired)
+        buffer.mark_used(retired)
         truth.used |= set(retired.tolist())
 
 
@@ -94,7 +94,7 @@ def test_all_backends_find_the_same_windows() -> None:
             write(buffer, list(range(start, start + 5)), step)
             scores, slots = buffer.search(unit(4, 77), min(5, len(buffer)))
             found.append((scores, slots))
-            buffer.retire(torch.tensor([start]))
+            buffer.mark_used(torch.tensor([start]))
         for scores, slots in found[1:]:
             assert torch.equal(slots, found[0][1])
             torch.testing.assert_close(scores, found[0][0], rtol=0, atol=1e-6)
@@ -122,7 +122,7 @@ def test_difficulty_labels_come_back() -> None:
 def test_all_copies_of_a_used_window_are_retired_but_not_a_later_one() -> None:
     buffer = RingBuffer(CAPACITY, TorchIndex(CAPACITY))
     write(buffer, [7, 8, 7, 9])
-    buffer.retire(torch.tensor([7]))
+    buffer.mark_used(torch.tensor([7]))
     assert buffer.live.tolist() == [False, True, False, True]
     write(buffer, [7])
     assert buffer.live.tolist() == [False, True, False, True, True]
@@ -132,7 +132,7 @@ def test_embedding_of_a_window_is_known_as_long_as_a_copy_is_there() -> None:
     buffer = RingBuffer(3, TorchIndex(3))
     vectors = write(buffer, [1, 2, 1])
     np.testing.assert_array_equal(buffer.vector_of(1), vectors[2])
-    buffer.retire(torch.tensor([1]))
+    buffer.mark_used(torch.tensor([1]))
     np.testing.assert_array_equal(buffer.vector_of(1), vectors[2])  # used, but its embedding is still right
     assert buffer.vector_of(3) is None
     write(buffer, [4, 5])
@@ -146,7 +146,7 @@ def test_a_resumed_buffer_is_the_uninterrupted_one(make, tmp_path) -> None:
     whole, resumed = RingBuffer(CAPACITY, make()), RingBuffer(CAPACITY, make())
     for start in range(0, 33, 3):
         write(whole, [start, start + 1, start // 2], start)
-        whole.retire(torch.tensor([start + 1]))
+        whole.mark_used(torch.tensor([start + 1]))
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for start in range(40, 70, 3):
@@ -167,7 +167,7 @@ def test_a_missing_faiss_names_the_extra(monkeypatch) -> None:
 def test_uniform_slots_are_uniform_live_and_distinct() -> None:
     buffer = RingBuffer(CAPACITY, TorchIndex(CAPACITY))
     write(buffer, [*range(10), 3, 4])
-    buffer.retire(torch.tensor([0]))
+    buffer.mark_used(torch.tensor([0]))
     generator, counts = torch.Generator().manual_seed(0), torch.zeros(10)
     for _ in range(3000):
         ids = buffer.window_ids(uniform_slots(buffer, 2, generator)).tolist()

@@ -8,21 +8,21 @@ import torch
 from tests.helpers import VOCAB, open_lm, tiny_lm
 
 from curriq.config import LangevinConfig
-from curriq.lm.embeddings import InputEmbeddings
-from curriq.lm.model import LanguageModel
-from curriq.presets import preset
-from curriq.propose.energy import Energy, LanguageModelEnergy
-from curriq.propose.langevin import soft_embed, token_probs
-from curriq.propose.samplers import (
+from curriq.langevin.dynamics import soft_embed, token_probs
+from curriq.langevin.energy import Energy, LanguageModelEnergy
+from curriq.langevin.samplers import (
     BestOfRandom,
     EmbeddingLangevin,
     GuidedSwaps,
-    NoSearch,
+    IdentitySampler,
     QuerySampler,
     SoftmaxLangevin,
     Vocabulary,
     random_strings,
 )
+from curriq.lm.embeddings import InputEmbeddings
+from curriq.lm.model import LanguageModel
+from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 
@@ -71,7 +71,7 @@ SAMPLERS: dict[str, Callable[[World], QuerySampler]] = {
     ),
     "swaps": lambda w: GuidedSwaps(setting(), w.energy, w.inputs, w.vocabulary, w.generator),
     "best-of-random": lambda w: BestOfRandom(9, w.energy, w.vocabulary, w.generator),
-    "no search": lambda w: NoSearch(),
+    "no search": lambda w: IdentitySampler(),
 }
 
 
@@ -181,7 +181,7 @@ def test_fluency_prior_is_the_gradient_of_the_expected_log_likelihood(tied: bool
     wide = sampler._weight()
     soft = soft_embed(logits, temperature, wide)
     drift = sampler._drift(world.energy.point(soft.embeddings[..., : world.inputs.width]))
-    from curriq.propose.langevin import bridge_gradient
+    from curriq.langevin.dynamics import bridge_gradient
 
     ours = bridge_gradient(logits, temperature, wide, soft, drift)
 

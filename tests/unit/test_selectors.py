@@ -21,12 +21,12 @@ from curriq.select import (
     Uniform,
     UniformUntil,
 )
-from curriq.select.competence import root_competence
-from curriq.select.difficulty import (
+from curriq.select.competence import (
     LabelDifficulty,
     LabelOrRarity,
     LengthDifficulty,
     RarityDifficulty,
+    root_competence,
     token_characters,
 )
 from curriq.softq.critic import TDCritic

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriq.config import DataConfig, SourceConfig
+from curriq.data.contamination import NearDuplicateIndex, shingles
 from curriq.data.documents import Document, MemorySource
-from curriq.data.near_duplicates import NearDuplicateIndex, shingles
-from curriq.data.split import Guard, SplitRule, build_held_out
+from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
 from curriq.errors import CurriqError
 
 VOCABULARY = [f"w{i}" for i in range(400)]
@@ -171,11 +171,11 @@ def test_the_guard_holds_for_other_sources_and_leaves_them_their_own_documents(t
 
 
 def test_a_document_between_two_sets_is_left_out():
-    guard = Guard(SplitRule(0.999999, SIZES), 0.3)
+    guard = ContaminationFilter(SplitRule(0.999999, SIZES), 0.3)
     words = [f"x{i}" for i in range(30)]
     left, right, bridge = words[:16], words[14:], words
-    guard.hold_out(Document(" ".join(left)), "reward")
-    guard.hold_out(Document(" ".join(right)), "test")
+    guard.add(Document(" ".join(left)), "reward")
+    guard.add(Document(" ".join(right)), "test")
     assert guard.place(Document(" ".join(left[:-1]))) == "reward"
     assert guard.place(Document(" ".join(right[:-1]))) == "test"
     assert guard.place(Document(" ".join(bridge))) is None

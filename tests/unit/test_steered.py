@@ -11,8 +11,7 @@ from torch import Tensor
 
 from curriq.errors import CurriqError
 from curriq.presets import preset
-from curriq.propose.steered import SteeredStream
-from curriq.select.steered import Steered, known_before
+from curriq.select.stream_filter import FilteredStream, StreamFilter, pre_forward_features
 from curriq.softq.critic import NoCritic
 from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
 from curriq.train.run import prepare
@@ -50,13 +49,13 @@ class Numbered:
 
 def steered(
     probability: Callable[[Candidates], Tensor], *, n: int = 32, most: int = 100, opened: int = 0
-) -> SteeredStream:
-    return SteeredStream(
+) -> FilteredStream:
+    return FilteredStream(
         Numbered(),
         n,
         most=most,
         probability=probability,
-        open_windows=lambda step: opened,
+        num_unfiltered=lambda step: opened,
         generator=torch.Generator().manual_seed(1),
     )
 
@@ -84,7 +83,7 @@ def test_even_probabilities_are_nextbatch():
         ours, theirs = proposer.propose(k), plain.next_batch(32)
         assert torch.equal(ours.window_ids, theirs.window_ids)
         assert ours.metrics["data/windows_read"] == 32
-        assert len(ours.passed_over) == 0
+        assert len(ours.rejected) == 0
 
 
 def test_windows_keep_their_order_and_no_window_comes_twice():
@@ -101,21 +100,23 @@ def test_what_was_read_too_far_is_looked_at_in_the_next_step():
         candidates = proposer.propose(k)
         looked_at += int(candidates.metrics["data/windows_read"])
         assert candidates.window_ids[-1] == looked_at - 1
-        assert len(candidates.passed_over) == candidates.metrics["data/windows_read"] - 8
+        assert len(candidates.rejected) == candidates.metrics["data/windows_read"] - 8
     assert proposer.stream.read > looked_at  # or nothing would have been read ahead
 
 
 def test_open_windows_are_taken_as_they_come():
     proposer = steered(lambda c: (c.source == 2).float(), opened=16)
     candidates = proposer.propose(0)
-    assert candidates.unselected.sum() == 16
+    assert candidates.unfiltered.sum() == 16
     assert torch.equal(candidates.window_ids[:16], torch.arange(16))
     assert set(candidates.source[16:].tolist()) == {2}
-    assert len(candidates.passed_over) + 32 == candidates.metrics["data/windows_read"]
-    assert set(candidates.passed_over.source.tolist()) == {0, 1}
-    assert torch.equal(candidates.chance, (candidates.source == 2).double())  # the policy's, taken or not
-    assert candidates.passed_over.chance.max() == 0
-    read = torch.cat([candidates.window_ids, candidates.passed_over.window_ids])
+    assert len(candidates.rejected) + 32 == candidates.metrics["data/windows_read"]
+    assert set(candidates.rejected.source.tolist()) == {0, 1}
+    assert torch.equal(
+        candidates.accept_prob, (candidates.source == 2).double()
+    )  # the policy's, taken or not
+    assert candidates.rejected.accept_prob.max() == 0
+    read = torch.cat([candidates.window_ids, candidates.rejected.window_ids])
     assert torch.equal(read.sort().values, torch.arange(len(read)))
 
 
@@ -145,25 +146,25 @@ def test_a_steered_stream_continues_bitwise_from_its_state():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     ours, theirs = one.propose(3), other.propose(3)
     assert torch.equal(ours.window_ids, theirs.window_ids)
-    assert torch.equal(ours.passed_over.window_ids, theirs.passed_over.window_ids)
+    assert torch.equal(ours.rejected.window_ids, theirs.rejected.window_ids)
 
 
 class SourceCritic(NoCritic):
-    """Q of a window is that of its source, and its likeness; a level that drifts is added."""
+    """Q of a window is that of its source, and its dsir_score; a level that drifts is added."""
 
     level = 0.0
 
     def values(self, features: Features) -> Tensor:
         assert features.source is not None
         q = Q[features.source] + self.level
-        return q if features.likeness is None else q + features.likeness
+        return q if features.dsir_score is None else q + features.dsir_score
 
 
 def played(
     temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None, **settings
-) -> tuple[Steered, SourceCritic]:
+) -> tuple[StreamFilter, SourceCritic]:
     critic = SourceCritic()
-    selector = Steered(critic, temperature, acceptance or Acceptance(), **settings)
+    selector = StreamFilter(critic, temperature, acceptance or Acceptance(), **settings)
     proposer = steered(selector.probability, opened=16)
     for k in range(probes):
         critic.level += 5.0
@@ -185,7 +186,7 @@ def played(
 
 class TestSteered:
     def test_takes_everything_before_the_first_probe(self):
-        selector = Steered(SourceCritic(), FixedBeta(1.0), Acceptance())
+        selector = StreamFilter(SourceCritic(), FixedBeta(1.0), Acceptance())
         assert isinstance(selector, Selector)
         assert selector.probability(Numbered().next_batch(9)).tolist() == [1.0] * 9
 
@@ -207,9 +208,13 @@ class TestSteered:
     def test_a_run_takes_its_best_tenth_for_sure_or_all_that_it_takes_where_that_is_less(
         self, fraction, sure, tmp_path
     ):
-        settings = STEERED | {"oversample": 20, "target_fraction": fraction, "run_dir": str(tmp_path / "run")}
+        settings = STEERED | {
+            "max_read_ratio": 20,
+            "target_fraction": fraction,
+            "run_dir": str(tmp_path / "run"),
+        }
         selector = prepare(preset("smoke").override(**settings)).session.components.selector
-        assert isinstance(selector, Steered)
+        assert isinstance(selector, StreamFilter)
         assert selector.acceptance.sure == sure
 
     def test_takes_the_share_that_is_asked_for(self):
@@ -251,8 +256,8 @@ class TestSteered:
 
     def test_says_how_much_of_the_target_is_kept(self):
         selector, critic = played(FixedBeta(0.1), target=lambda: torch.tensor([-2.0, 0.0, -1.0]))
-        candidates = replace(Numbered(5).next_batch(32), unselected=torch.ones(32, dtype=torch.bool))
-        q = critic.values(known_before(candidates))
+        candidates = replace(Numbered(5).next_batch(32), unfiltered=torch.ones(32, dtype=torch.bool))
+        q = critic.values(pre_forward_features(candidates))
         effects = Effects(rows=torch.arange(32), effect=q, mixture=0.0)
         features = Features(hidden=torch.zeros(32, 1), loss=torch.zeros(32))
         weights = torch.full((32,), 1 / 32)
@@ -260,7 +265,7 @@ class TestSteered:
             candidates=candidates, features=features, weights=weights, reward=0.0, q=q, effects=effects
         )
         kept = (1 + math.exp(-10) + math.exp(-20)) / 3
-        assert selector.observe(9, outcome)["policy/target_kept"] == pytest.approx(kept, rel=1e-4)
+        assert selector.observe(9, outcome)["policy/target_accept_rate"] == pytest.approx(kept, rel=1e-4)
 
     def test_a_uniform_policy_keeps_everything(self):
         sharpness = SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1)
@@ -271,7 +276,7 @@ class TestSteered:
         target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "keep": 0.9}
         one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), **target)
         temperature = SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1)
-        other = Steered(critic, temperature, Acceptance(), **target)
+        other = StreamFilter(critic, temperature, Acceptance(), **target)
         buffer = io.BytesIO()
         torch.save(one.state_dict(), buffer)
         buffer.seek(0)
@@ -283,7 +288,7 @@ class TestSteered:
 STEERED = {
     "selector": "soft-q",
     "credit": "counterfactual",
-    "oversample": 4,
+    "max_read_ratio": 4,
     "q_features": ("source",),
     "target_fraction": 0.5,
 }
@@ -302,7 +307,7 @@ STEERED = {
         ({"proposer": "uniform-buffer"}, "--proposer uniform-buffer"),
         ({"curriculum": "a.parquet", "curriculum_weights": False}, "--curriculum a.parquet"),
         ({"needle": True}, "--needle"),
-        ({"oversample": 0}, "--oversample = 0"),
+        ({"max_read_ratio": 0}, "--max-read-ratio = 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):
@@ -311,7 +316,7 @@ def test_what_does_not_go_together_is_refused(changes, message):
 
 
 def test_a_baseline_takes_the_settings_and_ignores_them():
-    assert preset("smoke").override(**(STEERED | {"selector": "uniform"})).train.oversample == 4
+    assert preset("smoke").override(**(STEERED | {"selector": "uniform"})).train.max_read_ratio == 4
 
 
 def test_likeness_needs_a_stream():
@@ -321,7 +326,7 @@ def test_likeness_needs_a_stream():
         {"curriculum": "a.parquet", "curriculum_weights": False},
     ):
         with pytest.raises(CurriqError, match="name other --q-features"):
-            preset("smoke").override(selector="soft-q", q_features=("likeness",), **changes)
+            preset("smoke").override(selector="soft-q", q_features=("dsir_score",), **changes)
 
 
 def test_candidates_of_several_readings_are_one_proposal():
@@ -330,4 +335,4 @@ def test_candidates_of_several_readings_are_one_proposal():
     labelled = [replace(part, difficulty=part.window_ids.float()) for part in (first, second)]
     joined = concatenate(labelled)
     assert joined.window_ids.tolist() == joined.rows.tolist() == joined.difficulty.tolist() == [0, 1, 2, 3, 4]
-    assert joined.likeness is None
+    assert joined.dsir_score is None

@@ -10,17 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriq.config import DataConfig, SourceConfig
-from curriq.data.dirt import Duplicates
+from curriq.data.corruption import Duplicates
 from curriq.data.documents import Document, MemorySource
-from curriq.data.split import Guard, SplitRule, build_held_out
-from curriq.data.stream import GuardedSource, SourceMix, SourceReader, WindowStream, check_fingerprint
+from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
+from curriq.data.stream import (
+    DecontaminatedSource,
+    SourceMix,
+    SourceReader,
+    StreamProposer,
+    WindowStream,
+    check_fingerprint,
+)
 from curriq.errors import CurriqError
-from curriq.propose.stream import StreamProposer
 from curriq.types import Proposer
 
 WORDS = [f"w{i}" for i in range(1000)]
 T = 8
-NOTHING_HELD_OUT = Guard(SplitRule(1e-12, {"reward": 1, "validation": 1, "test": 1}), 1.0)
+NOTHING_HELD_OUT = ContaminationFilter(SplitRule(1e-12, {"reward": 1, "validation": 1, "test": 1}), 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +51,11 @@ def documents(count, seed, labels=False):
 def make_stream(tokenizer, *, seed=0, weights=(0.5, 0.2, 0.3), dirts=("none", "shuffled-tokens", "ocr"),
                 counts=(50, 40, 3), buffer=16, guard=NOTHING_HELD_OUT, labelled=True):  # fmt: skip
     readers = {}
-    for i, (weight, dirt, count) in enumerate(zip(weights, dirts, counts, strict=True)):
+    for i, (weight, corruption, count) in enumerate(zip(weights, dirts, counts, strict=True)):
         if weight > 0:
             source = MemorySource(f"s{i}", documents(count, i, labels=i == 0), seed)
-            guarded = GuardedSource(source, guard, of_target=i == 0)
-            readers[i] = SourceReader(guarded, dirt, tokenizer, T, seed)
+            guarded = DecontaminatedSource(source, guard, of_target=i == 0)
+            readers[i] = SourceReader(guarded, corruption, tokenizer, T, seed)
     mix = SourceMix(readers=readers, weights=weights, labelled=labelled)
     generator = torch.Generator().manual_seed(seed)
     return WindowStream(mix, buffer, generator, {"seed": str(seed), "T": str(T)})
@@ -157,13 +163,13 @@ def test_no_held_out_text_enters_many_epochs_of_the_stream(tokenizer, share, thr
     sets, guard = build_held_out(MemorySource("web", texts, 0), tokenizer, config)
     readers = {
         i: SourceReader(
-            GuardedSource(MemorySource(f"s{i}", texts, seed), guard, of_target=i == 0),
-            dirt,
+            DecontaminatedSource(MemorySource(f"s{i}", texts, seed), guard, of_target=i == 0),
+            corruption,
             tokenizer,
             T,
             seed,
         )
-        for i, dirt in enumerate(["none", "shuffled-tokens"])
+        for i, corruption in enumerate(["none", "shuffled-tokens"])
     }
     generator = torch.Generator().manual_seed(seed)
     stream = WindowStream(SourceMix(readers=readers, weights=[1, 1]), 8, generator, {})
@@ -197,7 +203,7 @@ def test_duplicates_repeat_without_announcement(tokenizer, caplog):
 
 
 def test_a_source_without_training_documents_is_an_error(tokenizer):
-    all_held_out = Guard(SplitRule(1 - 1e-12, {"reward": 1, "validation": 1, "test": 1}), 1.0)
+    all_held_out = ContaminationFilter(SplitRule(1 - 1e-12, {"reward": 1, "validation": 1, "test": 1}), 1.0)
     with pytest.raises(CurriqError, match=r"'s0' has no text to train on.*--held-out-share"):
         make_stream(tokenizer, guard=all_held_out).next_batch(1)
 

@@ -19,7 +19,7 @@ from curriq.config import EvalConfig
 from curriq.data.tokenizer import train_tokenizer
 from curriq.evaluate.tasks import model_folder
 from curriq.lm.harness import BOOTSTRAP, _scores, _untouched
-from curriq.report.read import read_metrics
+from curriq.runlog.read import read_metrics
 from curriq.train.run import train
 from curriq.train.tasks import TaskProbe
 from curriq.types import Score
@@ -59,9 +59,9 @@ class TestScores:
         scores = {(s.task, s.measure): s for s in _scores(results(), ["first", "text"])}
         assert list(scores) == [("first", "acc"), ("first", "acc_norm"), ("text", "perplexity")]
         assert scores["first", "acc_norm"].stderr == 0.2
-        assert scores["first", "acc_norm"].chance == 0.25
+        assert scores["first", "acc_norm"].chance_level == 0.25
         assert scores["text", "perplexity"].stderr is None
-        assert scores["text", "perplexity"].chance is None
+        assert scores["text", "perplexity"].chance_level is None
 
     def test_a_tag_stands_for_its_members(self):
         only = results()
@@ -87,7 +87,7 @@ def test_an_infinite_score_is_left_out_of_the_log_and_said_once(caplog: pytest.L
     probe.score()
     row = probe.score()
     assert row.pop("time/tasks") >= 0
-    assert row == {"task/a/acc": 0.5, "task/a/acc/stderr": 0.1, "task/a/acc/chance": 0.25}
+    assert row == {"task/a/acc": 0.5, "task/a/acc/stderr": 0.1, "task/a/acc/chance_level": 0.25}
     assert len(caplog.records) == 1
 
 
@@ -244,7 +244,7 @@ class TestAgainstTheHarness:
             assert score["value"] == theirs[f"{score['measure']},none"]
             stderr = theirs[f"{score['measure']}_stderr,none"]
             assert score["stderr"] == (stderr if stderr != "N/A" else None)
-            assert score["chance"] is None  # there are no choices to guess among
+            assert score["chance_level"] is None  # there are no choices to guess among
             assert score["examples"] == 10
 
     def test_equal_to_the_harness_own_command_line(self, shared_data, tmp_path):
@@ -294,7 +294,7 @@ class TestAgainstTheHarness:
             for score in scores:
                 assert score["value"] == expected[f"{score['measure']},none"]
                 assert score["stderr"] == expected[f"{score['measure']}_stderr,none"]
-                assert score["chance"] == 0.25
+                assert score["chance_level"] == 0.25
                 assert score["examples"] == 40
 
     def test_tasks_during_training_change_nothing_else(self, shared_data, tmp_path):
@@ -311,7 +311,7 @@ class TestAgainstTheHarness:
         )
         rows = read_metrics(scored.run_dir)
         assert [row["step"] for row in rows if "task/hellaswag_local/acc" in row] == [1, 3]
-        assert rows[-1]["task/hellaswag_local/acc/chance"] == 0.25
+        assert rows[-1]["task/hellaswag_local/acc/chance_level"] == 0.25
         assert Finished(plain.run_dir).weights == Finished(scored.run_dir).weights
         own = [
             {k: v for k, v in row.items() if not k.startswith("task/")}

@@ -1,4 +1,4 @@
-"""β solved against closed forms, the governor on evidence that is known, and the learned temperature."""
+"""β solved against closed forms, the governor on confidence that is known, and the learned temperature."""
 
 import io
 import math
@@ -10,9 +10,9 @@ from scipy import stats
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
     Acceptance,
+    CalibrationGate,
     FixedBeta,
     FixedFraction,
-    Governor,
     LearnedBeta,
     Sharpness,
     SolvedBeta,
@@ -95,51 +95,51 @@ def play(sharpness, probes: int, correlation: float, seed: int = 0, n: int = 32)
 
 class TestGovernor:
     def test_is_uniform_before_there_is_evidence(self):
-        governor = Governor(0.3)
+        governor = CalibrationGate(0.3)
         assert governor.fraction == 1.0
         play(governor, 3, 1.0)
         assert governor.fraction == 1.0
 
     def test_is_sharpest_where_q_ranks_well(self):
-        governor = Governor(0.3)
+        governor = CalibrationGate(0.3)
         row = play(governor, 30, 0.6)
         assert governor.fraction == pytest.approx(0.3)
-        assert row["governor/calibration"] == pytest.approx(0.58, abs=0.1)
-        assert row["governor/target_fraction"] == governor.fraction
+        assert row["gate/calibration"] == pytest.approx(0.58, abs=0.1)
+        assert row["gate/target_fraction"] == governor.fraction
 
     def test_stays_near_uniform_where_the_effects_mean_nothing(self):
         """Over 30 independent runs of 100 probes; the bound lies two standard errors below the mean."""
         fractions = []
         for run in range(30):
-            governor = Governor(0.3)
+            governor = CalibrationGate(0.3)
             play(governor, 100, 0.0, seed=10_000 * run)
             fractions.append(governor.fraction)
         assert sum(fractions) / 30 > 0.99
         assert sorted(fractions)[3] == 1.0
 
     def test_goes_back_when_q_stops_ranking(self):
-        governor = Governor(0.3)
+        governor = CalibrationGate(0.3)
         play(governor, 40, 0.7)
         play(governor, 80, 0.0, seed=5000)
         assert governor.fraction > 0.9
 
     def test_is_uniform_where_q_ranks_the_wrong_way_round(self):
-        governor = Governor(0.3)
+        governor = CalibrationGate(0.3)
         play(governor, 40, -0.6)
         assert governor.fraction == 1.0
 
     def test_standard_error_is_that_of_a_mean(self):
         """With a memory of all probes it is the sample standard deviation over √n."""
-        governor = Governor(0.3, memory=1e12)
+        governor = CalibrationGate(0.3, memory=1e12)
         found = []
         for k in range(12):
             row = play(governor, 1, 0.4, seed=100 * k)
-            found.append(row["governor/rank_correlation"])
-        assert row["governor/calibration"] == pytest.approx(sum(found) / 12)
-        assert row["governor/calibration_error"] == pytest.approx(stats.sem(found), rel=1e-6)
+            found.append(row["gate/rank_correlation"])
+        assert row["gate/calibration"] == pytest.approx(sum(found) / 12)
+        assert row["gate/calibration_error"] == pytest.approx(stats.sem(found), rel=1e-6)
 
     def test_a_step_without_a_probe_says_nothing(self):
-        governor = Governor(0.3)
+        governor = CalibrationGate(0.3)
         assert governor.observe(draws(8), None) == {}
 
 
@@ -168,8 +168,8 @@ def test_the_learned_temperature_finds_its_entropy():
     [
         lambda: FixedBeta(0.5),
         lambda: SolvedBeta(FixedFraction(0.5)),
-        lambda: SolvedBeta(Governor(0.3)),
-        lambda: LearnedBeta(Governor(0.5), 1.0, 0.1),
+        lambda: SolvedBeta(CalibrationGate(0.3)),
+        lambda: LearnedBeta(CalibrationGate(0.5), 1.0, 0.1),
     ],
 )
 def test_a_temperature_conforms_and_continues_bitwise_from_its_state(make):
@@ -184,6 +184,6 @@ def test_a_temperature_conforms_and_continues_bitwise_from_its_state(make):
     assert one.beta == other.beta
 
 
-@pytest.mark.parametrize("make", [lambda: FixedFraction(0.4), lambda: Governor(0.4)])
+@pytest.mark.parametrize("make", [lambda: FixedFraction(0.4), lambda: CalibrationGate(0.4)])
 def test_a_sharpness_conforms(make):
     assert isinstance(make(), Sharpness)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curriq.data.windows import Packer, window_id, windows_from_state, windows_to_state
+from curriq.data.stream import Packer, window_id, windows_from_state, windows_to_state
 
 EOS = 0
 documents = st.lists(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.runs import assert_same_run, tiny
 
-from curriq.report.windows import read_windows
+from curriq.runlog.kept_windows import read_windows
+from curriq.runlog.windows import BYTES_PER_TOKEN, WindowLog
 from curriq.train.run import train
-from curriq.train.windows import BYTES_PER_TOKEN, WindowLog
 from curriq.types import Candidates
 
 LENGTH = 4
@@ -56,7 +56,7 @@ def test_no_more_than_the_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_what_was_passed_over_gets_half_of_the_room(tmp_path: Path):
     log = log_of(tmp_path, windows=6)
     for step in range(4):
-        log.append(step, replace(proposed(step), passed_over=proposed(100 + step, 200 + step)))
+        log.append(step, replace(proposed(step), rejected=proposed(100 + step, 200 + step)))
     log.flush()
     assert read_windows(tmp_path).ids.tolist() == [0, 1, 2, 3, 100, 200]
 
@@ -90,7 +90,7 @@ def test_a_run_keeps_the_text_of_what_it_was_offered(tmp_path: Path):
     train(tiny(run_dir=str(tmp_path / "off"), steps=4, log_windows_mb=0))
     assert_same_run(tmp_path / "run", tmp_path / "off")
     kept = read_windows(tmp_path / "run")
-    from curriq.report.read import read_candidates
+    from curriq.runlog.read import read_candidates
 
     offered = set(read_candidates(tmp_path / "run")["window_id"].to_pylist())
     assert set(kept.ids.tolist()) == offered

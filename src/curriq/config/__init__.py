@@ -38,9 +38,9 @@ from curriq.config.run import (
     to_toml,
 )
 from curriq.config.sections import (
-    EMBEDDED_DIRTY,
+    EMBEDDED_SOURCES,
+    CorruptionName,
     DataConfig,
-    DirtName,
     LMConfig,
     LogConfig,
     OptimConfig,
@@ -52,13 +52,13 @@ from curriq.config.sections import (
 )
 
 __all__ = [
-    "EMBEDDED_DIRTY",
+    "EMBEDDED_SOURCES",
     "NEEDS_Q",
     "SEARCHING",
     "WITHOUT_QUERY",
+    "CorruptionName",
     "CriticConfig",
     "DataConfig",
-    "DirtName",
     "EvalConfig",
     "FeatureName",
     "LMConfig",

@@ -6,8 +6,8 @@ from typing import Literal
 
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
-FeatureName = Literal["last", "mean", "loss", "source", "likeness"]
-KNOWN_BEFORE: tuple[FeatureName, ...] = ("source", "likeness")
+FeatureName = Literal["last", "mean", "loss", "source", "dsir_score"]
+PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "dsir_score")
 """Features of a window that need no forward pass."""
 
 
@@ -15,22 +15,22 @@ KNOWN_BEFORE: tuple[FeatureName, ...] = ("source", "likeness")
 class CriticConfig:
     """φ: the Q-network and its soft Bellman learning rule."""
 
-    temperature: Literal["fixed", "fraction", "governed", "learned"] = "fixed"
+    temperature: Literal["fixed", "fraction", "gated", "learned"] = "fixed"
     """How sharp the policy is: `fixed` at --beta (the paper); `fraction` solves β for the effective batch
-    fraction --target-fraction; `governed` does so as far as Q has been seen to rank windows rightly, and is
+    fraction --target-fraction; `gated` does so as far as Q has been seen to rank windows rightly, and is
     uniform before; `learned` moves β as soft actor-critic does, towards the entropy of --target-fraction."""
     beta: float = 1.0
     """β: Boltzmann temperature, in units of Q (nats per token); where `learned` starts."""
     beta_lr: float = 0.01
     """Learning rate of log β with --temperature learned."""
     target_fraction: float = 0.7
-    """Effective batch fraction 1/(N‖π‖²) that β is solved for; with `governed` the sharpest one."""
-    target_kept: float = 0.8
+    """Effective batch fraction 1/(N‖π‖²) that β is solved for; with `gated` the sharpest one."""
+    min_target_accept_rate: float = 0.8
     """Share of the target's own windows that a steered stream would take at its sharpest, if they were in it:
-    where all is of the target's kind there is not much to choose. Needs the likeness among --q-features; 0
+    where all is of the target's kind there is not much to choose. Needs the dsir_score among --q-features; 0
     for no such bound."""
-    full_calibration: float = 0.2
-    """Rank correlation of Q with the measured effects at which `governed` is as sharp as it may be."""
+    corr_for_full_sharpness: float = 0.2
+    """Rank correlation of Q with the measured effects at which `gated` is as sharp as it may be."""
     uniform_share: float = 0.0
     """ε: share of the weight that is spread evenly over all windows."""
     weight_jitter: float = 0.0
@@ -48,7 +48,7 @@ class CriticConfig:
     """Hidden units of the Q-network (d → q_hidden → 1); 0 makes Q linear."""
     q_features: tuple[FeatureName, ...] = ("last",)
     """What Q sees of a window, one or more of: `last` (hidden state of the last token, the paper), `mean`
-    (of all tokens), `loss`, `source` (which source it is from), `likeness` (how like the target's n-grams it
+    (of all tokens), `loss`, `source` (which source it is from), `dsir_score` (how like the target's n-grams it
     is). The last two are known before the forward pass."""
     q_layer_norm: bool = False
     """Normalise each hidden state before Q sees it."""
@@ -102,23 +102,23 @@ class CriticConfig:
             weight_jitter=self.weight_jitter,
         )
         require_at_least(1, probe_windows=self.probe_windows)
-        require_positive(beta_lr=self.beta_lr, full_calibration=self.full_calibration)
+        require_positive(beta_lr=self.beta_lr, corr_for_full_sharpness=self.corr_for_full_sharpness)
         require(
             0 < self.target_fraction <= 1,
             f"--target-fraction = {self.target_fraction}: it must be greater than 0 and at most 1, which is "
             "uniform.",
         )
-        for name in ("uniform_share", "probe_decay", "target_kept"):
+        for name in ("uniform_share", "probe_decay", "min_target_accept_rate"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{flag(name)} = {value}: it must lie in [0, 1).")
         require(
             bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
             f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, source "
-            "and likeness, each once.",
+            "and dsir_score, each once.",
         )
         require(
-            self.temperature != "governed" or self.credit == "counterfactual",
-            f"--temperature governed with --credit {self.credit}: the governor judges Q by measured "
+            self.temperature != "gated" or self.credit == "counterfactual",
+            f"--temperature gated with --credit {self.credit}: the governor judges Q by measured "
             "effects, which only --credit counterfactual measures; use it, or --temperature fraction.",
         )
         require(

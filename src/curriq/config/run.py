@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.checks import flag, require, unknown_key
-from curriq.config.critic import KNOWN_BEFORE, CriticConfig
+from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
 from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
@@ -73,40 +73,42 @@ class RunConfig:
         other += [f"--curriculum {self.data.curriculum} --no-curriculum-weights"] * bool(self.data.curriculum)
         asked = " ".join(critic.q_features)
         require(
-            "likeness" not in critic.q_features or not other,
-            f"--q-features {asked} with {' '.join(other)}: likeness is measured on the windows of a stream "
+            "dsir_score" not in critic.q_features or not other,
+            f"--q-features {asked} with {' '.join(other)}: dsir_score is measured on the windows of a stream "
             "as they are read; name other --q-features, or drop the latter.",
         )
-        if train.oversample == 1:
+        if train.max_read_ratio == 1:
             return
-        steered = f"--oversample {train.oversample}"
+        steered = f"--max-read-ratio {train.max_read_ratio}"
         require(
             not other,
             f"{steered} with {' '.join(other)}: it reads on in a stream until it has taken enough windows; "
-            "drop the latter, or use --oversample 1.",
+            "drop the latter, or use --max-read-ratio 1.",
         )
-        late = [name for name in critic.q_features if name not in KNOWN_BEFORE]
+        late = [name for name in critic.q_features if name not in PRE_FORWARD_FEATURES]
         require(
             not late,
             f"{steered} with --q-features {asked}: {' and '.join(late)} of a window is "
-            f"not known before its forward pass; use {' or '.join(KNOWN_BEFORE)}, or --oversample 1.",
+            f"not known before its forward pass; use {' or '.join(PRE_FORWARD_FEATURES)}, or --max-read-ratio 1.",
         )
         require(
             critic.credit == "counterfactual",
             f"{steered} with --credit {critic.credit}: how sharply to take windows is learnt from measured "
-            "effects; use --credit counterfactual, or --oversample 1.",
+            "effects; use --credit counterfactual, or --max-read-ratio 1.",
         )
         require(
-            critic.target_fraction * train.oversample >= 1,
+            critic.target_fraction * train.max_read_ratio >= 1,
             f"{steered} with --target-fraction {critic.target_fraction}: that share of the windows read is "
-            f"taken at the sharpest, so it must be at least 1/{train.oversample}.",
+            f"taken at the sharpest, so it must be at least 1/{train.max_read_ratio}.",
         )
         for name in ("weight_jitter", "uniform_share"):
             value = getattr(critic, name)
             require(
                 not value, f"{steered} with {flag(name)} {value}: it changes weights, and these are even."
             )
-        require(critic.q_weighting, f"{steered} with --no-q-weighting: a uniform run needs --oversample 1.")
+        require(
+            critic.q_weighting, f"{steered} with --no-q-weighting: a uniform run needs --max-read-ratio 1."
+        )
         require(
             not train.train_subset,
             f"{steered} with --train-subset {train.train_subset}: both spend the policy; use one of them.",

@@ -19,7 +19,7 @@ SelectorName = Literal[
     "rho",
     "bandit",
 ]
-DirtName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
+CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SourceConfig:
     config.toml."""
     documents: Literal["file", "paragraph", "line"] = "paragraph"
     """What one document is in a .txt file."""
-    dirt: DirtName = "none"
+    corruption: CorruptionName = "none"
     """How the documents are spoiled before they are packed."""
 
     def __post_init__(self) -> None:
@@ -66,13 +66,13 @@ class SourceConfig:
         return re.fullmatch("[0-9a-f]{40}", self.hub_revision) is not None
 
 
-EMBEDDED_DIRTY = (
+EMBEDDED_SOURCES = (
     SourceConfig(name="prose", path="embedded:prose", weight=0.2),
     SourceConfig(name="code", path="embedded:code", weight=0.3),
-    SourceConfig(name="random", path="embedded:prose", weight=0.15, dirt="random-tokens"),
-    SourceConfig(name="shuffled", path="embedded:prose", weight=0.15, dirt="shuffled-tokens"),
-    SourceConfig(name="ocr", path="embedded:prose", weight=0.1, dirt="ocr"),
-    SourceConfig(name="duplicates", path="embedded:code", weight=0.1, dirt="duplicates"),
+    SourceConfig(name="random", path="embedded:prose", weight=0.15, corruption="random-tokens"),
+    SourceConfig(name="shuffled", path="embedded:prose", weight=0.15, corruption="shuffled-tokens"),
+    SourceConfig(name="ocr", path="embedded:prose", weight=0.1, corruption="ocr"),
+    SourceConfig(name="duplicates", path="embedded:code", weight=0.1, corruption="duplicates"),
 )
 """The default stream: Python's own documentation and source, most of it off-target or spoiled."""
 
@@ -81,8 +81,8 @@ EMBEDDED_DIRTY = (
 class DataConfig:
     """The stream of candidate windows and the three held-out sets."""
 
-    sources: tuple[SourceConfig, ...] = EMBEDDED_DIRTY
-    """Sources of the stream, each as name=…,path=…[,weight=…][,dirt=…]."""
+    sources: tuple[SourceConfig, ...] = EMBEDDED_SOURCES
+    """Sources of the stream, each as name=…,path=…[,weight=…][,corruption=…]."""
     target: str = "prose"
     """Name of the source whose held-out documents define reward, validation and test."""
     window: int = 128
@@ -127,8 +127,8 @@ class DataConfig:
         )
         target = self.sources[names.index(self.target)]
         require(
-            target.dirt == "none",
-            f"--target {self.target!r} is spoiled by dirt={target.dirt}: the target must be clean text.",
+            target.corruption == "none",
+            f"--target {self.target!r} is spoiled by corruption={target.corruption}: the target must be clean text.",
         )
         require(
             any(source.weight > 0 for source in self.sources),
@@ -277,11 +277,11 @@ class TrainConfig:
     """Optimiser steps."""
     num_candidates: int = 32
     """N: windows proposed per step."""
-    oversample: int = 1
+    max_read_ratio: int = 1
     """Windows read from the stream for each that is trained on, at the most. Above 1 the policy is spent
     before the forward pass: a window is taken with a probability that grows with its Q, and what is taken
     is weighed evenly. --target-fraction is then the share that is taken, --q-features may name only what is
-    known beforehand: source and likeness."""
+    known beforehand: source and dsir_score."""
     train_subset: int = 0
     """B: train on B windows drawn from the policy without replacement, scored in a pass of their own; 0
     trains on the mixture of all."""
@@ -311,7 +311,7 @@ class TrainConfig:
             reward_windows=self.reward_windows,
             reward_every=self.reward_every,
         )
-        require_at_least(1, oversample=self.oversample)
+        require_at_least(1, max_read_ratio=self.max_read_ratio)
         require_at_least(
             0,
             seed=self.seed,

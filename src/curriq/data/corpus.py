@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from curriq.config import DataConfig, RunConfig, SourceConfig
-from curriq.data.ahead import ReadAhead
-from curriq.data.dirt import dirty_source
+from curriq.data.corruption import corrupted_source
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
+from curriq.data.prefetch import ReadAhead
 from curriq.data.sources import open_source
-from curriq.data.split import Guard, HeldOutSets, SplitRule, build_held_out
-from curriq.data.stream import GuardedSource, SourceMix, SourceReader, WindowStream
+from curriq.data.split import ContaminationFilter, HeldOutSets, SplitRule, build_held_out
+from curriq.data.stream import DecontaminatedSource, SourceMix, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer
 from curriq.rng import derive_seed
 
@@ -40,7 +40,7 @@ class Corpus:
     stream: WindowStream | ReadAhead
     held_out: HeldOutSets
     source_names: tuple[str, ...]
-    guard: Guard
+    guard: ContaminationFilter
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name; see `check_fingerprint`."""
@@ -76,7 +76,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
 
 
 def open_sources(
-    config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", guard: Guard
+    config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", guard: ContaminationFilter
 ) -> SourceMix:
     """The sources that training reads, at their beginning.
 
@@ -106,7 +106,7 @@ def training_texts(data: DataConfig) -> Iterator[str]:
     held out by their key. (Near-duplicates cannot be told before the tokenizer has cut the held-out sets.)
     """
     rule = SplitRule.from_config(data)
-    clean = [source for source in data.sources if source.dirt == "none"]
+    clean = [source for source in data.sources if source.corruption == "none"]
     unfinished = [read_epoch(open_source(source, _SHARED_SEED)) for source in clean]
     while unfinished:
         for documents in tuple(unfinished):
@@ -132,7 +132,7 @@ def data_fingerprint(
     """What must be equal when a run is resumed, by name."""
     data = config.data
     sources = {
-        f"source {data.sources[i].name}": f"{reader.source.fingerprint()} dirt={reader.dirt}"
+        f"source {data.sources[i].name}": f"{reader.source.fingerprint()} corruption={reader.corruption}"
         for i, reader in mix.readers.items()
     }
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
@@ -166,11 +166,13 @@ def _open_reader(
     source: SourceConfig,
     data: DataConfig,
     tokenizer: "transformers.PreTrainedTokenizerBase",
-    guard: Guard,
+    guard: ContaminationFilter,
     seed: int,
 ) -> SourceReader:
     target = target_of(data)
     fields = ("path", "hub_split", "hub_revision")
     same_documents = all(getattr(source, field) == getattr(target, field) for field in fields)
-    guarded = GuardedSource(open_source(source, seed), guard, of_target=same_documents)
-    return SourceReader(dirty_source(source.dirt, guarded, seed), source.dirt, tokenizer, data.window, seed)
+    guarded = DecontaminatedSource(open_source(source, seed), guard, of_target=same_documents)
+    return SourceReader(
+        corrupted_source(source.corruption, guarded, seed), source.corruption, tokenizer, data.window, seed
+    )

@@ -29,7 +29,7 @@ def open_source(config: SourceConfig, generator_seed: int) -> DocumentSource:
     """The source that `config.path` names, at its beginning.
 
     Args:
-        config: name, path and columns. Weight and dirt are applied by the stream.
+        config: name, path and columns. Weight and corruption are applied by the stream.
         generator_seed: seed of the order of the embedded corpus; files keep their order.
 
     Raises:

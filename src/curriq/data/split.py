@@ -5,11 +5,10 @@ comparison shares the held-out sets. Only the target's documents fill them. The 
 stream, whichever source offers it, every document that is, or nearly is, one of those used.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,21 +16,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from curriq.config import DataConfig
+from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRule
 from curriq.data.documents import Document, DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.near_duplicates import NearDuplicateIndex, shingles
+from curriq.data.stream import Packer, Window
 from curriq.data.tokenizer import encode, eos_id
 from curriq.data.topic import draw_topic
-from curriq.data.windows import Packer, Window
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
     import transformers
 
-HeldOutName = Literal["reward", "validation", "test"]
-Side = Literal["train", "reward", "validation", "test"]
-
-_SALT = b"curriq-split-1"
 _BATCH_DOCUMENTS = 256
 
 DOCUMENTS = 256
@@ -54,100 +49,12 @@ class HeldOutSets:
     test: Int[Tensor, "m3 T"]
 
 
-@dataclass(frozen=True)
-class SplitRule:
-    """Assigns documents to sides by their key.
-
-    Attributes:
-        held_out_share: share of documents that are held out.
-        sizes: windows that each held-out set asks for; held-out documents are shared out in this proportion.
-    """
-
-    held_out_share: float
-    sizes: Mapping[HeldOutName, int]
-
-    @staticmethod
-    def from_config(config: DataConfig) -> "SplitRule":
-        sizes: dict[HeldOutName, int] = {
-            "reward": config.reward_set_size,
-            "validation": config.validation_set_size,
-            "test": config.test_set_size,
-        }
-        return SplitRule(config.held_out_share, sizes)
-
-    def side(self, document: Document) -> Side:
-        """The side of a document. Raising `held_out_share` holds out more documents and never fewer;
-        the sizes of the sets do not change which documents are for training."""
-        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT).digest()
-        position = int.from_bytes(digest, "big") / 2**64
-        if position >= self.held_out_share:
-            return "train"
-        place = position / self.held_out_share * sum(self.sizes.values())
-        for name, size in self.sizes.items():
-            place -= size
-            if place < 0:
-                return name
-        return name
-
-
-class Guard:
-    """Says which documents may enter the training stream.
-
-    Args:
-        rule: the split by key, which holds back the target's held-out documents, used or left over.
-        threshold: Jaccard similarity of word 5-shingles from which a document counts as a
-            near-duplicate; 1 compares document keys only.
-    """
-
-    def __init__(self, rule: SplitRule, threshold: float) -> None:
-        self.rule = rule
-        self.threshold = threshold
-        self._keys: set[str] = set()
-        self._index = NearDuplicateIndex(threshold)
-        self._sides: list[HeldOutName] = []
-
-    def allows(self, document: Document, *, of_target: bool = False) -> bool:
-        """Whether a document may be trained on.
-
-        It may not when it is a copy or near-duplicate of a document in a held-out set. A document of the
-        target may not either when its key is held out, even though the sets were full before it was read.
-        """
-        if document.key in self._keys or (of_target and self.rule.side(document) != "train"):
-            return False
-        return self.threshold >= 1 or len(self._index.matches(shingles(document.text))) == 0
-
-    def place(self, document: Document) -> HeldOutName | None:
-        """The held-out set that a document of the target belongs to: that of the near-duplicates placed
-        before it, otherwise the one of its key. None for a training document, a copy of one that is placed,
-        and one with near-duplicates in two sets."""
-        side = self.rule.side(document)
-        if side == "train" or document.key in self._keys:
-            return None
-        if self.threshold >= 1:
-            return side
-        sides = {self._sides[number] for number in self._index.matches(shingles(document.text))}
-        if len(sides) > 1:
-            return None
-        return sides.pop() if sides else side
-
-    def hold_out(self, document: Document, side: HeldOutName) -> None:
-        """Remember a document that fills a held-out set."""
-        self._keys.add(document.key)
-        if self.threshold < 1:
-            self._index.add(shingles(document.text))
-            self._sides.append(side)
-
-    def seal(self) -> None:
-        """Make queries fast, once all held-out documents are known."""
-        self._index.compact()
-
-
 def build_held_out(
     source: DocumentSource,
     tokenizer: "transformers.PreTrainedTokenizerBase",
     config: DataConfig,
     encoder: Encoder | None = None,
-) -> tuple[HeldOutSets, Guard]:
+) -> tuple[HeldOutSets, ContaminationFilter]:
     """Fill the three held-out sets from one epoch of the target, or from its beginning until they are full.
 
     A set is drawn evenly from at least `DOCUMENTS` documents, or from one per window where it has fewer
@@ -163,10 +70,10 @@ def build_held_out(
         CurriqError: the held-out documents do not fill the sets.
     """
     rule = SplitRule.from_config(config)
-    guard = Guard(rule, config.near_duplicate_threshold)
+    guard = ContaminationFilter(rule, config.near_duplicate_threshold)
     wanted = _pool_sizes(rule.sizes, config.topic_pool_size) if config.topic_coherent else dict(rule.sizes)
     pools = _fill_pools(source, tokenizer, config.window, wanted, guard)
-    guard.seal()
+    guard.freeze()
     if any(len(pools[name]) < size for name, size in rule.sizes.items()):
         raise CurriqError(_too_small(source.name, rule, pools, config.window))
     if config.topic_coherent:
@@ -185,7 +92,7 @@ def _fill_pools(
     tokenizer: "transformers.PreTrainedTokenizerBase",
     window: int,
     wanted: Mapping[HeldOutName, int],
-    guard: Guard,
+    guard: ContaminationFilter,
 ) -> dict[HeldOutName, list[Window]]:
     """Windows for each held-out set, in reading order; the epoch is read until each has the wanted number and
     enough documents, or to its end."""
@@ -202,7 +109,7 @@ def _fill_pools(
         for document, ids in zip(documents, tokens, strict=True):
             side = guard.place(document)
             if side is not None and not is_full(side):
-                guard.hold_out(document, side)
+                guard.add(document, side)
                 documents_of[side] += 1
                 pools[side] += packers[side].add(ids, document.difficulty)
         if all(map(is_full, wanted)):

@@ -6,28 +6,119 @@ windows does not depend on how it is cut into batches, and two arms with one see
 """
 
 import bisect
+import hashlib
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from curriq.config import DirtName
-from curriq.data.dirt import dirty_text, dirty_tokens, document_rng
+from curriq.config import CorruptionName
+from curriq.data.contamination import ContaminationFilter
+from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
 from curriq.data.documents import Document, DocumentSource
-from curriq.data.split import Guard
 from curriq.data.tokenizer import encode, eos_id, ordinary_ids
-from curriq.data.windows import Packer, Window, windows_from_state, windows_to_state
 from curriq.errors import CurriqError
 from curriq.types import Candidates, State, Stateful
 
 if TYPE_CHECKING:
     import transformers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """T consecutive tokens of one source.
+
+    Attributes:
+        tokens: token ids, int32, length T; read-only.
+        window_id: `window_id` of the tokens.
+        difficulty: mean label over the tokens that have one, NaN when none has.
+    """
+
+    tokens: np.ndarray
+    window_id: int
+    difficulty: float
+
+
+def window_id(source: str, tokens: np.ndarray) -> int:
+    """63-bit identity of a window: the first 8 bytes of BLAKE2b over the source's name and the tokens
+    (little-endian int32). Equal windows of one source have equal ids in every run and for every seed."""
+    digest = hashlib.blake2b(source.encode() + b"\0", digest_size=8)
+    digest.update(np.ascontiguousarray(tokens, dtype="<i4").data)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+class Packer:
+    """Cuts one source's documents into windows; the tokens left over wait for the next document.
+
+    Args:
+        source: name of the source, part of every window id.
+        length: T, tokens per window.
+        eos: id of the token that ends every document.
+    """
+
+    def __init__(self, source: str, length: int, eos: int) -> None:
+        self.source = source
+        self.length = length
+        self.eos = eos
+        self._tokens = np.empty(0, np.int32)
+        self._labels = np.empty(0, np.float64)
+
+    def add(self, tokens: Sequence[int] | np.ndarray, difficulty: float = math.nan) -> list[Window]:
+        """The windows that this document completes; an empty document is skipped, EOS and all."""
+        if len(tokens) == 0:
+            return []
+        ended = np.append(np.asarray(tokens, np.int32), np.int32(self.eos))
+        self._tokens = np.concatenate([self._tokens, ended])
+        self._labels = np.concatenate([self._labels, np.full(len(ended), difficulty)])
+        count, length = len(self._tokens) // self.length, self.length
+        windows = [self._window(slice(start, start + length)) for start in range(0, count * length, length)]
+        self._tokens = self._tokens[count * length :].copy()
+        self._labels = self._labels[count * length :].copy()
+        return windows
+
+    def _window(self, where: slice) -> Window:
+        tokens, labels = self._tokens[where].copy(), self._labels[where]
+        tokens.flags.writeable = False
+        known = labels[~np.isnan(labels)]
+        difficulty = float(known.mean()) if len(known) else math.nan
+        return Window(tokens, window_id(self.source, tokens), difficulty)
+
+    def state_dict(self) -> State:
+        return {
+            "tokens": torch.from_numpy(self._tokens.copy()),
+            "labels": torch.from_numpy(self._labels.copy()),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._tokens = state["tokens"].numpy().copy()
+        self._labels = state["labels"].numpy().copy()
+
+
+def windows_to_state(windows: Iterable[Window], length: int) -> State:
+    """A list of windows as three tensors, for a checkpoint."""
+    windows = list(windows)
+    tokens = np.stack([w.tokens for w in windows]) if windows else np.empty((0, length), np.int32)
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "ids": torch.tensor([w.window_id for w in windows], dtype=torch.int64),
+        "difficulty": torch.tensor([w.difficulty for w in windows], dtype=torch.float64),
+    }
+
+
+def windows_from_state(state: State) -> list[Window]:
+    """Inverse of `windows_to_state`."""
+    rows = zip(
+        state["tokens"].numpy().copy(), state["ids"].tolist(), state["difficulty"].tolist(), strict=True
+    )
+    return [Window(*row) for row in rows]
+
 
 _log = logging.getLogger("curriq")
 
@@ -37,7 +128,7 @@ _BATCH_CHARACTERS = 200_000
 ahead is part of every checkpoint."""
 
 
-class GuardedSource:
+class DecontaminatedSource:
     """A source without its held-out documents.
 
     Args:
@@ -46,7 +137,7 @@ class GuardedSource:
         of_target: the source holds the target's documents.
     """
 
-    def __init__(self, source: DocumentSource, guard: Guard, *, of_target: bool) -> None:
+    def __init__(self, source: DocumentSource, guard: ContaminationFilter, *, of_target: bool) -> None:
         self.name = source.name
         self._source = source
         self._guard = guard
@@ -77,22 +168,22 @@ class SourceReader:
 
     Args:
         source: training documents, in endless epochs.
-        dirt: how their text and tokens are spoiled.
+        corruption: how their text and tokens are spoiled.
         tokenizer: turns them into tokens.
         length: T, tokens per window.
-        seed: seed of the dirt.
+        seed: seed of the corruption.
     """
 
     def __init__(
         self,
         source: DocumentSource,
-        dirt: DirtName,
+        corruption: CorruptionName,
         tokenizer: "transformers.PreTrainedTokenizerBase",
         length: int,
         seed: int,
     ) -> None:
         self.source = source
-        self.dirt = dirt
+        self.corruption = corruption
         self.length = length
         self._tokenizer = tokenizer
         self._vocabulary = ordinary_ids(tokenizer)
@@ -115,9 +206,9 @@ class SourceReader:
         epoch = self.source.epoch
         documents, ended = self._next_documents()
         rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
-        texts = [dirty_text(self.dirt, d.text, rng) for d, rng in zip(documents, rngs, strict=True)]
+        texts = [corrupt_text(self.corruption, d.text, rng) for d, rng in zip(documents, rngs, strict=True)]
         for document, clean, rng in zip(documents, encode(self._tokenizer, texts), rngs, strict=True):
-            ids = dirty_tokens(self.dirt, clean, self._vocabulary, rng)
+            ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids)
             self._pending.extend(self._packer.add(ids, document.difficulty))
         if ended:
@@ -155,7 +246,7 @@ class SourceReader:
     @property
     def repeats_on_purpose(self) -> bool:
         """Whether new epochs of this source are no news."""
-        return self.dirt == "duplicates"
+        return self.corruption == "duplicates"
 
     def state_dict(self) -> State:
         return {
@@ -314,3 +405,28 @@ def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> N
             f"the run cannot be resumed on other data: {changes}. Restore what it was trained on "
             "(files, --sources, tokenizer and settings), or start a new run in a new --run-dir."
         )
+
+
+class StreamProposer:
+    """C_k = NEXTBATCH (Algorithm 1, line 3).
+
+    Args:
+        stream: where the windows come from.
+        n: N, windows per step.
+    """
+
+    def __init__(self, stream: Windows, n: int) -> None:
+        self.stream = stream
+        self.n = n
+
+    def propose(self, step: int) -> Candidates:
+        began = time.perf_counter()
+        candidates = self.stream.next_batch(self.n)
+        seconds = time.perf_counter() - began
+        return replace(candidates, metrics=candidates.metrics | {"time/propose": seconds})
+
+    def state_dict(self) -> State:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.stream.load_state_dict(state)

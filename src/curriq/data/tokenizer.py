@@ -112,7 +112,7 @@ def train_tokenizer(
     texts = list(first_bytes(texts, sample_bytes))
     if not texts:
         raise CurriqError(
-            "--tokenizer train: there is no text to train on: the clean sources (dirt=none) are empty, or "
+            "--tokenizer train: there is no text to train on: the clean sources (corruption=none) are empty, or "
             "each of their documents is held out. Give them more text, cut a .txt file into more documents "
             "(documents=paragraph), or give a folder or hub name with --tokenizer."
         )

@@ -9,10 +9,10 @@ import curriq
 from curriq.errors import CurriqError
 from curriq.evaluate import statistics
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun
-from curriq.report.read import read_metrics, read_summary
+from curriq.runlog.read import read_metrics, read_summary
 
 AXES = {
-    "windows": "x/windows_seen",
+    "windows": "x/windows_proposed",
     "read": "x/windows_read",
     "tokens": "x/tokens",
     "flops": "x/flops",
@@ -20,7 +20,7 @@ AXES = {
 }
 """x-axis of a curve → its name in the log."""
 
-COPIED = ("test_loss", "validation_loss", "windows_seen", "tokens", "flops", "seconds", "threads")
+COPIED = ("test_loss", "validation_loss", "windows_proposed", "tokens", "flops", "seconds", "threads")
 """Fields of a run's summary that the comparison repeats."""
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from curriq.config import SourceConfig, differences, field_owners, load_toml, to_toml
 from curriq.errors import CurriqError
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
-from curriq.report.read import read_summary
+from curriq.runlog.read import read_summary
 
 if TYPE_CHECKING:
     from curriq.evaluate.workers import Job
@@ -45,7 +45,7 @@ def compare(plan: Plan) -> int:
     from curriq.evaluate.assess import assess
     from curriq.evaluate.workers import run_jobs
     from curriq.report.comparison import print_comparison, save_curves
-    from curriq.train.storage import exclusive, write_atomically
+    from curriq.runlog.storage import exclusive, write_atomically
 
     # The workers inherit the lock, so that nobody starts a run which one left behind by a kill still writes.
     refusal = (
@@ -107,8 +107,8 @@ def _job(run: PlannedRun, workers: int) -> "Job":
     """Start the run, or resume it where a checkpoint stands; with its share of the cores."""
     from curriq import parallel
     from curriq.evaluate.workers import Job, steps_logged
+    from curriq.runlog.storage import write_atomically
     from curriq.train.checkpoint import checkpoint_folders
-    from curriq.train.storage import write_atomically
 
     program = [sys.executable, "-m", "curriq"]
     if checkpoint_folders(run.folder / "checkpoints"):

@@ -117,7 +117,7 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
 
     In the first epoch no one of them was trained on; `epoch` says whether that still holds.
     """
-    from curriq.lm.reward import held_out_loss
+    from curriq.lm.held_out import held_out_loss
     from curriq.train.run import load_run
 
     opened = load_run(run)
@@ -140,7 +140,7 @@ def _finite(score: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(path: Path, result: dict[str, Any]) -> None:
-    from curriq.train.storage import write_atomically
+    from curriq.runlog.storage import write_atomically
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,9 @@ def _print_scores(scores: "list[Score]") -> None:
     for heading in ("task", "measure", "score", "± standard error", "chance", "examples"):
         table.add_column(heading, justify="left" if heading in ("task", "measure") else "right")
     for score in scores:
-        stderr, chance = ("–" if value is None else f"{value:.4f}" for value in (score.stderr, score.chance))
+        stderr, chance = (
+            "–" if value is None else f"{value:.4f}" for value in (score.stderr, score.chance_level)
+        )
         table.add_row(score.task, score.measure, f"{score.value:.4f}", stderr, chance, f"{score.examples:,}")
     Console(highlight=False, soft_wrap=True).print(table)
 

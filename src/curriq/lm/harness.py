@@ -154,7 +154,7 @@ def _scores(results: Any, wanted: Iterable[str]) -> Iterable[Score]:
                 measure=measure if filtered == "none" else f"{measure}-{filtered}",
                 value=float(value),
                 stderr=float(stderr) if known else None,
-                chance=chance if measure.startswith("acc") else None,
+                chance_level=chance if measure.startswith("acc") else None,
                 examples=sum(len(results["samples"].get(leaf, ())) for leaf in _leaves(results, name)),
             )
 

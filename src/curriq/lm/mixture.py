@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
-from curriq.lm.loss import window_losses
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, window_losses
 from curriq.types import Candidates, Features, Mixture
 
 ScoreFunction = Callable[[Candidates, Features], Float[Tensor, "n"]]
@@ -212,7 +211,7 @@ def window_features(
         entropy=entropy,
         pooled=pooled,
         source=windows.source.to(hidden.device),
-        likeness=None if windows.likeness is None else windows.likeness.to(hidden.device),
+        dsir_score=None if windows.dsir_score is None else windows.dsir_score.to(hidden.device),
     )
 
 
@@ -277,8 +276,8 @@ def _mixture(
         entropy=join([f.entropy for f in seen if f.entropy is not None]) if with_entropy else None,
         pooled=join([f.pooled for f in seen if f.pooled is not None], lm.width),
         source=join([f.source for f in seen if f.source is not None], dtype=torch.int64),
-        likeness=join([f.likeness for f in seen if f.likeness is not None])
-        if any(f.likeness is not None for f in seen)
+        dsir_score=join([f.dsir_score for f in seen if f.dsir_score is not None])
+        if any(f.dsir_score is not None for f in seen)
         else None,
     )
     all_scores = join(scores)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from curriq.errors import CurriqError
-from curriq.report.read import existing
+from curriq.runlog.read import existing
 
 AXES = {
     "step": "step",
-    "windows": "x/windows_seen",
+    "windows": "x/windows_proposed",
     "read": "x/windows_read",
     "tokens": "x/tokens",
     "FLOPs": "x/flops",

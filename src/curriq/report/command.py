@@ -14,13 +14,13 @@ from curriq.config import missing_extra
 from curriq.errors import CurriqError
 from curriq.report.chart import Section
 from curriq.report.columns import AXES
+from curriq.report.data_mix import learned_from
 from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
-from curriq.report.helped import comparison_helped, runs_helped
-from curriq.report.learned import learned_from
+from curriq.report.outcome import comparison_helped, runs_helped
 from curriq.report.page import render
 from curriq.report.policy import policy_health
-from curriq.report.ran import what_ran
+from curriq.report.provenance import what_ran
 from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.topics import Embed

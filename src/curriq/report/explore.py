@@ -7,9 +7,9 @@ import numpy as np
 from curriq.report.chart import Explorer, Section, numbers
 from curriq.report.runlog import RunLog
 from curriq.report.selection import NUMBERS, Part, appearances
-from curriq.report.windows import read_windows
+from curriq.runlog.kept_windows import read_windows
 
-TITLES = {"q": "Q", "chance": "chance of being taken"}
+TITLES = {"q": "Q", "accept_prob": "acceptance probability"}
 
 
 def explorer(run: RunLog) -> Section:
@@ -32,7 +32,7 @@ def explorer(run: RunLog) -> Section:
         f"The windows with the highest and lowest {TITLES.get(order, order)} at {steps} of {total:,} steps: "
         "choose a step, search all texts shown here, or follow one window over the run."
     )
-    if order == "chance":
+    if order == "accept_prob":
         answer += (
             " Those that the steered stream passed over were not forwarded: they have no Q and no loss here."
         )
@@ -53,7 +53,7 @@ def shown_texts(section: Section) -> dict[str, str]:
 def ranked_by(part: Part) -> str:
     """What the windows of a step are ordered by: the chance that a steered stream gave them, which also those
     have that it passed over; or Q, or what the method has instead."""
-    for name in ("chance", "q", "score", "loss"):
+    for name in ("accept_prob", "q", "score", "loss"):
         values = part.columns.get(name)
         if values is not None and (~np.isnan(values)).any() and np.nanmax(values) > np.nanmin(values):
             return name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from curriq.report.chart import Chart, Series
 from curriq.report.runlog import RunLog
-from curriq.train import registry
+from curriq.runlog import schema as registry
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ LINES = (
     Lines(
         "governor-rank",
         "What the governor knows of Q",
-        ("governor/rank_correlation", "governor/calibration", "governor/calibration_error"),
+        ("gate/rank_correlation", "gate/calibration", "gate/calibration_error"),
         "chance",
         y="Spearman's ρ",
         note="Rank correlation of Q with the measured effects at each probe, its running mean, and the "
@@ -33,7 +33,7 @@ LINES = (
     Lines(
         "governor-target",
         "What the governor asks for",
-        ("governor/evidence", "governor/target_fraction"),
+        ("gate/confidence", "gate/target_fraction"),
         y="share",
         note="Without evidence that Q ranks windows the target stays at 1, which is plain training.",
     ),

@@ -7,9 +7,9 @@ import numpy as np
 
 from curriq.report.chart import numbers
 from curriq.report.explore import cut
-from curriq.report.read import read_part
 from curriq.report.runlog import RunLog
 from curriq.report.selection import Part, floats
+from curriq.runlog.read import read_part
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ RETRIEVAL = ("langevin/", "retrieval/", "buffer/")
 PHASES = ("time/ingest", "time/search", "time/retrieve")
 """Parts of `time/propose`."""
 LEAST_CHANGED = 0.05
-"""Share of tokens changed below which nothing has been searched; as in `propose/diagnostics.py`."""
+"""Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
 BEST_OF_40 = 2.16
 """Expected greatest of 40 independent standard normal numbers."""
 BEST_LABEL = "best of 40 random strings"

@@ -12,7 +12,7 @@ from curriq.errors import CurriqError
 from curriq.report.columns import Columns, bucket_edges, read_columns
 from curriq.report.selection import Selection, select
 from curriq.report.topics import Embed, Topics, find_topics
-from curriq.report.windows import KeptWindows, read_windows
+from curriq.runlog.kept_windows import KeptWindows, read_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class RunLog:
     @property
     def taken(self) -> float | None:
         """Share of the windows read that a steered stream has taken; None where none was passed over."""
-        read, seen = self.columns.last("x/windows_read"), self.columns.last("x/windows_seen")
+        read, seen = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
         steered = "data/windows_read" in self.columns and read and seen and read > seen
         return seen / read if steered and self.setting("langevin", "proposer", "stream") == "stream" else None
 

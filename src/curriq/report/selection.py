@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from curriq.report.chart import numbers
-from curriq.report.read import read_part
-from curriq.report.windows import KeptWindows
+from curriq.runlog.kept_windows import KeptWindows
+from curriq.runlog.read import read_part
 
 MOST_SEEN = 40
 """Appearances of one window that a report lists."""
-NUMBERS = ("score", "weight", "loss", "q", "effect", "chance")
-"""Columns that the explorer shows; `effect` and `chance` where the run has them."""
+NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
+"""Columns that the explorer shows; `effect` and `accept_prob` where the run has them."""
 
 
 @dataclass(frozen=True)

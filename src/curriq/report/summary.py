@@ -21,7 +21,7 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     else:
         console.print(f"[bold]stopped after {summary['steps']} steps[/bold]")
     console.print(
-        f"{summary['windows_read']} windows read, {summary['windows_seen']} seen, "
+        f"{summary['windows_read']} windows read, {summary['windows_proposed']} seen, "
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
         f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
     )

@@ -8,7 +8,7 @@ from curriq.report.chart import Chart, Series, Table
 from curriq.report.runlog import RunLog, read_json
 
 PREFIX = "task/"
-NUMBERS = ("value", "stderr", "chance")
+NUMBERS = ("value", "stderr", "chance_level")
 Z = 1.96
 """Standard errors on either side of a 95 % interval."""
 
@@ -18,7 +18,7 @@ def task_charts(runs: list[RunLog]) -> list[Chart]:
     measured: dict[str, None] = {}
     for run in runs:
         for name in run.columns.names():
-            if name.startswith(PREFIX) and not name.endswith(("/stderr", "/chance")):
+            if name.startswith(PREFIX) and not name.endswith(("/stderr", "/chance_level")):
                 measured.setdefault(name)
     return [_chart(name, runs) for name in measured]
 
@@ -50,7 +50,7 @@ def evaluated(runs: list[RunLog]) -> list[Table]:
 def _chart(name: str, runs: list[RunLog]) -> Chart:
     """`task/hellaswag/acc_norm` over the run, with 1.96 standard errors on either side.
 
-    Beside the value a log may hold `task/TASK/MEASURE/stderr` and `task/TASK/MEASURE/chance`.
+    Beside the value a log may hold `task/TASK/MEASURE/stderr` and `task/TASK/MEASURE/chance_level`.
     """
     task, _, measure = name.removeprefix(PREFIX).rpartition("/")
     series = []
@@ -70,7 +70,7 @@ def _chart(name: str, runs: list[RunLog]) -> Chart:
                 dots=True,
             )
         )
-    chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance")) is not None]
+    chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance_level")) is not None]
     return Chart(
         id="task-" + name.removeprefix(PREFIX).replace("/", "-"),
         title=task,

@@ -75,11 +75,9 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
 def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:
     """Words per text, without those in one text only and those in more than half."""
     per_text = [Counter(WORD.findall(text.lower())) for text in texts]
-    passed_over = set(FUNCTION_WORDS.split())
+    rejected = set(FUNCTION_WORDS.split())
     in_texts = Counter(word for counted in per_text for word in counted)
-    kept = [
-        word for word, n in in_texts.items() if 2 <= n <= max(2, len(texts) / 2) and word not in passed_over
-    ]
+    kept = [word for word, n in in_texts.items() if 2 <= n <= max(2, len(texts) / 2) and word not in rejected]
     words = sorted(kept, key=lambda word: (-in_texts[word], word))[:VOCABULARY]
     column = {word: i for i, word in enumerate(words)}
     entries = [

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from curriq.select.base import Uniform
 from curriq.select.history import History
-from curriq.select.uniform import Uniform
 from curriq.softq.equations import sample_action
 from curriq.types import Candidates, Metrics, Outcome, State
 

@@ -53,7 +53,7 @@ class SoftQ(PlainSelector):
         self._floor = state["floor"]
 
 
-class Jittered:
+class DirichletNoise:
     """`inner` with weights that vary at random: π̃_i ∝ π_i g_i with g_i ~ Gamma(c)/c, independent.
 
     With uniform weights π̃ is a draw from the symmetric Dirichlet distribution of concentration c. Mixture

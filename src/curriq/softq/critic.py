@@ -3,19 +3,169 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
-from curriq.softq.credit import CREDIT_RULES, Regression
 from curriq.softq.equations import boltzmann, polyak_, soft_value, td_target, uniform_policy
 from curriq.softq.features import QInputs
-from curriq.softq.replay import Replay
 from curriq.softq.temperature import Temperature
 from curriq.types import Features, Metrics, State, Transition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """What one transition asks of Q.
+
+    Attributes:
+        rows: windows of the transition whose Q-values enter.
+        combine: q̂ = combine @ Q(rows); None for the identity, one prediction per window.
+        offsets: added to y, one per prediction, nats per token.
+    """
+
+    rows: Int[Tensor, "m"]
+    combine: Float[Tensor, "r m"] | None
+    offsets: Float[Tensor, "r"]
+
+
+@runtime_checkable
+class Credit(Protocol):
+    """A rule of credit assignment.
+
+    Attributes:
+        by_window: each prediction is the Q of one window, so that (window, target) pairs can be replayed.
+    """
+
+    by_window: bool
+
+    def regression(self, previous: Transition) -> Regression | None:
+        """None where the transition teaches nothing under this rule."""
+        ...
+
+
+class SampledCredit:
+    """The paper's rule: the sampled candidate answers for the step, q̂ = Q(h_a).
+
+    Given that candidate a was drawn from a nearly uniform policy, the mixture's reward moves by only
+    π_a of its own value, so Q recovers about 1/N of the true scale.
+    """
+
+    by_window = True
+
+    def regression(self, previous: Transition) -> Regression:
+        device = previous.weights.device
+        return Regression(
+            rows=torch.tensor([previous.action], device=device),
+            combine=None,
+            offsets=previous.weights.new_zeros(1),
+        )
+
+
+class MixtureCredit:
+    """The mixture answers for the step, q̂ = Σ w_i Q(h_i): what was trained on is what is rewarded.
+
+    Recovers the full scale where rewards are linear in the mixture weights, as long as the weights vary
+    (`--weight-jitter`). Reads the stored features of all candidates; the action plays no part.
+    """
+
+    by_window = False
+
+    def regression(self, previous: Transition) -> Regression:
+        weights = previous.weights
+        return Regression(
+            rows=torch.arange(len(weights), device=weights.device),
+            combine=weights[None],
+            offsets=weights.new_zeros(1),
+        )
+
+
+class CounterfactualCredit:
+    """Every probed window answers for itself: y_i = y + e_i − Σ w_j e_j.
+
+    Had the step been taken on window i alone, its reward would have been r_k plus the window's own effect
+    minus the mixture's, to first order (`lm/held_out.py`). The effect on the *level* of the held-out
+    log-probability lasts, so it reaches the normalised return in full: its share (1 − γ) now, and γ through
+    every later level, sum to 1. Transitions without measured effects teach nothing.
+    """
+
+    by_window = True
+
+    def regression(self, previous: Transition) -> Regression | None:
+        effects = previous.effects
+        if effects is None:
+            return None
+        return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
+
+
+CREDIT_RULES: dict[str, Credit] = {
+    "sampled": SampledCredit(),
+    "mixture": MixtureCredit(),
+    "counterfactual": CounterfactualCredit(),
+}
+"""The values of `CriticConfig.credit`."""
+
+
+class Replay:
+    """The last `capacity` pairs of Q's input and its target, sampled uniformly.
+
+    A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
+
+    Args:
+        capacity: pairs kept; a new one overwrites the oldest.
+        width: entries of an input.
+        device: where the pairs lie.
+        generator: CPU generator of the draws.
+    """
+
+    def __init__(
+        self, capacity: int, width: int, device: torch.device | str, generator: torch.Generator
+    ) -> None:
+        assert capacity > 0
+        self.capacity = capacity
+        self._hidden = torch.zeros(capacity, width, device=device)
+        self._targets = torch.zeros(capacity, device=device)
+        self._added = 0
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, inputs: Float[Tensor, "m d"], targets: Float[Tensor, "m"]) -> None:
+        """Store pairs, detached, in their order."""
+        slots = (self._added + torch.arange(len(targets))) % self.capacity
+        kept = slice(max(0, len(targets) - self.capacity), None)
+        slots = slots[kept].to(self._hidden.device)
+        self._hidden[slots] = inputs.detach()[kept].to(self._hidden.dtype)
+        self._targets[slots] = targets.detach()[kept].to(self._targets.dtype)
+        self._added += len(targets)
+
+    def sample(self, batch: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
+        """`batch` pairs drawn uniformly with replacement; the ring must not be empty."""
+        index = torch.randint(len(self), (batch,), generator=self._generator).to(self._hidden.device)
+        return self._hidden[index], self._targets[index]
+
+    def state_dict(self) -> State:
+        filled = len(self)
+        return {
+            "hidden": self._hidden[:filled].clone().cpu(),
+            "targets": self._targets[:filled].clone().cpu(),
+            "added": self._added,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._added = state["added"]
+        filled = len(self)
+        assert state["hidden"].shape[0] == filled, "the state comes from a ring of another capacity"
+        self._hidden[:filled] = state["hidden"].to(self._hidden.device)
+        self._targets[:filled] = state["targets"].to(self._targets.device)
+        self._generator.set_state(state["generator"])
+
 
 PreviousAction = Callable[[Transition], Features]
 

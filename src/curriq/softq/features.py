@@ -2,7 +2,7 @@
 
 The paper's input is the hidden state of the last token. The other inputs are remedies: the mean over the
 tokens says more about a window than its last token, its loss says how well it is known, its source, where a
-run has several, is what generalises fastest from few measured effects, and its likeness to the target is
+run has several, is what generalises fastest from few measured effects, and its dsir_score to the target is
 known of every window, labelled or not. The last two need no forward pass.
 """
 
@@ -17,7 +17,7 @@ from curriq.config import FeatureName
 from curriq.types import Features, State
 
 LOSS_SCALE = 2.0
-LIKENESS_SCALE = 2.0
+DSIR_SCALE = 2.0
 SOURCE_SCALE = 4.0
 STATE_SCALE = 0.2
 """Sizes of the entries, and so how fast Q learns from them. A normalised hidden state has many entries, which
@@ -54,9 +54,9 @@ class QInputs:
             "mean": lambda features: self._state(_present(features.pooled, "pooled")),
             "loss": self._loss,
             "source": self._source,
-            "likeness": self._likeness,
+            "dsir_score": self._dsir_score,
         }
-        widths = {"last": hidden, "mean": hidden, "loss": 1, "source": sources, "likeness": 1}
+        widths = {"last": hidden, "mean": hidden, "loss": 1, "source": sources, "dsir_score": 1}
         self.width = sum(widths[name] for name in self._names)
         self._loss_mean: float | None = None
         self._loss_spread = 0.0
@@ -89,8 +89,8 @@ class QInputs:
         one_hot = F.one_hot(_present(features.source, "source"), self._sources)
         return SOURCE_SCALE * one_hot.to(features.loss.dtype)
 
-    def _likeness(self, features: Features) -> Float[Tensor, "n 1"]:
-        return LIKENESS_SCALE * _present(features.likeness, "likeness")[:, None]
+    def _dsir_score(self, features: Features) -> Float[Tensor, "n 1"]:
+        return DSIR_SCALE * _present(features.dsir_score, "dsir_score")[:, None]
 
     def state_dict(self) -> State:
         return {"loss_mean": self._loss_mean, "loss_spread": self._loss_spread}

@@ -79,21 +79,21 @@ class FixedFraction:
         assert not state, "a fixed fraction has no state"
 
 
-class Governor:
-    """Sharpness follows the evidence that Q ranks windows rightly: uniform without any.
+class CalibrationGate:
+    """Sharpness follows the confidence that Q ranks windows rightly: uniform without any.
 
     At every probe it takes Spearman's rank correlation ρ between the Q-values of the probed windows and their
     measured effects, before Q has learnt from them. The exponentially weighted mean ρ̄ of the probes has a
-    standard error s; the evidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
+    standard error s; the confidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
     complete, and the fraction goes from 1 to `sharpest` with it. A Q that ranks no better than chance,
     because the reward says nothing or nothing is to be told apart, costs nothing but its probes.
 
     Args:
-        sharpest: fraction at full evidence.
-        full: ρ of full evidence.
+        sharpest: fraction at full confidence.
+        full: ρ of full confidence.
         z: standard errors that the bound lies below the mean.
         memory: probes that the mean reaches back, about.
-        least: probes before there is any evidence.
+        least: probes before there is any confidence.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Governor:
 
     @property
     def fraction(self) -> float:
-        return 1 - (1 - self._sharpest) * self.evidence
+        return 1 - (1 - self._sharpest) * self.confidence
 
     @property
-    def evidence(self) -> float:
+    def confidence(self) -> float:
         """In [0, 1]."""
         if self._probes < self._least:
             return 0.0
@@ -139,11 +139,11 @@ class Governor:
         self._sums += torch.tensor([1.0, 1.0, rho, rho**2], dtype=torch.float64)
         mean, error = self._mean_and_error()
         return {
-            "governor/rank_correlation": rho,
-            "governor/calibration": mean,
-            "governor/calibration_error": error,
-            "governor/evidence": self.evidence,
-            "governor/target_fraction": self.fraction,
+            "gate/rank_correlation": rho,
+            "gate/calibration": mean,
+            "gate/calibration_error": error,
+            "gate/confidence": self.confidence,
+            "gate/target_fraction": self.fraction,
         }
 
     def state_dict(self) -> State:
@@ -233,13 +233,13 @@ def effective_batch_fraction(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
     return 1 / (z.shape[1] * z.softmax(1).square().sum(1))
 
 
-SURE = 0.1
+ALWAYS_ACCEPT_QUANTILE = 0.1
 """Share of the stream that counts as best, and is taken alike. With more the policy is a filter: good among
 much noise, harmful where all is of one kind; experiments/LOG.md has the comparison."""
 
 
 class Acceptance:
-    """Windows taken each by its own chance, min(1, exp((q − c)/β)); as a `Share`, how many of all that is.
+    """Windows taken each by its own probability, min(1, exp((q − c)/β)); as a `Share`, how many of all that is.
 
     Args:
         sure: share of the windows that lie at c or above, and so are taken at any β. With 0, c is the
@@ -250,13 +250,13 @@ class Acceptance:
     def __init__(self, sure: float = 0.0) -> None:
         self.sure = sure
 
-    def chance(self, z: Float[Tensor, "*b n"], fair: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
+    def prob(self, z: Float[Tensor, "*b n"], fair: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
         """Of windows with z = q/β to be taken, c being told from a fair sample."""
         c = fair.quantile(1 - self.sure, dim=-1, keepdim=True, interpolation="higher")
         return (z - c).exp().clamp(max=1.0)
 
     def __call__(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return self.chance(z, z).mean(1)
+        return self.prob(z, z).mean(1)
 
 
 def solve_beta(

@@ -18,31 +18,25 @@ from curriq.config import (
     require,
 )
 from curriq.data import Corpus
-from curriq.data.curriculum import Curriculum
-from curriq.data.likeness import LikenessStream
-from curriq.data.stream import Windows
+from curriq.data.stream import StreamProposer, Windows
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
-from curriq.lm.effects import EffectProbe
+from curriq.langevin.build import buffer_proposer
+from curriq.langevin.energy import QFunction
 from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.harness import Harness
+from curriq.lm.held_out import EffectProbe, HeldOutReward, NoReward, held_out_loss, window_losses_of
 from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.lm.load import load_language_model
 from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel
-from curriq.lm.reward import HeldOutReward, NoReward, held_out_loss, window_losses_of
-from curriq.propose.assemble import buffer_proposer
-from curriq.propose.curriculum import CurriculumProposer
-from curriq.propose.energy import QFunction
-from curriq.propose.needle import NeedleProposer
-from curriq.propose.steered import SteeredStream
-from curriq.propose.stream import StreamProposer
 from curriq.rng import Generators
+from curriq.runlog.curriculum import Curriculum
 from curriq.select import (
     ByLoss,
     Competence,
+    DirichletNoise,
     ExcessLoss,
-    Jittered,
     RandomK,
     SoftQ,
     SourceBandit,
@@ -50,7 +44,7 @@ from curriq.select import (
     Uniform,
     UniformUntil,
 )
-from curriq.select.difficulty import (
+from curriq.select.competence import (
     Difficulty,
     LabelDifficulty,
     LabelOrRarity,
@@ -58,25 +52,25 @@ from curriq.select.difficulty import (
     RarityDifficulty,
     token_characters,
 )
-from curriq.select.replay import Replay
-from curriq.select.steered import Steered
+from curriq.select.needle import NeedleProposer
+from curriq.select.recorded import CurriculumProposer, Replay
+from curriq.select.stream_filter import DsirStream, FilteredStream, StreamFilter
 from curriq.softq.critic import NoCritic, TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import (
-    SURE,
+    ALWAYS_ACCEPT_QUANTILE,
     Acceptance,
+    CalibrationGate,
     FixedBeta,
     FixedFraction,
-    Governor,
     LearnedBeta,
     SolvedBeta,
     Temperature,
     effective_batch_fraction,
 )
-from curriq.train.card import write_card
-from curriq.train.loop import Components, HeldOut, LoopState
+from curriq.train.loop import Components, HeldOut, LoopState, resets
 from curriq.train.meter import Meter, NeedleProbe, Stopwatch
-from curriq.train.phases import resets
+from curriq.train.model_card import write_model_card
 from curriq.train.session import Probe, Session
 from curriq.train.tasks import TaskProbe
 from curriq.types import Critic, Metrics, Proposer, Selector
@@ -94,7 +88,7 @@ class Workshop:
     stream: Windows = dataclasses.field(init=False)
     critic: Critic = dataclasses.field(default_factory=NoCritic)
     extra_flops_per_window: int = 0
-    steering: Steered | None = None
+    steering: StreamFilter | None = None
     flops_per_td_update: int = 0
 
     def __post_init__(self) -> None:
@@ -180,13 +174,13 @@ def _save_lm(shop: Workshop, session: Session, folder: Path) -> None:
     facts: Metrics = {
         "steps": session.state.step,
         "windows read": meter.windows_read,
-        "windows seen": meter.windows_seen,
+        "windows seen": meter.windows_proposed,
         "tokens": meter.windows_trained * shop.config.data.window,
         "FLOPs": meter.flops,
     }
     if session.last_validation is not None:
         facts["validation loss"] = session.last_validation
-    write_card(folder, shop.config, facts, meter.shares())
+    write_model_card(folder, shop.config, facts, meter.shares())
 
 
 def _replay(shop: Workshop) -> Selector:
@@ -248,16 +242,16 @@ def _proposer(shop: Workshop) -> Proposer:
     return StreamProposer(shop.stream, n) if shop.steering is None else _steered(shop, shop.steering)
 
 
-def _steered(shop: Workshop, steering: Steered) -> Proposer:
+def _steered(shop: Workshop, steering: StreamFilter) -> Proposer:
     """In the steps that probe effects half of the windows are a fair sample: Q is judged by these, and a
     source that is passed over today is looked at again."""
     train = shop.config.train
-    return SteeredStream(
+    return FilteredStream(
         shop.stream,
         train.num_candidates,
-        most=train.oversample,
+        most=train.max_read_ratio,
         probability=steering.probability,
-        open_windows=lambda k: math.ceil(train.num_candidates / 2) if k % train.reward_every == 0 else 0,
+        num_unfiltered=lambda k: math.ceil(train.num_candidates / 2) if k % train.reward_every == 0 else 0,
         generator=shop.generators("steer"),
     )
 
@@ -285,24 +279,24 @@ def _soft_q(shop: Workshop) -> Selector:
     corpus = shop.corpus
     sources = len(corpus.source_names)
     inputs = QInputs(critic.q_features, shop.lm.width, sources, layer_norm=critic.q_layer_norm)
-    steers = shop.config.train.oversample > 1
-    acceptance = Acceptance(min(SURE, critic.target_fraction))
+    steers = shop.config.train.max_read_ratio > 1
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, critic.target_fraction))
     solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
     temperature = TEMPERATURES[critic.temperature](critic, solve)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     target = None
-    if "likeness" in critic.q_features:
-        shop.stream = likeness = LikenessStream(corpus.stream, corpus.held_out.reward, shop.lm.device)
-        target = likeness.of_target
+    if "dsir_score" in critic.q_features:
+        shop.stream = dsir_score = DsirStream(corpus.stream, corpus.held_out.reward, shop.lm.device)
+        target = dsir_score.of_target
     if steers:
-        keep = critic.target_kept
-        shop.steering = Steered(shop.critic, temperature, acceptance, target=target, keep=keep)
+        keep = critic.min_target_accept_rate
+        shop.steering = StreamFilter(shop.critic, temperature, acceptance, target=target, keep=keep)
         return shop.steering
     selector: Selector = SoftQ(shop.critic, temperature, critic.uniform_share)
     if not critic.q_weighting:
         selector = Uniform()
     return (
-        Jittered(selector, critic.weight_jitter, shop.generators("jitter"))
+        DirichletNoise(selector, critic.weight_jitter, shop.generators("jitter"))
         if critic.weight_jitter
         else selector
     )
@@ -385,13 +379,13 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 """The values of `--difficulty`."""
 
 Solve = dict[str, Any]
-"""What β is solved for: weights of a batch, or the share of the stream taken (`Steered` remembers it)."""
+"""What β is solved for: weights of a batch, or the share of the stream taken (`StreamFilter` remembers it)."""
 
 TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {
     "fixed": lambda critic, solve: FixedBeta(critic.beta),
     "fraction": lambda critic, solve: SolvedBeta(FixedFraction(critic.target_fraction), **solve),
-    "governed": lambda critic, solve: SolvedBeta(
-        Governor(critic.target_fraction, full=critic.full_calibration), **solve
+    "gated": lambda critic, solve: SolvedBeta(
+        CalibrationGate(critic.target_fraction, full=critic.corr_for_full_sharpness), **solve
     ),
     "learned": lambda critic, solve: LearnedBeta(
         FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr

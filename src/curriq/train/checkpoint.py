@@ -28,7 +28,7 @@ from torch import Tensor
 
 import curriq
 from curriq.errors import CurriqError
-from curriq.train.storage import fsync, readable_bytes
+from curriq.runlog.storage import fsync, readable_bytes
 from curriq.types import State
 
 FORMAT = 1

@@ -45,7 +45,7 @@ class Meter:
         self._extra = extra_flops_per_window
         self._per_td_update = flops_per_td_update
         self.windows_read = 0
-        self.windows_seen = 0
+        self.windows_proposed = 0
         self.windows_trained = 0
         self.effective_windows = 0.0
         self.flops = 0
@@ -58,15 +58,15 @@ class Meter:
         """Add one step and return its metrics."""
         weights = record.mixture.weights.cpu().double()
         offered = record.proposed.source
-        if record.proposed.passed_over is not None:
-            offered = torch.cat([offered, record.proposed.passed_over.source])
+        if record.proposed.rejected is not None:
+            offered = torch.cat([offered, record.proposed.rejected.source])
         n_proposed, n_scored = len(record.proposed), len(record.trained)
         n_trained = n_scored if self._trains is None else min(n_scored, self._trains)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(record.trained.source, weights)
         offered_share = self._by_source(offered, torch.ones(len(offered), dtype=torch.float64) / len(offered))
         self.windows_read += int(record.proposed.metrics.get("data/windows_read", n_proposed))
-        self.windows_seen += n_proposed
+        self.windows_proposed += n_proposed
         self.windows_trained += n_trained
         self.effective_windows += effective
         self.flops += self._training_flops(n_scored, n_trained) + record.proposed.flops
@@ -78,7 +78,7 @@ class Meter:
         self.offered_by_source += offered_share
         metrics = {
             "x/windows_read": self.windows_read,
-            "x/windows_seen": self.windows_seen,
+            "x/windows_proposed": self.windows_proposed,
             "x/windows_trained": self.windows_trained,
             "x/effective_windows": self.effective_windows,
             "x/tokens": self.windows_trained * self._window,
@@ -125,7 +125,7 @@ class Meter:
 
     _COUNTED = (
         "windows_read",
-        "windows_seen",
+        "windows_proposed",
         "windows_trained",
         "effective_windows",
         "flops",

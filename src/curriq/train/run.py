@@ -17,10 +17,10 @@ from curriq.config import (
     require,
 )
 from curriq.data import check_fingerprint, open_corpus, pin_revision
-from curriq.data.curriculum import open_curriculum
 from curriq.lm.load import load_language_model, pick_device
-from curriq.propose.needle import needle_corpus
 from curriq.rng import Generators
+from curriq.runlog.curriculum import open_curriculum
+from curriq.select.needle import needle_corpus
 from curriq.train.build import Run, Workshop, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
 from curriq.train.session import RunResult

@@ -21,14 +21,14 @@ from curriq import parallel
 from curriq.config import RunConfig, to_toml
 from curriq.errors import CurriqError
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.run_logs import RunLogs
+from curriq.runlog.storage import exclusive, new_folder, write_atomically
+from curriq.runlog.writers import write_summary
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
-from curriq.train.logs import RunLogs
 from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, StepRecord, train_step
 from curriq.train.meter import Meter
-from curriq.train.metrics import write_summary
 from curriq.train.progress import make_progress
-from curriq.train.storage import exclusive, new_folder, write_atomically
 from curriq.types import Metrics, merge
 
 
@@ -325,7 +325,7 @@ class Session:
             "finished": self._finished,
             "steps": self.state.step,
             "windows_read": self.meter.windows_read,
-            "windows_seen": self.meter.windows_seen,
+            "windows_proposed": self.meter.windows_proposed,
             "windows_trained": self.meter.windows_trained,
             "effective_windows": self.meter.effective_windows,
             "tokens": self.meter.windows_trained * self.config.data.window,

@@ -62,6 +62,6 @@ class TaskProbe:
         metrics = {name: score.value}
         if score.stderr is not None:
             metrics[f"{name}/stderr"] = score.stderr
-        if score.chance is not None:
-            metrics[f"{name}/chance"] = score.chance
+        if score.chance_level is not None:
+            metrics[f"{name}/chance_level"] = score.chance_level
         return metrics

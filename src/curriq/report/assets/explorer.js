@@ -1,6 +1,6 @@
 // The explorer of windows: highest and lowest of one step, and one window followed over the run.
 
-const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", chance: "chance" };
+const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", accept_prob: "acceptance probability" };
 
 class ExplorerView extends StepExplorer {
   constructor(content) {
@@ -48,7 +48,7 @@ class ExplorerView extends StepExplorer {
         this.sourceOf(row),
         topic >= 0 ? el("span", { class: "topic" }, content.topics[topic]) : null,
         wanted ? this.number("step", String(content.step[row])) : null,
-        this.forwarded(row) ? null : el("span", { class: "over" }, content.columns.chance?.[row] == null ? "not forwarded" : "passed over"),
+        this.forwarded(row) ? null : el("span", { class: "over" }, content.columns.accept_prob?.[row] == null ? "not forwarded" : "rejected"),
         ...this.numbers(row),
         el("button", { type: "button", class: "to", onclick: () => this.followWindow(window) },
           `follow (${seen}×` + (asked ? `, ${asked} quer${asked === 1 ? "y" : "ies"})` : ")"))),

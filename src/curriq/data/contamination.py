@@ -1,0 +1,208 @@
+"""Which side of the split a document is on, and the filter that keeps held-out text out of the stream.
+
+A document's side follows from its key alone, with a fixed salt, so every seed and every arm of a comparison
+shares the held-out sets. Near-duplicates of what fills these sets are found exactly: by the Jaccard similarity
+of word 5-shingles over an inverted index. The held-out documents are few and the training documents many, so
+the index holds the held-out side only: every shingle's hash, sorted, beside the number of the document that
+has it. At this size that is both cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et al.
+2022, "Deduplicating Training Data Makes Language Models Better") and without its missed pairs.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from curriq.config import DataConfig
+from curriq.data.documents import Document
+
+HeldOutName = Literal["reward", "validation", "test"]
+Side = Literal["train", "reward", "validation", "test"]
+
+_SALT = b"curriq-split-1"
+
+SHINGLE_WORDS = 5
+"""Words per shingle, as in Lee et al. 2022."""
+
+_WORD = re.compile(r"\w+")
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
+    np.uint64,
+)
+"""Odd, so that each product is a bijection of the word's hash modulo 2⁶⁴ and word order counts."""
+
+
+def shingles(text: str) -> UInt64[np.ndarray, "k"]:
+    """Sorted distinct 64-bit hashes of the text's word 5-grams, without case and punctuation; empty for a
+    text of fewer than five words, whose copies the document key finds.
+
+    Words are hashed by Python's own salted hash: hashes are compared within one process and stored
+    nowhere, and with 64 bits a collision is out of the question.
+    """
+    words = _WORD.findall(text.lower())
+    count = len(words) - SHINGLE_WORDS + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+    total = np.zeros(count, np.uint64)
+    for offset, multiplier in enumerate(_MULTIPLIERS):
+        total += hashes[offset : offset + count] * multiplier
+    return np.unique(total)
+
+
+class NearDuplicateIndex:
+    """Finds the indexed documents whose Jaccard similarity to a text is at least `threshold`.
+
+    Args:
+        threshold: in (0, 1]; 1 finds equal shingle sets.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self._sizes: list[int] = []
+        self._segments: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, document: UInt64[np.ndarray, "k"]) -> int:
+        """Index one document's shingles; returns its number, counted from 0.
+
+        Sorted segments are merged while the last two are of similar size, so that n documents cost
+        O(n log² n) and a query looks at O(log n) segments.
+        """
+        number = len(self._sizes)
+        self._sizes.append(len(document))
+        self._segments.append((document, np.full(len(document), number, np.int32)))
+        while len(self._segments) > 1 and len(self._segments[-2][0]) <= 2 * len(self._segments[-1][0]):
+            self._merge_last_two()
+        return number
+
+    def compact(self) -> None:
+        """Merge everything into one segment, when no more documents will come."""
+        while len(self._segments) > 1:
+            self._merge_last_two()
+
+    def matches(self, document: UInt64[np.ndarray, "k"]) -> Int[np.ndarray, "m"]:
+        """Numbers of the near-duplicates of a document, ascending."""
+        none = np.empty(0, np.int64)
+        if len(document) == 0:
+            return none
+        found = np.zeros(len(document), bool)
+        ranges = []
+        for hashes, owners in self._segments:
+            low, high = np.searchsorted(hashes, document, "left"), np.searchsorted(hashes, document, "right")
+            found |= high > low
+            ranges.append((owners, low, high))
+        # Jaccard <= shared / own, so that almost every unrelated document is settled here.
+        if found.sum() / len(document) < self.threshold:
+            return none
+        sharers, shared = np.unique(np.concatenate([_gather(*r) for r in ranges]), return_counts=True)
+        union = np.array([self._sizes[number] for number in sharers]) + len(document) - shared
+        return sharers[shared / union >= self.threshold].astype(np.int64)
+
+    def _merge_last_two(self) -> None:
+        parts = [self._segments.pop() for _ in range(2)]
+        hashes = np.concatenate([hashes for hashes, _ in parts])
+        owners = np.concatenate([owners for _, owners in parts])
+        order = np.argsort(hashes, kind="stable")
+        self._segments.append((hashes[order], owners[order]))
+
+
+def _gather(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """values[low[0]:high[0]], values[low[1]:high[1]], … in one array."""
+    counts = high - low
+    first = np.repeat(low - np.cumsum(counts) + counts, counts)
+    return values[first + np.arange(counts.sum())]
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Assigns documents to sides by their key.
+
+    Attributes:
+        held_out_share: share of documents that are held out.
+        sizes: windows that each held-out set asks for; held-out documents are shared out in this proportion.
+    """
+
+    held_out_share: float
+    sizes: Mapping[HeldOutName, int]
+
+    @staticmethod
+    def from_config(config: DataConfig) -> "SplitRule":
+        sizes: dict[HeldOutName, int] = {
+            "reward": config.reward_set_size,
+            "validation": config.validation_set_size,
+            "test": config.test_set_size,
+        }
+        return SplitRule(config.held_out_share, sizes)
+
+    def side(self, document: Document) -> Side:
+        """The side of a document. Raising `held_out_share` holds out more documents and never fewer;
+        the sizes of the sets do not change which documents are for training."""
+        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT).digest()
+        position = int.from_bytes(digest, "big") / 2**64
+        if position >= self.held_out_share:
+            return "train"
+        place = position / self.held_out_share * sum(self.sizes.values())
+        for name, size in self.sizes.items():
+            place -= size
+            if place < 0:
+                return name
+        return name
+
+
+class ContaminationFilter:
+    """Says which documents may enter the training stream.
+
+    Args:
+        rule: the split by key, which holds back the target's held-out documents, used or left over.
+        threshold: Jaccard similarity of word 5-shingles from which a document counts as a
+            near-duplicate; 1 compares document keys only.
+    """
+
+    def __init__(self, rule: SplitRule, threshold: float) -> None:
+        self.rule = rule
+        self.threshold = threshold
+        self._keys: set[str] = set()
+        self._index = NearDuplicateIndex(threshold)
+        self._sides: list[HeldOutName] = []
+
+    def allows(self, document: Document, *, of_target: bool = False) -> bool:
+        """Whether a document may be trained on.
+
+        It may not when it is a copy or near-duplicate of a document in a held-out set. A document of the
+        target may not either when its key is held out, even though the sets were full before it was read.
+        """
+        if document.key in self._keys or (of_target and self.rule.side(document) != "train"):
+            return False
+        return self.threshold >= 1 or len(self._index.matches(shingles(document.text))) == 0
+
+    def place(self, document: Document) -> HeldOutName | None:
+        """The held-out set that a document of the target belongs to: that of the near-duplicates placed
+        before it, otherwise the one of its key. None for a training document, a copy of one that is placed,
+        and one with near-duplicates in two sets."""
+        side = self.rule.side(document)
+        if side == "train" or document.key in self._keys:
+            return None
+        if self.threshold >= 1:
+            return side
+        sides = {self._sides[number] for number in self._index.matches(shingles(document.text))}
+        if len(sides) > 1:
+            return None
+        return sides.pop() if sides else side
+
+    def add(self, document: Document, side: HeldOutName) -> None:
+        """Remember a document that fills a held-out set."""
+        self._keys.add(document.key)
+        if self.threshold < 1:
+            self._index.add(shingles(document.text))
+            self._sides.append(side)
+
+    def freeze(self) -> None:
+        """Make queries fast, once all held-out documents are known."""
+        self._index.compact()
