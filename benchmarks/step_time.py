@@ -4,7 +4,7 @@
     python benchmarks/step_time.py --shapes tiny   # seconds
     python benchmarks/step_time.py --shapes gpt2-124M-gpu   # bfloat16, for a GPU
 
-All arms run in one process on one model and one optimiser, interleaved in rotating order, so that drift
+All arms run in one process on one model and one optimizer, interleaved in rotating order, so that drift
 of the machine hits all alike; a ratio is the median over rounds of the ratio within a round, with the
 quartiles. Peak memory comes from one step of each arm in a process of its own.
 """
@@ -72,7 +72,7 @@ class FixedProposer:
 
 
 def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
-    """One function per arm that takes one optimiser step."""
+    """One function per arm that takes one optimizer step."""
     n, length = shape["windows"], shape["tokens"]
     lm = load_language_model(
         LMConfig(model=shape["model"], precision=shape["precision"]),

@@ -19,7 +19,7 @@ steps, with the 95 % t interval *over the seeds' means*:
   distinct    distinct tokens of a query over L
   Q gain      Q of the retrieved windows minus that of random windows of the same buffer, paired by step,
               in standard deviations of Q over windows
-  effect      validation loss after one optimiser step on random windows of the buffer (mean of two draws)
+  effect      validation loss after one optimizer step on random windows of the buffer (mean of two draws)
               minus that after one step on the retrieved ones, from the same θ, paired by step; nats per
               token, positive where retrieval helps
   prose       share of the target among the retrieved windows (Q never sees the source)

@@ -7,7 +7,7 @@ Shape legend, used in every signature of the package:
 | N | candidate windows of one step, over all processes |
 | n | windows of one micro-batch or of one process's shard |
 | T | tokens per window |
-| d | width of the features that the Q-network sees |
+| d | width of the hidden state that the Q-network sees |
 | V | vocabulary |
 | M | windows of one reward subset |
 | R | windows retrieved in one step of Langevin-RAG |
@@ -16,24 +16,155 @@ Shape legend, used in every signature of the package:
 All losses are in nats per token. Sums are divided once, by the token count.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from curriq.state import State
 
 Metrics = dict[str, float]
 """Metric name to value; every name is documented in `docs/metrics.md`."""
 
-State = dict[str, Any]
-"""Plain containers, numbers, strings and tensors only, so that `torch.load(weights_only=True)` reads it."""
+IGNORED = -100
+"""Label of a token that is not learnt, as in PyTorch's cross-entropy."""
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass, mapping or tensor with `change` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _map(item, change) for name, item in value.items()}
+    return value
+
+
+def _cat(parts: Sequence[Any]) -> Any:
+    """Tensors, or mappings of tensors, one after another; anything else is that of the last part."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {name: torch.cat([part[name] for part in parts]) for name in first}
+    return parts[-1]
+
+
+class Batch:
+    """A dataclass whose tensors, and mappings of tensors, have one row per window."""
+
+    def take(self, index: Int[Tensor, "m"] | slice) -> Self:
+        """The rows at `index`, in that order."""
+        return self._mapped(lambda x: x[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same rows with all tensors on the device."""
+        return self._mapped(lambda x: x.to(device, non_blocking=True))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, which must have the same columns, one after another."""
+        names = [column.name for column in fields(parts[0])]  # ty: ignore[invalid-argument-type]
+        return cls(**{name: _cat([getattr(part, name) for part in parts]) for name in names})
+
+    def state_dict(self) -> State:
+        return dict(vars(self))
+
+    @classmethod
+    def from_state_dict(cls, state: State, device: torch.device | str = "cpu") -> Self:
+        return cls(**state).to(device)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{name: _map(value, change) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows(Batch):
+    """A batch of text: the only one, wherever it comes from and wherever it goes.
+
+    Attributes:
+        tokens: token ids.
+        ids: stable 63-bit ids; equal windows of one source have equal ids in every run.
+        source: index into the run's source names.
+        difficulty: difficulty label of each window (higher is harder), NaN where a window has none;
+            None when no source has labels.
+        labels: the tokens, −100 where one is not learnt; None where all are.
+    """
+
+    tokens: Int[Tensor, "n T"]
+    ids: Int[Tensor, "n"]
+    source: Int[Tensor, "n"]
+    difficulty: Float[Tensor, "n"] | None = None
+    labels: Int[Tensor, "n T"] | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device | str) -> "Windows":
+        """The same windows with tokens and labels on the device; what describes them stays on the CPU."""
+        tokens = self.tokens.to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, tokens=tokens, labels=labels)
+
+    @classmethod
+    def cat(cls, parts: Sequence["Windows"]) -> "Windows":
+        """The windows of all parts, one after another; some may have labels and others none."""
+        if len({part.labels is None for part in parts}) > 1:
+            parts = [part if part.labels is not None else replace(part, labels=part.tokens) for part in parts]
+        return super().cat(parts)
+
+    @property
+    def learnt(self) -> Bool[Tensor, "n T"] | None:
+        """Which tokens are learnt; None where all are."""
+        return None if self.labels is None else self.labels != IGNORED
+
+    def state_dict(self) -> State:
+        labels = None if self.labels is None else self.labels.to("cpu", torch.int32)
+        return dict(vars(self)) | {"tokens": self.tokens.to("cpu", torch.int32), "labels": labels}
+
+    @classmethod
+    def from_state_dict(cls, state: State, device: torch.device | str = "cpu") -> "Windows":
+        columns = state | {"tokens": state["tokens"].long()}
+        if columns["labels"] is not None:
+            columns["labels"] = columns["labels"].long()
+        return cls(**columns).to(device)
+
+
+def pad(rows: Float[Tensor, "n T"], length: int, value: float) -> Float[Tensor, "n L"]:
+    """Rows lengthened to `length` with `value`."""
+    return F.pad(rows, (0, length - rows.shape[1]), value=value)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of a step took besides training on its windows. Costs are added up, never looked up.
+
+    Attributes:
+        windows_read: windows read from the stream.
+        forwards: forward passes of one window through the language model; a backward pass counts as two.
+        extra_flops: other operations of a language model.
+    """
+
+    windows_read: int = 0
+    forwards: int = 0
+    extra_flops: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(*(getattr(self, f.name) * times for f in fields(Cost)))
+
+
+NO_COST = Cost()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """What Langevin-RAG went looking for in one step, and what it found.
+    """What Langevin-RAG searched for in one step, and what it found.
 
     Attributes:
         text: the K queries, decoded.
@@ -41,7 +172,7 @@ class Queries:
         soft_q: Q_φ of the relaxed strings that they were taken from; NaN where nothing is relaxed.
         start_q: Q_φ of the tokens that the search began with.
         changed: share of the tokens that the search changed.
-        row: position in the proposal of the window that the query drew; −1 when it drew none.
+        row: position in the offer of the window that the query drew; −1 when it drew none.
         score: its inner product with the query's embedding; NaN when there is none.
         window_text: its text; empty when there is none.
         shortlist: ids of the k windows nearest to the query, nearest first, that one was drawn from; −1 where
@@ -62,90 +193,101 @@ class Queries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """C_k: the windows offered to the model in one step.
+class Sampled(Batch):
+    """How a stream filter came to the windows of an offer.
 
     Attributes:
-        tokens: token ids.
-        window_ids: stable 63-bit ids; equal windows of one source have equal ids in every run.
-        source: index into the run's source names.
-        difficulty: difficulty label of each window (higher is harder), NaN where a window has none;
-            None when no source has labels.
-        rows: position of each window in the proposal of the step. A shard or a narrowed set keeps
-            the positions of the full proposal, which is how the log joins them again.
-        metrics: what the proposer measured (phase seconds, epoch, …).
-        flops: operations of the language model that proposing them took.
-        queries: what they were retrieved with; None when nobody searched.
-        dsir_score: how like the target's n-grams each is, in standard deviations; None where nobody has asked.
-        unfiltered: which were taken as they came, a fair sample, in a proposal that has others too; None
-            where no proposal is selective.
-        accept_prob: probability of being taken, for each, by the policy that steers the stream; None where none does.
-        rejected: the windows that were read and not taken; None where none are.
+        accept_prob: probability of being accepted, for each window.
+        unfiltered: which windows were accepted without being judged: an on-distribution sample.
     """
 
-    tokens: Int[Tensor, "n T"]
-    window_ids: Int[Tensor, "n"]
-    source: Int[Tensor, "n"]
-    difficulty: Float[Tensor, "n"] | None = None
-    rows: Int[Tensor, "n"]
-    metrics: Metrics = field(default_factory=dict)
-    flops: int = 0
-    queries: Queries | None = None
-    dsir_score: Float[Tensor, "n"] | None = None
-    unfiltered: Bool[Tensor, "n"] | None = None
-    accept_prob: Float[Tensor, "n"] | None = None
-    rejected: "Candidates | None" = None
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def take(self, index: Int[Tensor, "m"] | slice) -> "Candidates":
-        """The windows at `index`, in that order."""
-        columns = {name: getattr(self, name) for name in BY_WINDOW}
-        return replace(self, **{name: x[index] for name, x in columns.items() if x is not None})
-
-    def to(self, device: torch.device | str) -> "Candidates":
-        """The same windows with their tokens on `device`; the labels stay on the CPU."""
-        return replace(self, tokens=self.tokens.to(device, non_blocking=True))
-
-
-BY_WINDOW = (
-    "tokens",
-    "window_ids",
-    "source",
-    "difficulty",
-    "rows",
-    "dsir_score",
-    "unfiltered",
-    "accept_prob",
-)
-"""Attributes of `Candidates` with one entry per window."""
-
-
-def concatenate(parts: Sequence[Candidates]) -> Candidates:
-    """Windows of several readings as one proposal, numbered anew, with the metrics of the last."""
-    rows = torch.arange(sum(map(len, parts)))
-    return replace(parts[-1], **(_joined(parts, BY_WINDOW) | {"rows": rows}))
-
-
-def _joined(parts: Sequence[Any], names: Iterable[str]) -> dict[str, Tensor]:
-    """The named tensors of all parts, one after another; those that the parts do not have are left out."""
-    values = {name: [getattr(part, name) for part in parts] for name in names}
-    return {name: torch.cat(pieces) for name, pieces in values.items() if pieces[0] is not None}
+    accept_prob: Float[Tensor, "n"]
+    unfiltered: Bool[Tensor, "n"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """H_k and what the forward pass yields beside it; everything is detached from θ.
+class Offer:
+    """C_k: the windows that a proposer hands over, and what is known of them before the forward pass.
+
+    Attributes:
+        windows: the windows.
+        rows: position of each window in the step's proposal. A shard or a narrowed offer keeps the positions
+            of the full one, which is how the log joins them again.
+        known: what can be said of each window without a forward pass, by name, such as `dsir_score`.
+        sampled: how a stream filter sampled them; None where none did.
+        rejected: the windows that a stream filter read and rejected; None where there is no filter.
+        queries: what they were retrieved with; None where nothing was searched.
+        cost: what it took to propose them.
+        epoch: times that the most often repeated source has run out; None where there is no stream.
+        metrics: what the proposer measured.
+    """
+
+    windows: Windows
+    rows: Int[Tensor, "n"]
+    known: Mapping[str, Float[Tensor, "n"]] = field(default_factory=dict)
+    sampled: Sampled | None = None
+    rejected: "Offer | None" = None
+    queries: Queries | None = None
+    cost: Cost = NO_COST
+    epoch: int | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    @staticmethod
+    def of(windows: Windows, **attributes: Any) -> "Offer":
+        """An offer of all these windows, in their order."""
+        return Offer(windows=windows, rows=torch.arange(len(windows)), **attributes)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def take(self, index: Int[Tensor, "m"] | slice) -> "Offer":
+        """The windows at `index`, in that order; what describes the offer as a whole stays."""
+        return replace(
+            self,
+            windows=self.windows.take(index),
+            rows=self.rows[index],
+            known={name: column[index] for name, column in self.known.items()},
+            sampled=None if self.sampled is None else self.sampled.take(index),
+        )
+
+    def to(self, device: torch.device | str) -> "Offer":
+        """The same offer with its tokens on the device."""
+        return replace(self, windows=self.windows.to(device))
+
+    @staticmethod
+    def cat(parts: Sequence["Offer"]) -> "Offer":
+        """Windows of several readings as one offer, their positions counted from 0 and their costs added."""
+        sampled = [part.sampled for part in parts if part.sampled is not None]
+        return Offer.of(
+            Windows.cat([part.windows for part in parts]),
+            known=_cat([part.known for part in parts]),
+            sampled=Sampled.cat(sampled) if sampled else None,
+            cost=sum((part.cost for part in parts), NO_COST),
+            epoch=parts[-1].epoch,
+        )
+
+    def state_dict(self) -> State:
+        """Windows and what is known of them; an offer that is read again is sampled again."""
+        return {"windows": self.windows.state_dict(), "known": dict(self.known), "epoch": self.epoch}
+
+    @staticmethod
+    def from_state_dict(state: State) -> "Offer":
+        windows = Windows.from_state_dict(state["windows"])
+        return Offer.of(windows, known=state["known"], epoch=state["epoch"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Batch):
+    """H_k: what the critic and the selectors may see of windows; everything is detached from θ.
 
     Attributes:
         hidden: last layer, last token of each window (Eq. 2), float32.
-        pooled: last layer, mean over the tokens of each window, float32; None where nobody has pooled.
         loss: mean next-token loss of each window, nats per token.
-        source: index into the run's source names, as in `Candidates`; None where it is not known.
-        dsir_score: as in `Candidates`.
         entropy: mean predictive entropy of each window, nats per token; None unless a selector
             declares that it needs it, because it costs a pass over the logits.
+        pooled: last layer, mean over the tokens of each window, float32; None where it was not measured.
+        source: index into the run's source names; None where it is not known.
+        known: as in `Offer`.
     """
 
     hidden: Float[Tensor, "n d"]
@@ -153,63 +295,38 @@ class Features:
     entropy: Float[Tensor, "n"] | None = None
     pooled: Float[Tensor, "n d"] | None = None
     source: Int[Tensor, "n"] | None = None
-    dsir_score: Float[Tensor, "n"] | None = None
+    known: Mapping[str, Float[Tensor, "n"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.loss.shape[0]
 
-    def take(self, index: Int[Tensor, "m"] | slice) -> "Features":
-        """The windows at `index`, in that order."""
-        return _map(self, lambda x: x[index])
-
-    def to(self, device: torch.device | str) -> "Features":
-        """The same, with all tensors on the device."""
-        return _map(self, lambda x: x.to(device))
-
-    def state_dict(self) -> State:
-        return dict(vars(self))
-
     @staticmethod
-    def from_state_dict(state: State, device: torch.device | str) -> "Features":
-        return Features(**state).to(device)
-
-
-def join_features(parts: Sequence[Features]) -> Features:
-    """Features of several sets of windows, one after another; each part must have the same ones."""
-    return replace(parts[0], **_joined(parts, vars(parts[0])))
-
-
-def _map(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
-    """The same change to every tensor that is there."""
-    return replace(features, **{name: change(x) for name, x in vars(features).items() if x is not None})
+    def before_forward(offer: Offer) -> "Features":
+        """What is known of windows without a forward pass: no hidden state [n, 0], and no loss (NaN)."""
+        n = len(offer)
+        loss = torch.full((n,), torch.nan)
+        return Features(
+            hidden=torch.zeros(n, 0), loss=loss, source=offer.windows.source, known=dict(offer.known)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
     """What a step on one window alone would do to held-out text, for some or all windows of a step.
 
-    First order in the learning rate: e_i = α ∇ℓ_i · P ∇ℓ_D, with AdamW's preconditioner P and the held-out
-    gradient ∇ℓ_D. Positive is good: the held-out log-probability rises by e_i.
+    First order in the learning rate: e_i = α ∇ℓ_i · P ∇ℓ_D, with the optimizer's preconditioner P and the
+    held-out gradient ∇ℓ_D. Positive is good: the held-out log-probability rises by e_i.
 
     Attributes:
         rows: indices into the trained windows of the step, ascending.
         effect: e_i of these, nats per token.
-        mixture: Σ w_i e_i, the effect of the step that was taken; with a part of the windows it is
-            estimated from these, their weights normalised.
+        mixture: Σ w_i e_i, the effect of the step that was taken; estimated from the probed windows, their
+            weights normalised, where only a part was probed.
     """
 
     rows: Int[Tensor, "m"]
     effect: Float[Tensor, "m"]
     mixture: float
-
-    def state_dict(self) -> State:
-        return dict(vars(self))
-
-    @staticmethod
-    def from_state_dict(state: State, device: torch.device | str) -> "Effects":
-        return Effects(
-            rows=state["rows"].to(device), effect=state["effect"].to(device), mixture=state["mixture"]
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,70 +347,53 @@ class Mixture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transition:
-    """What the TD update of the next step needs to know of this one (all N windows, gathered).
+class Step(Mixture):
+    """One step of the loop: what was offered, what the model made of it, and what came of it.
+
+    The TD update of the next step, the selectors, the meter and the log all read this record.
 
     Attributes:
-        tokens: all candidates; TD-into-θ forwards the sampled one again.
-        features: H_k at θ_k.
-        policy: π_k, the Boltzmann policy over q_k; a_k was drawn from it.
-        weights: what the mixture was trained with: π_k, or uniform (Eqs. 9–10, Q warm-up).
-        action: index of the sampled candidate a_k.
-        reward: r_k, nats per token.
+        index: k.
+        offer: C_k, all N windows.
+        trained: the windows that the selector admitted; features, scores and weights are of these.
+        q: Q_φ of each trained window at φ_k, before Q has learnt from this step; None without a critic.
+        policy: π_k, the Boltzmann policy over q, from which a_k was drawn; None without a critic.
+        action: a_k, index of a trained window.
         effects: measured effects of single windows at θ_k, where they were probed.
+        reward: r_k, nats per token; None where it was not measured.
+        cost: what the step took besides training.
+        metrics: for the log.
     """
 
-    tokens: Int[Tensor, "N T"]
-    features: Features
-    policy: Float[Tensor, "N"]
-    weights: Float[Tensor, "N"]
-    action: int
-    reward: float
+    index: int
+    offer: Offer
+    trained: Offer
+    q: Float[Tensor, "n"] | None = None
+    policy: Float[Tensor, "n"] | None = None
+    action: int | None = None
     effects: Effects | None = None
+    reward: float | None = None
+    cost: Cost = NO_COST
+    metrics: Metrics = field(default_factory=dict)
 
     def state_dict(self) -> State:
+        """What the TD update of the next step reads; the offer and the metrics are in the log."""
         return {
-            "tokens": self.tokens.cpu(),
+            **{name: getattr(self, name) for name in ("index", "scores", "weights", "loss")},
+            **{name: getattr(self, name) for name in ("q", "policy", "action", "reward")},
+            "trained": self.trained.state_dict(),
             "features": self.features.state_dict(),
-            "policy": self.policy,
-            "weights": self.weights,
-            "action": self.action,
-            "reward": self.reward,
-            "effects": None if self.effects is None else self.effects.state_dict(),
+            "effects": None if self.effects is None else dict(vars(self.effects)),
         }
 
     @staticmethod
-    def from_state_dict(state: State, device: torch.device | str) -> "Transition":
-        return Transition(
-            tokens=state["tokens"].to(device),
-            features=Features.from_state_dict(state["features"], device),
-            policy=state["policy"].to(device),
-            weights=state["weights"].to(device),
-            action=state["action"],
-            reward=state["reward"],
-            effects=None if state["effects"] is None else Effects.from_state_dict(state["effects"], device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One finished step, as selectors that learn from experience (a bandit) see it.
-
-    Attributes:
-        candidates: the windows that were trained on.
-        features: measured at θ_k.
-        weights: mixture weight of each of them; they sum to one.
-        reward: r_k, or None when nobody asked for a reward.
-        q: Q_φ of each of them at φ_k, before Q has learnt from this step; None without a critic.
-        effects: measured effects of single windows, where they were probed.
-    """
-
-    candidates: Candidates
-    features: Features
-    weights: Float[Tensor, "n"]
-    reward: float | None
-    q: Float[Tensor, "n"] | None = None
-    effects: Effects | None = None
+    def from_state_dict(state: State, device: torch.device | str) -> "Step":
+        trained = Offer.from_state_dict(state["trained"]).to(device)
+        moved = {name: _map(value, lambda x: x.to(device)) for name, value in state.items()}
+        effects = moved["effects"]
+        moved |= {"offer": trained, "trained": trained, "features": Features(**moved["features"])}
+        moved["effects"] = None if effects is None else Effects(**effects)
+        return Step(**moved)
 
 
 @dataclass(frozen=True)
@@ -326,34 +426,43 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
+class WindowSource(Stateful, Protocol):
+    """Where windows are read from, one after another."""
+
+    def read(self, n: int) -> Offer:
+        """The next windows: at least one, at most n."""
+        ...
+
+
+@runtime_checkable
 class Proposer(Stateful, Protocol):
     """Offers the candidate windows of a step (NEXTBATCH of Algorithm 1, or Langevin-RAG)."""
 
-    def propose(self, step: int) -> Candidates: ...
+    def propose(self, step: int) -> Offer: ...
 
 
 @runtime_checkable
 class Selector(Stateful, Protocol):
-    """Turns candidates into mixture log-weights; the method and every baseline are selectors.
+    """Turns an offer into mixture log-weights; the method and every baseline are selectors.
 
     Attributes:
         needs_entropy: whether `Features.entropy` must be filled in.
-        needs_reward: whether `Outcome.reward` must be measured.
+        needs_reward: whether `Step.reward` must be measured.
     """
 
     needs_entropy: bool
     needs_reward: bool
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
+    def admit(self, step: int, offer: Offer) -> Offer:
         """The windows worth a forward pass; the others get weight zero and cost nothing."""
         ...
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         """Unnormalised log-weights of one micro-batch. Must not depend on the rest of the batch,
         because in the single-pass step the rest has not been seen yet."""
         ...
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
+    def observe(self, step: Step) -> Metrics:
         """Learn from the finished step; the metrics go into the log."""
         ...
 
@@ -376,8 +485,8 @@ class Critic(Stateful, Protocol):
         """π = softmax(q/β), Eq. 6."""
         ...
 
-    def learn(self, previous: Transition | None, features: Features) -> Metrics:
-        """TD update for the previous transition, bootstrapped on H_k; no update without one."""
+    def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:
+        """TD update for the previous step, bootstrapped on H_k; no update without one."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The optimiser around the mixture step: schedule, clipping, failure, snapshots, resume."""
+"""The optimizer around the mixture step: schedule, clipping, failure, snapshots, resume."""
 
 import copy
 import io
@@ -283,7 +283,7 @@ class TestResume:
         assert equal(moments(again), moments(learner))
 
     def test_takes_a_new_learning_rate(self) -> None:
-        """`curriq resume --lm-lr` must win over the rate inside the optimiser's saved state."""
+        """`curriq resume --lm-lr` must win over the rate inside the optimizer's saved state."""
         learner = make()
         run(learner, range(2))
         again = Learner(tiny_lm(), OptimConfig(lm_lr=1e-4, lr_schedule="constant", lr_warmup_steps=0), 20)

@@ -10,7 +10,7 @@ from curriq.config import DataConfig, RunConfig, SourceConfig
 from curriq.data.corruption import corrupted_source
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
-from curriq.data.prefetch import ReadAhead
+from curriq.data.prefetch import Prefetched
 from curriq.data.sources import open_source
 from curriq.data.split import ContaminationFilter, HeldOutSets, SplitRule, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceMix, SourceReader, WindowStream
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _SHARED_SEED = 0
 """Order in which the target is read for the held-out sets and the tokenizer: the same for all seeds."""
+
+
+LEAST_BLOCKS_AHEAD = 4
+"""Blocks of N windows that are read ahead of training, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class Corpus:
     """
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
-    stream: WindowStream | ReadAhead
+    stream: WindowStream | Prefetched
     held_out: HeldOutSets
     source_names: tuple[str, ...]
     guard: ContaminationFilter
@@ -64,11 +68,13 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     held_out, guard = build_held_out(target, tokenizer, data, encoder)
     mix = open_sources(config, tokenizer, guard)
     fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
+    stream: WindowStream | Prefetched = open_stream(config, mix, fingerprint)
+    if read_ahead:
+        ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
+        stream = Prefetched(stream, block=config.train.num_candidates, ahead=ahead)
     return Corpus(
         tokenizer=tokenizer,
-        stream=ReadAhead(config, tokenizer, guard, fingerprint)
-        if read_ahead
-        else open_stream(config, mix, fingerprint),
+        stream=stream,
         held_out=held_out,
         source_names=tuple(source.name for source in data.sources),
         guard=guard,
@@ -86,7 +92,7 @@ def open_sources(
     data = config.data
     return SourceMix(
         readers={
-            i: _open_reader(source, data, tokenizer, guard, config.train.seed)
+            i: _open_reader(i, data, tokenizer, guard, config.train.seed)
             for i, source in enumerate(data.sources)
             if source.weight > 0
         },
@@ -149,7 +155,7 @@ def data_fingerprint(
         "topic": topic if data.topic_coherent else "none",
         "needle": str(data.needle),
         # What all of it comes to: an encoder on another device, say, may draw other topic-coherent windows.
-        "held_out": short_hash(*(windows.numpy().tobytes() for windows in vars(held_out).values())),
+        "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),
     }
 
@@ -163,16 +169,21 @@ def tokenizer_fingerprint(tokenizer: "transformers.PreTrainedTokenizerBase") -> 
 
 
 def _open_reader(
-    source: SourceConfig,
+    position: int,
     data: DataConfig,
     tokenizer: "transformers.PreTrainedTokenizerBase",
     guard: ContaminationFilter,
     seed: int,
 ) -> SourceReader:
-    target = target_of(data)
+    source, target = data.sources[position], target_of(data)
     fields = ("path", "hub_split", "hub_revision")
     same_documents = all(getattr(source, field) == getattr(target, field) for field in fields)
     guarded = DecontaminatedSource(open_source(source, seed), guard, of_target=same_documents)
     return SourceReader(
-        corrupted_source(source.corruption, guarded, seed), source.corruption, tokenizer, data.window, seed
+        corrupted_source(source.corruption, guarded, seed),
+        source.corruption,
+        tokenizer,
+        data.window,
+        seed,
+        position,
     )

@@ -48,7 +48,7 @@ TokenDirt = Callable[[list[int], Int[np.ndarray, "V"], np.random.Generator], lis
 
 def document_rng(seed: int, source: str, document: Document, epoch: int) -> np.random.Generator:
     """The generator that spoils one document of one source in one epoch."""
-    return np.random.default_rng(derive_seed(seed, f"corruption/{source}/{document.key}/{epoch}"))
+    return np.random.default_rng(derive_seed(seed, f"dirt/{source}/{document.key}/{epoch}"))
 
 
 def corrupt_text(name: CorruptionName, text: str, rng: np.random.Generator) -> str:

@@ -1,119 +1,79 @@
-"""Reads a stream of text in a process of its own, ahead of training.
+"""Reads a stream of windows in a process of its own, ahead of training.
 
-To tokenise, check and pack text takes a microsecond or two per token, much of it in Python, and a steered
+To tokenise, check and pack text takes a microsecond or two per token, much of it in Python, and a filtered
 stream reads several windows for each that it trains on. A GPU would wait for that; a thread would not help,
 because it shares Python's lock with the one that feeds the GPU. A CPU that trains has no core to spare: there
 the stream is read where it is needed. The windows are the same.
 """
 
-import collections
-import contextlib
+import itertools
 import logging
-import os
-import pickle
-import queue
-import subprocess
-import sys
-import threading
-import weakref
-from collections.abc import Mapping
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from torch.utils.data import DataLoader, IterableDataset
 
-from curriq.config import RunConfig
-from curriq.data.contamination import ContaminationFilter
 from curriq.data.stream import WindowStream
 from curriq.errors import CurriqError
-from curriq.types import Candidates, Metrics, State, concatenate
-
-if TYPE_CHECKING:
-    import transformers
+from curriq.state import State
+from curriq.types import Cost, Offer
 
 _log = logging.getLogger("curriq")
 
-LEAST_BLOCKS = 4
-_OTHER_SIDE = "import sys; from curriq.data.prefetch import serve; serve(int(sys.argv[1]))"
+SNAPSHOT_BLOCKS = 4
+"""Blocks between two states that the worker sends along: at most so many are read again for a checkpoint."""
+
+Item = tuple[State | None, Offer] | CurriqError
 
 
-class ReadAhead:
-    """The windows of a stream that another process reads.
+class Prefetched:
+    """The windows of a stream that a worker process reads ahead; the same windows and the same state.
 
     Args:
-        config: the run; blocks of N windows are read, and for as many steps ahead as a step may need.
-        tokenizer, guard, fingerprint: what the other process opens the stream with.
+        stream: what is read. The worker has a copy; this one stands where the last state was taken.
+        block: windows read at a time.
+        ahead: blocks that may wait.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        tokenizer: "transformers.PreTrainedTokenizerBase",
-        guard: ContaminationFilter,
-        fingerprint: Mapping[str, str],
-    ) -> None:
-        self._fingerprint = dict(fingerprint)
-        self._block = config.train.num_candidates
-        self._blocks = max(LEAST_BLOCKS, config.train.max_read_ratio)
-        self._connection, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _OTHER_SIDE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # Ctrl-C is for the process that trains
-            )
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=_receive, args=(self._connection, self._answers), daemon=True).start()
-        self.close = weakref.finalize(self, _stop, self._connection, self._process)
-        """Ends the other process; called by itself when the stream is no longer used."""
-        self._asked = 0
-        self._read: collections.deque[Candidates | Exception] = collections.deque()
-        self._send(config, tokenizer, guard, self._fingerprint)
+    def __init__(self, stream: WindowStream, *, block: int, ahead: int) -> None:
+        self._stream = stream
+        self._block = block
+        self._ahead = ahead
+        self._blocks: Iterator[Item] | None = None
+        self._rest: Offer | None = None
+        self._snapshot: State = stream.state_dict()
+        self._since = 0  # windows handed out since the snapshot
 
-    def next_batch(self, n: int) -> Candidates:
-        """The next n windows; `data/epoch` is that of what has been read ahead.
+    def read(self, n: int) -> Offer:
+        """The next n windows; their epoch is that of what has been read ahead.
 
         Raises:
-            CurriqError: a source cannot be read on, or the other process has ended.
+            CurriqError: a source cannot be read on, or the worker has ended.
         """
-        parts: list[Candidates] = []
+        parts: list[Offer] = []
         missing = n
         while missing > 0:
-            self._ask()
-            if not self._read:
-                self._take_one()
-            block = _no_error(self._read[0])
-            self._read.popleft()
+            block = self._next()
             parts.append(block.take(slice(missing)))
-            if len(block) > missing:
-                self._read.appendleft(block.take(slice(missing, None)))
+            self._rest = block.take(slice(missing, None)) if len(block) > missing else None
             missing -= len(parts[-1])
-        batch = concatenate(parts)
-        return replace(batch, metrics=batch.metrics | {"data/windows_read": float(n)})
+            self._since += len(parts[-1])
+        return replace(Offer.cat(parts), cost=Cost(windows_read=n))
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
-        return dict(self._fingerprint)
+        return self._stream.fingerprint()
 
     def state_dict(self) -> State:
-        """That of a `WindowStream` which has handed out what this one has: either can go on from it.
-
-        Raises:
-            CurriqError: what has been read ahead ends in an error. The source is past it by now, and a run
-                that went on from there would not meet it.
-        """
-        self._collect()
-        if unread := [_no_error(block) for block in self._read]:
-            self._request("put_back", concatenate(unread))
-            self._read.clear()
-        state = self._request("state_dict")
-        self._ask()
-        return state
+        """That of a `WindowStream` which has handed out the same windows: either can go on from it."""
+        self._stream.load_state_dict(self._snapshot)
+        if self._since:
+            with _silenced():  # the worker has logged this already
+                self._stream.read(self._since)
+        self._snapshot, self._since = self._stream.state_dict(), 0
+        return self._snapshot
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where the state was taken.
@@ -121,145 +81,69 @@ class ReadAhead:
         Raises:
             CurriqError: the state is of a stream of other data.
         """
-        self._collect()
-        self._read.clear()
-        self._request("load_state_dict", state)
+        self._stream.load_state_dict(state)
+        self._snapshot, self._since = state, 0
+        self._blocks = self._rest = None
 
-    def _request(self, *message: Any) -> Any:
-        """What the other process answers; nothing else may be under way."""
-        self._send(*message)
-        return _no_error(self._answer())
-
-    def _ask(self) -> None:
-        """Keep enough blocks under way; after an error no more are needed."""
-        while self._asked < self._blocks and not (self._read and isinstance(self._read[-1], Exception)):
-            self._send("next_batch", self._block)
-            self._asked += 1
-
-    def _take_one(self) -> None:
-        """Wait for the next block. An error among those to come is one when its windows are needed."""
-        self._asked -= 1
-        answer = self._answer()
-        self._read.append(answer if isinstance(answer, Exception) else _unpacked(*answer))
-
-    def _collect(self) -> None:
-        """Wait for all that is under way."""
-        while self._asked:
-            self._take_one()
-
-    def _send(self, *message: Any) -> None:
-        # A broken pipe is told by the answer that does not come.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            _send(self._connection, message)
-
-    def _answer(self) -> Any:
-        """What the other process answers, or the error that it met."""
-        message = self._answers.get()
-        if not message:
-            self._answers.put(message)
-            return CurriqError(
-                f"the process that reads the data has ended with exit code {self._process.wait()}. If it was "
-                "killed, the machine may have had too little memory."
-            )
-        answer, said = pickle.loads(message)
-        for level, text in said:
-            _log.log(level, text)
-        return answer
-
-
-def _no_error(answer: Any) -> Any:
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _packed(windows: Candidates) -> tuple[dict[str, np.ndarray], Metrics]:
-    """What a `WindowStream` hands out, as arrays: tensors take much longer to pickle."""
-    columns = {name: getattr(windows, name) for name in ("tokens", "window_ids", "source", "difficulty")}
-    arrays = {name: column.numpy() for name, column in columns.items() if column is not None}
-    return arrays | {"tokens": arrays["tokens"].astype(np.int32)}, windows.metrics
-
-
-def _unpacked(arrays: dict[str, np.ndarray], metrics: Metrics) -> Candidates:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Candidates(
-        tokens=tensors["tokens"].long(),
-        window_ids=tensors["window_ids"],
-        source=tensors["source"],
-        difficulty=tensors.get("difficulty"),
-        rows=torch.arange(len(tensors["tokens"])),
-        metrics=metrics,
-    )
-
-
-def _receive(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
-    """Take answers as they come, for a pipe holds little and the other process would wait. They are unpacked
-    where they are needed, because this thread must not keep the one that feeds the GPU from Python's lock."""
-    while True:
+    def _next(self) -> Offer:
+        if self._rest is not None:
+            return self._rest
+        if self._blocks is None:
+            self._blocks = self._start()
         try:
-            answers.put(connection.recv_bytes())
-        except (EOFError, OSError):
-            answers.put(b"")
-            return
+            item = next(self._blocks)
+        except RuntimeError as error:
+            raise CurriqError(
+                f"the process that reads the data has ended ({error}). If it was killed, the machine may "
+                "have had too little memory."
+            ) from error
+        if isinstance(item, CurriqError):
+            raise item
+        state, block = item
+        if state is not None:
+            self._snapshot, self._since = state, 0  # all blocks before this one have been handed out
+        return block
+
+    def _start(self) -> Iterator[Item]:
+        self._stream.load_state_dict(self._snapshot)
+        loader = DataLoader(
+            _Blocks(self._stream, self._block),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=self._ahead,
+            multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
+            worker_init_fn=_ignore_interrupts,
+        )
+        return iter(loader)
 
 
-def _send(connection: Connection, message: Any) -> None:
-    # Connection.send would have torch pass tensors in shared memory, which only its own children can open.
-    connection.send_bytes(pickle.dumps(message))
+class _Blocks(IterableDataset):
+    """Blocks of windows, every few with the state they were read from; an error is the last item."""
+
+    def __init__(self, stream: WindowStream, size: int) -> None:
+        self._stream = stream
+        self._size = size
+
+    def __iter__(self) -> Iterator[Item]:
+        try:
+            for number in itertools.count():
+                state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
+                yield state, self._stream.read(self._size)
+        except CurriqError as error:
+            yield error
 
 
-def _stop(connection: Connection, process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    connection.close()
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C is for the process that trains, which ends the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class _Heard(logging.Handler):
-    """Keeps what was logged, to be said by the process that has a screen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append((record.levelno, record.getMessage()))
-
-
-def serve(descriptor: int) -> None:
-    """The other side: open the stream, then answer one message after another."""
-    heard = _Heard()
-    _log.addHandler(heard)
-    _log.propagate = False
-    stream: WindowStream | None = None
-    with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            message = pickle.loads(connection.recv_bytes())
-            try:
-                if stream is None:
-                    stream = _open(*message)
-                    continue
-                answer = getattr(stream, message[0])(*message[1:])
-                answer = _packed(answer) if isinstance(answer, Candidates) else answer
-            except Exception as error:
-                answer = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
-            _send(connection, (answer, heard.said))
-            heard.said = []
-
-
-def _open(
-    config: RunConfig,
-    tokenizer: "transformers.PreTrainedTokenizerBase",
-    guard: ContaminationFilter,
-    fingerprint: dict,
-) -> WindowStream:
-    from curriq.data.corpus import open_sources, open_stream
-
-    return open_stream(config, open_sources(config, tokenizer, guard), fingerprint)
-
-
-def _travels(error: Exception) -> bool:
+@contextmanager
+def _silenced() -> Generator[None]:
+    level = _log.level
+    _log.setLevel(logging.CRITICAL)
     try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return False
-    return True
+        yield
+    finally:
+        _log.setLevel(level)

@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from curriq.config import DataConfig
 from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRule
 from curriq.data.documents import Document, DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.stream import Packer, Window
+from curriq.data.stream import Packer, Window, batch
 from curriq.data.tokenizer import encode, eos_id
 from curriq.data.topic import draw_topic
 from curriq.errors import CurriqError
+from curriq.types import Windows
 
 if TYPE_CHECKING:
     import transformers
@@ -44,9 +40,9 @@ class HeldOutSets:
         test: for the report alone.
     """
 
-    reward: Int[Tensor, "m T"]
-    validation: Int[Tensor, "m2 T"]
-    test: Int[Tensor, "m3 T"]
+    reward: Windows
+    validation: Windows
+    test: Windows
 
 
 def build_held_out(
@@ -84,7 +80,7 @@ def build_held_out(
         embeddings = {name: encoder.encode(batch) for name, batch in texts.items()}
         drawn = draw_topic(embeddings, rule.sizes, config.topic_temperature)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
-    return HeldOutSets(**{name: _stack(pool) for name, pool in pools.items()}), guard
+    return HeldOutSets(**{name: batch(pool, labelled=False) for name, pool in pools.items()}), guard
 
 
 def _fill_pools(
@@ -104,7 +100,7 @@ def _fill_pools(
         return len(pools[name]) >= wanted[name] and documents_of[name] >= min(wanted[name], DOCUMENTS)
 
     held_out = (document for document in read_epoch(source) if guard.rule.side(document) != "train")
-    for documents in _batches(held_out, _BATCH_DOCUMENTS):
+    for documents in _in_batches(held_out, _BATCH_DOCUMENTS):
         tokens = encode(tokenizer, [document.text for document in documents])
         for document, ids in zip(documents, tokens, strict=True):
             side = guard.place(document)
@@ -123,7 +119,7 @@ def _spread(pool: list[Window], most: int) -> list[Window]:
     return [pool[i * len(pool) // n] for i in range(n)]
 
 
-def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+def _in_batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     iterator = iter(documents)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -133,10 +129,6 @@ def _pool_sizes(sizes: Mapping[HeldOutName, int], pool: int) -> dict[HeldOutName
     """A pool shared out in proportion to the sets, none smaller than its set."""
     total = sum(sizes.values())
     return {name: max(size, pool * size // total) for name, size in sizes.items()}
-
-
-def _stack(windows: list[Window]) -> Int[Tensor, "m T"]:
-    return torch.from_numpy(np.stack([window.tokens for window in windows]).astype(np.int64))
 
 
 def _too_small(name: str, rule: SplitRule, pools: Mapping[HeldOutName, list[Window]], window: int) -> str:

@@ -9,12 +9,11 @@ import bisect
 import hashlib
 import logging
 import math
-import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
 from curriq.data.documents import Document, DocumentSource
 from curriq.data.tokenizer import encode, eos_id, ordinary_ids
 from curriq.errors import CurriqError
-from curriq.types import Candidates, State, Stateful
+from curriq.state import Saved, State
+from curriq.types import IGNORED, Cost, Offer, Windows, WindowSource
 
 if TYPE_CHECKING:
     import transformers
@@ -33,17 +33,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """T consecutive tokens of one source.
+    """One row of `Windows`, on its way from a packer to a batch.
 
     Attributes:
         tokens: token ids, int32, length T; read-only.
-        window_id: `window_id` of the tokens.
+        id: `window_id` of the tokens.
         difficulty: mean label over the tokens that have one, NaN when none has.
+        source: position of its source in the configuration.
+        labels: the tokens, −100 where one is not learnt; None where all are.
     """
 
     tokens: np.ndarray
-    window_id: int
-    difficulty: float
+    id: int
+    difficulty: float = math.nan
+    source: int = 0
+    labels: np.ndarray | None = None
+
+
+def batch(rows: Sequence[Window], *, labelled: bool = True) -> Windows:
+    """Windows of these rows, at least one; without difficulty unless `labelled`."""
+    tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
+    labels = None
+    if any(row.labels is not None for row in rows):
+        labels = np.stack([row.tokens if row.labels is None else row.labels for row in rows])
+        labels = torch.from_numpy(labels.astype(np.int64))
+    return Windows(
+        tokens=torch.from_numpy(tokens),
+        ids=torch.tensor([row.id for row in rows], dtype=torch.int64),
+        source=torch.tensor([row.source for row in rows], dtype=torch.int64),
+        difficulty=torch.tensor([row.difficulty for row in rows], dtype=torch.float32) if labelled else None,
+        labels=labels,
+    )
+
+
+def rows_to_state(rows: Sequence[Window]) -> State | None:
+    """A list of rows for a checkpoint; None when it is empty."""
+    return batch(rows).state_dict() if rows else None
+
+
+def rows_from_state(state: State | None) -> list[Window]:
+    """Inverse of `rows_to_state`."""
+    if state is None:
+        return []
+    columns = {name: value.numpy().copy() for name, value in state.items() if value is not None}
+    labels = columns.get("labels", [None] * len(columns["ids"]))
+    return [
+        Window(tokens, int(id), float(difficulty), int(source), label)
+        for tokens, id, difficulty, source, label in zip(
+            columns["tokens"], columns["ids"], columns["difficulty"], columns["source"], labels, strict=True
+        )
+    ]
 
 
 def window_id(source: str, tokens: np.ndarray) -> int:
@@ -54,70 +93,65 @@ def window_id(source: str, tokens: np.ndarray) -> int:
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
-class Packer:
+class Packer(Saved):
     """Cuts one source's documents into windows; the tokens left over wait for the next document.
+
+    Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token is lost or
+    padded and a window may hold the end of one document and the beginning of the next. A window comes from
+    one source.
 
     Args:
         source: name of the source, part of every window id.
         length: T, tokens per window.
         eos: id of the token that ends every document.
+        position: of the source in the configuration.
     """
 
-    def __init__(self, source: str, length: int, eos: int) -> None:
+    SAVED = ("_tokens", "_difficulty", "_learnt")
+
+    def __init__(self, source: str, length: int, eos: int, position: int = 0) -> None:
         self.source = source
         self.length = length
         self.eos = eos
+        self._position = position
         self._tokens = np.empty(0, np.int32)
-        self._labels = np.empty(0, np.float64)
+        self._difficulty = np.empty(0, np.float64)
+        self._learnt = np.empty(0, bool)
 
-    def add(self, tokens: Sequence[int] | np.ndarray, difficulty: float = math.nan) -> list[Window]:
-        """The windows that this document completes; an empty document is skipped, EOS and all."""
+    def add(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        difficulty: float = math.nan,
+        learnt: Sequence[bool] | None = None,
+    ) -> list[Window]:
+        """The windows that this document completes; an empty document is skipped, EOS and all.
+
+        Args:
+            tokens: of the document.
+            difficulty: its label.
+            learnt: which tokens are learnt; None for all, and the EOS token then is one of them.
+        """
         if len(tokens) == 0:
             return []
+        mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
         ended = np.append(np.asarray(tokens, np.int32), np.int32(self.eos))
         self._tokens = np.concatenate([self._tokens, ended])
-        self._labels = np.concatenate([self._labels, np.full(len(ended), difficulty)])
-        count, length = len(self._tokens) // self.length, self.length
-        windows = [self._window(slice(start, start + length)) for start in range(0, count * length, length)]
-        self._tokens = self._tokens[count * length :].copy()
-        self._labels = self._labels[count * length :].copy()
+        self._difficulty = np.concatenate([self._difficulty, np.full(len(ended), difficulty)])
+        self._learnt = np.concatenate([self._learnt, mask])
+        end, length = len(self._tokens) // self.length * self.length, self.length
+        windows = [self._window(slice(start, start + length)) for start in range(0, end, length)]
+        self._tokens = self._tokens[end:].copy()
+        self._difficulty = self._difficulty[end:].copy()
+        self._learnt = self._learnt[end:].copy()
         return windows
 
     def _window(self, where: slice) -> Window:
-        tokens, labels = self._tokens[where].copy(), self._labels[where]
+        tokens, learnt = self._tokens[where].copy(), self._learnt[where]
         tokens.flags.writeable = False
-        known = labels[~np.isnan(labels)]
+        known = self._difficulty[where][~np.isnan(self._difficulty[where])]
         difficulty = float(known.mean()) if len(known) else math.nan
-        return Window(tokens, window_id(self.source, tokens), difficulty)
-
-    def state_dict(self) -> State:
-        return {
-            "tokens": torch.from_numpy(self._tokens.copy()),
-            "labels": torch.from_numpy(self._labels.copy()),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self._tokens = state["tokens"].numpy().copy()
-        self._labels = state["labels"].numpy().copy()
-
-
-def windows_to_state(windows: Iterable[Window], length: int) -> State:
-    """A list of windows as three tensors, for a checkpoint."""
-    windows = list(windows)
-    tokens = np.stack([w.tokens for w in windows]) if windows else np.empty((0, length), np.int32)
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "ids": torch.tensor([w.window_id for w in windows], dtype=torch.int64),
-        "difficulty": torch.tensor([w.difficulty for w in windows], dtype=torch.float64),
-    }
-
-
-def windows_from_state(state: State) -> list[Window]:
-    """Inverse of `windows_to_state`."""
-    rows = zip(
-        state["tokens"].numpy().copy(), state["ids"].tolist(), state["difficulty"].tolist(), strict=True
-    )
-    return [Window(*row) for row in rows]
+        labels = None if learnt.all() else np.where(learnt, tokens, IGNORED).astype(np.int32)
+        return Window(tokens, window_id(self.source, tokens), difficulty, self._position, labels)
 
 
 _log = logging.getLogger("curriq")
@@ -128,19 +162,23 @@ _BATCH_CHARACTERS = 200_000
 ahead is part of every checkpoint."""
 
 
-class DecontaminatedSource:
+class DecontaminatedSource(Saved):
     """A source without its held-out documents.
 
     Args:
         source: all documents.
-        guard: refuses the held-out ones.
+        contamination: refuses the held-out ones.
         of_target: the source holds the target's documents.
     """
 
-    def __init__(self, source: DocumentSource, guard: ContaminationFilter, *, of_target: bool) -> None:
+    SAVED = ("_source",)
+
+    def __init__(
+        self, source: DocumentSource, contamination: ContaminationFilter, *, of_target: bool
+    ) -> None:
         self.name = source.name
         self._source = source
-        self._guard = guard
+        self._contamination = contamination
         self._of_target = of_target
 
     @property
@@ -149,18 +187,12 @@ class DecontaminatedSource:
 
     def next_document(self) -> Document | None:
         while (document := self._source.next_document()) is not None:
-            if self._guard.allows(document, of_target=self._of_target):
+            if self._contamination.allows(document, of_target=self._of_target):
                 return document
         return None
 
     def fingerprint(self) -> str:
         return self._source.fingerprint()
-
-    def state_dict(self) -> State:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self._source.load_state_dict(state)
 
 
 class SourceReader:
@@ -172,6 +204,7 @@ class SourceReader:
         tokenizer: turns them into tokens.
         length: T, tokens per window.
         seed: seed of the corruption.
+        position: of the source in the configuration.
     """
 
     def __init__(
@@ -181,6 +214,7 @@ class SourceReader:
         tokenizer: "transformers.PreTrainedTokenizerBase",
         length: int,
         seed: int,
+        position: int = 0,
     ) -> None:
         self.source = source
         self.corruption = corruption
@@ -188,7 +222,7 @@ class SourceReader:
         self._tokenizer = tokenizer
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
-        self._packer = Packer(source.name, length, eos_id(tokenizer))
+        self._packer = Packer(source.name, length, eos_id(tokenizer), position)
         self._pending: deque[Window] = deque()
         self._epoch_tokens = 0
 
@@ -252,14 +286,14 @@ class SourceReader:
         return {
             "source": self.source.state_dict(),
             "packer": self._packer.state_dict(),
-            "pending": windows_to_state(self._pending, self.length),
+            "pending": rows_to_state(self._pending),
             "epoch_tokens": self._epoch_tokens,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.source.load_state_dict(state["source"])
         self._packer.load_state_dict(state["packer"])
-        self._pending = deque(windows_from_state(state["pending"]))
+        self._pending = deque(rows_from_state(state["pending"]))
         self._epoch_tokens = state["epoch_tokens"]
 
 
@@ -276,13 +310,6 @@ class SourceMix:
     readers: Mapping[int, SourceReader]
     weights: Sequence[float]
     labelled: bool = False
-
-
-@runtime_checkable
-class Windows(Stateful, Protocol):
-    """Something to read windows from, one after another."""
-
-    def next_batch(self, n: int) -> Candidates: ...
 
 
 class WindowStream:
@@ -303,32 +330,16 @@ class WindowStream:
         self._buffer_size = buffer_size
         self._generator = generator
         self._fingerprint = dict(fingerprint)
-        self._buffer: list[tuple[int, Window]] = []
-        self._ready: deque[tuple[int, Window]] = deque()  # put back
+        self._buffer: list[Window] = []
 
-    def next_batch(self, n: int) -> Candidates:
+    def read(self, n: int) -> Offer:
         """The next n windows.
 
         Raises:
             CurriqError: a source has nothing to train on.
         """
-        batch = [self._next() for _ in range(n)]
-        windows = [window for _, window in batch]
-        labels = torch.tensor([window.difficulty for window in windows], dtype=torch.float32)
-        return Candidates(
-            tokens=torch.from_numpy(np.stack([window.tokens for window in windows]).astype(np.int64)),
-            window_ids=torch.tensor([window.window_id for window in windows], dtype=torch.int64),
-            source=torch.tensor([source for source, _ in batch], dtype=torch.int64),
-            difficulty=labels if self._mix.labelled else None,
-            rows=torch.arange(n),
-            metrics={"data/epoch": float(self.epoch), "data/windows_read": float(n)},
-        )
-
-    def put_back(self, windows: Candidates) -> None:
-        """Hand these, which have been read, out again before all others."""
-        labels = torch.full((len(windows),), math.nan) if windows.difficulty is None else windows.difficulty
-        columns = {"tokens": windows.tokens.int(), "ids": windows.window_ids, "difficulty": labels.double()}
-        self._ready.extendleft(reversed(_from_state(columns | {"source": windows.source})))
+        windows = batch([self._next() for _ in range(n)], labelled=self._mix.labelled)
+        return Offer.of(windows, cost=Cost(windows_read=n), epoch=self.epoch)
 
     @property
     def epoch(self) -> int:
@@ -344,8 +355,7 @@ class WindowStream:
         return {
             "fingerprint": self.fingerprint(),
             "readers": {str(i): reader.state_dict() for i, reader in self._mix.readers.items()},
-            "buffer": _to_state(self._buffer, self._length),
-            "ready": _to_state(self._ready, self._length),
+            "buffer": rows_to_state(self._buffer),
             "generator": self._generator.get_state(),
         }
 
@@ -358,16 +368,13 @@ class WindowStream:
         check_fingerprint(state["fingerprint"], self._fingerprint)
         for i, reader in self._mix.readers.items():
             reader.load_state_dict(state["readers"][str(i)])
-        self._buffer = _from_state(state["buffer"])
-        self._ready = deque(_from_state(state["ready"]) if "ready" in state else ())
+        self._buffer = rows_from_state(state["buffer"])
         self._generator.set_state(state["generator"])
 
-    def _next(self) -> tuple[int, Window]:
-        if self._ready:
-            return self._ready.popleft()
+    def _next(self) -> Window:
         while len(self._buffer) < self._buffer_size:
             source = bisect.bisect_right(self._cumulative, self._uniform() * self._cumulative[-1])
-            self._buffer.append((source, self._mix.readers[source].next_window()))
+            self._buffer.append(self._mix.readers[source].next_window())
         slot = math.floor(self._uniform() * len(self._buffer))
         self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
         return self._buffer.pop()
@@ -375,19 +382,38 @@ class WindowStream:
     def _uniform(self) -> float:
         return torch.rand((), dtype=torch.float64, generator=self._generator).item()
 
-    @property
-    def _length(self) -> int:
-        return next(iter(self._mix.readers.values())).length
 
+class Unreadable(Saved):
+    """A stream that takes windows back: what is unread is read before everything else, as it was.
 
-def _to_state(windows: Iterable[tuple[int, Window]], length: int) -> State:
-    windows = list(windows)
-    state = windows_to_state([window for _, window in windows], length)
-    return state | {"source": torch.tensor([source for source, _ in windows], dtype=torch.int64)}
+    Args:
+        stream: where the windows come from.
+    """
 
+    def __init__(self, stream: WindowSource) -> None:
+        self._stream = stream
+        self._unread: Offer | None = None
 
-def _from_state(state: State) -> list[tuple[int, Window]]:
-    return list(zip(state["source"].tolist(), windows_from_state(state), strict=True))
+    def read(self, n: int) -> Offer:
+        """At most n windows: those that were unread, or else the stream's."""
+        offer, self._unread = self._unread, None
+        if offer is None:
+            return self._stream.read(n)
+        self.unread(offer.take(slice(n, None)))
+        first = offer.take(slice(n))
+        return replace(first, cost=Cost(windows_read=len(first)))
+
+    def unread(self, offer: Offer) -> None:
+        parts = [part for part in (offer, self._unread) if part is not None and len(part)]
+        self._unread = Offer.cat(parts) if parts else None
+
+    def state_dict(self) -> State:
+        unread = None if self._unread is None else self._unread.state_dict()
+        return {"stream": self._stream.state_dict(), "unread": unread}
+
+    def load_state_dict(self, state: State) -> None:
+        self._stream.load_state_dict(state["stream"])
+        self._unread = None if state["unread"] is None else Offer.from_state_dict(state["unread"])
 
 
 def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
@@ -405,28 +431,3 @@ def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> N
             f"the run cannot be resumed on other data: {changes}. Restore what it was trained on "
             "(files, --sources, tokenizer and settings), or start a new run in a new --run-dir."
         )
-
-
-class StreamProposer:
-    """C_k = NEXTBATCH (Algorithm 1, line 3).
-
-    Args:
-        stream: where the windows come from.
-        n: N, windows per step.
-    """
-
-    def __init__(self, stream: Windows, n: int) -> None:
-        self.stream = stream
-        self.n = n
-
-    def propose(self, step: int) -> Candidates:
-        began = time.perf_counter()
-        candidates = self.stream.next_batch(self.n)
-        seconds = time.perf_counter() - began
-        return replace(candidates, metrics=candidates.metrics | {"time/propose": seconds})
-
-    def state_dict(self) -> State:
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.stream.load_state_dict(state)

@@ -125,13 +125,13 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
         "micro_batch": opened.config.optim.micro_batch,
         "chunk_tokens": opened.config.optim.head_chunk_tokens,
     }
-    batch = opened.corpus.stream.next_batch(windows)
+    offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):
-        own = batch.tokens[batch.source == number]
+        own = offer.windows.take(offer.windows.source == number)
         if len(own):
             losses[name] = {"windows": len(own), "loss": held_out_loss(opened.lm, own, **sizes)}
-    return {"epoch": batch.metrics["data/epoch"], "losses": losses}
+    return {"epoch": float(offer.epoch or 0), "losses": losses}
 
 
 def _finite(score: dict[str, Any]) -> dict[str, Any]:

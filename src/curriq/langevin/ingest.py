@@ -4,15 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq.data.stream import Unreadable
 from curriq.langevin.encoder import WindowEncoder
-from curriq.types import Candidates, State, Stateful
+from curriq.state import State
+from curriq.types import Offer
 
 logger = logging.getLogger("curriq")
 
@@ -21,17 +22,10 @@ FILL_BATCH = 256
 FILL_REPORT_SECONDS = 10.0
 
 
-@runtime_checkable
-class WindowSource(Stateful, Protocol):
-    """Where fresh windows come from; `data.stream.WindowStream` is one."""
-
-    def next_batch(self, n: int) -> Candidates: ...
-
-
 class Encoded(NamedTuple):
-    """Windows, their text and their embeddings."""
+    """Fresh windows, their text and their embeddings."""
 
-    windows: Candidates
+    offer: Offer
     texts: list[str]
     vectors: Float[np.ndarray, "n e"]
 
@@ -54,7 +48,7 @@ class FreshWindows:
 
     def __init__(
         self,
-        stream: WindowSource,
+        stream: Unreadable,
         count: int,
         decode: Callable[[Int[Tensor, "n T"]], list[str]],
         encoder: WindowEncoder,
@@ -67,14 +61,14 @@ class FreshWindows:
         self._encoder = encoder
         self._known = known
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode") if ahead else None
-        self._pending: Candidates | None = None
+        self._pending: Offer | None = None
         self._future: Future[Encoded] | None = None
 
     def fill(self, count: int) -> Iterator[Encoded]:
         """`count` windows in pieces, before the first step; says how far it is."""
         began = told = time.perf_counter()
         for done in range(0, count, FILL_BATCH):
-            yield self._plan(self._stream.next_batch(min(FILL_BATCH, count - done)))()
+            yield self._plan(self._stream.read(min(FILL_BATCH, count - done)))()
             now, finished = time.perf_counter(), min(done + FILL_BATCH, count)
             if now - told > FILL_REPORT_SECONDS and finished < count:
                 left = (now - began) / finished * (count - finished)
@@ -84,7 +78,7 @@ class FreshWindows:
     def next(self) -> Encoded:
         """The n_ingest windows of this step."""
         if self._future is None:
-            return self._plan(self._stream.next_batch(self._count))()
+            return self._plan(self._stream.read(self._count))()
         encoded = self._future.result()
         self._future = self._pending = None
         return encoded
@@ -92,60 +86,39 @@ class FreshWindows:
     def begin_next(self) -> None:
         """Take the windows of the next step and start to encode them, when encoding ahead."""
         if self._pool is not None and self._pending is None:
-            self._start(self._stream.next_batch(self._count))
+            self._start(self._stream.read(self._count))
 
-    def _start(self, windows: Candidates) -> None:
+    def _start(self, offer: Offer) -> None:
         assert self._pool is not None
-        self._pending = windows
-        self._future = self._pool.submit(self._plan(windows))
+        self._pending = offer
+        self._future = self._pool.submit(self._plan(offer))
 
-    def _plan(self, windows: Candidates) -> Callable[[], Encoded]:
+    def _plan(self, offer: Offer) -> Callable[[], Encoded]:
         """The work of encoding. Which windows need it is settled now, so that the result does not depend on
         when the work is done; a window that comes twice is encoded once."""
-        texts = self._decode(windows.tokens)
-        ids = windows.window_ids.tolist()
+        tokens, ids = offer.windows.tokens, offer.windows.ids.tolist()
+        texts = self._decode(tokens)
         vectors = {window: vector for window in ids if (vector := self._known(window)) is not None}
         first = {window: row for row, window in reversed(list(enumerate(ids))) if window not in vectors}
         rows = sorted(first.values())
 
         def work() -> Encoded:
             if rows:
-                encoded = self._encoder.encode(windows.tokens[rows], [texts[row] for row in rows])
+                encoded = self._encoder.encode(tokens[rows], [texts[row] for row in rows])
                 vectors.update(zip((ids[row] for row in rows), encoded, strict=True))
-            return Encoded(windows, texts, np.stack([vectors[window] for window in ids]))
+            return Encoded(offer, texts, np.stack([vectors[window] for window in ids]))
 
         return work
 
     def state_dict(self) -> State:
-        """The stream stands behind the pending windows, so they are part of the state."""
-        pending = None
-        if (waiting := self._pending) is not None:
-            pending = {
-                "tokens": waiting.tokens.int(),
-                "window_ids": waiting.window_ids,
-                "source": waiting.source,
-                "difficulty": waiting.difficulty,
-                "metrics": dict(waiting.metrics),
-            }
-        return {"stream": self._stream.state_dict(), "pending": pending}
+        """That of the stream before the pending windows: a resumed run reads and encodes them again."""
+        if self._pending is None:
+            return self._stream.state_dict()
+        self._stream.unread(self._pending)
+        state = self._stream.state_dict()
+        self._stream.read(len(self._pending))
+        return state
 
     def load_state_dict(self, state: State) -> None:
-        """Needs the buffer's state first, which says what is known."""
-        self._stream.load_state_dict(state["stream"])
-        if (pending := state["pending"]) is None:
-            return
-        windows = Candidates(
-            tokens=pending["tokens"].long(),
-            window_ids=pending["window_ids"],
-            source=pending["source"],
-            difficulty=pending["difficulty"],
-            rows=torch.arange(len(pending["tokens"])),
-            metrics=pending["metrics"],
-        )
-        if self._pool is not None:
-            self._start(windows)
-        else:  # the run goes on without encoding ahead
-            self._pending = windows
-            encoded = self._plan(windows)()
-            self._future = Future()
-            self._future.set_result(encoded)
+        self._stream.load_state_dict(state)
+        self._future = self._pending = None

@@ -2,8 +2,7 @@
 candidates of the step. The loop that trains on them is that of Algorithm 1."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
@@ -16,10 +15,12 @@ from curriq.langevin.energy import Energy
 from curriq.langevin.ingest import FreshWindows
 from curriq.langevin.retrievers import Retriever, uniform_slots
 from curriq.langevin.ring_buffer import RingBuffer
-from curriq.types import Candidates, Metrics, State
+from curriq.rng import Generators
+from curriq.state import Saved
+from curriq.types import NO_COST, Cost, Metrics, Offer, Windows
 
 
-class BufferProposer:
+class BufferProposer(Saved):
     """Ingest, find, retire (Algorithm 2, lines 3–9).
 
     Args:
@@ -30,8 +31,10 @@ class BufferProposer:
         finder: takes the candidates out of it.
         flops: operations of the language model per step's search.
         probe: measures Q of retrieved and of random windows for the log; None measures neither.
-        generators: everything that the parts draw from, by purpose.
+        generators: everything that the parts draw from.
     """
+
+    SAVED = ("buffer", "_fresh", "_generators")
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class BufferProposer:
         finder: Retriever,
         flops: int,
         probe: "RetrievalProbe | None",
-        generators: Mapping[str, torch.Generator],
+        generators: Generators,
     ) -> None:
         self.buffer = buffer
         self._fresh = fresh
@@ -52,9 +55,9 @@ class BufferProposer:
         self._finder = finder
         self._flops = flops
         self._probe = probe
-        self._generators = dict(generators)
+        self._generators = generators
 
-    def propose(self, step: int) -> Candidates:
+    def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.
 
         Raises:
@@ -62,7 +65,8 @@ class BufferProposer:
                 distributed run retrieve different windows.
         """
         began = time.perf_counter()
-        metrics = self._ingest(step)
+        cost, epoch = self._ingest(step)
+        metrics: Metrics = {}
         if self._refresher is not None:
             metrics |= self._refresher.refresh(self.buffer, step)
         ingested = time.perf_counter()
@@ -72,46 +76,35 @@ class BufferProposer:
                 "that a step retrieves (--chains; --num-candidates when that is 0), or raise --buffer-size."
             )
         found = self._finder.find(self.buffer)
-        candidates = self.buffer.take(found.slots)
+        windows = self.buffer.take(found.slots)
         metrics |= {
             "buffer/windows": float(len(self.buffer)),
             "buffer/live": float(self.buffer.live.sum()),
-            "retrieval/windows": float(len(candidates)),
+            "retrieval/windows": float(len(windows)),
             "retrieval/age": (step - self.buffer.written_at(found.slots)).double().mean().item(),
         }
         if self._probe is not None:
-            metrics |= self._probe.measure(self.buffer, candidates)
-        self.buffer.mark_used(candidates.window_ids)
+            metrics |= self._probe.measure(self.buffer, windows)
+        self.buffer.mark_used(windows.ids)
         self._fresh.begin_next()
-        _require_agreement(candidates.window_ids, step)
+        _require_agreement(windows.ids, step)
         times = {"time/ingest": ingested - began, "time/propose": time.perf_counter() - began}
-        return replace(
-            candidates,
-            metrics=metrics | found.metrics | times,
-            flops=self._flops,
+        return Offer.of(
+            windows,
             queries=found.queries,
+            cost=cost + Cost(extra_flops=self._flops),
+            epoch=epoch,
+            metrics=metrics | found.metrics | times,
         )
 
-    def _ingest(self, step: int) -> Metrics:
+    def _ingest(self, step: int) -> tuple[Cost, int | None]:
+        """Fresh windows into the buffer: what that cost, and their epoch."""
         pieces = self._fresh.fill(self._initial) if len(self.buffer) == 0 else [self._fresh.next()]
-        metrics: Metrics = {}
-        for windows, texts, vectors in pieces:
-            self.buffer.write(windows, texts, vectors, step)
-            metrics = dict(windows.metrics)
-        return metrics
-
-    def state_dict(self) -> State:
-        return {
-            "buffer": self.buffer.state_dict(),
-            "fresh": self._fresh.state_dict(),
-            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.buffer.load_state_dict(state["buffer"])
-        self._fresh.load_state_dict(state["fresh"])
-        for name, generator in self._generators.items():
-            generator.set_state(state["generators"][name])
+        cost, epoch = NO_COST, None
+        for offer, texts, vectors in pieces:
+            self.buffer.write(offer.windows, texts, vectors, step)
+            cost, epoch = cost + offer.cost, offer.epoch
+        return cost, epoch
 
 
 class Refresher:
@@ -165,7 +158,7 @@ class RetrievalProbe:
         self._device = device
         self._generator = generator
 
-    def measure(self, buffer: RingBuffer, retrieved: Candidates) -> Metrics:
+    def measure(self, buffer: RingBuffer, retrieved: Windows) -> Metrics:
         """Mean Q of the retrieved windows and of random live ones, before the former are retired."""
         others = buffer.take(uniform_slots(buffer, self._count, self._generator))
         q_retrieved, q_buffer = (

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from curriq.config import missing_extra
-from curriq.types import Candidates, State
+from curriq.state import State
+from curriq.types import Windows
 
 
 @runtime_checkable
@@ -161,7 +162,7 @@ class RingBuffer:
         return self._table["live"][: len(self)]
 
     def write(
-        self, windows: Candidates, texts: Sequence[str], vectors: Float[np.ndarray, "n e"], step: int
+        self, windows: Windows, texts: Sequence[str], vectors: Float[np.ndarray, "n e"], step: int
     ) -> None:
         """Overwrite the oldest slots, or fill free ones, with fresh windows; at most I of them.
 
@@ -175,20 +176,24 @@ class RingBuffer:
         assert 0 < count <= self.capacity
         if not self._table:
             self._allocate(windows.tokens.shape[1], vectors.shape[1])
+        if windows.labels is not None and "labels" not in self._table:
+            self._table["labels"] = self._table["tokens"].clone()
         slots = (self._head + torch.arange(count)) % self.capacity
         table = self._table
         for slot, old in zip(slots.tolist(), table["window_ids"][slots].tolist(), strict=True):
             if slot < len(self) and self._slot_of.get(old) == slot:
                 del self._slot_of[old]
         table["tokens"][slots] = windows.tokens.int()
-        table["window_ids"][slots] = windows.window_ids
+        if "labels" in table:
+            table["labels"][slots] = (windows.tokens if windows.labels is None else windows.labels).int()
+        table["window_ids"][slots] = windows.ids
         table["source"][slots] = windows.source
         nan = torch.full((count,), math.nan)
         table["difficulty"][slots] = nan if windows.difficulty is None else windows.difficulty
         table["step"][slots] = step
         table["live"][slots] = True
         table["vectors"][slots] = torch.from_numpy(vectors)
-        for slot, window, text in zip(slots.tolist(), windows.window_ids.tolist(), texts, strict=True):
+        for slot, window, text in zip(slots.tolist(), windows.ids.tolist(), texts, strict=True):
             self._texts[slot : slot + 1] = [text]
             self._slot_of[window] = slot
         order = np.argsort(slots.numpy())  # slots that wrap round: the index adds rows in order
@@ -234,15 +239,15 @@ class RingBuffer:
         numbers[:, :enough] = slots.gather(1, order)
         return scores, numbers
 
-    def take(self, slots: Int[Tensor, "n"]) -> Candidates:
-        """The windows of these slots as candidates."""
-        difficulty = self._table["difficulty"][slots]
-        return Candidates(
-            tokens=self._table["tokens"][slots].long(),
-            window_ids=self._table["window_ids"][slots],
-            source=self._table["source"][slots],
-            difficulty=None if self._table["difficulty"].isnan().all() else difficulty,
-            rows=torch.arange(len(slots)),
+    def take(self, slots: Int[Tensor, "n"]) -> Windows:
+        """The windows of these slots."""
+        table = self._table
+        return Windows(
+            tokens=table["tokens"][slots].long(),
+            ids=table["window_ids"][slots],
+            source=table["source"][slots],
+            difficulty=None if table["difficulty"].isnan().all() else table["difficulty"][slots],
+            labels=table["labels"][slots].long() if "labels" in table else None,
         )
 
     def text(self, slot: int) -> str:
@@ -281,6 +286,8 @@ class RingBuffer:
         if not count:
             return
         self._allocate(saved["tokens"].shape[1], saved["vectors"].shape[1])
+        if "labels" in saved:
+            self._table["labels"] = self._table["tokens"].clone()
         for name, column in saved.items():
             self._table[name][:count] = column
         self._head, self._texts = state["head"], list(state["texts"])

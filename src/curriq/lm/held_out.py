@@ -1,6 +1,18 @@
-"""The reward of a step: how well θ now predicts held-out text (Eq. 1), and other held-out losses."""
+"""What is measured on held-out text around a step: the reward (Eq. 1), and effects of single windows.
 
-from collections.abc import Generator, Iterable, Sequence
+To first order a step on window i alone raises the mean log-probability of held-out text by
+
+    e_i = α ∇ℓ_i · P ∇ℓ_D,
+
+with the optimizer's preconditioner P. The inner product is symmetric, so one held-out gradient serves all
+windows: e_i is also what a step on the held-out text would do to window i, and that is one forward pass,
+
+    e_i ≈ (α/h) [ℓ_i(θ) − ℓ_i(θ − h P ∇ℓ_D)],
+
+whose first loss the mixture step has measured already.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,52 +22,23 @@ from torch import Tensor
 from curriq import parallel
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import weighted_gradient
-from curriq.lm.model import LanguageModel, window_losses
-from curriq.types import Candidates, Effects, Metrics, Mixture, State
+from curriq.lm.model import LanguageModel, token_counts, window_losses_of
+from curriq.state import Saved
+from curriq.types import NO_COST, Cost, Effects, Mixture, Offer, Windows
 
 
-def held_out_loss(
-    lm: LanguageModel, windows: Int[Tensor, "M T"], *, micro_batch: int, chunk_tokens: int
-) -> float:
-    """Mean next-token loss over all predicted tokens of the windows, nats per token, without dropout."""
-    local = window_losses_of(
-        lm, windows[parallel.shard()], micro_batch=micro_batch, chunk_tokens=chunk_tokens
-    )
-    return parallel.reduce_sum_(local.double().sum()).item() / windows.shape[0]
+def held_out_loss(lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
+    """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout."""
+    share = windows.take(parallel.shard())
+    local = window_losses_of(lm, share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
+    if windows.labels is None:
+        return parallel.reduce_sum_(local.sum()).item() / len(windows)
+    counts = torch.as_tensor(token_counts(share), device=local.device)
+    total = parallel.reduce_sum_((local * counts).sum()).item()
+    return total / torch.as_tensor(token_counts(windows)).sum().item()
 
 
-def window_losses_of(
-    lm: LanguageModel, windows: Int[Tensor, "M T"], *, micro_batch: int, chunk_tokens: int
-) -> Float[Tensor, "M"]:
-    """Mean next-token loss of each window, nats per token, without gradient and dropout."""
-    chunk = max(1, chunk_tokens // windows.shape[1])
-    dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
-    losses = [torch.zeros(0, device=lm.device, dtype=dtype)]
-    with lm.measuring():
-        for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
-            tokens = windows[start : start + micro_batch].to(lm.device)
-            for hidden, part in zip(lm.trunk(tokens).split(chunk), tokens.split(chunk), strict=True):
-                losses.append(window_losses(lm, hidden, part, chunk_tokens)[0])
-    return torch.cat(losses)
-
-
-class NoReward:
-    """For methods that need no reward: measures nothing."""
-
-    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> None:
-        return None
-
-    def after(self, step: int) -> tuple[None, Metrics]:
-        return None, {}
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        assert not state, "this state belongs to a reward that is measured"
-
-
-class HeldOutReward:
+class HeldOutReward(Saved):
     """r_k on M windows D̂_k drawn afresh from the reward set D without replacement, nats per token.
 
     The absolute reward is the mean log-likelihood under θ_{k+1} (Eq. 1). The paired reward is its gain over
@@ -74,10 +57,12 @@ class HeldOutReward:
         forwards: forward passes of a window that the step has cost so far; a backward pass counts as two.
     """
 
+    SAVED = ("_generator",)
+
     def __init__(
         self,
         lm: LanguageModel,
-        reward_set: Int[Tensor, "D T"],
+        reward_set: Windows,
         windows: int,
         generator: torch.Generator,
         *,
@@ -93,41 +78,35 @@ class HeldOutReward:
         self._every = every
         self._paired = paired
         self.windows = windows
-        self.drawn: Int[Tensor, "M T"] | None = None
+        self.drawn: Windows | None = None
         self.loss_before: float | None = None
         self.forwards = 0
 
-    def draw(self, step: int) -> Int[Tensor, "M T"] | None:
+    def draw(self, step: int) -> Windows | None:
         """Begin a step: D̂_k, or None where the step has no reward."""
         self.drawn, self.loss_before, self.forwards = None, None, 0
         if step % self._every == 0:
-            order = torch.randperm(self._reward_set.shape[0], generator=self._generator)
-            self.drawn = self._reward_set[order[: self.windows]]
+            order = torch.randperm(len(self._reward_set), generator=self._generator)
+            self.drawn = self._reward_set.take(order[: self.windows])
         return self.drawn
 
-    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> None:
+    def before(self, step: int, offer: Offer, mixture: Mixture) -> None:
         """At θ_k, before the update."""
         if self.draw(step) is not None and self._paired:
             self.loss_before = self._loss()
 
-    def after(self, step: int) -> tuple[float | None, Metrics]:
+    def after(self, step: int) -> tuple[float | None, Cost]:
         """At θ_{k+1}: r_k, nats per token, and what the step's measurements have cost."""
         if self.drawn is None:
-            return None, {}
+            return None, NO_COST
         level = -self._loss()
         reward = level + self.loss_before if self._paired and self.loss_before is not None else level
-        return reward, {"held_out/forwards": self.forwards}
+        return reward, Cost(forwards=self.forwards)
 
     def _loss(self) -> float:
         assert self.drawn is not None
         self.forwards += self.windows
         return held_out_loss(self._lm, self.drawn, **self._sizes)
-
-    def state_dict(self) -> State:
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: State) -> None:
-        self._generator.set_state(state["generator"])
 
 
 RELATIVE_STEP = 3e-4
@@ -137,22 +116,93 @@ effect. In bfloat16 the step is where both together do least harm to the order o
 float32 would cost several times as much on a GPU. `benchmarks/effects.py` has the numbers."""
 
 
-class EffectProbe:
-    """Measures effects of the candidates of a step on the held-out windows of its reward.
+class AveragedGradient(Saved):
+    """Exponential average of held-out gradients, bias corrected.
 
-    The held-out gradient is averaged over the probes (exponentially, bias corrected). A single one is mostly
-    sampling noise and fast modes, directions in which θ swings and whose gradient changes its sign within a
-    few steps; what the average points to is still to be learnt later.
+    A single gradient is mostly sampling noise and fast modes, directions in which θ swings and whose gradient
+    changes its sign within a few steps; what the average points to is still to be learnt later.
 
     Args:
-        learner: θ and its optimiser.
+        decay: share of the old average that stays at each update; 0 takes each gradient alone.
+        device: where θ lies.
+    """
+
+    SAVED = ("_average", "_updates")
+
+    def __init__(self, decay: float, device: torch.device | str) -> None:
+        self._decay = decay
+        self._device = device
+        self._average: list[Tensor] = []
+        self._updates = 0
+
+    def update(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The average with this gradient in it."""
+        self._updates += 1
+        if not self._average:
+            self._average = [torch.zeros_like(piece) for piece in gradient]
+        self._average = [piece.to(self._device) for piece in self._average]  # a loaded state lies on the CPU
+        torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
+        return [piece / (1 - self._decay**self._updates) for piece in self._average]
+
+
+def first_order_effects(
+    before: Float[Tensor, "m"],
+    after: Callable[[], Float[Tensor, "m"]],
+    parameters: Sequence[Tensor],
+    direction: list[Tensor],
+    *,
+    rate: float,
+    relative_step: float = RELATIVE_STEP,
+) -> Float[Tensor, "m"]:
+    """e_i of some windows, nats per token: what a step on each alone adds to the held-out log-probability.
+
+    Args:
+        before: ℓ_i(θ).
+        after: measures the same losses again, with θ displaced against the direction.
+        parameters: θ; equal bit by bit afterwards.
+        direction: P ∇ℓ_D.
+        rate: α, the learning rate of a step.
+        relative_step: length of the displacement over ‖θ‖.
+    """
+    size = relative_step * total_norm(parameters) / max(1e-30, total_norm(direction))
+    with displaced(parameters, direction, -size):
+        moved = after()
+    return ((before - moved).double() * (rate / size)).to(before.dtype)
+
+
+def weighted_mean(values: Float[Tensor, "m"], weights: Float[Tensor, "m"]) -> float:
+    """Σ w_i x_i with the weights normalised over these windows; the plain mean where all weights are 0."""
+    total = weights.sum()
+    share = (weights / total) if total > 0 else torch.full_like(weights, 1 / len(weights))
+    return (share * values).double().sum().item()
+
+
+def probed_rows(offer: Offer, most: int, generator: torch.Generator) -> Int[Tensor, "m"]:
+    """Which windows are probed, ascending: at most so many, drawn at random, the unfiltered ones first,
+    because Q is judged by them."""
+    n = len(offer)
+    if n <= most:
+        return torch.arange(n)
+    order = torch.randperm(n, generator=generator)
+    if offer.sampled is not None:
+        order = order[offer.sampled.unfiltered[order].sort(descending=True, stable=True).indices]
+    return order[:most].sort().values
+
+
+class EffectProbe(Saved):
+    """Measures effects of the candidates of a step on the held-out windows of its reward.
+
+    Args:
+        learner: θ and its optimizer.
         reward: draws the held-out windows, and gets its loss before the update from the gradient's pass.
         windows: candidates probed per probe, drawn at random; all of them where there are not more.
-        decay: share of the old average that stays at each probe; 0 takes each gradient alone.
+        decay: of the average of the held-out gradients.
         generator: CPU generator of the draws of windows.
         shuffle: ablation: permute the effects among the windows, so that they mean nothing.
         micro_batch, chunk_tokens: pieces that fit memory, as in training.
     """
+
+    SAVED = ("_average", "_generator", "_reward")
 
     def __init__(
         self,
@@ -170,55 +220,48 @@ class EffectProbe:
         self._lm = learner.lm
         self._reward = reward
         self._windows = windows
-        self._decay = decay
+        self._average = AveragedGradient(decay, learner.lm.device)
         self._generator = generator
         self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._shuffle = shuffle
-        self._average: list[Tensor] | None = None
-        self._probes = 0
 
-    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> Effects | None:
-        """Effects at θ_k; None in steps without a reward, and before the optimiser's first step.
+    def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
+        """Effects at θ_k; None in steps without a reward, and before the optimizer's first step.
 
         The mixture's gradient on θ stays as it is.
         """
         drawn = self._reward.draw(step)
         if drawn is None:
             return None
-        gradient = self._held_out_gradient(drawn)
-        direction = self._learner.precondition(self._averaged(gradient))
+        direction = self._learner.precondition(self._average.update(self._held_out_gradient(drawn)))
         if direction is None:
             return None
-        rows = self._rows(candidates)
-        probed = candidates.take(rows)
-        relative = REDUCED_RELATIVE_STEP if self._lm.reduced_precision else RELATIVE_STEP
-        size = relative * total_norm(self._lm.parameters) / max(1e-30, total_norm(direction))
-        before = mixture.features.loss[rows.to(mixture.features.loss.device)]
-        with displaced(self._lm.parameters, direction, -size):
-            after = self._losses(probed.tokens)
-        effect = ((before - after).double() * (self._learner.rate(step) / size)).to(before.dtype)
+        rows = probed_rows(offer, self._windows, self._generator)
+        effect = first_order_effects(
+            mixture.features.loss[rows.to(mixture.features.loss.device)],
+            lambda: self._losses(offer.windows.take(rows)),
+            self._lm.parameters,
+            direction,
+            rate=self._learner.rate(step),
+            relative_step=REDUCED_RELATIVE_STEP if self._lm.reduced_precision else RELATIVE_STEP,
+        )
         if self._shuffle:
             effect = effect[torch.randperm(len(effect), generator=self._generator).to(effect.device)]
         weights = mixture.weights[rows.to(mixture.weights.device)]
-        total = weights.sum()
-        share = (weights / total) if total > 0 else torch.full_like(weights, 1 / len(weights))
-        return Effects(
-            rows=rows.to(effect.device), effect=effect, mixture=(share * effect).double().sum().item()
-        )
+        return Effects(rows=rows.to(effect.device), effect=effect, mixture=weighted_mean(effect, weights))
 
-    def after(self, step: int) -> tuple[float | None, Metrics]:
+    def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""
         return self._reward.after(step)
 
-    def _held_out_gradient(self, windows: Int[Tensor, "M T"]) -> list[Tensor]:
+    def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
         """∇ℓ_D at θ_k, on every rank; leaves the loss with the reward and the gradients on θ as they were."""
         parameters = self._lm.parameters
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        weights = torch.full((len(windows),), 1 / len(windows), device=self._lm.device, dtype=torch.float64)
         with self._lm.without_dropout():
-            loss = weighted_gradient(self._lm, windows, weights, **self._sizes)
+            loss = weighted_gradient(self._lm, windows, _shares(windows).to(self._lm.device), **self._sizes)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
@@ -226,45 +269,18 @@ class EffectProbe:
         self._reward.forwards += 3 * len(windows)
         return gradient
 
-    def _averaged(self, gradient: list[Tensor]) -> list[Tensor]:
-        self._probes += 1
-        if self._average is None:
-            self._average = [torch.zeros_like(piece) for piece in gradient]
-        torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
-        return [piece / (1 - self._decay**self._probes) for piece in self._average]
+    def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
+        self._reward.forwards += len(windows)
+        local = window_losses_of(self._lm, windows.take(parallel.shard()), **self._sizes)
+        return parallel.gather_rows(local, len(windows))
 
-    def _rows(self, candidates: Candidates) -> Int[Tensor, "m"]:
-        """Which candidates are probed, ascending; those of a fair sample first: Q is judged by them."""
-        n = len(candidates)
-        if n <= self._windows:
-            return torch.arange(n)
-        order = torch.randperm(n, generator=self._generator)
-        if candidates.unfiltered is not None:
-            order = order[candidates.unfiltered[order].sort(descending=True, stable=True).indices]
-        return order[: self._windows].sort().values
 
-    def _losses(self, tokens: Int[Tensor, "m T"]) -> Float[Tensor, "m"]:
-        self._reward.forwards += len(tokens)
-        local = window_losses_of(self._lm, tokens[parallel.shard()], **self._sizes)
-        return parallel.gather_rows(local, len(tokens))
-
-    def state_dict(self) -> State:
-        average = self._average
-        return {
-            "average": None if average is None else [piece.clone() for piece in average],
-            "probes": self._probes,
-            "generator": self._generator.get_state(),
-            "reward": self._reward.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        average = state["average"]
-        self._average = (
-            None if average is None else [piece.to(self._lm.device, copy=True) for piece in average]
-        )
-        self._probes = state["probes"]
-        self._generator.set_state(state["generator"])
-        self._reward.load_state_dict(state["reward"])
+def _shares(windows: Windows) -> Float[Tensor, "M"]:
+    """Each window's share of the learnt tokens."""
+    if windows.labels is None:
+        return torch.full((len(windows),), 1 / len(windows), dtype=torch.float64)
+    counts = torch.as_tensor(token_counts(windows)).double()
+    return counts / counts.sum()
 
 
 @contextmanager

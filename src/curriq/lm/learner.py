@@ -1,8 +1,8 @@
-"""The optimiser of θ around the mixture step."""
+"""The optimizer of θ around the mixture step."""
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from curriq.config import OptimConfig
 from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass
 from curriq.lm.model import LanguageModel
-from curriq.types import Candidates, Features, Metrics, Mixture, State, Transition
+from curriq.state import State
+from curriq.types import Features, Metrics, Mixture, Offer, Step
 
 
 class NonFiniteError(ArithmeticError):
@@ -37,6 +38,36 @@ class LRSchedule:
             "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         }[self.kind]
         return self.peak * decay
+
+
+def preconditioned(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """P g with the optimizer's own preconditioner; the identity where it has none.
+
+    For the Adam family P = 1/(√v̂ + ε), with the second moment as this gradient would leave it: a gradient g
+    in one step moves θ by α P g in all, over this step and those in which its momentum lasts. Where there has
+    been no gradient yet (the embedding of a token not seen so far), the old v̂ is 0 and would make P as large
+    as 1/ε.
+
+    Returns:
+        None before the first step of an optimizer that has a preconditioner.
+    """
+    if not optimizer.state and any("betas" in group for group in optimizer.param_groups):
+        return None
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    scaled = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state = optimizer.state.get(parameter, {})
+        if "exp_avg_sq" not in state:
+            scaled.append(gradient)
+            continue
+        group = groups[id(parameter)]
+        beta2 = group["betas"][1]
+        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient.square()
+        bias = 1 - beta2 ** (float(state["step"]) + 1)
+        scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
+    return scaled
 
 
 class Learner:
@@ -81,7 +112,7 @@ class Learner:
         """Forward passes per candidate: 1, or 2 where scoring has its own (by default with dropout)."""
         return 2 if self._pass is two_pass else 1
 
-    def accumulate(self, candidates: Candidates, score: ScoreFunction, with_entropy: bool) -> Mixture:
+    def accumulate(self, offer: Offer, score: ScoreFunction, with_entropy: bool) -> Mixture:
         """Leave ∇θ Σ π_i ℓ_i (Eq. 7) on θ, scoring the candidates on the way.
 
         Raises:
@@ -89,7 +120,7 @@ class Learner:
         """
         mixture = self._pass(
             self.lm,
-            candidates.to(self.lm.device),
+            offer.to(self.lm.device),
             score,
             micro_batch=self.config.micro_batch,
             chunk_tokens=self.config.head_chunk_tokens,
@@ -119,29 +150,11 @@ class Learner:
         return self._schedule(step)
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
-        """P g with AdamW's P = 1/(√v̂ + ε), its second moment as this gradient would leave it.
-
-        A gradient g in one step moves θ by α P g in all, over this step and those in which its momentum
-        lasts. Where no gradient has been yet (the embedding of a token not seen so far), the old v̂ is 0 and
-        would make P as large as 1/ε.
-
-        Returns:
-            None before the optimiser's first step.
-        """
-        if not self.optimizer.state:
-            return None
-        states = [self.optimizer.state[parameter] for parameter in self.lm.parameters]
-        group = self.optimizer.param_groups[0]
-        scaled = []
-        for gradient, state in zip(gradients, states, strict=True):
-            beta2 = group["betas"][1]
-            second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient.square()
-            bias = 1 - beta2 ** (float(state["step"]) + 1)
-            scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
-        return scaled
+        """P g; None before the optimizer's first step."""
+        return preconditioned(self.optimizer, self.lm.parameters, gradients)
 
     def snapshot(self) -> None:
-        """Keep a copy of θ and of the optimiser's moments for `restore`, unless there is one already."""
+        """Keep a copy of θ and of the optimizer's moments for `restore`, unless there is one already."""
         if self._snapshot is None:
             self._snapshot = {
                 "lm": {name: value.clone() for name, value in self.lm.network.state_dict().items()},
@@ -149,7 +162,7 @@ class Learner:
             }
 
     def restore(self) -> None:
-        """Put θ and its optimiser back to the snapshot, as if the steps since had not been taken."""
+        """Put θ and its optimizer back to the snapshot, as if the steps since had not been taken."""
         assert self._snapshot is not None, "restore needs a snapshot first"
         self.lm.network.load_state_dict(self._snapshot["lm"])
         self.optimizer.load_state_dict(copy.deepcopy(self._snapshot["optimizer"]))
@@ -178,9 +191,11 @@ class ReforwardedAction:
         self._lm = lm
         self._td_lambda = td_lambda
 
-    def __call__(self, transition: Transition) -> Features:
-        stored = transition.features.take(slice(transition.action, transition.action + 1))
-        tokens = transition.tokens[transition.action : transition.action + 1].to(self._lm.device)
+    def __call__(self, previous: Step) -> Features:
+        assert previous.action is not None
+        action = slice(previous.action, previous.action + 1)
+        stored = previous.features.take(action)
+        tokens = previous.trained.windows.tokens[action].to(self._lm.device)
         with self._lm.without_dropout():
             hidden = self._lm.trunk(tokens)
         hidden.register_hook(lambda gradient: gradient * self._td_lambda)

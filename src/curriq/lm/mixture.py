@@ -12,6 +12,7 @@ windows at a time, so that no more than their logits exist at once, and the trun
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,15 +20,17 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.lm.model import LanguageModel, window_losses
-from curriq.types import Candidates, Features, Mixture
+from curriq.types import Features, Mixture, Offer, Windows
 
-ScoreFunction = Callable[[Candidates, Features], Float[Tensor, "n"]]
+SomeWindows = TypeVar("SomeWindows", Offer, Windows)
+
+ScoreFunction = Callable[[Offer, Features], Float[Tensor, "n"]]
 """Log-weights of some windows; must not depend on which windows are scored together."""
 
 
 def single_pass(
     lm: LanguageModel,
-    candidates: Candidates,
+    offer: Offer,
     score: ScoreFunction,
     *,
     micro_batch: int,
@@ -40,16 +43,16 @@ def single_pass(
     """
     parameters = lm.parameters
     _clear(parameters)
-    local = candidates.take(parallel.shard())
+    local = offer.take(parallel.shard())
     chunk = _windows_per_chunk(local, chunk_tokens)
     running_max = -torch.inf
     seen: list[Features] = []
     scores: list[Tensor] = []
     for batch in _batches(local, micro_batch):
-        hidden = lm.trunk(batch.tokens)
+        hidden = lm.trunk(batch.windows.tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
         for leaf, part in zip(leaves, _batches(batch, chunk), strict=True):
-            losses, entropy = window_losses(lm, leaf, part.tokens, chunk_tokens, with_entropy)
+            losses, entropy = window_losses(lm, leaf, part.windows, chunk_tokens, with_entropy)
             features = window_features(leaf, part, losses, entropy)
             part_scores = score(part, features)
             seen.append(features)
@@ -64,12 +67,12 @@ def single_pass(
         gradient = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
         hidden.backward(torch.cat(gradient))
     _make_global(parameters, running_max, scores)
-    return _mixture(lm, len(candidates), seen, scores, with_entropy)
+    return _mixture(lm, offer, seen, scores, with_entropy)
 
 
 def two_pass(
     lm: LanguageModel,
-    candidates: Candidates,
+    offer: Offer,
     score: ScoreFunction,
     *,
     micro_batch: int,
@@ -82,8 +85,8 @@ def two_pass(
     """
     _clear(lm.parameters)
     sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
-    mixture = score_pass(lm, candidates, score, with_entropy=with_entropy, **sizes)
-    weighted_gradient(lm, candidates.tokens, mixture.weights, **sizes)
+    mixture = score_pass(lm, offer, score, with_entropy=with_entropy, **sizes)
+    weighted_gradient(lm, offer.windows, mixture.weights, **sizes)
     return mixture
 
 
@@ -96,7 +99,7 @@ def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Calla
 
     def subset(
         lm: LanguageModel,
-        candidates: Candidates,
+        offer: Offer,
         score: ScoreFunction,
         *,
         micro_batch: int,
@@ -105,11 +108,11 @@ def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Calla
     ) -> Mixture:
         _clear(lm.parameters)
         sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
-        scored = score_pass(lm, candidates, score, with_entropy=with_entropy, **sizes)
+        scored = score_pass(lm, offer, score, with_entropy=with_entropy, **sizes)
         chosen = draw(scored.scores)
         weights = torch.zeros_like(scored.weights)
         weights[chosen] = 1 / len(chosen)
-        loss = weighted_gradient(lm, candidates.tokens, weights, **sizes)
+        loss = weighted_gradient(lm, offer.windows, weights, **sizes)
         return replace(scored, weights=weights, loss=loss)
 
     return subset
@@ -133,7 +136,7 @@ def gumbel_top(b: int, generator: torch.Generator) -> Callable[[Float[Tensor, "n
 
 def score_pass(
     lm: LanguageModel,
-    candidates: Candidates,
+    offer: Offer,
     score: ScoreFunction,
     *,
     micro_batch: int,
@@ -141,24 +144,24 @@ def score_pass(
     with_entropy: bool = False,
 ) -> Mixture:
     """Features, scores and weights of all windows, without a gradient and without dropout."""
-    local = candidates.take(parallel.shard())
+    local = offer.take(parallel.shard())
     chunk = _windows_per_chunk(local, chunk_tokens)
     seen: list[Features] = []
     scores: list[Tensor] = []
     with lm.measuring():
         for batch in _batches(local, micro_batch):
-            hidden = lm.trunk(batch.tokens)
+            hidden = lm.trunk(batch.windows.tokens)
             for piece, part in zip(hidden.split(chunk), _batches(batch, chunk), strict=True):
-                losses = window_losses(lm, piece, part.tokens, chunk_tokens, with_entropy)
+                losses = window_losses(lm, piece, part.windows, chunk_tokens, with_entropy)
                 features = window_features(piece, part, *losses)
                 seen.append(features)
                 scores.append(score(part, features))
-    return _mixture(lm, len(candidates), seen, scores, with_entropy)
+    return _mixture(lm, offer, seen, scores, with_entropy)
 
 
 def weighted_gradient(
     lm: LanguageModel,
-    windows: Int[Tensor, "n T"],
+    windows: Windows,
     weights: Float[Tensor, "n"],
     *,
     micro_batch: int,
@@ -169,15 +172,15 @@ def weighted_gradient(
     Windows of weight 0 are not forwarded.
     """
     used = weights.nonzero().squeeze(1)[parallel.shard()]
-    windows, weights = windows[used.to(windows.device)], weights[used]
-    chunk = max(1, chunk_tokens // windows.shape[1])
+    windows, weights = windows.take(used.to(windows.tokens.device)), weights[used]
+    chunk = max(1, chunk_tokens // windows.tokens.shape[1])
     total = torch.zeros((), dtype=torch.float64, device=lm.device)
     for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
-        tokens = windows[start : start + micro_batch].to(lm.device)
+        batch = windows.take(slice(start, start + micro_batch)).to(lm.device)
         weight = weights[start : start + micro_batch]
-        hidden = lm.trunk(tokens)
+        hidden = lm.trunk(batch.tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
-        for leaf, part, w in zip(leaves, tokens.split(chunk), weight.split(chunk), strict=True):
+        for leaf, part, w in zip(leaves, _batches(batch, chunk), weight.split(chunk), strict=True):
             losses, _ = window_losses(lm, leaf, part, chunk_tokens)
             loss = (w.to(losses) * losses).sum()
             loss.backward()
@@ -188,18 +191,18 @@ def weighted_gradient(
     return parallel.reduce_sum_(total).item()
 
 
-def _batches(candidates: Candidates, size: int) -> Iterator[Candidates]:
-    for start in range(0, len(candidates), size):
-        yield candidates.take(slice(start, start + size))
+def _batches(batch: SomeWindows, size: int) -> Iterator[SomeWindows]:
+    for start in range(0, len(batch), size):
+        yield batch.take(slice(start, start + size))  # ty: ignore[invalid-yield]
 
 
-def _windows_per_chunk(candidates: Candidates, chunk_tokens: int) -> int:
-    return max(1, chunk_tokens // candidates.tokens.shape[1])
+def _windows_per_chunk(offer: Offer, chunk_tokens: int) -> int:
+    return max(1, chunk_tokens // offer.windows.tokens.shape[1])
 
 
 def window_features(
     hidden: Float[Tensor, "n T d"],
-    windows: Candidates,
+    offer: Offer,
     losses: Float[Tensor, "n"],
     entropy: Float[Tensor, "n"] | None = None,
 ) -> Features:
@@ -210,8 +213,8 @@ def window_features(
         loss=losses.detach(),
         entropy=entropy,
         pooled=pooled,
-        source=windows.source.to(hidden.device),
-        dsir_score=None if windows.dsir_score is None else windows.dsir_score.to(hidden.device),
+        source=offer.windows.source.to(hidden.device),
+        known={name: column.to(hidden.device) for name, column in offer.known.items()},
     )
 
 
@@ -260,7 +263,7 @@ def _make_global(parameters: list[torch.nn.Parameter], local_max: float, scores:
 
 
 def _mixture(
-    lm: LanguageModel, total: int, seen: list[Features], scores: list[Tensor], with_entropy: bool
+    lm: LanguageModel, offer: Offer, seen: list[Features], scores: list[Tensor], with_entropy: bool
 ) -> Mixture:
     """Join the pieces of this rank, gather those of the others, and normalise the weights."""
     # A rank without windows must send the type that the others send.
@@ -268,7 +271,7 @@ def _mixture(
 
     def join(pieces: list[Tensor], *shape: int, dtype: torch.dtype = dtype) -> Tensor:
         local = torch.cat(pieces) if pieces else torch.zeros((0, *shape), device=lm.device)
-        return parallel.gather_rows(local.to(dtype), total)
+        return parallel.gather_rows(local.to(dtype), len(offer))
 
     features = Features(
         hidden=join([f.hidden for f in seen], lm.width),
@@ -276,9 +279,7 @@ def _mixture(
         entropy=join([f.entropy for f in seen if f.entropy is not None]) if with_entropy else None,
         pooled=join([f.pooled for f in seen if f.pooled is not None], lm.width),
         source=join([f.source for f in seen if f.source is not None], dtype=torch.int64),
-        dsir_score=join([f.dsir_score for f in seen if f.dsir_score is not None])
-        if any(f.dsir_score is not None for f in seen)
-        else None,
+        known={name: join([f.known[name] for f in seen]) for name in offer.known},
     )
     all_scores = join(scores)
     weights = torch.softmax(all_scores.double(), dim=0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from curriq.errors import CurriqError
+from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -171,18 +172,20 @@ def context_length(config: "PretrainedConfig") -> int | None:
 def window_losses(
     lm: LanguageModel,
     hidden: Float[Tensor, "n T d"],
-    tokens: Int[Tensor, "n T"],
+    windows: Windows,
     chunk_tokens: int,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"] | None]:
-    """Mean next-token loss of each window, and its mean predictive entropy, both in nats per token.
+    """Mean next-token loss of each window over its learnt tokens, and its mean predictive entropy; nats per
+    token, 0 for a window without a learnt token.
 
     Give it as many windows as their logits may be held at once. A single window of more than
     `chunk_tokens` tokens is cut into pieces whose logits are recomputed in the backward pass.
     The entropy carries no gradient.
     """
-    n, length = tokens.shape
-    inputs, targets = hidden[:, :-1], tokens[:, 1:]
+    labels = windows.tokens if windows.labels is None else windows.labels
+    n, length = labels.shape
+    inputs, targets = hidden[:, :-1], labels[:, 1:]
     pieces = range(0, length - 1, max(1, chunk_tokens)) if length - 1 > chunk_tokens else (0,)
     size = chunk_tokens if len(pieces) > 1 else length - 1
     losses = inputs.new_zeros(n, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -196,8 +199,15 @@ def window_losses(
         losses = losses + loss
         if entropies is not None and entropy is not None:
             entropies = entropies + entropy
-    count = length - 1
+    count = token_counts(windows)
     return losses / count, None if entropies is None else entropies / count
+
+
+def token_counts(windows: Windows) -> Int[Tensor, "n"] | int:
+    """Predicted tokens of each window, at least 1; one number where all tokens of all windows are learnt."""
+    if (learnt := windows.learnt) is None:
+        return windows.tokens.shape[1] - 1
+    return learnt[:, 1:].sum(1).clamp(min=1)
 
 
 def _piece(
@@ -205,11 +215,28 @@ def _piece(
 ) -> tuple[Tensor, Tensor | None]:
     """Summed loss and entropy [n] of some positions."""
     logits = lm.head(hidden)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
     loss = loss.view(targets.shape).sum(1)
     if not with_entropy:
         return loss, None
     with torch.no_grad():
         log_probs = F.log_softmax(logits.detach(), dim=-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1).sum(1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        entropy = entropy.masked_fill(targets == IGNORED, 0.0).sum(1)
     return loss, entropy
+
+
+def window_losses_of(
+    lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int
+) -> Float[Tensor, "M"]:
+    """Mean next-token loss of each window, nats per token, without gradient and dropout."""
+    chunk = max(1, chunk_tokens // windows.tokens.shape[1])
+    dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
+    losses = [torch.zeros(0, device=lm.device, dtype=dtype)]
+    with lm.measuring():
+        for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
+            batch = windows.take(slice(start, start + micro_batch)).to(lm.device)
+            for i, hidden in enumerate(lm.trunk(batch.tokens).split(chunk)):
+                part = batch.take(slice(i * chunk, (i + 1) * chunk))
+                losses.append(window_losses(lm, hidden, part, chunk_tokens)[0])
+    return torch.cat(losses)

@@ -52,7 +52,7 @@ class CurriculumStep:
     Attributes:
         tokens: token ids.
         window_ids: stable ids.
-        source: index into `Curriculum.sources`.
+        source: index into `RecordedCurriculum.sources`.
         scores: log-weights, unnormalised; NaN where a window was not forwarded.
     """
 
@@ -91,7 +91,7 @@ def write_curriculum(path: Path, parts: "Iterable[pa.Table]", **about: Any) -> N
         raise
 
 
-class Curriculum:
+class RecordedCurriculum:
     """Reads a file step by step; one row group is in memory at a time.
 
     Args:
@@ -148,8 +148,8 @@ class Curriculum:
 
 def open_curriculum(
     config: RunConfig, fingerprint: Mapping[str, str], source_names: Sequence[str]
-) -> Curriculum | None:
-    """The curriculum that a run replays, None when it replays none.
+) -> RecordedCurriculum:
+    """The curriculum that a run replays.
 
     Args:
         config: of the run.
@@ -160,9 +160,7 @@ def open_curriculum(
         CurriqError: the file was made with another tokenizer, window length, N or held-out text; it is
             shorter than the run; or it has a source that the run does not know.
     """
-    if not config.data.curriculum:
-        return None
-    curriculum = Curriculum(config.data.curriculum)
+    curriculum = RecordedCurriculum(config.data.curriculum)
     about, n = curriculum.about, config.train.num_candidates
     name = f"--curriculum {config.data.curriculum}"
     for what, theirs, ours, way_out in (

@@ -1,35 +1,55 @@
-"""Writers of a run's log: rows, candidates, summary, and the sinks that mirror the rows.
+"""Writers of a run's log: rows, candidates, queries, windows, and the summary.
 
-`RUN/metrics.jsonl` and `RUN/candidates/` are the truth; TensorBoard and Weights & Biases are mirrors. A
-log that is opened at step s forgets what it holds from s on, because a resumed run writes those steps
-again. Call both `flush()` before a checkpoint is saved: a checkpoint of step s promises a complete log
-of the steps before s.
+`RUN/metrics.jsonl` and the tables beside it are the truth; TensorBoard and Weights & Biases are mirrors. A
+log that is opened at step s forgets what it holds from s on, because a resumed run writes those steps again.
+Call `flush()` before a checkpoint is saved: a checkpoint of step s promises a complete log of the steps
+before s.
 """
 
 import json
 import logging
 import math
-import os
-import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Int
 
-from curriq.config import did_you_mean, missing_extra
+from curriq.config import did_you_mean
 from curriq.errors import CurriqError
-from curriq.runlog import schema as registry
+from curriq.runlog import schema
 from curriq.runlog.storage import fsync, write_atomically
-from curriq.types import Candidates, Effects, Metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger("curriq")
+
+Row = dict[str, float]
+"""Metric name to value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the log keeps of one step.
+
+    Attributes:
+        step: its index.
+        row: its metrics.
+        candidates: columns of the candidates table, one entry per window that was read.
+        tokens: of all windows in `candidates`.
+        proposed: how many of them, from the first, were proposed; a filter rejected the rest.
+        queries: rows of the queries table.
+    """
+
+    step: int
+    row: Row
+    candidates: dict[str, np.ndarray]
+    tokens: Int[np.ndarray, "n T"]
+    proposed: int
+    queries: list[dict[str, Any]]
 
 
 class MetricsLog:
@@ -56,7 +76,7 @@ class MetricsLog:
         self._unwritten = b""
         self._warned = False
 
-    def append(self, row: Metrics) -> None:
+    def append(self, row: Row) -> None:
         """Validate a row and write it.
 
         Raises:
@@ -108,10 +128,10 @@ class MetricsLog:
         return size, last_step
 
 
-def encode_row(row: Metrics) -> bytes:
+def encode_row(row: Row) -> bytes:
     """One validated JSON line; floats in the shortest form that reads back to the same bits."""
     for name, value in row.items():
-        registry.find(name)
+        schema.find(name)
         require_finite(name, value, row.get("step"))
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
@@ -140,89 +160,60 @@ def step_of_line(line: bytes) -> int | None:
         return None
 
 
-class CandidateLog:
-    """`RUN/candidates/part-<first step>.parquet`: every window that was offered, scored and weighed.
-
-    Steps are collected in memory and written as one part at each `flush`.
+class TableLog:
+    """`RUN/<name>/part-<first step>.parquet`: steps are collected, and each `flush` writes a part.
 
     Args:
         run_dir: folder of the run.
-        source_names: names that `Candidates.source` indexes.
+        name: of the table.
         start_step: first step that will be appended; what the parts hold from there on is dropped.
     """
 
-    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
-        self.folder = run_dir / "candidates"
-        self.source_names = list(source_names)
-        self._steps: list[dict[str, np.ndarray]] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drop_candidates(self.folder, start_step)
-
-    def append(
-        self,
-        step: int,
-        proposed: Candidates,
-        trained: Candidates,
-        loss: Float[Tensor, "n"],
-        scores: Float[Tensor, "n"],
-        weights: Float[Tensor, "n"],
-        q: Float[Tensor, "n"] | None,
-        effects: Effects | None = None,
-    ) -> None:
-        """Collect one step.
-
-        Args:
-            step: its index.
-            proposed: all N candidates, in the order of their `rows`. Those that were passed over follow them.
-            trained: those that were forwarded; the tensors below are in this order.
-            loss: ℓ_i, nats per token.
-            scores: log-weights from the selector, unnormalised.
-            weights: mixture weights, summing to one.
-            q: Q-values, None without a Q-network.
-            effects: measured effects of some of the trained windows, None where none were probed.
-        """
-        everything = [proposed] if proposed.rejected is None else [proposed, proposed.rejected]
-        n = sum(map(len, everything))
-        trained_rows = trained.rows.cpu().numpy()
-        rows = [proposed.rows, torch.arange(len(proposed), n)]
-
-        measured = None
-        if effects is not None:
-            measured = torch.full((len(trained),), math.nan)
-            measured[effects.rows.cpu()] = effects.effect.float().cpu()
-
-        def spread(values: Float[Tensor, "n"] | None, missing: float) -> np.ndarray:
-            column = np.full(n, missing, dtype=np.float32)
-            if values is not None:
-                column[trained_rows] = values.detach().float().cpu().numpy()
-            return column
-
-        self._steps.append(
-            {
-                "step": np.full(n, step, dtype=np.int32),
-                "row": torch.cat([part.cpu() for part in rows]).numpy().astype(np.int32),
-                "window_id": torch.cat([part.window_ids.cpu() for part in everything]).numpy(),
-                "source": torch.cat([part.source.cpu() for part in everything]).numpy().astype(np.int32),
-                "score": spread(scores, math.nan),
-                "weight": spread(weights, 0.0),
-                "loss": spread(loss, math.nan),
-                "q": spread(q, math.nan),
-                "effect": spread(measured, math.nan),
-                "accept_prob": np.concatenate([_accept_prob(part) for part in everything]),
-            }
-        )
+    def __init__(self, run_dir: Path, name: str, start_step: int) -> None:
+        self.folder = run_dir / name
+        self._first_step: int | None = None
+        drop_steps(self.folder, start_step)
 
     def flush(self) -> None:
         """Write the collected steps as one part; on a full disk they stay in memory, with a warning."""
-        if not self._steps:
+        if self._first_step is None:
             return
-        path = self.folder / f"part-{self._steps[0]['step'][0]:08d}.parquet"
+        path = self.folder / f"part-{self._first_step:08d}.parquet"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_part(path, self._table())
         except OSError as error:
-            log.warning(f"{path}: {error.strerror}. The candidates wait in memory until the disk takes them.")
+            log.warning(f"{path}: {error.strerror}. Its rows wait in memory until the disk takes them.")
             return
-        self._steps.clear()
+        self._first_step = None
+        self._clear()
+
+    def _begin(self, step: int) -> None:
+        self._first_step = step if self._first_step is None else self._first_step
+
+    def _table(self) -> "pa.Table":
+        raise NotImplementedError
+
+    def _clear(self) -> None:
+        raise NotImplementedError
+
+
+class CandidateLog(TableLog):
+    """`RUN/candidates/`: every window that was read, with its score and weight.
+
+    Args:
+        source_names: names that the column `source` indexes.
+    """
+
+    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
+        super().__init__(run_dir, "candidates", start_step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.source_names = list(source_names)
+        self._steps: list[dict[str, np.ndarray]] = []
+
+    def append(self, entry: Entry) -> None:
+        self._begin(entry.step)
+        self._steps.append(entry.candidates)
 
     def _table(self) -> "pa.Table":
         import pyarrow as pa
@@ -235,11 +226,175 @@ class CandidateLog:
         arrays["source"] = pa.DictionaryArray.from_arrays(arrays["source"], self.source_names)
         return pa.table(arrays)
 
+    def _clear(self) -> None:
+        self._steps.clear()
 
-def _accept_prob(windows: Candidates) -> np.ndarray:
-    if windows.accept_prob is None:
-        return np.full(len(windows), math.nan, dtype=np.float32)
-    return windows.accept_prob.cpu().numpy().astype(np.float32)
+
+class QueryLog(TableLog):
+    """`RUN/queries/`: what Langevin-RAG searched for, and what it found. A run without queries has none."""
+
+    def __init__(self, run_dir: Path, start_step: int) -> None:
+        super().__init__(run_dir, "queries", start_step)
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, entry: Entry) -> None:
+        if entry.queries:
+            self._begin(entry.step)
+            self._rows += entry.queries
+
+    def _table(self) -> "pa.Table":
+        import pyarrow as pa
+
+        types = {
+            "int32": pa.int32(),
+            "int64": pa.int64(),
+            "float32": pa.float32(),
+            "string": pa.string(),
+            "list of int64": pa.list_(pa.int64()),
+            "list of float32": pa.list_(pa.float32()),
+        }
+        columns = pa.schema([(name, types[kind]) for name, kind, _ in schema.QUERIES])
+        return pa.Table.from_pylist(self._rows, schema=columns)
+
+    def _clear(self) -> None:
+        self._rows.clear()
+
+
+BYTES_PER_TOKEN = 4
+"""Before compression; on the disk a token of a vocabulary below 65,536 takes about half of it."""
+
+
+class WindowLog(TableLog):
+    """`RUN/windows/`: the tokens of every window that was read, once each, so that a choice can be read.
+
+    The candidates table names windows by id; here an id becomes text again. Tokens are kept and not text:
+    they cost nothing to write, replay exactly (`curriq export`), and `windows/tokenizer.json` beside them
+    turns them into text without torch.
+
+    Args:
+        megabytes: bound on the tokens kept, uncompressed; windows that come after it are not kept. 0 keeps
+            none and makes no folder.
+        tokenizer: content of the tokenizer's `tokenizer.json`; empty when it has none.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
+        super().__init__(run_dir, "windows", start_step)
+        self._budget = int(megabytes * 1e6)
+        self._reserve = self._budget // 2
+        self._known: set[int] = set()
+        self._new: dict[str, list[np.ndarray]] = {"window_id": [], "step": [], "tokens": []}
+        self._reported = False
+        if self._budget == 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for ids, length in _kept_windows(self.folder):
+            self._known.update(ids)
+            self._budget -= len(ids) * length * BYTES_PER_TOKEN
+        if tokenizer:
+            write_atomically(self.folder / "tokenizer.json", tokenizer.encode())
+
+    def append(self, entry: Entry) -> None:
+        """Collect the windows of a step that have not been seen before."""
+        if self._budget > 0:
+            self._keep(entry, range(entry.proposed))
+        # An export needs all that was proposed, so what was rejected gets half of the room at most.
+        if self._budget > self._reserve:
+            self._keep(entry, range(entry.proposed, len(entry.tokens)))
+
+    def _keep(self, entry: Entry, rows: range) -> None:
+        ids = entry.candidates["window_id"]
+        fresh = []
+        for row in rows:
+            if (window := int(ids[row])) not in self._known:
+                self._known.add(window)
+                fresh.append(row)
+        if not fresh:
+            return
+        self._begin(entry.step)
+        tokens = entry.tokens[fresh].astype(np.int32)
+        self._new["window_id"].append(ids[fresh].astype(np.int64))
+        self._new["step"].append(np.full(len(fresh), entry.step, dtype=np.int32))
+        self._new["tokens"].append(tokens)
+        self._budget -= tokens.size * BYTES_PER_TOKEN
+        if self._budget <= 0 and not self._reported:
+            self._reported = True
+            log.info(
+                f"--log-windows-mb is used up at step {entry.step}: the texts of later windows are not kept; "
+                "the candidates table goes on."
+            )
+
+    def _table(self) -> "pa.Table":
+        import pyarrow as pa
+
+        columns = {name: np.concatenate(parts) for name, parts in self._new.items()}
+        tokens = columns.pop("tokens")
+        flat = pa.array(tokens.reshape(-1))
+        return pa.table(
+            {name: pa.array(values) for name, values in columns.items()}
+            | {"tokens": pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])}
+        )
+
+    def _clear(self) -> None:
+        for column in self._new.values():
+            column.clear()
+
+
+def _kept_windows(folder: Path) -> list[tuple[list[int], int]]:
+    """(window ids, tokens per window) of every part."""
+    import pyarrow.parquet as pq
+
+    parts = (pq.ParquetFile(path) for path in sorted(folder.glob("part-*.parquet")))
+    return [
+        (
+            part.read(columns=["window_id"])["window_id"].to_pylist(),
+            part.schema_arrow.field("tokens").type.list_size,
+        )
+        for part in parts
+    ]
+
+
+class RunLogs:
+    """All writers of a run, opened, flushed and closed together.
+
+    Args:
+        run_dir: folder of the run.
+        start_step: first step that will be written.
+        source_names: of the run.
+        tokenizer: content of its `tokenizer.json`; empty when it has none.
+        windows_mb: bound on the texts kept.
+        candidates: whether candidates and queries are kept.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        start_step: int,
+        *,
+        source_names: Sequence[str],
+        tokenizer: str,
+        windows_mb: float,
+        candidates: bool,
+    ) -> None:
+        self._metrics = MetricsLog(run_dir, start_step)
+        self._tables: list[WindowLog | CandidateLog | QueryLog] = [
+            WindowLog(run_dir, start_step, windows_mb, tokenizer)
+        ]
+        if candidates:
+            self._tables.append(CandidateLog(run_dir, source_names, start_step))
+            self._tables.append(QueryLog(run_dir, start_step))
+
+    def write(self, entry: Entry) -> None:
+        self._metrics.append(entry.row)
+        for table in self._tables:
+            table.append(entry)
+
+    def flush(self) -> None:
+        self._metrics.flush()
+        for table in self._tables:
+            table.flush()
+
+    def close(self) -> None:
+        self._metrics.close()
 
 
 def write_part(path: Path, table: "pa.Table") -> None:
@@ -256,7 +411,7 @@ def write_part(path: Path, table: "pa.Table") -> None:
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def drop_candidates(folder: Path, start_step: int) -> None:
+def drop_steps(folder: Path, start_step: int) -> None:
     """Remove the steps from `start_step` on: whole parts, and the end of the part that holds the border.
 
     Raises:
@@ -292,75 +447,9 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         KeyError: a field that the registry does not define.
         ValueError: a number that is not finite.
     """
-    known = [field.name for field in registry.SUMMARY]
+    known = [field.name for field in schema.SUMMARY]
     for name in summary:
         if name not in known:
             raise KeyError(f"unknown summary field {name!r}.{did_you_mean(name, known)}")
     content = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(run_dir / "summary.json", content.encode() + b"\n")
-
-
-class Sink(Protocol):
-    """A mirror of the log."""
-
-    def write(self, row: Metrics) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoardSink:
-    """Event files under `RUN/tensorboard`; points from `start_step` on of an earlier part are hidden."""
-
-    def __init__(self, run_dir: Path, start_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise CurriqError(
-                "--tensorboard needs the package tensorboard, which is not installed: "
-                "pip install tensorboard, or switch it off with --no-tensorboard."
-            ) from None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
-
-    def write(self, row: Metrics) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, global_step=int(row["step"]))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandbSink:
-    """A Weights & Biases run that a resume continues; WANDB_MODE=offline keeps it on this machine.
-
-    The run's id lies in `RUN/wandb-id`. The server ignores rows of steps that it has already; a resumed
-    run repeats them bit by bit, so nothing is lost.
-    """
-
-    def __init__(self, project: str, run_dir: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise missing_extra(f"--wandb {project}", "wandb", "wandb", "leave --wandb out") from None
-        id_file = run_dir / "wandb-id"
-        if not id_file.exists():
-            write_atomically(id_file, uuid.uuid4().hex.encode())
-        self._run = wandb.init(
-            project=project,
-            name=run_dir.name,
-            dir=os.fspath(run_dir),
-            config=config,
-            id=id_file.read_text(),
-            resume="allow",
-        )
-
-    def write(self, row: Metrics) -> None:
-        step = int(row["step"])
-        self._run.log({name: value for name, value in row.items() if name != "step"}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-if __name__ == "__main__":
-    print(registry.page(), end="")

@@ -1,20 +1,30 @@
-"""Selectors: the paper's method and every baseline, as scores in one loop."""
+"""Methods that decide which data to learn from: the paper's and every baseline, as scores in one loop."""
 
-from curriq.select.bandit import SourceBandit
-from curriq.select.base import RandomK, Uniform, UniformUntil
-from curriq.select.competence import Competence
-from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
-from curriq.select.soft_q import DirichletNoise, SoftQ
+from collections.abc import Callable
 
-__all__ = [
-    "ByLoss",
-    "Competence",
-    "DirichletNoise",
-    "ExcessLoss",
-    "RandomK",
-    "SoftQ",
-    "SourceBandit",
-    "Uncertainty",
-    "Uniform",
-    "UniformUntil",
-]
+from curriq.config import RunConfig
+from curriq.select import bandit, base, competence, loss, recorded, soft_q
+from curriq.select.base import Context, Method
+from curriq.select.recorded import reorder
+
+__all__ = ["METHODS", "builder", "reorder"]
+
+METHODS: dict[str, Callable[[RunConfig, Context], Method]] = {
+    "soft-q": soft_q.build,
+    "uniform": base.build_uniform,
+    "random-single": base.build_random_single,
+    "random-k": base.build_random_k,
+    "high-loss": loss.build_high_loss,
+    "low-loss": loss.build_low_loss,
+    "uncertainty": loss.build_uncertainty,
+    "competence": competence.build,
+    "rho": loss.build_rho,
+    "bandit": bandit.build,
+    "replay": recorded.build,
+}
+"""The values of `--selector`, and `replay` for the weights of a recorded curriculum."""
+
+
+def builder(name: str) -> Callable[[RunConfig, Context], Method]:
+    """The function that builds the method called `name`."""
+    return METHODS[name]

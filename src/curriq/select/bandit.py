@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from curriq.select.base import Uniform
+from curriq.config import RunConfig
+from curriq.select.base import Context, Method, Uniform, plain
 from curriq.select.history import History
 from curriq.softq.equations import sample_action
-from curriq.types import Candidates, Metrics, Outcome, State
+from curriq.types import Metrics, Offer, Step
 
 
 class SourceBandit(Uniform):
@@ -23,7 +24,7 @@ class SourceBandit(Uniform):
     Graves et al.: EXP3 without their fixed-share term, and the loop's own reward as the progress signal.
 
     Args:
-        source_names: names of the run's sources, in the order of `Candidates.source`.
+        source_names: names of the run's sources, in the order of `Windows.source`.
         exploration: ε in [0, 1].
         learning_rate: η.
         generator: CPU generator of the draws.
@@ -31,6 +32,15 @@ class SourceBandit(Uniform):
     """
 
     needs_reward = True
+    SAVED = (
+        "_log_weights",
+        "_offered",
+        "_improvements",
+        "_last_reward",
+        "_drawn",
+        "_drawn_probability",
+        "_generator",
+    )
 
     def __init__(
         self,
@@ -57,23 +67,23 @@ class SourceBandit(Uniform):
         explore = present.double() / present.sum()
         return (1 - self._exploration) * exploit + self._exploration * explore
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        source = candidates.source.cpu()
+    def admit(self, step: int, offer: Offer) -> Offer:
+        source = offer.windows.source.cpu()
         present = torch.bincount(source, minlength=len(self._names)) > 0
         self._offered |= present
         policy = self.policy(present)
         self._drawn = sample_action(policy, self._generator)
         self._drawn_probability = policy[self._drawn].item()
-        return candidates.take((source == self._drawn).nonzero().squeeze(1))
+        return offer.take((source == self._drawn).nonzero().squeeze(1))
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
-        assert outcome.reward is not None, "needs_reward is set, but the outcome has no reward"
+    def observe(self, step: Step) -> Metrics:
+        assert step.reward is not None, "needs_reward is set, but the step has no reward"
         metrics: Metrics = {}
         if self._last_reward is not None:
-            gain = self._rescaled(outcome.reward - self._last_reward)
+            gain = self._rescaled(step.reward - self._last_reward)
             self._log_weights[self._drawn] += self._learning_rate * gain / self._drawn_probability
             metrics["bandit/gain"] = gain
-        self._last_reward = outcome.reward
+        self._last_reward = step.reward
         for name, probability in zip(self._names, self.policy(self._offered).tolist(), strict=True):
             metrics[f"bandit/p_{name}"] = probability
         return metrics
@@ -87,22 +97,8 @@ class SourceBandit(Uniform):
             return 0.0
         return min(1.0, max(-1.0, 2 * (improvement - low) / (high - low) - 1))
 
-    def state_dict(self) -> State:
-        return {
-            "log_weights": self._log_weights.clone(),
-            "offered": self._offered.clone(),
-            "improvements": self._improvements.state_dict(),
-            "last_reward": self._last_reward,
-            "drawn": self._drawn,
-            "drawn_probability": self._drawn_probability,
-            "generator": self._generator.get_state(),
-        }
 
-    def load_state_dict(self, state: State) -> None:
-        self._log_weights = state["log_weights"].clone()
-        self._offered = state["offered"].clone()
-        self._improvements.load_state_dict(state["improvements"])
-        self._last_reward = state["last_reward"]
-        self._drawn = state["drawn"]
-        self._drawn_probability = state["drawn_probability"]
-        self._generator.set_state(state["generator"])
+def build(config: RunConfig, context: Context) -> Method:
+    select, generator = config.select, context.generators("bandit")
+    names = context.corpus.source_names
+    return plain(SourceBandit(names, select.bandit_exploration, select.bandit_lr, generator), config, context)

@@ -1,35 +1,116 @@
-"""The trivial half of the Selector protocol."""
+"""What a method is made of, and the trivial parts of one: no selection, no Q."""
+
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.types import Candidates, Features, Metrics, Outcome, Selector, State
+from curriq.config import RunConfig
+from curriq.data.corpus import Corpus
+from curriq.lm.model import LanguageModel
+from curriq.rng import Generators
+from curriq.softq.equations import uniform_policy
+from curriq.state import Saved
+from curriq.types import (
+    NO_COST,
+    Cost,
+    Critic,
+    Features,
+    Metrics,
+    Offer,
+    Proposer,
+    Selector,
+    Step,
+    WindowSource,
+)
 
 
-class PlainSelector:
-    """Keeps all candidates, learns nothing and has no state; a subclass adds `scores`."""
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a method may be built from. Frozen: a builder returns what it makes.
+
+    Attributes:
+        corpus: the stream of windows, the held-out sets and the tokenizer.
+        lm: θ.
+        generators: one per purpose.
+    """
+
+    corpus: Corpus
+    lm: LanguageModel
+    generators: Generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What decides which data a run learns from.
+
+    Attributes:
+        proposer: offers the windows of a step.
+        selector: admits and scores them.
+        critic: Q.
+        cost: what each forwarded window costs beside training, such as a reference model's forward pass.
+    """
+
+    proposer: Proposer
+    selector: Selector
+    critic: Critic
+    cost: Cost = NO_COST
+
+
+class NoCritic(Saved):
+    """For methods without a Q-function: no values, a uniform policy, nothing to learn."""
+
+    needs_reward = False
+
+    def values(self, features: Features) -> None:
+        return None
+
+    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        return uniform_policy(q)
+
+    def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:
+        return {}, NO_COST
+
+
+class StreamProposer(Saved):
+    """C_k = NEXTBATCH (Algorithm 1, line 3): the next N windows of the stream.
+
+    Args:
+        stream: where the windows come from.
+        n: N, windows per step.
+    """
+
+    SAVED = ("stream",)
+
+    def __init__(self, stream: WindowSource, n: int) -> None:
+        self.stream = stream
+        self.n = n
+
+    def propose(self, step: int) -> Offer:
+        began = time.perf_counter()
+        offer = self.stream.read(self.n)
+        return replace(offer, metrics={"time/propose": time.perf_counter() - began})
+
+
+class PlainSelector(Saved):
+    """Admits all windows, learns nothing and has no state; a subclass adds `score`."""
 
     needs_entropy: bool = False
     needs_reward: bool = False
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        return candidates
+    def admit(self, step: int, offer: Offer) -> Offer:
+        return offer
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
+    def observe(self, step: Step) -> Metrics:
         return {}
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        assert not state, f"{type(self).__name__} has no state, but was given {sorted(state)}"
 
 
 class Uniform(PlainSelector):
     """π_i = 1/N (Eqs. 9–10)."""
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         return torch.zeros_like(features.loss)
 
 
@@ -41,23 +122,19 @@ class RandomK(Uniform):
         generator: CPU generator of the draws.
     """
 
+    SAVED = ("_generator",)
+
     def __init__(self, k: int, generator: torch.Generator) -> None:
         assert k >= 1
         self._k = k
         self._generator = generator
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        shuffled = torch.randperm(len(candidates), generator=self._generator)
-        return candidates.take(shuffled[: self._k].sort().values)
-
-    def state_dict(self) -> State:
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: State) -> None:
-        self._generator.set_state(state["generator"])
+    def admit(self, step: int, offer: Offer) -> Offer:
+        shuffled = torch.randperm(len(offer), generator=self._generator)
+        return offer.take(shuffled[: self._k].sort().values)
 
 
-class UniformUntil:
+class UniformUntil(Saved):
     """Uniform over all candidates before `step`, then `inner`; the mixture of Q warm-up.
 
     Until then `inner` is not asked and does not learn.
@@ -66,6 +143,8 @@ class UniformUntil:
         inner: the selector that takes over.
         step: first step of `inner`.
     """
+
+    SAVED = ("_inner",)
 
     def __init__(self, inner: Selector, step: int) -> None:
         self._inner = inner
@@ -77,17 +156,36 @@ class UniformUntil:
     def _active(self, step: int) -> Selector:
         return self._warm_up if step < self._start else self._inner
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        return self._active(step).narrow(step, candidates)
+    def admit(self, step: int, offer: Offer) -> Offer:
+        return self._active(step).admit(step, offer)
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
-        return self._active(step).scores(step, candidates, features)
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
+        return self._active(step).score(step, offer, features)
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
-        return self._active(step).observe(step, outcome)
+    def observe(self, step: Step) -> Metrics:
+        return self._active(step.index).observe(step)
 
-    def state_dict(self) -> State:
-        return self._inner.state_dict()
 
-    def load_state_dict(self, state: State) -> None:
-        self._inner.load_state_dict(state)
+def plain(
+    selector: Selector,
+    config: RunConfig,
+    context: Context,
+    *,
+    stream: WindowSource | None = None,
+    cost: Cost = NO_COST,
+) -> Method:
+    """The method that scores the windows of a stream, the corpus's own by default, and has no Q."""
+    proposer = StreamProposer(stream or context.corpus.stream, config.train.num_candidates)
+    return Method(proposer=proposer, selector=selector, critic=NoCritic(), cost=cost)
+
+
+def build_uniform(config: RunConfig, context: Context) -> Method:
+    return plain(Uniform(), config, context)
+
+
+def build_random_single(config: RunConfig, context: Context) -> Method:
+    return plain(RandomK(1, context.generators("random-k")), config, context)
+
+
+def build_random_k(config: RunConfig, context: Context) -> Method:
+    return plain(RandomK(config.select.random_k, context.generators("random-k")), config, context)

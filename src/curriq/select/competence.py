@@ -9,45 +9,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq.config import RunConfig
 from curriq.errors import CurriqError
-from curriq.select.base import Uniform
+from curriq.select.base import Context, Method, Uniform, plain
 from curriq.select.history import History
-from curriq.types import Candidates, Metrics, Outcome, State, Stateful
+from curriq.state import Saved
+from curriq.types import Metrics, Offer, Stateful, Step, Windows
 
 
 @runtime_checkable
 class Difficulty(Stateful, Protocol):
     """Called once per step, on all its candidates, because it may learn from them."""
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, "n"]: ...
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]: ...
 
 
-class _Stateless:
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        assert not state, f"{type(self).__name__} has no state, but was given {sorted(state)}"
-
-
-class LabelDifficulty(_Stateless):
+class LabelDifficulty(Saved):
     """The label that came with the data; a window without one counts as harder than all that have one.
 
     Raises:
         CurriqError: no source has labels.
     """
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, "n"]:
-        if candidates.difficulty is None:
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        if windows.difficulty is None:
             raise CurriqError(
                 "--difficulty label: no source has difficulty labels. Name their column with "
                 "difficulty_field=…, or use --difficulty rarity or length."
             )
-        label = candidates.difficulty.cpu().double()
+        label = windows.difficulty.cpu().double()
         return label.masked_fill(label.isnan(), torch.inf)
 
 
-class LengthDifficulty(_Stateless):
+class LengthDifficulty(Saved):
     """Minus the characters of the window.
 
     Windows have a constant number of *tokens*. A tokenizer spells frequent text with few long tokens
@@ -60,8 +54,8 @@ class LengthDifficulty(_Stateless):
     def __init__(self, token_characters: Int[Tensor, "V"]) -> None:
         self._characters = token_characters.cpu()
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, "n"]:
-        return -self._characters[candidates.tokens.cpu()].sum(1).double()
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        return -self._characters[windows.tokens.cpu()].sum(1).double()
 
 
 def token_characters(decode: Callable[[list[int]], str], vocab_size: int) -> Int[Tensor, "V"]:
@@ -69,7 +63,7 @@ def token_characters(decode: Callable[[list[int]], str], vocab_size: int) -> Int
     return torch.tensor([len(decode([token])) for token in range(vocab_size)])
 
 
-class RarityDifficulty:
+class RarityDifficulty(Saved):
     """Mean −log unigram probability of the window's tokens, nats per token.
 
     Probabilities are add-one estimates from all candidates seen so far, this step's among them
@@ -79,42 +73,34 @@ class RarityDifficulty:
         vocab_size: V.
     """
 
+    SAVED = ("_counts",)
+
     def __init__(self, vocab_size: int) -> None:
         self._counts = torch.zeros(vocab_size, dtype=torch.int64)
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, "n"]:
-        tokens = candidates.tokens.cpu()
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        tokens = windows.tokens.cpu()
         self._counts += torch.bincount(tokens.flatten(), minlength=self._counts.shape[0])
         smoothed = self._counts.double() + 1
         surprise = smoothed.sum().log() - smoothed.log()
         return surprise[tokens].mean(1)
 
-    def state_dict(self) -> State:
-        return {"counts": self._counts.clone()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._counts = state["counts"].clone()
-
-
-class LabelOrRarity:
+class LabelOrRarity(Saved):
     """The label where the stream has labels, otherwise unigram rarity; one or the other for a whole run.
 
     Args:
         vocab_size: V.
     """
 
+    SAVED = ("_rarity",)
+
     def __init__(self, vocab_size: int) -> None:
         self._label = LabelDifficulty()
         self._rarity = RarityDifficulty(vocab_size)
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, "n"]:
-        return (self._rarity if candidates.difficulty is None else self._label)(candidates)
-
-    def state_dict(self) -> State:
-        return self._rarity.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self._rarity.load_state_dict(state)
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        return (self._rarity if windows.difficulty is None else self._label)(windows)
 
 
 def root_competence(step: int, total_steps: int, initial: float) -> float:
@@ -137,6 +123,8 @@ class Competence(Uniform):
         history: windows whose difficulty is remembered for the ranks.
     """
 
+    SAVED = ("_difficulty", "_seen")
+
     def __init__(self, difficulty: Difficulty, total_steps: int, initial: float, history: int = 8192) -> None:
         assert total_steps >= 1
         assert 0 < initial <= 1
@@ -145,12 +133,12 @@ class Competence(Uniform):
         self._initial = initial
         self._seen = History(history)
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        difficulty = self._difficulty(candidates)
+    def admit(self, step: int, offer: Offer) -> Offer:
+        difficulty = self._difficulty(offer.windows)
         self._seen.extend(difficulty)
         is_open = self._easier_share(difficulty) < self._level(step)
         is_open[difficulty.argmin()] = True
-        return candidates.take(is_open.nonzero().squeeze(1))
+        return offer.take(is_open.nonzero().squeeze(1))
 
     def _easier_share(self, difficulty: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         ordered = self._seen.values.sort().values
@@ -159,12 +147,26 @@ class Competence(Uniform):
     def _level(self, step: int) -> float:
         return root_competence(step, self._total_steps, self._initial)
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
-        return {"competence/level": self._level(step)}
+    def observe(self, step: Step) -> Metrics:
+        return {"competence/level": self._level(step.index)}
 
-    def state_dict(self) -> State:
-        return {"difficulty": self._difficulty.state_dict(), "seen": self._seen.state_dict()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._difficulty.load_state_dict(state["difficulty"])
-        self._seen.load_state_dict(state["seen"])
+def build(config: RunConfig, context: Context) -> Method:
+    select = config.select
+    total = select.competence_steps or max(1, config.train.steps // 2)
+    difficulty = DIFFICULTIES[select.difficulty](context)
+    return plain(Competence(difficulty, total, select.competence_initial), config, context)
+
+
+def _length(context: Context) -> Difficulty:
+    tokenizer, size = context.corpus.tokenizer, context.lm.vocab_size
+    return LengthDifficulty(token_characters(lambda ids: str(tokenizer.decode(ids)), size))
+
+
+DIFFICULTIES: dict[str, Callable[[Context], Difficulty]] = {
+    "auto": lambda context: LabelOrRarity(context.lm.vocab_size),
+    "label": lambda context: LabelDifficulty(),
+    "length": _length,
+    "rarity": lambda context: RarityDifficulty(context.lm.vocab_size),
+}
+"""The values of `--difficulty`."""

@@ -4,11 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.types import State
+from curriq.state import Saved
 
 
-class History:
+class History(Saved):
     """The last `capacity` values, oldest first, in float64 on the CPU."""
+
+    SAVED = ("values",)
 
     def __init__(self, capacity: int) -> None:
         assert capacity > 0
@@ -17,9 +19,3 @@ class History:
 
     def extend(self, new: Float[Tensor, "n"]) -> None:
         self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
-
-    def state_dict(self) -> State:
-        return {"values": self.values}
-
-    def load_state_dict(self, state: State) -> None:
-        self.values = state["values"]

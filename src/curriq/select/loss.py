@@ -1,16 +1,23 @@
 """Selectors that read the model's own uncertainty: loss, predictive entropy, excess loss."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from curriq.select.base import PlainSelector
-from curriq.types import Candidates, Features
+from curriq.config import RunConfig, TokenizerConfig, require
+from curriq.data.tokenizer import load_tokenizer
+from curriq.errors import CurriqError
+from curriq.lm.flops import forward_flops
+from curriq.lm.load import load_language_model
+from curriq.lm.model import LanguageModel, window_losses_of
+from curriq.select.base import Context, Method, PlainSelector, plain
+from curriq.types import Cost, Features, Offer, Windows
 
-ReferenceLoss = Callable[[Int[Tensor, "n T"]], Float[Tensor, "n"]]
-"""Tokens to mean next-token loss of each window under the reference model, nats per token."""
+ReferenceLoss = Callable[[Windows], Float[Tensor, "n"]]
+"""Mean next-token loss of each window under the reference model, nats per token."""
 
 
 class ByLoss(PlainSelector):
@@ -24,7 +31,7 @@ class ByLoss(PlainSelector):
     def __init__(self, temperature: float, sign: Literal[1, -1]) -> None:
         self._scale = sign / temperature
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         return features.loss * self._scale
 
 
@@ -40,7 +47,7 @@ class Uncertainty(PlainSelector):
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         assert features.entropy is not None, "needs_entropy is set, but the features have no entropy"
         return features.entropy / self._temperature
 
@@ -61,6 +68,59 @@ class ExcessLoss(PlainSelector):
         self._reference = reference
         self._temperature = temperature
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
-        irreducible = self._reference(candidates.tokens).to(features.loss.device)
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
+        irreducible = self._reference(offer.windows).to(features.loss.device)
         return (features.loss - irreducible) / self._temperature
+
+
+def build_high_loss(config: RunConfig, context: Context) -> Method:
+    return plain(ByLoss(config.select.selector_temperature, +1), config, context)
+
+
+def build_low_loss(config: RunConfig, context: Context) -> Method:
+    return plain(ByLoss(config.select.selector_temperature, -1), config, context)
+
+
+def build_uncertainty(config: RunConfig, context: Context) -> Method:
+    return plain(Uncertainty(config.select.selector_temperature), config, context)
+
+
+def build_rho(config: RunConfig, context: Context) -> Method:
+    """RHO-LOSS with the model that `--reference-model` names.
+
+    Raises:
+        CurriqError: it cannot be loaded, or was trained with another tokenizer.
+    """
+    reference = _load_reference(config, context)
+    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
+    selector = ExcessLoss(
+        lambda windows: window_losses_of(reference, windows, **sizes), config.select.selector_temperature
+    )
+    return plain(
+        selector, config, context, cost=Cost(extra_flops=forward_flops(reference, config.data.window))
+    )
+
+
+def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
+    name = config.select.reference_model
+    lm_config = dataclasses.replace(config.lm, model=name, dropout=0.0)
+    try:
+        reference = load_language_model(
+            lm_config, context.corpus.tokenizer, config.data.window, config.train.seed, context.lm.device
+        )
+        theirs = load_tokenizer(TokenizerConfig(tokenizer=name), config.lm, list)
+    except CurriqError as error:
+        # The loaders speak of --model and of training from scratch, which do not help here.
+        reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0].rstrip(" .")
+        raise CurriqError(
+            f"--reference-model {name!r} cannot be used "
+            f"({reason.replace('--model', '--reference-model')}). Give the folder or hub name of a trained "
+            "causal language model with its tokenizer; `curriq train --preset reference` trains one."
+        ) from error
+    require(
+        context.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
+        f"--reference-model {name!r} was trained with another tokenizer than this "
+        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
+        "sources.",
+    )
+    return reference

@@ -1,18 +1,21 @@
-"""The candidates of a step are those of a recorded curriculum, in its order."""
+"""A recorded curriculum: its windows in its order, and its weights, whatever the model says now."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.runlog.curriculum import Curriculum
-from curriq.select.base import PlainSelector
-from curriq.types import Candidates, Features, State
+from curriq.config import RunConfig
+from curriq.runlog.curriculum import RecordedCurriculum, open_curriculum
+from curriq.select.base import Context, Method, NoCritic, PlainSelector
+from curriq.state import Saved
+from curriq.types import Cost, Features, Offer, Windows
 
 
-class CurriculumProposer:
+class RecordedProposer(Saved):
     """Offers step by step what another run was offered. A step determines everything, so there is no state.
 
     Args:
@@ -20,47 +23,57 @@ class CurriculumProposer:
         source_names: of this run; the curriculum's are among them.
     """
 
-    def __init__(self, curriculum: Curriculum, source_names: Sequence[str]) -> None:
+    def __init__(self, curriculum: RecordedCurriculum, source_names: Sequence[str]) -> None:
         self.curriculum = curriculum
         places = [source_names.index(name) for name in curriculum.sources]
         self._place = torch.tensor(places, dtype=torch.int64)
 
-    def propose(self, step: int) -> Candidates:
+    def propose(self, step: int) -> Offer:
         began = time.perf_counter()
         recorded = self.curriculum[step]
-        n = len(recorded.window_ids)
-        return Candidates(
+        windows = Windows(
             tokens=torch.from_numpy(recorded.tokens.astype("int64")),
-            window_ids=torch.from_numpy(recorded.window_ids.astype("int64")),
+            ids=torch.from_numpy(recorded.window_ids.astype("int64")),
             source=self._place[torch.from_numpy(recorded.source.astype("int64"))],
-            rows=torch.arange(n),
-            metrics={"time/propose": time.perf_counter() - began},
         )
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        assert not state, sorted(state)
+        metrics = {"time/propose": time.perf_counter() - began}
+        return Offer.of(windows, cost=Cost(windows_read=len(windows)), metrics=metrics)
 
 
-class Replay(PlainSelector):
+class RecordedWeights(PlainSelector):
     """Score of a window: the log-weight that it had in the recorded run, to the bit.
 
     Args:
-        curriculum: the file; the candidates are its own, told by `Candidates.rows`.
+        curriculum: the file; the candidates are its own, identified by `Offer.rows`.
     """
 
-    def __init__(self, curriculum: Curriculum) -> None:
+    def __init__(self, curriculum: RecordedCurriculum) -> None:
         self._curriculum = curriculum
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
+    def admit(self, step: int, offer: Offer) -> Offer:
         """Windows that the recorded run did not forward are not forwarded here either."""
-        scores = self._scores(step)[candidates.rows]
-        return candidates.take(torch.nonzero(~scores.isnan()).squeeze(1))
+        scores = self._scores(step)[offer.rows]
+        return offer.take(torch.nonzero(~scores.isnan()).squeeze(1))
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
-        return self._scores(step)[candidates.rows].to(features.loss.device)
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
+        return self._scores(step)[offer.rows].to(features.loss.device)
 
     def _scores(self, step: int) -> Float[Tensor, "N"]:
         return torch.from_numpy(self._curriculum[step].scores)
+
+
+def build(config: RunConfig, context: Context) -> Method:
+    """Windows and weights of `--curriculum`."""
+    curriculum = _open(config, context)
+    proposer = RecordedProposer(curriculum, context.corpus.source_names)
+    return Method(proposer=proposer, selector=RecordedWeights(curriculum), critic=NoCritic())
+
+
+def reorder(method: Method, config: RunConfig, context: Context) -> Method:
+    """The same method on the windows of `--curriculum`, in its order."""
+    proposer = RecordedProposer(_open(config, context), context.corpus.source_names)
+    return replace(method, proposer=proposer)
+
+
+def _open(config: RunConfig, context: Context) -> RecordedCurriculum:
+    return open_curriculum(config, context.corpus.fingerprint(), context.corpus.source_names)

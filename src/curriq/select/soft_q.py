@@ -1,14 +1,35 @@
-"""The paper's selector."""
+"""The paper's method: a critic that learns from rewards, and its values as the policy."""
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.select.base import PlainSelector
-from curriq.softq.temperature import Temperature
-from curriq.types import Candidates, Critic, Features, Metrics, Outcome, Selector, State
+from curriq.config import RunConfig
+from curriq.data.stream import Unreadable
+from curriq.lm.flops import trunk_flops
+from curriq.lm.learner import ReforwardedAction
+from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
+from curriq.select.stream_filter import (
+    DsirScore,
+    FilteredStream,
+    ScoredStream,
+    StreamFilter,
+    half_when_probing,
+)
+from curriq.softq.critic import TDCritic, stored_action
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import (
+    ALWAYS_ACCEPT_QUANTILE,
+    Acceptance,
+    Temperature,
+    build_temperature,
+    effective_batch_fraction,
+)
+from curriq.state import Saved
+from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource
 
 
 class SoftQ(PlainSelector):
@@ -22,38 +43,33 @@ class SoftQ(PlainSelector):
             exp(q/β) in the step before.
     """
 
+    SAVED = ("_temperature", "_floor")
+
     def __init__(self, critic: Critic, temperature: Temperature, uniform_share: float = 0.0) -> None:
         self._critic = critic
         self._temperature = temperature
         self._log_odds = math.log(uniform_share / (1 - uniform_share)) if uniform_share else -math.inf
         self._floor = -math.inf
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         q = self._critic.values(features)
         assert q is not None, "soft-q needs a critic that has values"
         scores = q / self._temperature.beta
         return scores if self._floor == -math.inf else torch.logaddexp(scores, scores.new_tensor(self._floor))
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
+    def observe(self, step: Step) -> Metrics:
         """The temperature learns from Q as it was in this step, before it has learnt from the effects."""
-        assert outcome.q is not None, "soft-q needs a critic that has values"
+        assert step.q is not None, "soft-q needs a critic that has values"
         beta = self._temperature.beta
-        metrics = self._temperature.observe(outcome.q, outcome.effects)
+        metrics = self._temperature.observe(step.q, step.effects)
         if self._log_odds > -math.inf:
-            scores = outcome.q.double() / self._temperature.beta
+            scores = step.q.double() / self._temperature.beta
             mean = torch.logsumexp(scores, 0).item() - math.log(len(scores))
             self._floor = mean + self._log_odds
         return ({"policy/beta": beta} if math.isfinite(beta) else {}) | metrics
 
-    def state_dict(self) -> State:
-        return {"temperature": self._temperature.state_dict(), "floor": self._floor}
 
-    def load_state_dict(self, state: State) -> None:
-        self._temperature.load_state_dict(state["temperature"])
-        self._floor = state["floor"]
-
-
-class DirichletNoise:
+class DirichletNoise(Saved):
     """`inner` with weights that vary at random: π̃_i ∝ π_i g_i with g_i ~ Gamma(c)/c, independent.
 
     With uniform weights π̃ is a draw from the symmetric Dirichlet distribution of concentration c. Mixture
@@ -65,6 +81,8 @@ class DirichletNoise:
         generator: CPU generator of the draws.
     """
 
+    SAVED = ("_inner", "_generator")
+
     def __init__(self, inner: Selector, concentration: float, generator: torch.Generator) -> None:
         self._inner = inner
         self._concentration = concentration
@@ -73,22 +91,76 @@ class DirichletNoise:
         self.needs_entropy = inner.needs_entropy
         self.needs_reward = inner.needs_reward
 
-    def narrow(self, step: int, candidates: Candidates) -> Candidates:
-        shape = torch.full((int(candidates.rows.max()) + 1,), self._concentration)
+    def admit(self, step: int, offer: Offer) -> Offer:
+        shape = torch.full((int(offer.rows.max()) + 1,), self._concentration)
         gamma = torch._standard_gamma(shape, generator=self._generator)
         self._noise = torch.log(gamma.clamp(min=1e-30) / self._concentration)
-        return self._inner.narrow(step, candidates)
+        return self._inner.admit(step, offer)
 
-    def scores(self, step: int, candidates: Candidates, features: Features) -> Float[Tensor, "n"]:
-        scores = self._inner.scores(step, candidates, features)
-        return scores + self._noise[candidates.rows].to(scores)
+    def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
+        scores = self._inner.score(step, offer, features)
+        return scores + self._noise[offer.rows].to(scores)
 
-    def observe(self, step: int, outcome: Outcome) -> Metrics:
-        return self._inner.observe(step, outcome)
+    def observe(self, step: Step) -> Metrics:
+        return self._inner.observe(step)
 
-    def state_dict(self) -> State:
-        return {"inner": self._inner.state_dict(), "generator": self._generator.get_state()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._inner.load_state_dict(state["inner"])
-        self._generator.set_state(state["generator"])
+def build(config: RunConfig, context: Context) -> Method:
+    """Soft Q-learning: weights on the windows of the stream, or a filter before the forward pass."""
+    stream: WindowSource = context.corpus.stream
+    score = None
+    if "dsir_score" in config.critic.q_features:
+        score = DsirScore(context.corpus.held_out.reward, context.lm.device)
+        stream = ScoredStream(stream, score)
+    if config.train.max_read_ratio > 1:
+        return _filtering(config, context, stream, score)
+    temperature = build_temperature(
+        config.critic, config.critic.target_fraction, share=effective_batch_fraction
+    )
+    critic = _critic(config, context, temperature)
+    selector: Selector = SoftQ(critic, temperature, config.critic.uniform_share)
+    if not config.critic.q_weighting:
+        selector = Uniform()
+    if config.critic.weight_jitter:
+        selector = DirichletNoise(selector, config.critic.weight_jitter, context.generators("jitter"))
+    return replace(plain(selector, config, context, stream=stream), critic=critic)
+
+
+def _filtering(config: RunConfig, context: Context, stream: WindowSource, score: DsirScore | None) -> Method:
+    """In the steps that probe effects half of the windows are unfiltered: Q is judged by these, and a source
+    that is rejected today is looked at again."""
+    train, settings = config.train, config.critic
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.target_fraction))
+    temperature = build_temperature(settings, settings.target_fraction, share=acceptance, memory=1)
+    critic = _critic(config, context, temperature)
+    policy = StreamFilter(
+        critic,
+        temperature,
+        acceptance,
+        target=None if score is None else score.of_target,
+        min_target_accept_rate=settings.min_target_accept_rate,
+    )
+    proposer = FilteredStream(
+        Unreadable(stream),
+        train.num_candidates,
+        max_read_ratio=train.max_read_ratio,
+        accept_prob=policy.accept_prob,
+        num_unfiltered=half_when_probing(train.num_candidates, train.reward_every),
+        generator=context.generators("steer"),
+    )
+    return Method(proposer=proposer, selector=policy, critic=critic)
+
+
+def _critic(config: RunConfig, context: Context, temperature: Temperature) -> TDCritic:
+    settings, lm = config.critic, context.lm
+    inputs = QInputs(
+        settings.q_features, lm.width, len(context.corpus.source_names), layer_norm=settings.q_layer_norm
+    )
+    previous_action, update_cost = stored_action, NO_COST
+    if settings.td_into_theta:
+        previous_action = ReforwardedAction(lm, settings.td_lambda)
+        passes = 3 + config.lm.gradient_checkpointing
+        update_cost = Cost(extra_flops=passes * trunk_flops(lm, config.data.window))
+    return TDCritic(
+        settings, inputs, temperature, lm.device, context.generators, previous_action, update_cost
+    )

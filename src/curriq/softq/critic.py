@@ -1,4 +1,9 @@
-"""Q_φ, its target network, and the TD learning rule of Algorithm 1."""
+"""Q_φ, its target network, the TD learning rule of Algorithm 1, and credit assignment.
+
+The reward r_k follows from the whole mixture Σ w_i ℓ_i. A credit rule turns a finished step into a
+regression: some windows, how their Q-values combine into predictions q̂, and what is added to the
+Bellman target y (Eq. 3) for each of them. The critic then descends the mean of ½ (q̂ − (y + offset))².
+"""
 
 import copy
 import math
@@ -12,10 +17,11 @@ from torch import Tensor, nn
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
-from curriq.softq.equations import boltzmann, polyak_, soft_value, td_target, uniform_policy
+from curriq.softq.equations import boltzmann, polyak_, soft_value, td_target
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import Temperature
-from curriq.types import Features, Metrics, State, Transition
+from curriq.state import Saved
+from curriq.types import NO_COST, Cost, Features, Metrics, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +41,10 @@ class Regression:
 
 @runtime_checkable
 class Credit(Protocol):
-    """A rule of credit assignment.
+    """A rule of credit assignment."""
 
-    Attributes:
-        by_window: each prediction is the Q of one window, so that (window, target) pairs can be replayed.
-    """
-
-    by_window: bool
-
-    def regression(self, previous: Transition) -> Regression | None:
-        """None where the transition teaches nothing under this rule."""
+    def regression(self, previous: Step) -> Regression | None:
+        """What the step asks of Q; None where it teaches nothing under this rule."""
         ...
 
 
@@ -55,12 +55,9 @@ class SampledCredit:
     π_a of its own value, so Q recovers about 1/N of the true scale.
     """
 
-    by_window = True
-
-    def regression(self, previous: Transition) -> Regression:
-        device = previous.weights.device
+    def regression(self, previous: Step) -> Regression:
         return Regression(
-            rows=torch.tensor([previous.action], device=device),
+            rows=torch.tensor([previous.action], device=previous.weights.device),
             combine=None,
             offsets=previous.weights.new_zeros(1),
         )
@@ -73,9 +70,7 @@ class MixtureCredit:
     (`--weight-jitter`). Reads the stored features of all candidates; the action plays no part.
     """
 
-    by_window = False
-
-    def regression(self, previous: Transition) -> Regression:
+    def regression(self, previous: Step) -> Regression:
         weights = previous.weights
         return Regression(
             rows=torch.arange(len(weights), device=weights.device),
@@ -90,12 +85,10 @@ class CounterfactualCredit:
     Had the step been taken on window i alone, its reward would have been r_k plus the window's own effect
     minus the mixture's, to first order (`lm/held_out.py`). The effect on the *level* of the held-out
     log-probability lasts, so it reaches the normalised return in full: its share (1 − γ) now, and γ through
-    every later level, sum to 1. Transitions without measured effects teach nothing.
+    every later level, sum to 1. Steps without measured effects teach nothing.
     """
 
-    by_window = True
-
-    def regression(self, previous: Transition) -> Regression | None:
+    def regression(self, previous: Step) -> Regression | None:
         effects = previous.effects
         if effects is None:
             return None
@@ -110,7 +103,7 @@ CREDIT_RULES: dict[str, Credit] = {
 """The values of `CriticConfig.credit`."""
 
 
-class Replay:
+class QReplay(Saved):
     """The last `capacity` pairs of Q's input and its target, sampled uniformly.
 
     A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
@@ -121,6 +114,8 @@ class Replay:
         device: where the pairs lie.
         generator: CPU generator of the draws.
     """
+
+    SAVED = ("_hidden", "_targets", "_added", "_generator")
 
     def __init__(
         self, capacity: int, width: int, device: torch.device | str, generator: torch.Generator
@@ -149,25 +144,8 @@ class Replay:
         index = torch.randint(len(self), (batch,), generator=self._generator).to(self._hidden.device)
         return self._hidden[index], self._targets[index]
 
-    def state_dict(self) -> State:
-        filled = len(self)
-        return {
-            "hidden": self._hidden[:filled].clone().cpu(),
-            "targets": self._targets[:filled].clone().cpu(),
-            "added": self._added,
-            "generator": self._generator.get_state(),
-        }
 
-    def load_state_dict(self, state: State) -> None:
-        self._added = state["added"]
-        filled = len(self)
-        assert state["hidden"].shape[0] == filled, "the state comes from a ring of another capacity"
-        self._hidden[:filled] = state["hidden"].to(self._hidden.device)
-        self._targets[:filled] = state["targets"].to(self._targets.device)
-        self._generator.set_state(state["generator"])
-
-
-PreviousAction = Callable[[Transition], Features]
+PreviousAction = Callable[[Step], Features]
 
 
 class QNetwork(nn.Module):
@@ -209,13 +187,14 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def stored_action(previous: Transition) -> Features:
+def stored_action(previous: Step) -> Features:
     """The sampled action's features as they were at θ_{k−1}, without gradient."""
+    assert previous.action is not None, "a critic that has values draws an action"
     return previous.features.take(slice(previous.action, previous.action + 1))
 
 
-class Scale:
-    """Running place and scale of Q, so that φ learns numbers of size 1: Q = place + scale · f(x).
+class Scale(Saved):
+    """Running mean and scale of Q, so that φ learns numbers of size 1: Q = loc + scale · f(x).
 
     Rewards are a few nats, or a thousandth of one when they are gains; the effects that tell windows apart
     shrink with the learning rate. Old values of f are not rescaled when the scale moves: when all effects
@@ -226,32 +205,28 @@ class Scale:
         memory: share of the running means that stays at each update.
     """
 
+    SAVED = ("loc", "scale", "_updates")
+
     def __init__(self, fixed: bool, memory: float = 0.9) -> None:
         self._fixed = fixed
         self._memory = memory
-        self.place = 0.0
+        self.loc = 0.0
         self.scale = 1.0
         self._updates = 0
 
     def observe(self, reward: float, targets: Float[Tensor, "r"]) -> None:
-        """Follow the mean of the rewards and the spread of a transition's targets, both in nats per token."""
+        """Follow the mean of the rewards and the spread of a step's targets, both in nats per token."""
         if self._fixed:
             return
-        around = targets.mean().item() if len(targets) > 1 else self.place
+        around = targets.mean().item() if len(targets) > 1 else self.loc
         square = (targets.double() - around).square().mean().item()
         keep = self._memory if self._updates else 0.0
-        self.place = keep * self.place + (1 - keep) * reward
+        self.loc = keep * self.loc + (1 - keep) * reward
         self.scale = max(1e-12, math.sqrt(keep * self.scale**2 + (1 - keep) * square))
         self._updates += 1
 
-    def state_dict(self) -> State:
-        return {"place": self.place, "scale": self.scale, "updates": self._updates}
 
-    def load_state_dict(self, state: State) -> None:
-        self.place, self.scale, self._updates = state["place"], state["scale"], state["updates"]
-
-
-class TDCritic:
+class TDCritic(Saved):
     """Soft Q-learning with a target network (Algorithm 1).
 
     Args:
@@ -263,10 +238,12 @@ class TDCritic:
         previous_action: features of the previous action, for the sampled rule. The default takes the stored
             ones. For TD-into-θ (Section 2.7) pass a function that forwards the action's tokens again with
             gradient, scaled by `td_lambda`: the TD loss is then backpropagated through it exactly once,
-            and its gradient on θ is left there, unclipped, for the caller's optimiser.
+            and its gradient on θ is left there, unclipped, for the caller's optimizer.
+        update_cost: of one TD update, in operations of the language model.
     """
 
     needs_reward = True
+    SAVED = ("online", "target", "optimizer", "scale", "inputs", "replay")
 
     def __init__(
         self,
@@ -276,6 +253,7 @@ class TDCritic:
         device: torch.device | str,
         generators: Generators,
         previous_action: PreviousAction = stored_action,
+        update_cost: Cost = NO_COST,
     ) -> None:
         self.config = config
         self._device = device
@@ -296,9 +274,10 @@ class TDCritic:
         )
         self.scale = Scale(fixed=not config.q_standardise)
         self.previous_action = previous_action
+        self._update_cost = update_cost
         self.credit = CREDIT_RULES[config.credit]
         self.replay = (
-            Replay(config.replay_size, inputs.width, device, generators("critic/replay"))
+            QReplay(config.replay_size, inputs.width, device, generators("critic/replay"))
             if config.replay_size
             else None
         )
@@ -316,7 +295,7 @@ class TDCritic:
         """π = softmax(q/β), Eq. 6."""
         return boltzmann(q, self.temperature.beta)
 
-    def learn(self, previous: Transition | None, features: Features) -> Metrics:
+    def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:
         """One TD update for the previous transition, bootstrapped on H_k.
 
         Order: V_k from φ̄ on H_k (Eq. 4) → y (Eq. 3) → TD step of φ on the mean of ½(q̂ − y − offset)² → the
@@ -328,8 +307,8 @@ class TDCritic:
             features: H_k of all N candidates, at θ_k.
 
         Returns:
-            Metrics under `critic/`; `q_*` describe Q_φ on H_k before the update. The TD entries are
-            absent where there was no update.
+            Metrics under `critic/`, and what the update cost. `q_*` describe Q_φ on H_k before the update.
+            The TD entries are absent where there was no update.
 
         Raises:
             FloatingPointError: the TD loss or its gradient is not finite; φ has not been updated.
@@ -345,14 +324,14 @@ class TDCritic:
             "critic/soft_value": value,
         }
         task = None if previous is None else self.credit.regression(previous)
-        if previous is None or task is None:
+        if previous is None or previous.reward is None or task is None:
             self.inputs.observe(features)
-            return _to_metrics(measured)
+            return _to_metrics(measured), NO_COST
 
         y = td_target(previous.reward, value, self.config.gamma)
         targets = y + task.offsets
         self.scale.observe(previous.reward, targets)
-        goal = (targets - self.scale.place) / self.scale.scale
+        goal = (targets - self.scale.loc) / self.scale.scale
         inputs = self.inputs(self._responsible(previous, task))
         predicted = self.online(inputs)
         if task.combine is not None:
@@ -372,9 +351,9 @@ class TDCritic:
             metrics["critic/replay_loss"] = self._replay_updates(self.replay)
         polyak_(self.target.parameters(), self.online.parameters(), self.config.polyak_tau)
         self.inputs.observe(features)
-        return metrics
+        return metrics, self._update_cost
 
-    def _responsible(self, previous: Transition, task: Regression) -> Features:
+    def _responsible(self, previous: Step, task: Regression) -> Features:
         """Features of the windows that answer; the sampled action's may carry a gradient into θ."""
         if self.config.td_into_theta:
             return self.previous_action(previous)
@@ -382,9 +361,7 @@ class TDCritic:
 
     def _in_nats(self, f: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         return (
-            f
-            if self.scale.scale == 1.0 and self.scale.place == 0.0
-            else self.scale.place + self.scale.scale * f
+            f if self.scale.scale == 1.0 and self.scale.loc == 0.0 else self.scale.loc + self.scale.scale * f
         )
 
     def _backward(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -393,7 +370,7 @@ class TDCritic:
         loss.backward()
         return nn.utils.clip_grad_norm_(self.online.parameters(), self.config.q_grad_clip)
 
-    def _replay_updates(self, replay: Replay) -> float:
+    def _replay_updates(self, replay: QReplay) -> float:
         """Adam steps on past pairs; returns the mean of their losses before each step."""
         losses = []
         for _ in range(self.config.replay_updates):
@@ -403,46 +380,6 @@ class TDCritic:
             self.optimizer.step()
             losses.append(loss.detach())
         return torch.stack(losses).mean().item()
-
-    def state_dict(self) -> State:
-        return {
-            "online": self.online.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scale": self.scale.state_dict(),
-            "inputs": self.inputs.state_dict(),
-            "replay": None if self.replay is None else self.replay.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.online.load_state_dict(state["online"])
-        self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scale.load_state_dict(state["scale"])
-        self.inputs.load_state_dict(state["inputs"])
-        if self.replay is not None:
-            self.replay.load_state_dict(state["replay"])
-
-
-class NoCritic:
-    """For methods without a Q-function: no values, a uniform policy, nothing to learn."""
-
-    needs_reward = False
-
-    def values(self, features: Features) -> None:
-        return None
-
-    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-        return uniform_policy(q)
-
-    def learn(self, previous: Transition | None, features: Features) -> Metrics:
-        return {}
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        assert not state, "this state belongs to a critic that learns"
 
 
 def _to_metrics(measured: dict[str, Float[Tensor, ""]]) -> Metrics:

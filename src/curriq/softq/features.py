@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import FeatureName
-from curriq.types import Features, State
+from curriq.state import Saved
+from curriq.types import Features
 
 LOSS_SCALE = 2.0
 DSIR_SCALE = 2.0
@@ -27,7 +28,7 @@ LOSS_MEMORY = 0.95
 """Share of the loss's running mean and spread that stays per step."""
 
 
-class QInputs:
+class QInputs(Saved):
     """Builds φ's input [n, width] from the features of some windows; each row from one window alone.
 
     Args:
@@ -40,6 +41,8 @@ class QInputs:
     Attributes:
         width: entries of an input.
     """
+
+    SAVED = ("_loss_mean", "_loss_spread")
 
     def __init__(
         self, names: Sequence[FeatureName], hidden: int, sources: int = 1, *, layer_norm: bool = False
@@ -90,13 +93,7 @@ class QInputs:
         return SOURCE_SCALE * one_hot.to(features.loss.dtype)
 
     def _dsir_score(self, features: Features) -> Float[Tensor, "n 1"]:
-        return DSIR_SCALE * _present(features.dsir_score, "dsir_score")[:, None]
-
-    def state_dict(self) -> State:
-        return {"loss_mean": self._loss_mean, "loss_spread": self._loss_spread}
-
-    def load_state_dict(self, state: State) -> None:
-        self._loss_mean, self._loss_spread = state["loss_mean"], state["loss_spread"]
+        return DSIR_SCALE * _present(features.known.get("dsir_score"), "dsir_score")[:, None]
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from curriq.config import CriticConfig
 from curriq.softq.equations import boltzmann, entropy
-from curriq.types import Effects, Metrics, State, Stateful
+from curriq.state import Saved
+from curriq.types import Effects, Metrics, Stateful
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class Sharpness(Stateful, Protocol):
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics: ...
 
 
-class FixedBeta:
+class FixedBeta(Saved):
     """The paper's β."""
 
     def __init__(self, beta: float) -> None:
@@ -56,14 +58,8 @@ class FixedBeta:
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
 
-    def state_dict(self) -> State:
-        return {}
 
-    def load_state_dict(self, state: State) -> None:
-        assert not state, "a fixed temperature has no state"
-
-
-class FixedFraction:
+class FixedFraction(Saved):
     """Always the same fraction."""
 
     def __init__(self, fraction: float) -> None:
@@ -72,14 +68,8 @@ class FixedFraction:
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
 
-    def state_dict(self) -> State:
-        return {}
 
-    def load_state_dict(self, state: State) -> None:
-        assert not state, "a fixed fraction has no state"
-
-
-class CalibrationGate:
+class CalibrationGate(Saved):
     """Sharpness follows the confidence that Q ranks windows rightly: uniform without any.
 
     At every probe it takes Spearman's rank correlation ρ between the Q-values of the probed windows and their
@@ -95,6 +85,8 @@ class CalibrationGate:
         memory: probes that the mean reaches back, about.
         least: probes before there is any confidence.
     """
+
+    SAVED = ("_probes", "_sums")
 
     def __init__(
         self, sharpest: float, *, full: float = 0.2, z: float = 2.0, memory: float = 20.0, least: int = 4
@@ -146,15 +138,8 @@ class CalibrationGate:
             "gate/target_fraction": self.fraction,
         }
 
-    def state_dict(self) -> State:
-        return {"probes": self._probes, "sums": self._sums.clone()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._probes = state["probes"]
-        self._sums = state["sums"].clone()
-
-
-class SolvedBeta:
+class SolvedBeta(Saved):
     """β at which the policy is as sharp as `sharpness` asks for; ∞, the uniform policy, where it asks for 1.
 
     Args:
@@ -162,6 +147,8 @@ class SolvedBeta:
         memory: batches of Q-values that it is solved on, each centred: one batch alone would make β noisy.
         share: what the fraction is a share of.
     """
+
+    SAVED = ("_sharpness", "_recent", "beta")
 
     def __init__(self, sharpness: Sharpness, *, memory: int = 8, share: "Share | None" = None) -> None:
         self._sharpness = sharpness
@@ -177,21 +164,8 @@ class SolvedBeta:
         )
         return metrics
 
-    def state_dict(self) -> State:
-        return {
-            "sharpness": self._sharpness.state_dict(),
-            "recent": list(self._recent),
-            "beta": self.beta,
-        }
 
-    def load_state_dict(self, state: State) -> None:
-        self._sharpness.load_state_dict(state["sharpness"])
-        self._recent.clear()
-        self._recent.extend(state["recent"])
-        self.beta = state["beta"]
-
-
-class LearnedBeta:
+class LearnedBeta(Saved):
     """β as soft actor-critic learns its temperature (Haarnoja et al. 2018, Section 5).
 
     log β descends β-weighted entropy excess: log β ← log β − η (H(π) − H̄), with H̄ = log(N f) for the fraction
@@ -202,6 +176,8 @@ class LearnedBeta:
         beta: where it starts.
         learning_rate: η.
     """
+
+    SAVED = ("_sharpness", "beta")
 
     def __init__(self, sharpness: Sharpness, beta: float, learning_rate: float) -> None:
         self._sharpness = sharpness
@@ -216,13 +192,6 @@ class LearnedBeta:
         self.beta = min(1e6, max(1e-12, self.beta * math.exp(-self._learning_rate * excess)))
         return metrics
 
-    def state_dict(self) -> State:
-        return {"sharpness": self._sharpness.state_dict(), "beta": self.beta}
-
-    def load_state_dict(self, state: State) -> None:
-        self._sharpness.load_state_dict(state["sharpness"])
-        self.beta = state["beta"]
-
 
 Share = Callable[[Float[Tensor, "b n"]], Float[Tensor, "b"]]
 """How even softmax(z) is, from 1/n or less (all on the greatest) to 1 (uniform), for each row z = q/β."""
@@ -234,29 +203,47 @@ def effective_batch_fraction(z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
 
 
 ALWAYS_ACCEPT_QUANTILE = 0.1
-"""Share of the stream that counts as best, and is taken alike. With more the policy is a filter: good among
-much noise, harmful where all is of one kind; experiments/LOG.md has the comparison."""
+"""Share of the stream that counts as best, and is always accepted. With more the policy is a filter: good
+among much noise, harmful where all is of one kind; experiments/LOG.md has the comparison."""
 
 
 class Acceptance:
-    """Windows taken each by its own probability, min(1, exp((q − c)/β)); as a `Share`, how many of all that is.
+    """The acceptance probability min(1, exp((q − c)/β)) of a window; as a `Share`, the mean over windows.
 
     Args:
-        sure: share of the windows that lie at c or above, and so are taken at any β. With 0, c is the
-            greatest q; but the greatest of some noisy values is the noisiest, and few windows that stand out
-            are not worth a batch of their own.
+        always_accept: share of the windows that lie at c or above, and so are accepted at any β. With 0, c is
+            the greatest q; but the greatest of some noisy values is the noisiest, and few windows that stand
+            out are not worth a batch of their own.
     """
 
-    def __init__(self, sure: float = 0.0) -> None:
-        self.sure = sure
+    def __init__(self, always_accept: float = 0.0) -> None:
+        self._always_accept = always_accept
 
-    def prob(self, z: Float[Tensor, "*b n"], fair: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
-        """Of windows with z = q/β to be taken, c being told from a fair sample."""
-        c = fair.quantile(1 - self.sure, dim=-1, keepdim=True, interpolation="higher")
+    def prob(self, z: Float[Tensor, "*b n"], sample: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
+        """Of windows with z = q/β, with c measured on an on-distribution sample."""
+        c = sample.quantile(1 - self._always_accept, dim=-1, keepdim=True, interpolation="higher")
         return (z - c).exp().clamp(max=1.0)
 
     def __call__(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
         return self.prob(z, z).mean(1)
+
+
+def build_temperature(critic: CriticConfig, fraction: float, *, share: Share, memory: int = 8) -> Temperature:
+    """The temperature that `--temperature` names.
+
+    Args:
+        critic: β, where it is fixed, and how it is learned.
+        fraction: what β is solved for, at the sharpest.
+        share: what the fraction is a share of.
+        memory: batches that β is solved on.
+    """
+    if critic.temperature == "fixed":
+        return FixedBeta(critic.beta)
+    if critic.temperature == "learned":
+        return LearnedBeta(FixedFraction(fraction), critic.beta, critic.beta_lr)
+    gated = CalibrationGate(fraction, full=critic.corr_for_full_sharpness)
+    sharpness = gated if critic.temperature == "gated" else FixedFraction(fraction)
+    return SolvedBeta(sharpness, memory=memory, share=share)
 
 
 def solve_beta(

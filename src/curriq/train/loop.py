@@ -2,70 +2,36 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from curriq.config import TrainConfig
 from curriq.softq.equations import sample_action
+from curriq.state import Saved, State
 from curriq.types import (
-    Candidates,
+    NO_COST,
+    Cost,
     Critic,
     Effects,
     Features,
     Metrics,
     Mixture,
-    Outcome,
+    Offer,
     Proposer,
     Selector,
-    State,
     Stateful,
-    Transition,
+    Step,
     merge,
 )
-
-Resets = Callable[[int], bool]
-
-
-def never(step: int) -> bool:
-    return False
-
-
-def always(step: int) -> bool:
-    """The reset-θ ablation."""
-    return True
-
-
-def until(last: int) -> Resets:
-    """Q warm-up: the first `last` steps."""
-    return lambda step: step < last
-
-
-def alternating(period: int) -> Resets:
-    """Reset for `period` steps, train for `period` steps, and so on."""
-    return lambda step: (step // period) % 2 == 0
-
-
-def resets(config: TrainConfig) -> Resets:
-    """θ is put back in a step in which any of the configured phases says so."""
-    phases: list[Resets] = []
-    if config.reset_theta:
-        phases.append(always)
-    if config.q_warmup_steps:
-        phases.append(until(config.q_warmup_steps))
-    if config.alternating_period:
-        phases.append(alternating(config.alternating_period))
-    return (lambda step: any(phase(step) for phase in phases)) if phases else never
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """θ and its optimiser; `lm.learner.Learner` documents the methods."""
+    """θ and its optimizer; `lm.learner.Learner` documents the methods."""
 
-    def accumulate(self, candidates: Candidates, score: Callable, with_entropy: bool) -> Mixture: ...
+    def accumulate(self, offer: Offer, score: Callable, with_entropy: bool) -> Mixture: ...
     def update(self, step: int) -> Metrics: ...
     def snapshot(self) -> None: ...
     def restore(self) -> None: ...
@@ -76,16 +42,26 @@ class Learner(Protocol):
 class HeldOut(Stateful, Protocol):
     """What is measured on held-out text around the update of a step: rewards, and effects of single windows.
 
-    `lm.reward` and `lm.effects` have the implementations.
+    `lm.held_out` has the implementations.
     """
 
-    def before(self, step: int, candidates: Candidates, mixture: Mixture) -> Effects | None:
-        """At θ_k; the gradient on θ stays as it is."""
+    def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
+        """Effects at θ_k; the gradient on θ stays as it is."""
         ...
 
-    def after(self, step: int) -> tuple[float | None, Metrics]:
-        """At θ_{k+1}: r_k, or None where the step has none; and what the measurements cost."""
+    def after(self, step: int) -> tuple[float | None, Cost]:
+        """r_k at θ_{k+1}, None where the step has none; and what the step's measurements cost."""
         ...
+
+
+class NoHeldOut(Saved):
+    """For methods that need no reward: measures nothing."""
+
+    def before(self, step: int, offer: Offer, mixture: Mixture) -> None:
+        return None
+
+    def after(self, step: int) -> tuple[None, Cost]:
+        return None, NO_COST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +70,7 @@ class Components:
 
     Attributes:
         held_out: measures r_k, and effects where a method asks for them.
-        resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
+        theta_resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
         action_generator: draws a_k.
     """
 
@@ -103,7 +79,7 @@ class Components:
     critic: Critic
     learner: Learner
     held_out: HeldOut
-    resets: Callable[[int], bool]
+    theta_resets: Callable[[int], bool]
     action_generator: torch.Generator
 
 
@@ -113,13 +89,13 @@ class LoopState:
 
     Attributes:
         step: k, the step that comes next.
-        previous: the transition whose TD update is pending; None before the bootstrap step.
-        proposed: the latest candidates, so that the message about a failed step can name them.
+        previous: the step whose TD update is pending; None before the bootstrap step.
+        proposed: the latest offer, so that the message about a failed step can name its windows.
     """
 
     step: int = 0
-    previous: Transition | None = None
-    proposed: Candidates | None = None
+    previous: Step | None = None
+    proposed: Offer | None = None
 
     def state_dict(self) -> State:
         return {
@@ -132,8 +108,19 @@ class LoopState:
         previous = state["previous"]
         return LoopState(
             step=state["step"],
-            previous=None if previous is None else Transition.from_state_dict(previous, device),
+            previous=None if previous is None else Step.from_state_dict(previous, device),
         )
+
+
+def theta_reset_schedule(*, always: bool, warmup: int, period: int) -> Callable[[int], bool]:
+    """Whether θ is put back after a step, so that only Q learns in it.
+
+    Args:
+        always: in every step, the reset-θ ablation.
+        warmup: in the first so many steps, Q warm-up.
+        period: if positive, in every other period of so many steps, the first one included.
+    """
+    return lambda step: always or step < warmup or (period > 0 and step // period % 2 == 0)
 
 
 class Diverged(ArithmeticError):
@@ -144,28 +131,7 @@ class ScoresNotFinite(ArithmeticError):
     """The selector or the policy makes something not finite of finite losses and values."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """Everything a log may want to know of one step.
-
-    Attributes:
-        proposed: C_k, all N windows.
-        trained: the windows that the selector let through; the mixture is over these.
-        q: q_k of the trained windows at φ_k, or None without a critic.
-        effects: measured effects of single windows, where they were probed.
-    """
-
-    step: int
-    proposed: Candidates
-    trained: Candidates
-    mixture: Mixture
-    q: Float[Tensor, "n"] | None
-    effects: Effects | None
-    reward: float | None
-    metrics: Metrics
-
-
-def train_step(c: Components, state: LoopState) -> StepRecord:
+def train_step(c: Components, state: LoopState) -> Step:
     """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right.
 
     Raises:
@@ -174,48 +140,52 @@ def train_step(c: Components, state: LoopState) -> StepRecord:
             the scores are.
     """
     k = state.step
-    if c.resets(k):
+    if c.theta_resets(k):
         c.learner.snapshot()
     else:
         c.learner.release()
-    state.proposed = proposed = c.proposer.propose(k)  #                          3: C_k
-    trained = c.selector.narrow(k, proposed)
+    state.proposed = offer = c.proposer.propose(k)  #                             3: C_k
+    trained = c.selector.admit(k, offer)
     mixture = _accumulate(c, k, trained)  #                                       4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
-    td_metrics = c.critic.learn(state.previous, mixture.features)  #              5–7: V_k, TD step, Polyak
-    transition = _act(c, trained, mixture, q, effects)  #                         8: a_k ~ π_k
+    td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     5–7: V_k, TD step, Polyak
+    policy, action = (None, None) if q is None else _act(c, q)  #                 8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
-    reward, held_out_metrics = c.held_out.after(k)  #                             10: r_k
-    _require_finite(reward)
-    outcome = _outcome(trained, mixture, q, effects, reward)
-    selector_metrics = c.selector.observe(k, outcome)
-    if c.resets(k):
-        c.learner.restore()
-    state.previous = transition(reward) if transition is not None and reward is not None else None
-    state.step = k + 1
-    own = {"train/loss": mixture.loss, "theta_reset": float(c.resets(k))}
+    reward, held_out_cost = c.held_out.after(k)  #                                10: r_k
+    if reward is not None and not math.isfinite(reward):
+        raise Diverged(f"the reward after the update is {reward}")
+    own = {"train/loss": mixture.loss, "theta_reset": float(c.theta_resets(k))}
     if reward is not None:
-        own["reward"] = reward
-    return StepRecord(
-        step=k,
-        proposed=proposed,
+        own |= {"reward": reward, "held_out/forwards": held_out_cost.forwards}
+    step = Step(
+        **vars(mixture),
+        index=k,
+        offer=offer,
         trained=trained,
-        mixture=mixture,
         q=q,
+        policy=policy,
+        action=action,
         effects=effects,
         reward=reward,
-        metrics=merge(proposed.metrics, own, td_metrics, update_metrics, held_out_metrics, selector_metrics),
+        cost=offer.cost + td_cost + held_out_cost,
+        metrics=merge(offer.metrics, own, td_metrics, update_metrics),
     )
+    step = replace(step, metrics=merge(step.metrics, c.selector.observe(step)))
+    if c.theta_resets(k):
+        c.learner.restore()
+    state.previous = step if q is not None and reward is not None else None
+    state.step = k + 1
+    return step
 
 
-def _accumulate(c: Components, k: int, trained: Candidates) -> Mixture:
-    """Score the candidates and leave the mixture's gradient on θ."""
+def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
+    """The mixture of the offer's windows; leaves its gradient on θ."""
     losses: list[Tensor] = []
 
-    def score(part: Candidates, features: Features) -> Tensor:
+    def score(part: Offer, features: Features) -> Tensor:
         losses.append(features.loss)
-        return c.selector.scores(k, part, features)
+        return c.selector.score(k, part, features)
 
     try:
         return c.learner.accumulate(trained, score, c.selector.needs_entropy)
@@ -225,47 +195,12 @@ def _accumulate(c: Components, k: int, trained: Candidates) -> Mixture:
         raise
 
 
-def _act(
-    c: Components, trained: Candidates, mixture: Mixture, q: Tensor | None, effects: Effects | None
-) -> Callable[[float], Transition] | None:
-    """Draw a_k from π_k; the transition is complete once its reward is known."""
-    if q is None:
-        return None
+def _act(c: Components, q: Tensor) -> tuple[Tensor, int]:
+    """π_k and a_k drawn from it."""
     policy = c.critic.policy(q)
     try:
-        action = sample_action(policy, c.action_generator)
+        return policy, sample_action(policy, c.action_generator)
     except FloatingPointError as error:
         if q.isfinite().all():
             raise ScoresNotFinite("the values Q of the candidates are finite, their policy is not") from error
         raise
-    return lambda reward: Transition(
-        tokens=trained.tokens,
-        features=mixture.features,
-        policy=policy,
-        weights=mixture.weights,
-        action=action,
-        reward=reward,
-        effects=effects,
-    )
-
-
-def _outcome(
-    trained: Candidates,
-    mixture: Mixture,
-    q: Tensor | None,
-    effects: Effects | None,
-    reward: float | None,
-) -> Outcome:
-    return Outcome(
-        candidates=trained,
-        features=mixture.features,
-        weights=mixture.weights,
-        reward=reward,
-        q=q,
-        effects=effects,
-    )
-
-
-def _require_finite(reward: float | None) -> None:
-    if reward is not None and not math.isfinite(reward):
-        raise Diverged(f"the reward after the update is {reward}")

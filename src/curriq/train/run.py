@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,13 @@ from curriq.config import (
     load_run_config,
     require,
 )
-from curriq.data import check_fingerprint, open_corpus, pin_revision
+from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.lm.load import load_language_model, pick_device
 from curriq.rng import Generators
-from curriq.runlog.curriculum import open_curriculum
-from curriq.select.needle import needle_corpus
-from curriq.train.build import Run, Workshop, build_session
+from curriq.select.base import Context
+from curriq.train.build import MethodBuilder, Run, build_method, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
-from curriq.train.session import RunResult
+from curriq.train.session import Probe, RunResult
 
 logger = logging.getLogger("curriq")
 
@@ -34,8 +35,31 @@ FIXED = (
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
 
 
-def train(config: RunConfig) -> RunResult:
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """Parts of a run that the caller brings, in place of those that the configuration names.
+
+    Attributes:
+        method: builds what decides which data the run learns from, for instance around a selector of one's
+            own; `curriq.select.base` has the types.
+        corpus: opens the text.
+        probes: measure something of every step for the log, under names that begin with `own/`.
+    """
+
+    method: MethodBuilder = build_method
+    corpus: Callable[..., Corpus] = open_corpus
+    probes: tuple[Probe, ...] = ()
+
+
+DEFAULT_PARTS = Own()
+
+
+def train(config: RunConfig, **own: Any) -> RunResult:
     """Start a run and carry it to its end.
+
+    Args:
+        config: of the run.
+        own: parts that the caller brings, see `Own`: `method=…`, `corpus=…`, `probes=…`.
 
     Returns:
         Its folder, its summary, and the language model.
@@ -44,14 +68,15 @@ def train(config: RunConfig) -> RunResult:
         CurriqError: the configuration does not fit the data, the model or the machine; or training
             met a number that is not finite.
     """
-    return prepare(config).session.train()
+    return prepare(config, own=Own(**own)).session.train()
 
 
-def resume(run_dir: str | Path, /, **overrides: Any) -> RunResult:
+def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -> RunResult:
     """Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.
 
     Args:
         run_dir: folder of the run.
+        own: the parts that the caller brought when it started.
         overrides: settings to change from here on by flat name, for instance `steps=600` or
             `lm_lr=1e-4`. The result is then that of another run, of course.
 
@@ -59,10 +84,10 @@ def resume(run_dir: str | Path, /, **overrides: Any) -> RunResult:
         CurriqError: no usable checkpoint, the data are not those of the run, a setting was changed that a
             resume cannot change, or the run is finished.
     """
-    return load_run(run_dir, **overrides).session.train()
+    return load_run(run_dir, own, **overrides).session.train()
 
 
-def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
+def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -> Run:
     """Open a run at its newest valid checkpoint, without training on.
 
     Raises:
@@ -77,10 +102,10 @@ def load_run(run_dir: str | Path, /, **overrides: Any) -> Run:
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
-    return prepare(config, latest_checkpoint(run_dir))
+    return prepare(config, latest_checkpoint(run_dir), own)
 
 
-def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Run:
+def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """Build a run without starting it, from a checkpoint when there is one.
 
     Without one, hub data sets are pinned: the configuration of the run names the commits that it reads, so
@@ -100,15 +125,14 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None) -> Ru
     device = pick_device(config.lm.device)
     generators = Generators(config.train.seed)
     read_ahead = device.type != "cpu" and os.name == "posix"
-    corpus = needle_corpus(config) if config.data.needle else open_corpus(config, read_ahead=read_ahead)
+    corpus = own.corpus(config, read_ahead=read_ahead)
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
     # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
     lm_config = config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
     lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
-    curriculum = open_curriculum(config, corpus.fingerprint(), corpus.source_names)
-    workshop = Workshop(config=config, corpus=corpus, lm=lm, generators=generators, curriculum=curriculum)
-    session = build_session(workshop)
+    context = Context(corpus=corpus, lm=lm, generators=generators)
+    session = build_session(config, context, own.method(config, context), own.probes)
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)

@@ -21,22 +21,22 @@ from curriq import parallel
 from curriq.config import RunConfig, to_toml
 from curriq.errors import CurriqError
 from curriq.rng import Generators, derive_seed
-from curriq.runlog.run_logs import RunLogs
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import write_summary
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
-from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, StepRecord, train_step
+from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
-from curriq.types import Metrics, merge
+from curriq.train.record import StepLog
+from curriq.types import Metrics, Step, merge
 
 
 @runtime_checkable
 class Probe(Protocol):
     """Measures something of every step for the log."""
 
-    def measure(self, record: StepRecord) -> Metrics: ...
+    def measure(self, step: Step) -> Metrics: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +144,9 @@ class Session:
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
             while not self._finished and not parallel.any_rank(stop()):
-                record, row = self._step(logs)
+                done, row = self._step(logs)
                 if logs is not None:
-                    logs.write(record, row)
+                    logs.write(done, row)
                 progress.update(row)
                 if self._finished or self.state.step % self.config.log.checkpoint_every == 0:
                     self._save(logs)
@@ -170,22 +170,22 @@ class Session:
                 "follows the longer schedule)."
             )
 
-    def _step(self, logs: RunLogs | None) -> tuple[StepRecord, Metrics]:
+    def _step(self, logs: StepLog | None) -> tuple[Step, Metrics]:
         step = self.state.step
         try:
             began = time.perf_counter()
             with _dropout_seed(self.config.train.seed, step, self.device):
-                record = train_step(self.components, self.state)
-            counted = self.meter.measure(record, time.perf_counter() - began)
+                done = train_step(self.components, self.state)
+            counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
-        row = merge({"step": step}, counted, record.metrics, validated)
+        row = merge({"step": step}, counted, done.metrics, validated)
         for probe in self.probes:
-            row = merge(row, probe.measure(record))
+            row = merge(row, probe.measure(done))
         if self._save_seconds is not None:
             row["time/checkpoint"], self._save_seconds = self._save_seconds, None
-        return record, row
+        return done, row
 
     def _validate(self) -> Metrics:
         """The validation loss where the step calls for one.
@@ -202,7 +202,7 @@ class Session:
         seconds = time.perf_counter() - began
         return {"validation/loss": loss, "validation/perplexity": _perplexity(loss), "time/evaluate": seconds}
 
-    def _save(self, logs: RunLogs | None) -> None:
+    def _save(self, logs: StepLog | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
         began = time.perf_counter()
         if logs is not None:
@@ -235,12 +235,12 @@ class Session:
             "generators": self.generators,
         }
 
-    def _stopped_by(self, error: ArithmeticError, step: int, logs: RunLogs | None) -> CurriqError:
+    def _stopped_by(self, error: ArithmeticError, step: int, logs: StepLog | None) -> CurriqError:
         """Keep the log, and say from which checkpoint to go on and how."""
         if logs is not None:
             logs.flush()
         proposed = self.state.proposed
-        windows = [] if proposed is None else proposed.window_ids.tolist()
+        windows = [] if proposed is None else proposed.windows.ids.tolist()
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         return CurriqError(
             f"step {step} stopped: {error}. Its windows: {shown}. {self._way_out(error, step)}"
@@ -274,9 +274,9 @@ class Session:
             f"`{again} {smaller}`."
         )
 
-    def _open_logs(self) -> RunLogs:
+    def _open_logs(self) -> StepLog:
         names = self.meter.source_names
-        return RunLogs(self.config, self.run_dir, names, self.tokenizer, self.state.step)
+        return StepLog(self.config, self.run_dir, self.state.step, names, self.tokenizer)
 
     def _open_folder(self, held: ExitStack) -> None:
         """Make the run's folder, hold it against other processes, and write down what is about to run."""

@@ -7,8 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from curriq import parallel
 from curriq.config import EvalConfig
-from curriq.train.loop import StepRecord
-from curriq.types import Metrics, Score
+from curriq.types import Metrics, Score, Step
 
 log = logging.getLogger("curriq")
 
@@ -35,8 +34,8 @@ class TaskProbe:
         self._steps = steps
         self._left_out: set[str] = set()
 
-    def measure(self, record: StepRecord) -> Metrics:
-        return self.score() if self.due(record.step) and parallel.rank() == 0 else {}
+    def measure(self, step: Step) -> Metrics:
+        return self.score() if self.due(step.index) and parallel.rank() == 0 else {}
 
     def due(self, step: int) -> bool:
         """Whether the tasks are scored after this step."""
