@@ -7,7 +7,7 @@ import torch
 from curriq.config import LMConfig
 from curriq.lm.load import load_language_model
 from curriq.lm.model import LanguageModel
-from curriq.types import Candidates
+from curriq.types import Offer, Windows
 
 VOCAB = 61
 
@@ -53,13 +53,14 @@ def open_lm(
     return load_language_model(config, StubTokenizer(vocabulary), window, seed, torch.device(device))
 
 
-def random_candidates(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Candidates:
+def random_offer(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Offer:
     """Windows of uniform random tokens, from several sources, with difficulty labels."""
     generator = torch.Generator().manual_seed(seed)
-    return Candidates(
-        tokens=torch.randint(VOCAB, (n, window), generator=generator),
-        window_ids=torch.arange(n) + 1000 * seed,
-        source=torch.randint(sources, (n,), generator=generator),
-        difficulty=torch.rand(n, generator=generator),
-        rows=torch.arange(n),
+    return Offer.of(
+        Windows(
+            tokens=torch.randint(VOCAB, (n, window), generator=generator),
+            ids=torch.arange(n) + 1000 * seed,
+            source=torch.randint(sources, (n,), generator=generator),
+            difficulty=torch.rand(n, generator=generator),
+        )
     )

@@ -18,7 +18,7 @@ All losses are in nats per token. Sums are divided once, by the token count.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -53,19 +53,22 @@ def _cat(parts: Sequence[Any]) -> Any:
     return parts[-1]
 
 
+B = TypeVar("B", bound="Batch")
+
+
 class Batch:
     """A dataclass whose tensors, and mappings of tensors, have one row per window."""
 
-    def take(self, index: Int[Tensor, "m"] | slice) -> Self:
+    def take(self: B, index: Int[Tensor, "m"] | slice) -> B:
         """The rows at `index`, in that order."""
         return self._mapped(lambda x: x[index])
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: B, device: torch.device | str) -> B:
         """The same rows with all tensors on the device."""
         return self._mapped(lambda x: x.to(device, non_blocking=True))
 
     @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
+    def cat(cls: type[B], parts: Sequence[B]) -> B:
         """The rows of all parts, which must have the same columns, one after another."""
         names = [column.name for column in fields(parts[0])]  # ty: ignore[invalid-argument-type]
         return cls(**{name: _cat([getattr(part, name) for part in parts]) for name in names})
@@ -74,10 +77,10 @@ class Batch:
         return dict(vars(self))
 
     @classmethod
-    def from_state_dict(cls, state: State, device: torch.device | str = "cpu") -> Self:
+    def from_state_dict(cls: type[B], state: State, device: torch.device | str = "cpu") -> B:
         return cls(**state).to(device)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _mapped(self: B, change: Callable[[Tensor], Tensor]) -> B:
         return type(self)(**{name: _map(value, change) for name, value in vars(self).items()})
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 from tests.numerics.test_effects import Setting, uniform
 from tests.numerics.test_mixture import gradients
 from tests.runs import SETTINGS, Finished, InterruptAt, tiny
@@ -82,7 +82,7 @@ def test_a_run_resumed_on_the_gpu_goes_on_as_it_would_have(name, on_cuda, config
 @pytest.mark.parametrize("micro_batch", [2, 11])
 def test_the_gradient_of_the_mixture(dtype, micro_batch):
     """Against the CPU's in float64, with scores of hundreds of nats whose maximum grows late."""
-    candidates = random_candidates(11)
+    candidates = random_offer(11)
     table = torch.linspace(-300, 5, 11, dtype=torch.float64).square().neg().sort().values
 
     def gradient(device: str, dtype: torch.dtype) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_the_logits_of_a_batch_are_never_held_at_once():
     """V = 61 is small; a large vocabulary would make them the largest thing of all."""
     n, length, vocabulary = 64, 256, 32_000
     lm = tiny_lm("llama", window=length, vocabulary=vocabulary, device="cuda")
-    candidates = random_candidates(n, length).to("cuda")
+    candidates = random_offer(n, length).to("cuda")
     sizes = {"micro_batch": n, "chunk_tokens": 2 * length}
     single_pass(lm, candidates, uniform, **sizes)
     torch.cuda.reset_peak_memory_stats()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 from tests.runs import Finished, assert_same_state, tiny
 
 from curriq import parallel
@@ -73,7 +73,7 @@ def mixtures() -> dict[str, Any]:
     lm.network.double()
     results: dict[str, Any] = {}
     for n in (8, 7, 1):
-        candidates = random_candidates(n)
+        candidates = random_offer(n)
         for step in (single_pass, two_pass):
             mixture = step(
                 lm,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import CriticConfig, OptimConfig
 from curriq.lm.held_out import HeldOutReward
@@ -112,8 +112,8 @@ def test_five_steps_agree(settings):
     lm = tiny_lm()
     lm.network.double()
     network = copy.deepcopy(lm.network)
-    batches = [random_candidates(N, T, seed=k) for k in range(STEPS)]
-    reward_set = random_candidates(D, T, seed=99).tokens
+    batches = [random_offer(N, T, seed=k) for k in range(STEPS)]
+    reward_set = random_offer(D, T, seed=99).tokens
 
     learner = Learner(
         lm,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import OptimConfig
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, window_losses_of
@@ -39,10 +39,10 @@ class Setting:
         config = OptimConfig(lm_lr=1e-3, lr_schedule="constant", lr_warmup_steps=0, grad_clip=1e9, **MICRO)
         self.learner = Learner(self.lm, config, 100)
         for k in range(steps):
-            self.learner.accumulate(random_candidates(N, T, seed=50 + k), uniform, False)
+            self.learner.accumulate(random_offer(N, T, seed=50 + k), uniform, False)
             self.learner.update(k)
-        self.held_out = random_candidates(M, T, seed=7).tokens
-        self.candidates = random_candidates(N, T, seed=3)
+        self.held_out = random_offer(M, T, seed=7).tokens
+        self.candidates = random_offer(N, T, seed=3)
         generator = torch.Generator().manual_seed(0)
         self.reward = HeldOutReward(self.lm, self.held_out, M, generator, paired=True, **SIZES)
         self.probe = EffectProbe(
@@ -183,13 +183,13 @@ def test_nothing_is_probed_between_rewards_or_before_the_first_update() -> None:
 def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
     """Which windows were drawn moves the level, and hardly the gain, of one and the same small update."""
     lm = tiny_lm()
-    held_out = random_candidates(60, T, seed=7).tokens
+    held_out = random_offer(60, T, seed=7).tokens
     held_out[::2] = 5  # half of the windows repeat one token, so losses differ between windows
     optimizer = torch.optim.SGD(lm.parameters, lr=0.01)
     rewards: dict[bool, list[float]] = {False: [], True: []}
     for paired, found in rewards.items():
         reward = HeldOutReward(lm, held_out, 6, torch.Generator().manual_seed(0), paired=paired, **SIZES)
-        candidates = random_candidates(4, T)
+        candidates = random_offer(4, T)
         for step in range(20):
             theta = [p.detach().clone() for p in lm.parameters]
             mixture = single_pass(lm, candidates, uniform, **SIZES)

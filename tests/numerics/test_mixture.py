@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import TINY, random_candidates, tiny_lm
+from tests.helpers import TINY, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.lm import mixture as mixture_module
@@ -65,7 +65,7 @@ SELECTORS = {
 def test_single_pass_equals_two_pass_and_autograd(name, micro_batch):
     lm = double_lm()
     selector = SELECTORS[name](lm)
-    candidates = selector.narrow(0, random_candidates(N, T))
+    candidates = selector.narrow(0, random_offer(N, T))
 
     def score(part, features):
         return selector.scores(0, part, features)
@@ -93,7 +93,7 @@ def test_any_scores_and_any_cut(scores, micro_batch, chunk):
     """Running maxima that grow late, by hundreds of nats, in any order and any chunking."""
     lm = double_lm()
     table = torch.tensor(scores, dtype=torch.float64)
-    candidates = random_candidates(len(scores), T)
+    candidates = random_offer(len(scores), T)
 
     def score(part, features):
         return table[part.rows]
@@ -107,7 +107,7 @@ def test_any_scores_and_any_cut(scores, micro_batch, chunk):
 def test_maximum_that_grows_at_the_last_window():
     lm = double_lm()
     table = torch.cat([torch.linspace(-5, 0, N - 1), torch.tensor([40.0])]).double()
-    candidates = random_candidates(N, T)
+    candidates = random_offer(N, T)
     result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
     gradient = gradients(lm)
     last, _ = plain_autograd(lm, candidates.take(slice(N - 1, N)), torch.zeros(1))
@@ -119,7 +119,7 @@ def test_windows_of_weight_zero_leave_no_trace():
     lm = double_lm()
     table = torch.zeros(N).double()
     table[:4] = -torch.inf
-    candidates = random_candidates(N, T)
+    candidates = random_offer(N, T)
     result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=3, chunk_tokens=T)
     gradient = gradients(lm)
     expected, _ = plain_autograd(lm, candidates.take(slice(4, N)), torch.zeros(N - 4))
@@ -131,7 +131,7 @@ def test_scores_that_leave_no_window_say_so():
     with pytest.raises(FloatingPointError, match="not finite"):
         single_pass(
             tiny_lm(),
-            random_candidates(2, T),
+            random_offer(2, T),
             lambda part, f: torch.full((2,), -torch.inf),
             micro_batch=2,
             chunk_tokens=64,
@@ -142,7 +142,7 @@ def test_scores_that_leave_no_window_say_so():
 def test_every_architecture(architecture):
     """Llama-like models normalise in float32 inside, hence the wider margin."""
     lm = double_lm(architecture)
-    candidates = random_candidates(N, T)
+    candidates = random_offer(N, T)
     result = single_pass(lm, candidates, lambda part, f: 5 * f.loss, micro_batch=4, chunk_tokens=2 * T)
     gradient = gradients(lm)
     expected, _ = plain_autograd(lm, candidates, result.scores)
@@ -161,16 +161,16 @@ def test_logits_of_a_whole_batch_never_exist(monkeypatch):
         return head(hidden)
 
     monkeypatch.setattr(lm, "head", watched)
-    single_pass(lm, random_candidates(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3 * T)
+    single_pass(lm, random_offer(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3 * T)
     assert 0 < largest <= 3 * T
     largest = 0
-    single_pass(lm, random_candidates(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3)
+    single_pass(lm, random_offer(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3)
     assert largest <= 3  # a window longer than the chunk is cut within
 
 
 def test_dropout_scores_without_noise_and_trains_with_it():
     lm = tiny_lm(dropout=0.5)
-    candidates = random_candidates(N, T)
+    candidates = random_offer(N, T)
     sizes = {"micro_batch": 4, "chunk_tokens": 64}
     first = two_pass(lm, candidates, lambda p, f: f.loss, **sizes)
     one = gradients(lm)
@@ -185,7 +185,7 @@ def test_gradient_scaling_is_the_online_softmax(monkeypatch):
     monkeypatch.setattr(mixture_module, "_scale_gradients", lambda tensors, log_factor: None)
     lm = double_lm()
     table = torch.linspace(-3, 3, N).double()
-    candidates = random_candidates(N, T)
+    candidates = random_offer(N, T)
     single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
     wrong = gradients(lm)
     expected, _ = plain_autograd(lm, candidates, table)

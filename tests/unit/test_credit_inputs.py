@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
@@ -166,7 +166,7 @@ def test_the_scale_follows_rewards_and_spread():
 def test_jitter_of_a_uniform_policy_is_a_dirichlet_draw():
     """Symmetric Dirichlet of concentration c over N: mean 1/N, variance (1 − 1/N)/(N (N c + 1))."""
     selector = DirichletNoise(Uniform(), 2.0, Generators(0)("jitter"))
-    candidates, features = random_candidates(8), seen(8)
+    candidates, features = random_offer(8), seen(8)
     weights = []
     for step in range(4000):
         kept = selector.narrow(step, candidates)
@@ -183,14 +183,14 @@ def test_the_uniform_share_keeps_every_window_alive():
     critic.values = lambda features: torch.tensor([50.0] + [0.0] * 5)
     selector = SoftQ(critic, FixedBeta(1.0), uniform_share=0.3)
     outcome = Outcome(
-        candidates=random_candidates(6),
+        candidates=random_offer(6),
         features=seen(),
         weights=torch.full((6,), 1 / 6),
         reward=None,
         q=torch.tensor([50.0] + [0.0] * 5),
     )
     selector.observe(0, outcome)
-    weights = selector.scores(1, random_candidates(6), seen()).softmax(0)
+    weights = selector.scores(1, random_offer(6), seen()).softmax(0)
     assert weights[1:].tolist() == pytest.approx([0.3 / 6] * 5, rel=1e-4)
 
 
@@ -211,7 +211,7 @@ def test_gumbel_top_draws_without_replacement_in_the_right_proportions():
 
 
 def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
-    lm, candidates = tiny_lm(), random_candidates(8)
+    lm, candidates = tiny_lm(), random_offer(8)
     chosen = torch.tensor([1, 2, 6])
     mixture = subset_pass(lambda scores: chosen)(lm, candidates, lambda c, f: f.loss, **SIZES)
     ours = [p.grad.clone() for p in lm.parameters]
@@ -225,7 +225,7 @@ def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
 
 
 def test_weighted_gradient_adds_to_what_is_there_and_skips_weight_zero():
-    lm, candidates = tiny_lm(), random_candidates(4)
+    lm, candidates = tiny_lm(), random_offer(4)
     weights = torch.tensor([0.5, 0.0, 0.5, 0.0])
     for p in lm.parameters:
         p.grad = None

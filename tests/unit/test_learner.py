@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import random_candidates, tiny_lm
+from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import OptimConfig
 from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedAction
@@ -29,7 +29,7 @@ def by_loss(part, features):
 def run(learner: Learner, steps: range) -> list[float]:
     losses = []
     for k in steps:
-        losses.append(learner.accumulate(random_candidates(N, T, seed=k), by_loss, False).loss)
+        losses.append(learner.accumulate(random_offer(N, T, seed=k), by_loss, False).loss)
         learner.update(k)
     return losses
 
@@ -84,7 +84,7 @@ class TestUpdate:
         options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
         reference = torch.optim.AdamW(lm.parameters, foreach=False, **options)
         for k in range(3):
-            candidates = random_candidates(N, T, seed=k)
+            candidates = random_offer(N, T, seed=k)
             mixture = learner.accumulate(candidates, by_loss, False)
             metrics = learner.update(k)
             reference.zero_grad()
@@ -106,7 +106,7 @@ class TestUpdate:
 
     def test_clips_the_gradient_to_the_stated_norm(self) -> None:
         learner = make(grad_clip=0.25)
-        learner.accumulate(random_candidates(N, T), by_loss, False)
+        learner.accumulate(random_offer(N, T), by_loss, False)
         before = [p.grad.clone() for p in learner.lm.parameters]
         norm = learner.update(0)["train/grad_norm"]
         after = [p.grad for p in learner.lm.parameters]
@@ -118,7 +118,7 @@ class TestUpdate:
 
     def test_leaves_a_small_gradient_alone(self) -> None:
         learner = make(grad_clip=1e6)
-        learner.accumulate(random_candidates(N, T), by_loss, False)
+        learner.accumulate(random_offer(N, T), by_loss, False)
         before = [p.grad.clone() for p in learner.lm.parameters]
         learner.update(0)
         assert all(torch.equal(p.grad, old) for p, old in zip(learner.lm.parameters, before, strict=True))
@@ -127,7 +127,7 @@ class TestUpdate:
         learner = make(steps=4, lm_lr=0.08, lr_schedule="linear", lr_warmup_steps=0)
         rates = []
         for k in range(4):
-            learner.accumulate(random_candidates(N, T), by_loss, False)
+            learner.accumulate(random_offer(N, T), by_loss, False)
             rates.append(learner.update(k)["train/lr"])
         assert rates == pytest.approx([0.08, 0.06, 0.04, 0.02])
 
@@ -144,16 +144,16 @@ class TestUpdate:
             calls.append(torch.is_grad_enabled())
             return features.loss
 
-        chosen.accumulate(random_candidates(N, T), score, False)
+        chosen.accumulate(random_offer(N, T), score, False)
         assert chosen.passes == passes
         assert set(calls) == {passes == 1}  # the second pass of two scores nothing
 
     def test_training_lowers_the_loss(self) -> None:
         learner = make()
-        same = [learner.accumulate(random_candidates(N, T), by_loss, False).loss]
+        same = [learner.accumulate(random_offer(N, T), by_loss, False).loss]
         for k in range(10):
             learner.update(k)
-            same.append(learner.accumulate(random_candidates(N, T), by_loss, False).loss)
+            same.append(learner.accumulate(random_offer(N, T), by_loss, False).loss)
         assert same[-1] < same[0] - 0.5
 
 
@@ -163,7 +163,7 @@ class TestNonFinite:
         learner = make()
         run(learner, range(2))
         before, before_moments = theta(learner), moments(learner)
-        learner.accumulate(random_candidates(N, T), by_loss, False)
+        learner.accumulate(random_offer(N, T), by_loss, False)
         learner.lm.parameters[3].grad[0] = bad
         with pytest.raises(NonFiniteError, match=r"the gradient norm is (nan|inf)"):
             learner.update(2)
@@ -176,7 +176,7 @@ class TestNonFinite:
         learner.lm.network.transformer.ln_f.bias.data[0] = math.nan
         before, before_moments = theta(learner), moments(learner)
         with pytest.raises(ArithmeticError):
-            learner.accumulate(random_candidates(N, T), lambda part, f: torch.zeros(len(part)), False)
+            learner.accumulate(random_offer(N, T), lambda part, f: torch.zeros(len(part)), False)
         assert torch.equal(theta(learner).nan_to_num(7.0), before.nan_to_num(7.0))
         assert equal(moments(learner), before_moments)
 
@@ -185,7 +185,7 @@ class TestNonFinite:
         broken, whole = make(), make()
         run(whole, range(3))
         run(broken, range(2))
-        broken.accumulate(random_candidates(N, T), by_loss, False)
+        broken.accumulate(random_offer(N, T), by_loss, False)
         broken.lm.parameters[0].grad[0] = math.nan
         with pytest.raises(NonFiniteError):
             broken.update(2)
@@ -288,14 +288,14 @@ class TestResume:
         run(learner, range(2))
         again = Learner(tiny_lm(), OptimConfig(lm_lr=1e-4, lr_schedule="constant", lr_warmup_steps=0), 20)
         again.load_state_dict(learner.state_dict())
-        again.accumulate(random_candidates(N, T), by_loss, False)
+        again.accumulate(random_offer(N, T), by_loss, False)
         assert again.update(2)["train/lr"] == 1e-4
         assert again.optimizer.param_groups[0]["lr"] == 1e-4
 
 
 class TestReforwardedAction:
     def transition(self) -> Transition:
-        candidates = random_candidates(N, T)
+        candidates = random_offer(N, T)
         uniform = torch.full((N,), 1 / N)
         features = Features(hidden=torch.zeros(N, 16), loss=torch.arange(N).float())
         return Transition(
