@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curriq.config import RunConfig as RunConfig
     from curriq.config import SourceConfig as SourceConfig
+    from curriq.curriculum import Curriculum as Curriculum
+    from curriq.curriculum import example_losses as example_losses
+    from curriq.curriculum import pad_examples as pad_examples
     from curriq.errors import CurriqError as CurriqError
     from curriq.presets import PRESETS as PRESETS
     from curriq.presets import preset as preset
@@ -27,11 +30,14 @@ __version__ = "0.1.0"
 # Public name → module and name there. No public name may equal a subpackage (`curriq.train` is one):
 # importing the subpackage would replace it.
 _EXPORTS = {
+    "Curriculum": ("curriq.curriculum", "Curriculum"),
     "CurriqError": ("curriq.errors", "CurriqError"),
     "PRESETS": ("curriq.presets", "PRESETS"),
     "RunConfig": ("curriq.config", "RunConfig"),
     "SourceConfig": ("curriq.config", "SourceConfig"),
+    "example_losses": ("curriq.curriculum", "example_losses"),
     "load_run": ("curriq.train.run", "load_run"),
+    "pad_examples": ("curriq.curriculum", "pad_examples"),
     "preset": ("curriq.presets", "preset"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),
@@ -39,10 +45,13 @@ _EXPORTS = {
 
 __all__ = [
     "PRESETS",
+    "Curriculum",
     "CurriqError",
     "RunConfig",
     "SourceConfig",
+    "example_losses",
     "load_run",
+    "pad_examples",
     "preset",
     "resume",
     "run",

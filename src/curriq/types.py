@@ -270,13 +270,19 @@ class Offer:
         )
 
     def state_dict(self) -> State:
-        """Windows and what is known of them; an offer that is read again is sampled again."""
-        return {"windows": self.windows.state_dict(), "known": dict(self.known), "epoch": self.epoch}
+        """Windows, what is known of them, and how they were sampled."""
+        return {
+            "windows": self.windows.state_dict(),
+            "known": dict(self.known),
+            "sampled": None if self.sampled is None else self.sampled.state_dict(),
+            "epoch": self.epoch,
+        }
 
     @staticmethod
     def from_state_dict(state: State) -> "Offer":
         windows = Windows.from_state_dict(state["windows"])
-        return Offer.of(windows, known=state["known"], epoch=state["epoch"])
+        sampled = None if state["sampled"] is None else Sampled(**state["sampled"])
+        return Offer.of(windows, known=state["known"], sampled=sampled, epoch=state["epoch"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,7 +439,7 @@ class WindowSource(Stateful, Protocol):
     """Where windows are read from, one after another."""
 
     def read(self, n: int) -> Offer:
-        """The next windows: at least one, at most n."""
+        """The next windows: at least one, at most n; none at the end of a stream that ends."""
         ...
 
 

@@ -124,14 +124,12 @@ class AveragedGradient(Saved):
 
     Args:
         decay: share of the old average that stays at each update; 0 takes each gradient alone.
-        device: where θ lies.
     """
 
     SAVED = ("_average", "_updates")
 
-    def __init__(self, decay: float, device: torch.device | str) -> None:
+    def __init__(self, decay: float) -> None:
         self._decay = decay
-        self._device = device
         self._average: list[Tensor] = []
         self._updates = 0
 
@@ -140,7 +138,8 @@ class AveragedGradient(Saved):
         self._updates += 1
         if not self._average:
             self._average = [torch.zeros_like(piece) for piece in gradient]
-        self._average = [piece.to(self._device) for piece in self._average]  # a loaded state lies on the CPU
+        # A loaded state lies on the CPU.
+        self._average = [old.to(new.device) for old, new in zip(self._average, gradient, strict=True)]
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
 
@@ -220,7 +219,7 @@ class EffectProbe(Saved):
         self._lm = learner.lm
         self._reward = reward
         self._windows = windows
-        self._average = AveragedGradient(decay, learner.lm.device)
+        self._average = AveragedGradient(decay)
         self._generator = generator
         self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._shuffle = shuffle

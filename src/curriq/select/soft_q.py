@@ -12,22 +12,10 @@ from curriq.data.stream import Unreadable
 from curriq.lm.flops import trunk_flops
 from curriq.lm.learner import ReforwardedAction
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
-from curriq.select.stream_filter import (
-    DsirScore,
-    FilteredStream,
-    ScoredStream,
-    StreamFilter,
-    half_when_probing,
-)
+from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
 from curriq.softq.critic import TDCritic, stored_action
 from curriq.softq.features import QInputs
-from curriq.softq.temperature import (
-    ALWAYS_ACCEPT_QUANTILE,
-    Acceptance,
-    Temperature,
-    build_temperature,
-    effective_batch_fraction,
-)
+from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource
 
@@ -127,27 +115,15 @@ def build(config: RunConfig, context: Context) -> Method:
 
 
 def _filtering(config: RunConfig, context: Context, stream: WindowSource, score: DsirScore | None) -> Method:
-    """In the steps that probe effects half of the windows are unfiltered: Q is judged by these, and a source
-    that is rejected today is looked at again."""
-    train, settings = config.train, config.critic
-    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.target_fraction))
-    temperature = build_temperature(settings, settings.target_fraction, share=acceptance, memory=1)
-    critic = _critic(config, context, temperature)
-    policy = StreamFilter(
-        critic,
-        temperature,
-        acceptance,
+    """The policy before the forward pass; what it accepts is weighed evenly."""
+    policy, critic = build_filter(
+        config,
+        len(context.corpus.source_names),
+        context.generators,
         target=None if score is None else score.of_target,
-        min_target_accept_rate=settings.min_target_accept_rate,
+        device=context.lm.device,
     )
-    proposer = FilteredStream(
-        Unreadable(stream),
-        train.num_candidates,
-        max_read_ratio=train.max_read_ratio,
-        accept_prob=policy.accept_prob,
-        num_unfiltered=half_when_probing(train.num_candidates, train.reward_every),
-        generator=context.generators("steer"),
-    )
+    proposer = filtered(Unreadable(stream), config, policy.accept_prob, context.generators)
     return Method(proposer=proposer, selector=policy, critic=critic)
 
 

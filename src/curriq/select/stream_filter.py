@@ -14,11 +14,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
+from curriq.rng import Generators
 from curriq.select.base import Uniform
-from curriq.softq.temperature import Acceptance, Temperature, solve_beta
+from curriq.softq.critic import TDCritic
+from curriq.softq.features import QInputs
+from curriq.softq.temperature import (
+    ALWAYS_ACCEPT_QUANTILE,
+    Acceptance,
+    Temperature,
+    build_temperature,
+    solve_beta,
+)
 from curriq.state import Saved, State
-from curriq.types import Cost, Critic, Features, Metrics, Offer, Sampled, Step, Windows, WindowSource
+from curriq.types import Cost, Critic, Effects, Features, Metrics, Offer, Sampled, Step, Windows, WindowSource
 
 BUCKETS = 2**15
 """Unigrams and bigrams are hashed into this many buckets each."""
@@ -142,6 +152,10 @@ class ScoredStream(Saved):
         return replace(offer, known={**offer.known, "dsir_score": self._score(offer.windows)})
 
 
+class StreamEnded(Exception):
+    """A stream that ends, as one of the user's own may, has no window left."""
+
+
 class FilteredStream(Saved):
     """Reads the stream in its order and accepts each window with its own probability (rejection sampling).
 
@@ -181,16 +195,24 @@ class FilteredStream(Saved):
         self._generator = generator
 
     def propose(self, step: int) -> Offer:
+        """The accepted windows of a step: N, or fewer at the end of a stream that ends.
+
+        Raises:
+            StreamEnded: no window is left.
+        """
         began = time.perf_counter()
         unfiltered = self._num_unfiltered(step)
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
+        ended = False
         while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < self._most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
             batch = self.stream.read(min(wanted, self._most - len(keys)))
+            if ended := not len(batch):
+                break
             new = self._accept_prob(batch).double().cpu()
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
             read.append(batch)
@@ -198,26 +220,24 @@ class FilteredStream(Saved):
             keys = torch.cat([keys, new.log() - drawn.log()])
             keys[:unfiltered] = torch.inf
             accepted = keys >= 0
+        if not read:
+            raise StreamEnded
         everything = Offer.cat(read)
         # What came after the last window that was needed is judged in the next step, with a new draw.
         end = int((accepted.cumsum(0) < self.n).sum()) + 1
         self.stream.unread(everything.take(slice(end, None)))
-        chosen = keys[:end].topk(self.n).indices.sort().values
+        n = int(accepted.sum()) if ended else self.n
+        chosen = keys[:end].topk(n).indices.sort().values
         judged = _with_samples(everything.take(slice(end)), prob[:end], unfiltered)
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         return replace(
             judged.take(chosen),
-            rows=torch.arange(self.n),
+            rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=Cost(windows_read=len(judged)),
             metrics={"time/propose": time.perf_counter() - began},
         )
-
-
-def half_when_probing(n: int, every: int) -> Callable[[int], int]:
-    """Unfiltered windows of a step: half of the n in every so many steps, none between."""
-    return lambda step: math.ceil(n / 2) if step % every == 0 else 0
 
 
 def _with_samples(offer: Offer, accept_prob: Float[Tensor, "n"], unfiltered: int) -> Offer:
@@ -339,3 +359,73 @@ class StreamFilter(Uniform):
         self._least_beta = state["least_beta"]
         self._unfiltered.clear()
         self._unfiltered.extend(map(Features.from_state_dict, state["unfiltered"]))
+
+
+def build_filter(
+    config: RunConfig,
+    sources: int,
+    generators: Generators,
+    *,
+    target: Callable[[], Float[Tensor, "D"]] | None,
+    device: torch.device | str = "cpu",
+) -> tuple[StreamFilter, TDCritic]:
+    """The learned filter and its critic.
+
+    Args:
+        config: of the run.
+        sources: how many there are.
+        generators: of the run.
+        target: DSIR scores of the target's own windows; None where they are not measured.
+        device: of the critic.
+    """
+    settings = config.critic
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.target_fraction))
+    temperature = build_temperature(settings, settings.target_fraction, share=acceptance, memory=1)
+    inputs = QInputs(settings.q_features, 0, sources, layer_norm=settings.q_layer_norm)
+    critic = TDCritic(settings, inputs, temperature, device, generators)
+    rate = settings.min_target_accept_rate
+    policy = StreamFilter(critic, temperature, acceptance, target=target, min_target_accept_rate=rate)
+    return policy, critic
+
+
+def filtered(
+    stream: Unreadable,
+    config: RunConfig,
+    accept_prob: Callable[[Offer], Float[Tensor, "n"]],
+    generators: Generators,
+) -> FilteredStream:
+    """The windows of a stream that a policy accepts, N per step.
+
+    In the steps that probe effects half of the windows are unfiltered: Q is judged by these, and a source
+    that is rejected today is looked at again.
+    """
+    n, every = config.train.num_candidates, config.train.reward_every
+    return FilteredStream(
+        stream,
+        n,
+        max_read_ratio=config.train.max_read_ratio,
+        accept_prob=accept_prob,
+        num_unfiltered=lambda step: math.ceil(n / 2) if step % every == 0 else 0,
+        generator=generators("steer"),
+    )
+
+
+def uniform_step(
+    index: int, offer: Offer, features: Features, rows: Int[Tensor, "m"], effect: Float[Tensor, "m"] | None
+) -> Step:
+    """The record of a step that trained evenly on an offer, with the effects of some of its windows."""
+    n = len(offer)
+    weights = torch.full((n,), 1 / n)
+    effects = None
+    if effect is not None:
+        effects = Effects(rows=rows, effect=effect, mixture=effect.double().mean().item())
+    return Step(
+        index=index,
+        offer=offer,
+        trained=offer,
+        features=features,
+        scores=torch.zeros(n),
+        weights=weights,
+        loss=math.nan,
+        effects=effects,
+    )

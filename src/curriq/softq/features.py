@@ -39,6 +39,7 @@ class QInputs(Saved):
             scale, which grows in training, does not matter.
 
     Attributes:
+        hidden: d.
         width: entries of an input.
     """
 
@@ -49,7 +50,7 @@ class QInputs(Saved):
     ) -> None:
         assert names
         self._names = tuple(names)
-        self._hidden = hidden
+        self.hidden = hidden
         self._sources = sources
         self._layer_norm = layer_norm
         self._parts: dict[str, Callable[[Features], Tensor]] = {
@@ -80,7 +81,7 @@ class QInputs(Saved):
         self._loss_spread += (1 - LOSS_MEMORY) * (spread - self._loss_spread)
 
     def _state(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return STATE_SCALE * F.layer_norm(hidden, (self._hidden,)) if self._layer_norm else hidden
+        return STATE_SCALE * F.layer_norm(hidden, (self.hidden,)) if self._layer_norm else hidden
 
     def _loss(self, features: Features) -> Float[Tensor, "n 1"]:
         """Distance from the running mean in running standard deviations; 0 before the first step."""
