@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import filesize
 from safetensors import SafetensorError
 from torch import Tensor
 
 import curriq
 from curriq.errors import CurriqError
-from curriq.runlog.storage import fsync, readable_bytes
+from curriq.runlog.storage import fsync
 from curriq.types import State
 
 FORMAT = 1
@@ -122,15 +123,15 @@ class Checkpointer:
                 log.warning(f"the old checkpoint {path} could not be removed: {error}.")
 
     def _warn(self, step: int, refusal: str, written: int) -> None:
-        needed, kept = f"more than {readable_bytes(written)}", "there is no earlier checkpoint"
+        needed, kept = f"more than {filesize.decimal(written)}", "there is no earlier checkpoint"
         if earlier := checkpoint_folders(self.folder):
-            needed = f"about {readable_bytes(folder_size(earlier[0]))}"
+            needed = f"about {filesize.decimal(folder_size(earlier[0]))}"
             kept = f"the checkpoint of step {step_of(earlier[0])} is intact"
         folder = self.folder.absolute()
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())
         log.warning(
             f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. It needs "
-            f"{needed}, {readable_bytes(shutil.disk_usage(existing).free)} are free; {kept}. Training goes "
+            f"{needed}, {filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}. Training goes "
             "on and retries at the next checkpoint: free some space, or stop with Ctrl-C."
         )
 
