@@ -20,9 +20,8 @@ AXES = {
 }
 """x-axis of a curve → its name in the log."""
 
-COPIED = (
-    "test_loss validation_loss windows_proposed tokens flops seconds threads data_fingerprint weight_share"
-).split()
+TOTALS = ("test_loss", "validation_loss", "windows_proposed", "tokens", "flops", "seconds", "threads")
+COPIED = (*TOTALS, "data_fingerprint", "weight_share")
 """Fields of a run's summary that the comparison repeats."""
 
 Json = dict[str, Any]
