@@ -323,7 +323,7 @@ class TestWorkers:
         log.write_text("Traceback\n  here\nValueError: x\n\n")
         assert last_line(log) == "ValueError: x"
         log.write_text("")
-        assert last_line(log) == "it said nothing"
+        assert last_line(log) == "it printed nothing"
 
 
 @pytest.mark.slow

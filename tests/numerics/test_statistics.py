@@ -113,7 +113,7 @@ class TestMeanHeight:
 
 class TestBootstrap:
     def test_one_value_has_no_interval(self):
-        assert bootstrap_interval(np.array([0.3])) is None
+        assert bootstrap_interval(np.array([0.3])) == (None, None)
 
     def test_equal_values_give_that_value(self):
         assert bootstrap_interval(np.full(4, -0.2)) == (-0.2, -0.2)

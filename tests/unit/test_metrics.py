@@ -17,9 +17,9 @@ import torch
 
 from curriq.errors import CurriqError
 from curriq.runlog import schema as registry
+from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
 from curriq.runlog.writers import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
-from curriq.runlog import writers as module
 from curriq.types import Candidates, Effects
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def steps(run_dir: Path) -> list[float]:
 class TestRegistry:
     def test_page_is_printed_from_the_registry(self):
         page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-        assert page == registry.page(), "run: python -m curriq.runlog.writers > docs/metrics.md"
+        assert page == registry.page(), "run: python -m curriq.runlog.schema > docs/metrics.md"
 
     def test_names_are_unique_and_documented(self):
         names = [metric.name for metric in registry.metrics()]
@@ -286,7 +286,7 @@ class TestCandidateLog:
 
     def test_columns_are_the_documented_ones(self, tmp_path):
         write_candidates(tmp_path, 0, 1, every=1)
-        assert read_candidates(tmp_path).column_names == [name for name, _, _ in registry.CANDIDATES]
+        assert read_candidates(tmp_path).column_names == [column.name for column in registry.CANDIDATES]
 
     def test_no_q(self, tmp_path):
         log = CandidateLog(tmp_path, ["prose", "code"], 0)

@@ -1,4 +1,4 @@
-"""The display: time left by the last steps, one line per share of the run, messages above the bar."""
+"""The display: time left from recent steps, one line per share of the run, messages above the bar."""
 
 import io
 import itertools
@@ -7,7 +7,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from curriq.train.progress import Bar, Display, Lines, Pace, clock_time, make_progress, readings
+from curriq.train.progress import ESTIMATE_SECONDS, Bar, Display, Lines, make_progress, readings
 
 
 class Clock:
@@ -38,47 +38,44 @@ def row(step: int) -> dict[str, float]:
     }
 
 
-class TestPace:
+class TestTimeLeft:
+    def shown(self, display: Display) -> str:
+        return f"{display.left.render(display.task)} {display.task.description}"
+
     def test_unknown_before_the_first_step(self):
-        assert Pace(10, 4, Clock()).seconds_left() is None
+        assert self.shown(Display(console(), 10, 4, Clock())) == "--:-- left"
 
     def test_steady(self):
         clock = Clock()
-        pace = Pace(10, 0, clock)
-        for step in range(1, 5):
+        display = Display(console(), 10, 0, clock)
+        for step in range(4):
             clock.now += 2
-            pace.advance(step)
-        assert pace.seconds_left() == pytest.approx(6 * 2)
-        assert pace.seconds_spent() == pytest.approx(8)
+            display.update(row(step))
+        assert self.shown(display) == "00:12 left"
 
     def test_after_a_resume_the_earlier_steps_do_not_count_as_done_in_no_time(self):
         clock = Clock()
-        pace = Pace(1000, 900, clock)
+        display = Display(console(), 1000, 900, clock)
         clock.now = 3
-        pace.advance(901)
-        assert pace.seconds_left() == pytest.approx(99 * 3)
+        display.update(row(900))
+        assert self.shown(display) == "04:57 left"
 
     def test_only_the_last_steps_count(self):
         clock = Clock()
-        pace = Pace(100, 0, clock, window=10)
-        for step in range(1, 61):
-            clock.now += 50 if step <= 50 else 1
-            pace.advance(step)
-        assert pace.seconds_left() == pytest.approx(40 * 1)
+        display = Display(console(), 10_000, 0, clock)
+        for step in range(50 + ESTIMATE_SECONDS):
+            clock.now += 50 if step < 50 else 1
+            display.update(row(step))
+        assert self.shown(display) == "1:45:50 left"
 
-    @pytest.mark.parametrize(
-        ("seconds", "shown"),
-        [
-            (0, "0:00"),
-            (59.6, "1:00"),
-            (61, "1:01"),
-            (3725, "1:02:05"),
-            (90000, "1d 01h"),
-            (86399.7, "1d 00h"),
-        ],
-    )
-    def test_clock_time(self, seconds, shown):
-        assert clock_time(seconds) == shown
+    def test_at_the_end_the_time_of_this_process(self):
+        clock = Clock()
+        display = Display(console(), 1000, 998, clock)
+        for step in (998, 999):
+            clock.now += 1900
+            display.update(row(step))
+        clock.now += 5
+        assert self.shown(display) == "1:03:20 in total"
 
 
 class TestReadings:
@@ -98,10 +95,10 @@ class TestReadings:
 class TestLines:
     def run(self, total: int, seconds_per_step: float, start: int = 0) -> list[str]:
         clock, out = Clock(), console()
-        with Lines(out, Pace(total, start, clock)) as progress:
-            for step in range(start, total):
-                clock.now += seconds_per_step
-                progress.update(row(step))
+        progress = Lines(out, total, start, clock)
+        for step in range(start, total):
+            clock.now += seconds_per_step
+            progress.update(row(step))
         return text(out).splitlines()
 
     def test_fast_run_has_a_line_for_each_twentieth(self):
@@ -126,13 +123,13 @@ class TestLines:
         )
 
     def test_ends_with_the_time_it_took(self):
-        assert self.run(40, 30.0, start=38)[-1].endswith("  in 1:00")
+        assert self.run(40, 30.0, start=38)[-1].endswith("  01:00 in total")
 
     def test_a_number_that_was_not_measured_keeps_its_last_value(self):
         out = console()
-        with Lines(out, Pace(2, 0)) as progress:
-            progress.update(row(0) | {"validation/loss": 4.5})
-            progress.update(row(1))
+        progress = Lines(out, 2, 0)
+        progress.update(row(0) | {"validation/loss": 4.5})
+        progress.update(row(1))
         assert text(out).splitlines()[-1].startswith("step 2/2  loss 3.142  validation 4.500  reward")
 
 
@@ -148,7 +145,8 @@ class TestModes:
         ],
     )
     def test_choice(self, mode, terminal, kind):
-        assert type(make_progress(mode, 10, 0, console(terminal))) is kind
+        with make_progress(mode, 10, 0, console(terminal)) as display:
+            assert type(display) is kind
 
     @pytest.mark.parametrize("width", [60, 80, 120])
     def test_bar_fits_the_terminal(self, width):
@@ -164,14 +162,14 @@ class TestModes:
                 "loss", "validation", "reward", "entropy", "effective", "batch", "windows/s",
             ]  # fmt: skip
             assert lines[-2].split() == ["3.142", "4.500", "−2.718", "2.50", "12.3", "(38%)", "1,234"]
-            assert lines[-1].split() == ["▄"] * 6  # the course of a single step
+            assert lines[-1].split() == ["▄"] * 6  # the history of a single step
 
     def test_none_shows_no_numbers(self):
         out = console()
         with make_progress("none", 10, 0, out) as progress:
             progress.update(row(0))
-            progress.say("epoch 2")
-        assert text(out) == "epoch 2\n"
+            logging.getLogger("curriq").warning("epoch 2")
+        assert text(out) == "warning: epoch 2\n"
 
 
 class TestMessages:
@@ -222,5 +220,6 @@ class TestMessages:
 
     def test_markup_in_a_message_is_text(self):
         out = console()
-        make_progress("lines", 10, 0, out).say("[red]no colour[/red]")
-        assert text(out) == "[red]no colour[/red]\n"
+        with make_progress("lines", 10, 0, out):
+            logging.getLogger("curriq").warning("[red]no colour[/red]")
+        assert text(out) == "warning: [red]no colour[/red]\n"

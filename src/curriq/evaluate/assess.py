@@ -1,4 +1,4 @@
-"""From the logs of a comparison's runs to `comparison.json`; docs/compare.md lists its fields."""
+"""`comparison.json` from the logs of a comparison's runs; docs/compare.md lists its fields."""
 
 import dataclasses
 from typing import Any
@@ -20,23 +20,25 @@ AXES = {
 }
 """x-axis of a curve → its name in the log."""
 
-COPIED = ("test_loss", "validation_loss", "windows_proposed", "tokens", "flops", "seconds", "threads")
+TOTALS = ("test_loss", "validation_loss", "windows_proposed", "tokens", "flops", "seconds", "threads")
+COPIED = (*TOTALS, "data_fingerprint", "weight_share")
 """Fields of a run's summary that the comparison repeats."""
 
 Json = dict[str, Any]
+Pairs = list[tuple[Json, Json]]
 
 
 def assess(plan: Plan, failed: dict[str, str]) -> Json:
-    """Everything that the finished runs say.
+    """All results of the finished runs.
 
     Args:
         plan: what was compared.
-        failed: name of a run → what it said last. Its seed is left out of the arm's pairs.
+        failed: name of a run → its last message. Its seed is left out of the arm's pairs.
 
     Raises:
-        CurriqError: two runs of one stream and seed saw different data.
+        CurriqError: two runs of one stream and seed read different data.
     """
-    measured = {run.name: _failure(run, failed) if run.name in failed else _measure(run) for run in plan.runs}
+    measured = {run.name: _measure(run, failed.get(run.name)) for run in plan.runs}
     _require_equal_data(plan, measured)
     streams: Json = {}
     for stream in plan.streams:
@@ -62,32 +64,17 @@ def assess(plan: Plan, failed: dict[str, str]) -> Json:
     }
 
 
-def _measure(run: PlannedRun) -> Json:
+def _measure(run: PlannedRun, error: str | None) -> Json:
+    """Results and curve of one run, or the error and the log of a failed one."""
+    result: Json = {"seed": run.seed, "folder": str(run.folder), "finished": error is None}
+    if error is not None:
+        return result | {"error": error, "log": str(run.folder / WORKER_LOG)}
     summary = read_summary(run.folder)
     rows = [row for row in read_metrics(run.folder) if "validation/loss" in row]
     curve = {axis: [row[name] for row in rows] for axis, name in AXES.items()}
     curve["validation_loss"] = [row["validation/loss"] for row in rows]
-    x, y = np.array(curve["windows"], dtype=float), np.array(curve["validation_loss"])
-    return {
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "finished": True,
-        **{name: summary[name] for name in COPIED},
-        "data_fingerprint": summary["data_fingerprint"],
-        "weight_share": summary["weight_share"],
-        "area": statistics.mean_height(x, y),
-        "curve": curve,
-    }
-
-
-def _failure(run: PlannedRun, failed: dict[str, str]) -> Json:
-    return {
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "finished": False,
-        "error": failed[run.name],
-        "log": str(run.folder / WORKER_LOG),
-    }
+    area = statistics.mean_height(*_curve(curve, "windows"))
+    return result | {name: summary[name] for name in COPIED} | {"area": area, "curve": curve}
 
 
 def _require_equal_data(plan: Plan, measured: dict[str, Json]) -> None:
@@ -112,50 +99,44 @@ def _assess_arm(runs: list[Json], baseline: list[Json]) -> Json:
     ]
     finished = [run for run in runs if run["finished"]]
     losses = [run["test_loss"] for run in finished]
+    compared = [] if runs is baseline else pairs
     return {
         "test_loss": float(np.mean(losses)) if losses else None,
         "test_loss_sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None,
         "area": float(np.mean([run["area"] for run in finished])) if finished else None,
-        "difference": _difference(pairs),
-        "area_difference": _area_difference(pairs),
-        "to_target": {axis: _to_target(pairs, axis) for axis in AXES},
+        "difference": _difference(compared) if compared else None,
+        "area_difference": _area_difference(compared) if compared else None,
+        "to_target": {axis: _to_target(pairs, axis) if pairs else None for axis in AXES},
         "runs": runs,
     }
 
 
-def _columns(pairs: list[tuple[Json, Json]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    ours, theirs = zip(*((ours[name], theirs[name]) for ours, theirs in pairs), strict=True)
-    return np.array(ours, dtype=float), np.array(theirs, dtype=float)
+def _columns(pairs: Pairs, name: str) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = (np.array([pair[side][name] for pair in pairs], dtype=float) for side in (0, 1))
+    return ours, theirs
 
 
-def _difference(pairs: list[tuple[Json, Json]]) -> Json | None:
-    """Final test loss, with the verdict; None without a pair or for the baseline itself."""
-    if not pairs or pairs[0][0] is pairs[0][1]:
-        return None
+def _difference(pairs: Pairs) -> Json:
+    """Final test loss, with the verdict."""
     return dataclasses.asdict(statistics.summarise_differences(*_columns(pairs, "test_loss")))
 
 
-def _area_difference(pairs: list[tuple[Json, Json]]) -> Json | None:
-    if not pairs or pairs[0][0] is pairs[0][1]:
-        return None
-    ours, theirs = _columns(pairs, "area")
-    low, high = statistics.bootstrap_interval(ours - theirs) or (None, None)
-    return {"mean": float((ours - theirs).mean()), "low": low, "high": high}
+def _area_difference(pairs: Pairs) -> Json:
+    differences = np.subtract(*_columns(pairs, "area"))
+    low, high = statistics.bootstrap_interval(differences)
+    return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-def _to_target(pairs: list[tuple[Json, Json]], axis: str) -> Json | None:
-    """Ratios per seed and over them; None without a pair."""
-    if not pairs:
-        return None
-    ratios = [
-        statistics.ratio_to_target(*_curve(ours["curve"], axis), *_curve(theirs["curve"], axis))
+def _to_target(pairs: Pairs, axis: str) -> Json:
+    """Ratios per seed and over them."""
+    ratios = {
+        str(ours["seed"]): statistics.ratio_to_target(
+            *_curve(ours["curve"], axis), *_curve(theirs["curve"], axis)
+        )
         for ours, theirs in pairs
-    ]
-    by_seed = {
-        str(ours["seed"]): {"ratio": ratio.value, "censored": ratio.censored}
-        for (ours, _), ratio in zip(pairs, ratios, strict=True)
     }
-    return dataclasses.asdict(statistics.summarise_ratios(ratios)) | {"by_seed": by_seed}
+    by_seed = {seed: {"ratio": ratio.value, "censored": ratio.censored} for seed, ratio in ratios.items()}
+    return dataclasses.asdict(statistics.summarise_ratios(list(ratios.values()))) | {"by_seed": by_seed}
 
 
 def _curve(curve: dict[str, list[float]], axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +145,5 @@ def _curve(curve: dict[str, list[float]], axis: str) -> tuple[np.ndarray, np.nda
 
 def _notes(measured: dict[str, Json]) -> list[str]:
     threads = sorted({run["threads"] for run in measured.values() if run["finished"]})
-    if len(threads) < 2:
-        return []
-    return [f"Seconds do not compare: runs used {' and '.join(map(str, threads))} threads."]
+    note = f"Seconds do not compare: runs used {' and '.join(map(str, threads))} threads."
+    return [note] if len(threads) > 1 else []

@@ -1,4 +1,4 @@
-"""`curriq compare`: runs arms × seeds × streams that are not finished yet, and judges all of them."""
+"""`curriq compare`: runs the unfinished of arms × seeds × streams, and compares all of them."""
 
 import argparse
 import dataclasses
@@ -6,18 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from curriq.config import SourceConfig, differences, field_owners, load_toml, to_toml
 from curriq.errors import CurriqError
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
+from curriq.evaluate.workers import Job, run_jobs, steps_logged
 from curriq.runlog.read import read_summary
-
-if TYPE_CHECKING:
-    from curriq.evaluate.workers import Job
+from curriq.runlog.storage import exclusive, write_atomically
 
 HARMLESS = ("threads", "run_dir")
-"""Settings outside [log] that do not make another run of it."""
+"""Settings outside [log] that may differ in a finished run."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,22 +30,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of runs and results (default: runs/NAME of FILE)")
     parser.add_argument("--workers", type=int, help="runs at a time (default: the file's, or 1)")
     options = parser.parse_args(list(arguments))
-    plan = load_plan(options.FILE, options.out, options.workers)
-    return compare(plan)
+    return compare(load_plan(options.FILE, options.out, options.workers))
 
 
 def compare(plan: Plan) -> int:
-    """Carry out a plan and write comparison.json, the curves and the tables.
+    """The exit status after running a plan and writing comparison.json, the curves and the tables.
 
     Raises:
-        CurriqError: a run in the folder has other settings, or somebody else is at work there.
+        CurriqError: a run in the folder has other settings, or another process works there.
     """
     from curriq.evaluate.assess import assess
-    from curriq.evaluate.workers import run_jobs
     from curriq.report.comparison import print_comparison, save_curves
-    from curriq.runlog.storage import exclusive, write_atomically
 
-    # The workers inherit the lock, so that nobody starts a run which one left behind by a kill still writes.
+    # The workers inherit the lock, so that after a kill no run starts while an orphaned worker writes it.
     refusal = (
         f"--out {plan.out}: another `curriq compare` is at work there, or workers of one that was killed are "
         "still finishing their runs. Wait for them, or give another folder."
@@ -73,11 +68,7 @@ def compare(plan: Plan) -> int:
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the run's folder holds its result already.
-
-    Raises:
-        CurriqError: the folder holds a run with other settings.
-    """
+    """Whether the run's folder holds its result; CurriqError when it holds a run with other settings."""
     settings = run.folder / "config.toml"
     if not settings.exists():
         return False
@@ -90,24 +81,22 @@ def is_finished(run: PlannedRun) -> bool:
     if changed:
         raise CurriqError(
             f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change, "
-            "remove the folder to run it anew, or give another --out."
+            "remove the folder to run it again, or give another --out."
         )
     return (run.folder / "summary.json").exists() and bool(read_summary(run.folder)["finished"])
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:
-    """Whether the sources differ only in that the run has written down the commits of its hub data sets."""
+    """Whether the sources differ only in the commits of hub data sets, which a run pins when it starts."""
     return len(planned) == len(run) and all(
         ours == (theirs if ours.is_pinned else dataclasses.replace(theirs, hub_revision=ours.hub_revision))
         for ours, theirs in zip(planned, run, strict=True)
     )
 
 
-def _job(run: PlannedRun, workers: int) -> "Job":
-    """Start the run, or resume it where a checkpoint stands; with its share of the cores."""
+def _job(run: PlannedRun, workers: int) -> Job:
+    """The command that starts the run, or resumes it from its checkpoint, with its share of the cores."""
     from curriq import parallel
-    from curriq.evaluate.workers import Job, steps_logged
-    from curriq.runlog.storage import write_atomically
     from curriq.train.checkpoint import checkpoint_folders
 
     program = [sys.executable, "-m", "curriq"]

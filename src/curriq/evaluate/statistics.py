@@ -1,7 +1,7 @@
-"""What a comparison over seeds may claim, as pure functions; docs/compare.md explains how to read them.
+"""The statistics of a comparison over seeds, as pure functions; docs/compare.md explains how to read them.
 
-Everything is paired by seed: two arms with one seed saw the same stream, so their difference is free of
-what the seed does to both. Losses are in nats per token; a negative difference is a better arm.
+Everything is paired by seed: two arms with one seed read the same stream, so the effect of the seed cancels
+in their difference. Losses are in nats per token; a negative difference is a better arm.
 """
 
 import math
@@ -27,23 +27,16 @@ Verdict = Literal["gain", "no gain", "worse", "undetermined"]
 
 
 class Crossing(NamedTuple):
-    """Where a curve first comes down to a target.
-
-    Attributes:
-        x: the place; where the target was not reached, the end of the curve, a lower bound.
-        reached: whether it was.
-    """
+    """Where a curve first comes down to a target; the end of the curve, a lower bound, when not `reached`."""
 
     x: float
     reached: bool
 
 
 class Ratio(NamedTuple):
-    """Cost of an arm to reach the baseline's final loss, over the baseline's own cost; below 1 is cheaper.
+    """Cost at which an arm reaches the baseline's final loss, over the baseline's own; below 1 is cheaper.
 
-    Attributes:
-        value: the ratio; when `censored` a lower bound of it.
-        censored: the arm never reached the target.
+    When `censored` the arm never reached it, and the value is a lower bound.
     """
 
     value: float
@@ -52,58 +45,40 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RatioSummary:
-    """Ratios over seeds.
+    """Ratios over seeds."""
 
-    Attributes:
-        mean: geometric mean; a lower bound of it when `censored` > 0.
-        low, high: bootstrap interval of the mean; None for one seed, and `high` also when `censored` > 0.
-        censored: seeds whose arm never reached the target.
-        seeds: seeds that entered.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    censored: int
+    mean: float  # geometric; a lower bound when censored > 0
+    low: float | None  # bootstrap interval of the mean; None for one seed
+    high: float | None  # None also when censored > 0
+    censored: int  # seeds whose arm never reached the target
     seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedSummary:
-    """Differences arm − baseline over seeds.
+    """Differences arm − baseline over seeds, nats per token."""
 
-    Attributes:
-        mean: d̄, nats per token.
-        sd: standard deviation of the differences; None for one seed.
-        low, high: bootstrap interval of d̄; None for one seed.
-        p: two-sided sign-flip test of d̄ = 0.
-        seeds: n.
-        margin: the gain that would matter, nats per token.
-        verdict: gain, no gain, worse or undetermined.
-        more_seeds: how many more it would take; 0 unless undetermined.
-    """
-
-    mean: float
-    sd: float | None
-    low: float | None
+    mean: float  # d̄
+    sd: float | None  # None for one seed
+    low: float | None  # bootstrap interval of d̄; None for one seed
     high: float | None
-    p: float
+    p: float  # two-sided sign-flip test of d̄ = 0
     seeds: int
-    margin: float
+    margin: float  # the smallest gain that matters
     verdict: Verdict
-    more_seeds: int
+    more_seeds: int  # seeds missing for a verdict; 0 unless undetermined
 
 
 def first_crossing(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"], target: float) -> Crossing:
     """First x at which the curve, linear between its points, is at or below the target.
 
     With y_{j−1} > target ≥ y_j: x_{j−1} + (x_j − x_{j−1}) (y_{j−1} − target) / (y_{j−1} − y_j). A first
-    point that is there already gives its own x: nothing is extrapolated.
+    point that is below already gives its own x: nothing is extrapolated.
     """
-    there = np.flatnonzero(y <= target)
-    if not there.size:
+    below = np.flatnonzero(y <= target)
+    if not below.size:
         return Crossing(float(x[-1]), False)
-    j = int(there[0])
+    j = int(below[0])
     if j == 0:
         return Crossing(float(x[0]), True)
     share = (y[j - 1] - target) / (y[j - 1] - y[j])
@@ -119,8 +94,8 @@ def ratio_to_target(
     """x_arm(L) / x_baseline(L) at the first crossings of L = the baseline's final loss.
 
     The baseline against itself gives exactly 1. An arm that never reaches L is right-censored: its ratio is
-    at least its last x over x_baseline(L), which is at least 1 on an axis that both arms spend alike
-    (windows), but can be below 1 on one that they do not (FLOPs, seconds).
+    at least its last x over x_baseline(L). That is at least 1 on an axis that both arms spend equally
+    (windows), but can be below 1 on the others (FLOPs, seconds).
     """
     target = float(baseline_y[-1])
     arm = first_crossing(arm_x, arm_y, target)
@@ -128,41 +103,34 @@ def ratio_to_target(
 
 
 def mean_height(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"]) -> float:
-    """Area under the curve by the trapezoid rule, over its length: ∫ y dx / (x_K − x_1), in units of y.
-
-    One point has its own height.
-    """
+    """Mean of the curve by the trapezoid rule: ∫ y dx / (x_K − x_1), in units of y; of one point its y."""
     return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
-def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | None:
+def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | tuple[None, None]:
     """95 % percentile-bootstrap interval of the mean (Efron and Tibshirani 1993, section 13.3).
 
-    None for one value, which says nothing about spread; equal values give that value twice. The resampling
-    has a fixed seed, so that equal data give an equal interval. With few values it is too narrow: at
-    n = 6 it covers the truth in 87 % of normal samples, not 95 %.
+    (None, None) for one value; equal values give that value twice. The resampling has a fixed seed, so equal
+    data give an equal interval. With few values it is too narrow: at n = 6 it covers the truth in 87 % of
+    normal samples, not 95 %.
     """
     if len(values) < 2:
-        return None
+        return None, None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    rng = np.random.default_rng(0)
+    result = stats.bootstrap(
+        (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=rng
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
     """Two-sided p of the paired sign-flip (Fisher-Pitman) test: share of the 2^n sign patterns s with
     |Σ s_i d_i| ≥ |Σ d_i|.
 
-    Exact up to `EXACT_UP_TO` differences, above by 9,999 random patterns with a fixed seed. It assumes that
-    under the null hypothesis a difference and its opposite are equally likely, and nothing else.
+    Exact up to `EXACT_UP_TO` differences, above by 9,999 random patterns with a fixed seed. Its only
+    assumption is that under the null hypothesis a difference and its opposite are equally likely.
     """
     n = len(differences)
     if n < 2:
@@ -181,62 +149,49 @@ def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
 def summarise_ratios(ratios: list[Ratio]) -> RatioSummary:
     """Geometric mean exp(mean log ρ_s) with its bootstrap interval, taken on the logarithms.
 
-    Geometric, because ½ and 2 must cancel. A censored ratio enters with its lower bound, so that mean and
-    lower end stay bounds from below and the upper end is unknown.
+    Geometric, so that ½ and 2 cancel. A censored ratio enters with its lower bound: mean and lower end stay
+    lower bounds, and the upper end is unknown.
     """
     logs = np.log([ratio.value for ratio in ratios])
     censored = sum(ratio.censored for ratio in ratios)
-    interval = bootstrap_interval(logs)
-    low, high = (None, None) if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+    low, high = (None if end is None else math.exp(end) for end in bootstrap_interval(logs))
+    mean = math.exp(logs.mean())
     return RatioSummary(
-        mean=math.exp(logs.mean()),
-        low=low,
-        high=None if censored else high,
-        censored=censored,
-        seeds=len(ratios),
+        mean=mean, low=low, high=None if censored else high, censored=censored, seeds=len(ratios)
     )
 
 
 def summarise_differences(arm: Float[np.ndarray, "n"], baseline: Float[np.ndarray, "n"]) -> PairedSummary:
-    """Compare the final losses of an arm with the baseline's, entry by entry of equal seeds.
+    """Summary and verdict of the final losses of an arm against the baseline's, in the same order of seeds.
 
     The verdict needs at least `FEWEST_SEEDS`. With them it is *gain* or *worse* when p < 0.05, by the sign
-    of the mean; *no gain* when the interval leaves out every gain of `MARGIN_SHARE` of the baseline's
-    mean loss or more; otherwise *undetermined*.
+    of the mean; *no gain* when the interval excludes every gain of `MARGIN_SHARE` of the baseline's mean loss
+    or more; otherwise *undetermined*.
     """
     differences = arm - baseline
     n = len(differences)
     mean = float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else None
-    interval = bootstrap_interval(differences)
-    low, high = (None, None) if interval is None else interval
+    low, high = bootstrap_interval(differences)
     p = sign_flip_p(differences)
     margin = MARGIN_SHARE * float(baseline.mean())
     verdict: Verdict = "undetermined"
     if n >= FEWEST_SEEDS and p < ALPHA:
         verdict = "gain" if mean < 0 else "worse"
-    elif n >= FEWEST_SEEDS and interval is not None and interval[0] > -margin and interval[1] >= 0:
+    elif n >= FEWEST_SEEDS and low is not None and high is not None and low > -margin and high >= 0:
         verdict = "no gain"
     more = max(seeds_needed(mean, sd or 0.0, margin), n + 1) - n if verdict == "undetermined" else 0
     return PairedSummary(
-        mean=mean,
-        sd=sd,
-        low=low,
-        high=high,
-        p=p,
-        seeds=n,
-        margin=margin,
-        verdict=verdict,
-        more_seeds=more,
+        mean=mean, sd=sd, low=low, high=high, p=p, seeds=n, margin=margin, verdict=verdict, more_seeds=more
     )
 
 
 def seeds_needed(mean: float, sd: float, margin: float) -> int:
-    """Seeds with which a verdict falls with power 0.8 at two-sided 0.05, if mean and spread stay as seen.
+    """Seeds for a verdict with power 0.8 at two-sided 0.05, if mean and standard deviation stay as measured.
 
-    n = ⌈((z_0.975 + z_0.8) sd / δ)²⌉ and at least `FEWEST_SEEDS`, where δ = max(|d̄|, d̄ + margin) is the
-    distance to whichever verdict is nearer: from no difference (gain, worse), or from the gain that would
-    matter (no gain). The normal approximation of the power of a paired test; δ ≥ margin/2.
+    n = ⌈((z_0.975 + z_0.8) sd / δ)²⌉ and at least `FEWEST_SEEDS`, where δ = max(|d̄|, d̄ + margin) ≥ margin/2
+    is the larger distance: from no difference (gain, worse) or from the smallest gain that matters (no gain).
+    This is the normal approximation of the power of a paired test.
     """
     distance = max(abs(mean), mean + margin)
     z = stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)

@@ -1,4 +1,4 @@
-"""`curriq eval`: downstream tasks, and perplexity by source, of a run's checkpoint or of any model folder."""
+"""`curriq eval`: downstream tasks and perplexity by source, of a run's checkpoint or any model folder."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from curriq.config import require_at_least
 from curriq.errors import CurriqError
+from curriq.runlog.storage import write_atomically
 
 if TYPE_CHECKING:
     from curriq.types import Score
@@ -24,29 +25,18 @@ def main(arguments: Sequence[str]) -> int:
         description="Score a model on downstream tasks with EleutherAI's lm-evaluation-harness.",
         epilog="docs/tasks.md shows task files for local data. Numbers equal those of the command lm_eval.",
     )
-    parser.add_argument(
-        "MODEL", type=Path, help="folder of a run, of one of its checkpoints, or of any Hugging Face model"
-    )
-    parser.add_argument(
-        "--tasks", nargs="*", default=list(TASKS), help=f"tasks or groups (default: {' '.join(TASKS)})"
-    )
-    parser.add_argument(
-        "--limit", type=int, default=0, help="first examples of each task; 0 for all (default)"
-    )
-    parser.add_argument(
-        "--fewshot", type=int, default=-1, help="worked examples; -1 takes the task's own number"
-    )
-    parser.add_argument("--path", default="", help="folder of your own task files (YAML), for local data")
-    parser.add_argument(
-        "--source-windows",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also the perplexity of each source, on the next N windows of the run's stream (default: 0)",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences per forward pass (default: 8)")
-    parser.add_argument("--device", default="auto", help="torch device (default: a GPU when there is one)")
-    parser.add_argument("--out", type=Path, help="JSON of the scores (default: in the run's folder eval/)")
+    add = parser.add_argument
+    add("MODEL", type=Path, help="folder of a run, of one of its checkpoints, or of any Hugging Face model")
+    tasks = " ".join(TASKS)
+    add("--tasks", nargs="*", default=list(TASKS), help=f"tasks or groups (default: {tasks})")
+    add("--limit", type=int, default=0, help="first examples of each task; 0 for all (default)")
+    add("--fewshot", type=int, default=-1, help="worked examples; -1 takes the task's own number")
+    add("--path", default="", help="folder of your own task files (YAML), for local data")
+    windows = "also the perplexity of each source, on the next N windows of the run's stream (default: 0)"
+    add("--source-windows", type=int, default=0, metavar="N", help=windows)
+    add("--batch-size", type=int, default=8, help="sequences per forward pass (default: 8)")
+    add("--device", default="auto", help="torch device (default: a GPU when there is one)")
+    add("--out", type=Path, help="JSON of the scores (default: in the run's folder eval/)")
     options = parser.parse_args(list(arguments))
     require_at_least(0, limit=options.limit, source_windows=options.source_windows)
     require_at_least(-1, fewshot=options.fewshot)
@@ -55,16 +45,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Score, print and keep.
+    """The exit status after scoring, printing and saving.
 
     Raises:
-        CurriqError: no model is there, a task cannot be scored, or sources are asked for without a run.
+        CurriqError: there is no model, a task cannot be scored, or sources are requested without a run.
     """
     folder, run = model_folder(options.MODEL)
     if options.source_windows and run is None:
         raise CurriqError(
-            f"--source-windows {options.source_windows}: {options.MODEL} is no run's, so it has no stream. "
-            "Give the folder of a run, or leave it out."
+            f"--source-windows {options.source_windows}: {options.MODEL} belongs to no run, so it has no "
+            "stream. Give the folder of a run, or leave the option out."
         )
     result: dict[str, Any] = {"model": str(folder), "limit": options.limit or None, "tasks": []}
     if options.tasks:
@@ -86,13 +76,13 @@ def evaluate(options: argparse.Namespace) -> int:
         _print_sources(result["sources"])
     out = options.out or (None if run is None else run / "eval" / f"{folder.parent.name}.json")
     if out is not None:
-        _keep(out, result)
+        _save(out, result)
         print(f"scores   {out}")
     return 0
 
 
 def model_folder(path: Path) -> tuple[Path, Path | None]:
-    """The Hugging Face folder that a path means, and the run that it belongs to, if any.
+    """The Hugging Face folder at a path, and the run that it belongs to, if any.
 
     Raises:
         CurriqError: there is no model at the path.
@@ -113,24 +103,24 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
 
 
 def source_losses(run: Path, windows: int) -> dict[str, Any]:
-    """Mean loss of each source on the windows that the run's stream would have offered next.
+    """Mean loss of each source on the next windows of the run's stream.
 
-    In the first epoch no one of them was trained on; `epoch` says whether that still holds.
+    In the first epoch the model was trained on none of them; `epoch` says whether that still holds.
     """
     from curriq.lm.held_out import held_out_loss
     from curriq.train.run import load_run
 
     opened = load_run(run)
-    sizes = {
-        "micro_batch": opened.config.optim.micro_batch,
-        "chunk_tokens": opened.config.optim.head_chunk_tokens,
-    }
+    optim = opened.config.optim
     offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):
         own = offer.windows.take(offer.windows.source == number)
         if len(own):
-            losses[name] = {"windows": len(own), "loss": held_out_loss(opened.lm, own, **sizes)}
+            loss = held_out_loss(
+                opened.lm, own, micro_batch=optim.micro_batch, chunk_tokens=optim.head_chunk_tokens
+            )
+            losses[name] = {"windows": len(own), "loss": loss}
     return {"epoch": float(offer.epoch or 0), "losses": losses}
 
 
@@ -139,9 +129,7 @@ def _finite(score: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in score.items()}
 
 
-def _keep(path: Path, result: dict[str, Any]) -> None:
-    from curriq.runlog.storage import write_atomically
-
+def _save(path: Path, result: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -153,14 +141,13 @@ def _print_scores(scores: "list[Score]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("task", "measure", "score", "± standard error", "chance", "examples"):
-        table.add_column(heading, justify="left" if heading in ("task", "measure") else "right")
+    table = Table("task", "measure", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("score", "± standard error", "chance", "examples"):
+        table.add_column(heading, justify="right")
     for score in scores:
-        stderr, chance = (
-            "–" if value is None else f"{value:.4f}" for value in (score.stderr, score.chance_level)
-        )
-        table.add_row(score.task, score.measure, f"{score.value:.4f}", stderr, chance, f"{score.examples:,}")
+        numbers = (score.value, score.stderr, score.chance_level)
+        cells = ("–" if number is None else f"{number:.4f}" for number in numbers)
+        table.add_row(score.task, score.measure, *cells, f"{score.examples:,}")
     Console(highlight=False, soft_wrap=True).print(table)
 
 

@@ -1,7 +1,6 @@
-"""Runs commands in several processes with one live display, and stops them gently."""
+"""Runs commands in several processes with one live display; an interrupt lets them save before they stop."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -17,44 +16,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from curriq.train.interrupt import stop_flag
 
-logger = logging.getLogger("curriq")
-
 TAIL_BYTES = 1 << 16
 """More than the longest row of a log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command.
-
-    Attributes:
-        name: as the display shows it.
-        command: program and arguments.
-        log: file that takes its output, appended.
-        steps: what `progress` ends at.
-        progress: steps finished so far, cheap to ask.
-        result: what to say of it when it ended well.
-    """
+    """One command: program and arguments."""
 
     name: str
     command: Sequence[str]
-    log: Path
+    log: Path  # its output is appended here
     steps: int
-    progress: Callable[[], int]
-    result: Callable[[], str]
+    progress: Callable[[], int]  # steps finished so far, cheap to ask
+    result: Callable[[], str]  # shown after a success
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """How the jobs ended.
+    """How the jobs ended."""
 
-    Attributes:
-        failed: name → what the job said last.
-        stopped: Ctrl-C ended the work early.
-    """
-
-    failed: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
+    failed: dict[str, str] = field(default_factory=dict)  # name → last message
+    stopped: bool = False  # by Ctrl-C
 
 
 def run_jobs(
@@ -67,21 +50,19 @@ def run_jobs(
 ) -> Outcome:
     """Run all jobs, at most `workers` at once; one that fails does not stop the others.
 
-    The first Ctrl-C passes an interrupt to every worker, waits for them to save, and starts no more; the
-    second kills them.
+    The first Ctrl-C interrupts every worker, waits for them to save, and starts no more; the second kills
+    them.
 
     Args:
-        jobs: in the order of their start.
-        workers: processes at once.
-        finished_steps: steps of jobs that were done before, for the display.
+        finished_steps: steps of jobs that were finished before, for the display.
         lock: descriptor that the workers keep open; see `storage.exclusive`.
         console: where to show progress; standard error when None.
-        poll_seconds: time between two looks at the workers.
+        poll_seconds: time between two polls of the workers.
     """
     console = console or Console(stderr=True, highlight=False)
-    outcome = Outcome()
+    outcome, display = Outcome(), _Display(console, jobs, finished_steps)
     waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
-    with stop_flag() as stop, _Display(console, jobs, finished_steps) as display:
+    with stop_flag() as stop, display.progress:
         try:
             while running or (waiting and not outcome.stopped):
                 if stop() and not outcome.stopped:
@@ -106,7 +87,7 @@ def run_jobs(
 
 
 def _start(job: Job, lock: int) -> subprocess.Popen:
-    """In a session of its own, so that the terminal's Ctrl-C reaches a worker through us, once."""
+    """The process, in its own session: the terminal's Ctrl-C reaches it only once, through us."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         return subprocess.Popen(
@@ -125,22 +106,15 @@ def _ended(job: Job, status: int, outcome: Outcome, display: "_Display") -> None
     elif outcome.stopped:
         display.ended(job, "stopped", "yellow")
     else:
-        said = last_line(job.log)
-        outcome.failed[job.name] = said
-        display.ended(job, f"failed (exit status {status}): {said}", "red")
+        message = outcome.failed[job.name] = last_line(job.log)
+        display.ended(job, f"failed (exit status {status}): {message}", "red")
 
 
 class _Display:
-    """On a terminal a bar for everything and one per worker; elsewhere a line when a job begins or ends."""
+    """On a terminal a bar for all steps and one per worker; elsewhere a line when a job starts or ends."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int) -> None:
-        self._console = console
-        self._steps = {job.name: job.progress() for job in jobs}
-        self._total = finished_steps + sum(job.steps for job in jobs)
-        self._finished_steps = finished_steps
-        self._bars: dict[str, TaskID] = {}
-        self._jobs, self._ended = len(jobs), 0
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -151,36 +125,35 @@ class _Display:
             expand=True,
             disable=not console.is_terminal,
         )
-        self._all = self._progress.add_task("[bold]all steps", total=self._total, completed=self._done())
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._steps = {job.name: job.progress() for job in jobs}
+        self._finished_steps, self._ended = finished_steps, 0
+        total = finished_steps + sum(job.steps for job in jobs)
+        self._all = self.progress.add_task("[bold]all steps", total=total, completed=self._done())
+        self._bars: dict[str, TaskID] = {}
 
     def started(self, job: Job) -> None:
-        self._bars[job.name] = self._progress.add_task(escape(job.name), total=job.steps)
-        if not self._console.is_terminal:
-            self._say(f"{job.name}: started")
+        self._bars[job.name] = self.progress.add_task(
+            escape(job.name), total=job.steps, completed=self._steps[job.name]
+        )
+        if not self.progress.console.is_terminal:
+            self._print(f"{job.name}: started")
 
     def update(self, job: Job) -> None:
-        if self._console.is_terminal:
+        if self.progress.console.is_terminal:
             self._steps[job.name] = job.progress()
-            self._progress.update(self._bars[job.name], completed=self._steps[job.name])
-            self._progress.update(self._all, completed=self._done())
+            self.progress.update(self._bars[job.name], completed=self._steps[job.name])
+            self.progress.update(self._all, completed=self._done())
 
     def ended(self, job: Job, text: str, style: str = "") -> None:
         self._ended += 1
-        self._progress.remove_task(self._bars.pop(job.name))
-        self._say(f"[{self._ended}/{self._jobs}] {job.name}: {text}", style)
+        self.progress.remove_task(self._bars.pop(job.name))
+        self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
 
     def _done(self) -> int:
         return self._finished_steps + sum(self._steps.values())
 
-    def _say(self, text: str, style: str = "") -> None:
-        self._progress.console.print(escape(text), style=style, soft_wrap=True)
+    def _print(self, text: str, style: str = "") -> None:
+        self.progress.console.print(escape(text), style=style, soft_wrap=True)
 
 
 def steps_logged(run_dir: Path) -> int:
@@ -195,8 +168,8 @@ def steps_logged(run_dir: Path) -> int:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says anything; the program's own error where there is one."""
+    """The last line of a log that is not empty; the program's own error where there is one."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     own = [line for line in lines[-20:] if line.startswith("curriq: ")]
-    said = own or [line for line in lines if line]
-    return said[-1].removeprefix("curriq: ") if said else "it said nothing"
+    messages = own or [line for line in lines if line] or ["it printed nothing"]
+    return messages[-1].removeprefix("curriq: ")

@@ -1,6 +1,5 @@
 """Writing that survives a crash: data reaches the disk before the name that announces it."""
 
-import itertools
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or the next start after a crash, sees the old content or the new.
 
     Raises:
-        OSError: the file could not be written; the old content stands and no temporary is left.
+        OSError: the file could not be written; the old content is intact and no temporary is left.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -44,16 +43,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def exclusive(folder: Path, refusal: str) -> Generator[int]:
-    """Hold the folder's lock; gives its descriptor. Children that inherit it hold the lock too.
+    """Hold the folder's lock, as a context manager that gives its descriptor.
 
-    It is free again when this process and all that have inherited it have ended, however they end.
+    The lock is released when this process and all children that inherited the descriptor have ended, however
+    they end.
 
     Args:
-        folder: is made where it is not there, and `.lock` in it.
-        refusal: what to say when somebody else holds the lock.
-
-    Raises:
-        CurriqError: the refusal.
+        folder: created where it is missing, with `.lock` in it.
+        refusal: message of the CurriqError that is raised when another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -71,26 +68,17 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes `path`, or the first of `path-2`, `path-3`, … that nobody else has made.
+    """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made.
 
     Raises:
         OSError: the parent folder cannot be written.
     """
-    for count in itertools.count(1):
-        folder = path if count == 1 else path.with_name(f"{path.name}-{count}")
+    folder, count = path, 1
+    while True:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
-
-
-def readable_bytes(count: int) -> str:
-    """A number of bytes for people: `readable_bytes(1_520_000) == "1.5 MB"`."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+            count += 1
+            folder = path.with_name(f"{path.name}-{count}")
+        else:
+            return folder

@@ -253,7 +253,7 @@ class QueryLog(TableLog):
             "list of int64": pa.list_(pa.int64()),
             "list of float32": pa.list_(pa.float32()),
         }
-        columns = pa.schema([(name, types[kind]) for name, kind, _ in schema.QUERIES])
+        columns = pa.schema([(column.name, types[column.unit]) for column in schema.QUERIES])
         return pa.Table.from_pylist(self._rows, schema=columns)
 
     def _clear(self) -> None:

@@ -1,13 +1,12 @@
-"""Checkpoints that a killed process, a full disk or a flipped bit cannot take away.
+"""Checkpoints that survive a killed process, a full disk and a flipped bit.
 
     RUN/checkpoints/step-00000200/
         lm/              a Hugging Face folder: config, safetensors, tokenizer
         state.pt         everything else a bitwise resume needs, readable with `weights_only=True`
         manifest.json    format version, step, library versions, size and SHA-256 of every other file
 
-A checkpoint is written under a temporary name beside its final one, forced to the disk and then
-renamed, so that a folder called `step-…` is complete from its first moment on. Older checkpoints go
-only after the new one stands. What the disk does to it later, the hashes find.
+A checkpoint is written under a temporary name, forced to the disk and then renamed, so a folder called
+`step-…` is always complete; only then are older ones removed. Later damage shows in the hashes.
 """
 
 import hashlib
@@ -18,17 +17,19 @@ import pickle
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import filesize
 from safetensors import SafetensorError
 from torch import Tensor
 
 import curriq
 from curriq.errors import CurriqError
-from curriq.runlog.storage import fsync, readable_bytes
+from curriq.runlog.storage import fsync
 from curriq.types import State
 
 FORMAT = 1
@@ -39,18 +40,13 @@ log = logging.getLogger("curriq")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """A verified checkpoint.
-
-    Attributes:
-        path: its folder.
-        step: number of finished steps, which is the index of the step to do next.
-        state: what `Checkpointer.save` was given; tensors are on the CPU.
-        manifest: the parsed `manifest.json`.
-    """
+    """A verified checkpoint."""
 
     path: Path
     step: int
+    """Number of finished steps, which is the index of the next one."""
     state: State
+    """As given to `Checkpointer.save`; tensors are on the CPU."""
     manifest: dict[str, Any]
 
     @property
@@ -64,45 +60,32 @@ class BadCheckpoint(Exception):
 
 
 class Checkpointer:
-    """The one writer of a run's checkpoints.
-
-    Args:
-        run_dir: folder of the run.
-        keep: how many of the newest checkpoints stay.
-    """
+    """The only writer of a run's checkpoints; the newest `keep` of them stay."""
 
     def __init__(self, run_dir: Path, keep: int) -> None:
         assert keep >= 1, keep
-        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.keep = keep
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def latest(self) -> LoadedCheckpoint:
-        """The newest checkpoint that can be trusted; see `latest_checkpoint`."""
-        return latest_checkpoint(self.run_dir)
-
     def save(self, step: int, state: State, save_lm: Callable[[Path], object]) -> Path | None:
-        """Write the checkpoint of `step`, then remove all but the `keep` newest.
+        """The folder of the new checkpoint; all but the `keep` newest are removed.
+
+        None when the disk refused it: the earlier checkpoints are untouched, a warning says what happened,
+        and training can go on.
 
         Args:
             step: number of finished steps.
-            state: plain containers, numbers, strings and tensors only.
+            state: plain containers, numbers, strings and tensors only; TypeError for anything else.
             save_lm: writes the language model and its tokenizer into the folder it is given.
-
-        Returns:
-            The checkpoint's folder; None when the disk refused it. Then the earlier checkpoints are
-            untouched, a warning says what happened, and training can go on.
-
-        Raises:
-            TypeError: the state holds something that could not be read back.
         """
         require_plain(state)
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".tmp-{final.name}"
         try:
-            if self._stands(final):
+            with suppress(BadCheckpoint):
+                verify(final)  # a run is deterministic: do not risk a sound copy to write the same again
                 return final
             shutil.rmtree(temporary, ignore_errors=True)
             write_checkpoint(temporary, step, state, save_lm)
@@ -120,18 +103,8 @@ class Checkpointer:
         self._prune()
         return final
 
-    def _stands(self, path: Path) -> bool:
-        """Whether this step is saved already. A run is deterministic, so what is there is what would be
-        written; a run that is interrupted right after its resume must not risk its only checkpoint."""
-        try:
-            verify(path)
-        except BadCheckpoint:
-            return False
-        return True
-
     def set_aside_from(self, step: int) -> None:
-        """Rename checkpoints of this step or a later one. `latest` did not choose them, or the run would
-        have gone on from there; they must not count as the newest, and may still be of use to somebody."""
+        """Rename checkpoints of this step or a later one, so that no unusable one counts as the newest."""
         for path in checkpoint_folders(self.folder):
             if step_of(path) >= step:
                 aside = path.with_name(f"rejected-{path.name}")
@@ -150,38 +123,30 @@ class Checkpointer:
                 log.warning(f"the old checkpoint {path} could not be removed: {error}.")
 
     def _warn(self, step: int, refusal: str, written: int) -> None:
-        standing = checkpoint_folders(self.folder)
-        free = shutil.disk_usage(nearest_folder(self.folder)).free
-        if standing:
-            needed = f"A checkpoint needs about {readable_bytes(folder_size(standing[0]))}"
-            kept = f"the checkpoint of step {step_of(standing[0])} still stands"
-        else:
-            needed = f"It needs more than the {readable_bytes(written)} that could be written"
-            kept = "there is no earlier checkpoint"
+        needed, kept = f"more than {filesize.decimal(written)}", "there is no earlier checkpoint"
+        if earlier := checkpoint_folders(self.folder):
+            needed = f"about {filesize.decimal(folder_size(earlier[0]))}"
+            kept = f"the checkpoint of step {step_of(earlier[0])} is intact"
+        folder = self.folder.absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
         log.warning(
-            f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. {needed}, "
-            f"{readable_bytes(free)} are free; {kept}. Training goes on and tries again at the next "
-            "checkpoint: free some space, or stop with Ctrl-C."
+            f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. It needs "
+            f"{needed}, {filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}. Training goes "
+            "on and retries at the next checkpoint: free some space, or stop with Ctrl-C."
         )
 
 
 def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     """The newest checkpoint of a run whose manifest and hashes hold; reads only.
 
-    A checkpoint that is truncated, damaged or of an unknown format is passed over with a warning.
+    A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning.
 
     Raises:
         CurriqError: the run has no checkpoint, or none that can be used; says why for each of them.
     """
     folder = run_dir / "checkpoints"
-    found = checkpoint_folders(folder)
-    if not found:
-        raise CurriqError(
-            f"{run_dir} has no checkpoint under {folder}: check the path, or start the run again with "
-            "`curriq train`; --checkpoint-every sets how often a run saves."
-        )
     defects: list[str] = []
-    for path in found:
+    for path in checkpoint_folders(folder):
         try:
             checkpoint = load_checkpoint(path)
         except BadCheckpoint as defect:
@@ -189,22 +154,23 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
             continue
         if defects:
             log.warning(
-                f"falling back to {path.name} in {folder}; passed over {'; '.join(defects)}. "
-                f"The steps from {checkpoint.step} on are done again."
+                f"falling back to {path.name} in {folder}; skipped {'; '.join(defects)}. "
+                f"The steps from {checkpoint.step} on are repeated."
             )
         return checkpoint
+    if defects:
+        raise CurriqError(
+            f"no checkpoint in {folder} can be used ({'; '.join(defects)}): restore the named files from a "
+            "copy, or start the run again with `curriq train`."
+        )
     raise CurriqError(
-        f"no checkpoint in {folder} can be used ({'; '.join(defects)}): bring the named files back from a "
-        "copy, or start the run again with `curriq train`."
+        f"{run_dir} has no checkpoint under {folder}: check the path, or start the run again with "
+        "`curriq train`; --checkpoint-every sets how often a run saves."
     )
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
-    """One checkpoint, verified.
-
-    Raises:
-        BadCheckpoint: it is truncated, damaged, or of a format that this version does not read.
-    """
+    """One verified checkpoint; BadCheckpoint says why it cannot be used."""
     manifest = verify(path)
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
@@ -221,10 +187,11 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
     with (folder / "state.pt").open("wb") as file:
         torch.save(state, file)
     transformers = importlib.metadata.version("transformers")  # its import would take seconds
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        fsync(path)
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -234,7 +201,7 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
     }
     manifest["sha256"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in (folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
+    for path in (*folder.rglob("*"), folder):
         fsync(path)
 
 
@@ -252,11 +219,11 @@ def verify(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint("manifest.json is damaged") from error
     if written != FORMAT:
-        way_out = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
+        fix = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
         wrote = manifest.get("versions", {}).get("curriq", "unknown")
         raise BadCheckpoint(
             f"checkpoint format {written} (written by curriq {wrote}), while this curriq "
-            f"{curriq.__version__} reads format {FORMAT}: {way_out}"
+            f"{curriq.__version__} reads format {FORMAT}: {fix}"
         )
     if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
         raise BadCheckpoint("manifest.json is damaged")
@@ -274,12 +241,10 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def require_plain(state: Any, where: str = "state") -> None:
-    """Refuse at once what `torch.load(weights_only=True)` would refuse at the resume.
+    """Refuse when saving what `torch.load(weights_only=True)` would refuse when resuming.
 
-    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler.
-
-    Raises:
-        TypeError: names the place and the type.
+    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler. The TypeError
+    names the place and the type.
     """
     if state is None or isinstance(state, Tensor) or type(state) in (bool, int, float, complex, str, bytes):
         return
@@ -292,18 +257,16 @@ def require_plain(state: Any, where: str = "state") -> None:
             require_plain(value, f"{where}[{index}]")
     else:
         kind = f"{type(state).__module__}.{type(state).__qualname__}"
-        raise TypeError(
-            f"{where} is a {kind}: only plain containers, numbers, strings and tensors can be saved"
-        )
+        raise TypeError(f"{where} is a {kind}: save plain containers, numbers, strings and tensors only")
 
 
 def disk_error(error: BaseException) -> str | None:
-    """What the operating system said, when that is what stopped the writing; None for any other error.
+    """The operating system's message when the disk stopped the writing; None for any other error.
 
     torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
     it into its own exception's text.
     """
-    # Ctrl-C is never the disk's doing, whatever it interrupted.
+    # Ctrl-C is never a disk error, whatever it interrupted.
     cause: BaseException | None = error if isinstance(error, Exception) else None
     while cause is not None:
         if isinstance(cause, OSError):
@@ -338,8 +301,3 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder; 0 when there is no such folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def nearest_folder(path: Path) -> Path:
-    """The path itself, or the first folder above it that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

@@ -12,11 +12,12 @@ logger = logging.getLogger("curriq")
 
 
 @contextmanager
-def stop_flag() -> Generator[Callable[[], bool], None, None]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one kills.
+def stop_flag() -> Generator[Callable[[], bool]]:
+    """Whether a stop was requested, as a function: the first Ctrl-C or SIGTERM requests it, a second one
+    raises KeyboardInterrupt.
 
-    Signals within a second of the first count as one, because launchers pass on what the terminal sent to
-    everybody already.
+    Signals within a second of the first count as one, because launchers forward a Ctrl-C that the terminal
+    has sent to every process already.
     """
     asked_at = math.inf
 

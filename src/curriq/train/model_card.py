@@ -1,13 +1,12 @@
-"""The model card of a checkpoint: what trained it, filled in from the run."""
+"""The model card of a checkpoint: the data, the settings and the results of the run that trained it."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import curriq
 from curriq.config import RunConfig, differences
 from curriq.types import Metrics
-
-NAME = "README.md"
 
 
 def write_model_card(
@@ -18,37 +17,37 @@ def write_model_card(
     Args:
         folder: of the model.
         config: of the run.
-        facts: steps, windows, tokens, FLOPs, and the validation loss once there is one. No times, so that
-            two runs with one seed write one card.
-        shares: of each source, by name, in what was offered and in the mixture weight.
+        facts: counts and the validation loss. No times, so that two runs with one seed write equal cards.
+        shares: source → its share of the windows read (`offered`) and of the mixture weight (`weight`).
     """
-    (folder / NAME).write_text(card(config, facts, shares), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, facts, shares), encoding="utf-8")
 
 
-def card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> str:
+def model_card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> str:
     """The text: metadata that the hub reads, then prose and tables."""
-    header = _header(config)
-    sources = "\n".join(
-        f"| {_cell(s.name)} | {_cell(_base(s.path))} | {s.corruption} | {_share(shares, s.name)} |"
-        for s in config.data.sources
-    )
-    changed = "\n".join(
-        f"| `{name}` | {_cell(ours)} |"
+    sources = []
+    for source in config.data.sources:
+        share = shares.get(source.name, {})  # sources without weight are not in the stream
+        percentages = (f"{share.get(kind, 0.0):.1%}" for kind in ("offered", "weight"))
+        sources.append((source.name, _base(source.path), source.corruption, *percentages))
+    changed = [
+        (f"`{name}`", ours)
         for name, ours, _ in differences(config, RunConfig())
         if name not in ("sources", "run_dir", "threads", "progress")
-    )
-    numbers = "\n".join(
-        f"| {name} | {value:,} |" if isinstance(value, int) else f"| {name} | {value:.6g} |"
-        for name, value in facts.items()
-    )
+    ]
+    numbers = [
+        (name, f"{value:,}" if isinstance(value, int) else f"{value:.6g}") for name, value in facts.items()
+    ]
     return f"""---
-{header}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [curriq, curriculum-learning]{_hub_links(config)}
 ---
 
 # A language model trained by curriq
 
 Trained by curriq {curriq.__version__} with the method `{config.method}` and seed {config.train.seed}, on
-{config.train.num_candidates} windows of text per step. The method chooses which, or what each weighs.
+{config.train.num_candidates} windows of text per step. The method selects or weighs these windows.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,61 +56,50 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-## Where it stands
+## Results
 
 | | |
 |---|---|
-{numbers}
+{_rows(numbers)}
 
 Losses are in nats per token, on held-out documents of the source `{_cell(config.data.target)}` cut into
 windows of {config.data.window} tokens.
 
-## What it was trained on
+## Training data
 
-| source | path | corruption | offered | taken |
+| source | path | corruption | read | trained |
 |---|---|---|---|---|
-{sources}
+{_rows(sources)}
 
-Offered is a source's share of the text that went by, taken its share of what the model was trained on. `corruption`
-is damage that was done to the text on purpose, to see whether the method avoids it.
+`read` is the source's share of the windows that the method chose from, `trained` its share of the training
+weight. `corruption` is noise added to the text on purpose, to test whether the method avoids it.
 
 ## Settings that differ from the defaults
 
 | setting | value |
 |---|---|
-{changed}
+{_rows(changed)}
 
 ## Limits
 
-A research artefact. It was judged by its loss on held-out text alone, not for safety, truth or bias, and it
+A research artefact. It was evaluated by its loss on held-out text only, not for safety, truth or bias, and it
 repeats what is in its training text.
 """
 
 
-def _header(config: RunConfig) -> str:
-    """YAML that the hub reads. Strings are quoted as JSON, which is YAML too."""
-    import json
-
-    lines = [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [curriq, curriculum-learning]",
-    ]
+def _hub_links(config: RunConfig) -> str:
+    """YAML lines that name the base model and the data sets of the hub; JSON strings are YAML too."""
+    lines = ""
     if not config.lm.model.startswith("random:") and not Path(config.lm.model).exists():
-        lines.append(f"base_model: {json.dumps(config.lm.model)}")
-    names = [
-        s.path.removeprefix("hub:").partition(":")[0]
-        for s in config.data.sources
-        if s.path.startswith("hub:")
-    ]
-    if names:
-        lines.append(f"datasets: {json.dumps(list(dict.fromkeys(names)))}")
-    return "\n".join(lines)
+        lines += f"\nbase_model: {json.dumps(config.lm.model)}"
+    paths = [source.path for source in config.data.sources if source.path.startswith("hub:")]
+    names = dict.fromkeys(path.removeprefix("hub:").partition(":")[0] for path in paths)
+    return f"{lines}\ndatasets: {json.dumps(list(names))}" if names else lines
 
 
-def _share(shares: dict[str, dict[str, float]], name: str) -> str:
-    share = shares.get(name, {"offered": 0.0, "weight": 0.0})  # the stream leaves out what has no weight
-    return f"{share['offered']:.1%} | {share['weight']:.1%}"
+def _rows(rows: Iterable[tuple[object, ...]]) -> str:
+    """Rows of a Markdown table."""
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
 
 
 def _base(path: str) -> str:
@@ -119,6 +107,6 @@ def _base(path: str) -> str:
     return path if path.startswith(("hub:", "embedded:")) else Path(path).name
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """A value in one cell of a table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

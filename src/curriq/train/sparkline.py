@@ -1,54 +1,43 @@
-"""A number's course over the whole run in a few characters."""
+"""The history of a number over the whole run, drawn in a few characters."""
 
-import itertools
-import math
+from statistics import fmean
+
+import numpy as np
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class Trail:
-    """The course of a number, as means over equal numbers of consecutive values.
-
-    Memory is bounded: when there are twice as many buckets as characters, neighbours are joined.
-
-    Args:
-        width: characters.
-    """
+class History:
+    """Means over equal numbers of consecutive values, at most two for each of `width` characters."""
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._per_bucket = 1
-        self._buckets: list[float] = []
-        self._sum, self._count = 0.0, 0
+        self._per_mean = 1
+        self._means: list[float] = []
+        self._pending: list[float] = []
 
     def add(self, value: float) -> None:
-        self._sum += value
-        self._count += 1
-        if self._count < self._per_bucket:
-            return
-        self._buckets.append(self._sum / self._count)
-        self._sum, self._count = 0.0, 0
-        if len(self._buckets) == 2 * self._width:
-            pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
-            self._buckets = [(left + right) / 2 for left, right in pairs]
-            self._per_bucket *= 2
+        self._pending.append(value)
+        if len(self._pending) == self._per_mean:
+            self._means.append(fmean(self._pending))
+            self._pending.clear()
+        if len(self._means) == 2 * self._width:
+            self._means = [fmean(pair) for pair in zip(self._means[::2], self._means[1::2], strict=True)]
+            self._per_mean *= 2
 
-    def text(self) -> str:
-        """The course so far, its least value as the lowest bar and its greatest as the highest."""
-        values = self._buckets
-        while len(values) > self._width:  # fewer than twice as many: join some neighbours
-            step = len(values) / self._width
-            edges = [round(i * step) for i in range(self._width + 1)]
-            values = [math.fsum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges) if b > a]
-        return sparkline(values)
+    def sparkline(self) -> str:
+        """The history so far, its smallest mean as the lowest bar and its largest as the highest."""
+        means = self._means
+        if len(means) > self._width:
+            means = [float(part.mean()) for part in np.array_split(means, self._width)]
+        return sparkline(means)
 
 
 def sparkline(values: list[float]) -> str:
-    """One bar per value: `sparkline([0, 1, 2]) == "▁▅█"`; a level course lies in the middle."""
+    """One bar per value: `sparkline([0, 1, 2]) == "▁▅█"`; equal values lie in the middle."""
     if not values:
         return ""
     low, high = min(values), max(values)
     if high == low:
         return BARS[3] * len(values)
-    top = len(BARS) - 1
-    return "".join(BARS[round((value - low) / (high - low) * top)] for value in values)
+    return "".join(BARS[round((value - low) / (high - low) * 7)] for value in values)
