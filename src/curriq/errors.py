@@ -2,8 +2,8 @@
 
 
 class CurriqError(ValueError):
-    """A mistake in the input or the environment that the user can mend.
+    """A mistake in the input or the environment that the user can fix.
 
-    The message names the value, the rule it breaks, and the way out. The command line prints it
+    The message names the value, the rule it breaks, and how to fix it. The command line prints it
     alone, without a traceback, and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""What several processes must agree on; every function is the identity in a single process.
+"""Collective operations over the processes of a run; every function is the identity in a single process.
 
 Candidates are sharded over the ranks of `torch.distributed`; the running maximum and normaliser of the
 mixture step, the gathered features and the reward are reduced here, so that one global policy results.
@@ -54,7 +54,7 @@ def reduce_max(value: float) -> float:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank, so that all of them turn off the road together."""
+    """Whether the flag is set on any rank, so all ranks take the same branch."""
     return reduce_max(float(flag)) > 0
 
 
@@ -68,5 +68,5 @@ def gather_rows(local: Tensor, total: int) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has reached this point."""
     reduce_max(0.0)  # dist.barrier would need a GPU for each rank where the machine has any

@@ -196,11 +196,11 @@ class DecontaminatedSource(Saved):
 
 
 class SourceReader:
-    """One source's windows in order: its documents, spoiled if they are to be, tokenised and packed.
+    """One source's windows in order: its documents, corrupted on request, tokenised and packed.
 
     Args:
         source: training documents, in endless epochs.
-        corruption: how their text and tokens are spoiled.
+        corruption: how their text and tokens are corrupted.
         tokenizer: turns them into tokens.
         length: T, tokens per window.
         seed: seed of the corruption.
@@ -269,7 +269,7 @@ class SourceReader:
                 "--held-out-share, or raise --near-duplicate-threshold."
             )
         _log.log(
-            logging.DEBUG if self.repeats_on_purpose else logging.WARNING,
+            logging.DEBUG if self.repeats_expected else logging.WARNING,
             "source %r is used up: epoch %d begins, its training documents (%d tokens) come again.",
             name,
             self.source.epoch,
@@ -278,8 +278,8 @@ class SourceReader:
         self._epoch_tokens = 0
 
     @property
-    def repeats_on_purpose(self) -> bool:
-        """Whether new epochs of this source are no news."""
+    def repeats_expected(self) -> bool:
+        """Whether repeats of this source are expected."""
         return self.corruption == "duplicates"
 
     def state_dict(self) -> State:
@@ -345,7 +345,7 @@ class WindowStream:
     def epoch(self) -> int:
         """Times that the most often repeated source has run out, sources of duplicates aside."""
         readers = self._mix.readers.values()
-        return max((reader.source.epoch for reader in readers if not reader.repeats_on_purpose), default=0)
+        return max((reader.source.epoch for reader in readers if not reader.repeats_expected), default=0)
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
@@ -420,7 +420,7 @@ def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> N
     """Refuse to resume on other data.
 
     Raises:
-        CurriqError: names every entry that differs, and the way out.
+        CurriqError: names every entry that differs, and how to go on.
     """
     differing = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     if differing:

@@ -172,7 +172,7 @@ class Learner:
         self._snapshot = None
 
     def state_dict(self) -> State:
-        """Between steps θ is at its snapshot wherever there is one, so the next step can take it anew."""
+        """Without the snapshot: between steps θ is equal to it, so the next step takes it again."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: State) -> None:

@@ -84,7 +84,7 @@ def _steps(parts: list[Path]) -> int:
 
 
 def _tables(parts: list[Path], kept: KeptWindows, n: int) -> "Iterator[pa.Table]":
-    """Whole steps with their tokens, at most `MOST_ROWS` rows at a time; without what was passed over."""
+    """Whole steps with their tokens, at most `MOST_ROWS` rows at a time; without rejected windows."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -76,7 +76,7 @@ class CalibrationGate(Saved):
     measured effects, before Q has learnt from them. The exponentially weighted mean ρ̄ of the probes has a
     standard error s; the confidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
     complete, and the fraction goes from 1 to `sharpest` with it. A Q that ranks no better than chance,
-    because the reward says nothing or nothing is to be told apart, costs nothing but its probes.
+    because the reward is noise or all windows are alike, costs only its probes.
 
     Args:
         sharpest: fraction at full confidence.

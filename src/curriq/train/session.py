@@ -162,7 +162,7 @@ class Session:
         return self.state.step >= self.config.train.steps
 
     def _require_open_end(self) -> None:
-        """Refuse a run with nothing left to do; without its summary there is that to write."""
+        """Refuse a run that is finished, unless its summary is still to be written."""
         if self._finished and (self.run_dir / "summary.json").exists():
             raise CurriqError(
                 f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
@@ -236,22 +236,22 @@ class Session:
         }
 
     def _stopped_by(self, error: ArithmeticError, step: int, logs: StepLog | None) -> CurriqError:
-        """Keep the log, and say from which checkpoint to go on and how."""
+        """The error of a step that met a number that is not finite; the log is kept."""
         if logs is not None:
             logs.flush()
         proposed = self.state.proposed
         windows = [] if proposed is None else proposed.windows.ids.tolist()
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         return CurriqError(
-            f"step {step} stopped: {error}. Its windows: {shown}. {self._way_out(error, step)}"
+            f"step {step} stopped: {error}. Its windows: {shown}. {self._how_to_continue(error, step)}"
         )
 
-    def _way_out(self, error: ArithmeticError, step: int) -> str:
-        """A step that fails before its update fails again from the checkpoint right before it, whatever
-        the learning rate: that checkpoint must not be the newest."""
+    def _how_to_continue(self, error: ArithmeticError, step: int) -> str:
+        """The end of the error's message: which checkpoint to continue from, with which setting changed."""
         if self._checkpointer is None:
-            return "Rank 0 says how to go on."
+            return "Rank 0 reports how to continue."
         if not isinstance(error, Diverged):
+            # It would fail again from the checkpoint right before it, whatever the learning rate.
             self._checkpointer.set_aside_from(step)
         standing = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
@@ -367,7 +367,7 @@ def digest(fingerprint: dict[str, str]) -> str:
 
 
 def _hardware(device: torch.device) -> str:
-    """Name of the accelerator or of the processor, as far as the system tells it."""
+    """Name of the accelerator or of the processor, as far as the system reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
