@@ -24,17 +24,18 @@ import torch
 from common import Vocabulary, as_it_comes, synchronise
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
-from curriq.lm.held_out import HeldOutReward, NoReward
+from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner
 from curriq.lm.load import load_language_model, pick_device
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
-from curriq.select import SoftQ, Uniform
-from curriq.softq.critic import NoCritic, TDCritic
+from curriq.select.base import NoCritic, Uniform
+from curriq.select.soft_q import SoftQ
+from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.train.loop import Components, LoopState, never, train_step
-from curriq.types import Candidates
+from curriq.train.loop import Components, LoopState, NoHeldOut, train_step
+from curriq.types import Offer, Windows
 
 SHAPES = {
     "tiny": {
@@ -67,8 +68,8 @@ ARMS = (HF, PLAIN, SINGLE, TWO, REWARD)
 class FixedProposer:
     """Offers the same windows at every step."""
 
-    def __init__(self, candidates: Candidates) -> None:
-        self.propose = lambda step: candidates
+    def __init__(self, offer: Offer) -> None:
+        self.propose = lambda step: offer
 
 
 def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
@@ -87,19 +88,15 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     optimizer = twice.optimizer = once.optimizer
     generators = Generators(0)
     tokens = torch.randint(shape["vocabulary"], (n, length), generator=generators("tokens"))
-    candidates = Candidates(
-        tokens=tokens,
-        window_ids=torch.arange(n),
-        source=torch.zeros(n, dtype=torch.long),
-        rows=torch.arange(n),
-    ).to(device)
+    windows = Windows(tokens=tokens, ids=torch.arange(n), source=torch.zeros(n, dtype=torch.long))
+    offer = Offer.of(windows).to(device)
 
     theirs = as_it_comes(lm)
 
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
         optimizer.zero_grad()
-        for batch in candidates.tokens.split(shape["micro_batch"]):
+        for batch in offer.windows.tokens.split(shape["micro_batch"]):
             with lm.autocast():
                 loss = theirs(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()
@@ -108,19 +105,19 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
 
     def loop(selector, critic, learner, held_out) -> Callable[[], None]:
         components = Components(
-            proposer=FixedProposer(candidates),
+            proposer=FixedProposer(offer),
             selector=selector,
             critic=critic,
             learner=learner,
             held_out=held_out,
-            resets=never,
+            theta_resets=lambda step: False,
             action_generator=generators("action"),
         )
         return partial(train_step, components, LoopState())
 
     reward = HeldOutReward(
         lm,
-        tokens,
+        windows,
         n // 2,
         generators("reward"),
         micro_batch=shape["micro_batch"],
@@ -131,9 +128,9 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     soft_q = partial(loop, SoftQ(critic, temperature), critic)
     return {
         HF: hugging_face,
-        PLAIN: loop(Uniform(), NoCritic(), once, NoReward()),
-        SINGLE: soft_q(once, NoReward()),
-        TWO: soft_q(twice, NoReward()),
+        PLAIN: loop(Uniform(), NoCritic(), once, NoHeldOut()),
+        SINGLE: soft_q(once, NoHeldOut()),
+        TWO: soft_q(twice, NoHeldOut()),
         REWARD: soft_q(once, reward),
     }
 
