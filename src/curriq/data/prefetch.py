@@ -252,9 +252,9 @@ def _open(
     guard: ContaminationFilter,
     fingerprint: dict,
 ) -> WindowStream:
-    from curriq.data.corpus import open_sources, open_stream
+    from curriq.data.corpus import open_stream
 
-    return open_stream(config, open_sources(config, tokenizer, guard), fingerprint)
+    return open_stream(config, tokenizer, guard, fingerprint)
 
 
 def _travels(error: Exception) -> bool:
