@@ -255,8 +255,9 @@ class TestReading:
         with pytest.raises(CurriqError, match=match):
             source.next_document()
 
-    def test_the_error_lists_the_columns(self, tmp_path: Path, extension: str) -> None:
-        source = opened(write(tmp_path / f"a{extension}", [{"body": "x", "messages": [1]}]))
+    @pytest.mark.parametrize("item", [1, {"from": "human", "value": "hi"}], ids=str)
+    def test_the_error_lists_the_columns(self, tmp_path: Path, extension: str, item: Any) -> None:
+        source = opened(write(tmp_path / f"a{extension}", [{"body": "x", "messages": [item]}]))
         with pytest.raises(CurriqError, match="text_field=COLUMN; columns: body, messages"):
             source.next_document()
 

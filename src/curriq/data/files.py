@@ -103,7 +103,8 @@ def _holds_text(field: Any) -> bool:
     from pyarrow import types
 
     if types.is_list(field.type) or types.is_large_list(field.type):
-        return types.is_struct(field.type.value_type)
+        item = field.type.value_type
+        return types.is_struct(item) and item.get_field_index("role") >= 0
     return types.is_string(field.type) or types.is_large_string(field.type)
 
 
