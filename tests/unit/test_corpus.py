@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from curriq.config import RunConfig, SourceConfig
+from curriq.data.contamination import SplitRule
 from curriq.data.corpus import Corpus, open_corpus, training_texts
 from curriq.data.documents import Document, document_key
-from curriq.data.split import SplitRule
 from curriq.data.stream import check_fingerprint
 from curriq.errors import CurriqError
 

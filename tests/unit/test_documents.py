@@ -52,7 +52,7 @@ class TestDocument:
         assert Document("a b c").key != Document("a b C").key
         assert len(Document("").key) == 16
 
-    def test_spoiled_copy_can_keep_the_key(self) -> None:
+    def test_corrupted_copy_can_keep_the_key(self) -> None:
         assert Document("c1ean", key=Document("clean").key).key == Document("clean").key
 
 

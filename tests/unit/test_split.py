@@ -1,4 +1,4 @@
-"""The split by document hash, near-duplicate search against brute force, and the guard of the stream."""
+"""The split by document hash, near-duplicate search against brute force, and the filter of the stream."""
 
 import itertools
 import re
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriq.config import DataConfig, SourceConfig
-from curriq.data.contamination import NearDuplicateIndex, shingles
+from curriq.data.contamination import ContaminationFilter, NearDuplicateIndex, SplitRule, shingles
 from curriq.data.documents import Document, MemorySource
-from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
+from curriq.data.split import build_held_out
 from curriq.errors import CurriqError
 
 VOCABULARY = [f"w{i}" for i in range(400)]
@@ -139,11 +139,11 @@ def test_documents_and_their_near_duplicates_are_on_one_side(tokenizer, share, t
     for document in documents:
         twins.setdefault(family_of(document), []).append(document)
     config = data_config(held_out_share=share, near_duplicate_threshold=threshold)
-    sets, guard = build_held_out(MemorySource("web", documents, 0), tokenizer, config)
+    sets, contamination = build_held_out(MemorySource("web", documents, 0), tokenizer, config)
     assert {name: len(getattr(sets, name)) for name in SIZES} == SIZES
 
     sides = {name: families(getattr(sets, name), tokenizer) for name in SIZES}
-    training = [document for document in documents if guard.allows(document, of_target=True)]
+    training = [document for document in documents if contamination.allows(document, of_target=True)]
     sides["train"] = {family_of(document) for document in training}
     assert sides["train"]
     assert all(SplitRule(share, SIZES).side(document) == "train" for document in training)
@@ -153,36 +153,37 @@ def test_documents_and_their_near_duplicates_are_on_one_side(tokenizer, share, t
             assert jaccard(first.text, second.text) < threshold
 
 
-def test_the_guard_holds_for_other_sources_and_leaves_them_their_own_documents(tokenizer):
+def test_the_filter_applies_to_other_sources_and_leaves_them_their_own_documents(tokenizer):
     documents = corpus()
-    sets, guard = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
+    sets, contamination = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
     used = families(torch.cat([sets.reward, sets.validation, sets.test]), tokenizer)
-    held_out = next(d for d in documents if not guard.allows(d) and family_of(d) in used)
+    held_out = next(d for d in documents if not contamination.allows(d) and family_of(d) in used)
     words = held_out.text.split()
-    assert not guard.allows(Document("  \n".join(words)))
-    assert not guard.allows(Document(" ".join([*words, "w1"]) if len(words) > 12 else " ".join(words)))
-    assert guard.allows(Document(" ".join(reversed(words))))
+    assert not contamination.allows(Document("  \n".join(words)))
+    similar = [*words, "w1"] if len(words) > 12 else words
+    assert not contamination.allows(Document(" ".join(similar)))
+    assert contamination.allows(Document(" ".join(reversed(words))))
 
     rule = SplitRule(0.5, SIZES)
     foreign = [Document(f"w1 w2 w3 w4 w5 w6 {i}") for i in range(40)]
-    assert all(guard.allows(document) for document in foreign)
-    allowed = [guard.allows(document, of_target=True) for document in foreign]
+    assert all(contamination.allows(document) for document in foreign)
+    allowed = [contamination.allows(document, of_target=True) for document in foreign]
     assert allowed == [rule.side(document) == "train" for document in foreign]
 
 
 def test_a_document_between_two_sets_is_left_out():
-    guard = ContaminationFilter(SplitRule(0.999999, SIZES), 0.3)
+    contamination = ContaminationFilter(SplitRule(0.999999, SIZES), 0.3)
     words = [f"x{i}" for i in range(30)]
     left, right, bridge = words[:16], words[14:], words
-    guard.add(Document(" ".join(left)), "reward")
-    guard.add(Document(" ".join(right)), "test")
-    assert guard.place(Document(" ".join(left[:-1]))) == "reward"
-    assert guard.place(Document(" ".join(right[:-1]))) == "test"
-    assert guard.place(Document(" ".join(bridge))) is None
-    assert not guard.allows(Document(" ".join(bridge)))
+    contamination.add(Document(" ".join(left)), "reward")
+    contamination.add(Document(" ".join(right)), "test")
+    assert contamination.place(Document(" ".join(left[:-1]))) == "reward"
+    assert contamination.place(Document(" ".join(right[:-1]))) == "test"
+    assert contamination.place(Document(" ".join(bridge))) is None
+    assert not contamination.allows(Document(" ".join(bridge)))
 
 
-def test_the_sets_do_not_depend_on_dirt_or_other_sources_and_are_disjoint(tokenizer):
+def test_the_sets_do_not_depend_on_other_sources_and_are_disjoint(tokenizer):
     documents = corpus()
     first, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
     more = (SourceConfig(name="web", path="unused"), SourceConfig(name="more", path="unused"))
@@ -212,14 +213,14 @@ def test_topic_coherent_sets_hold_whole_documents_apart(tokenizer):
     assert all(not (left & right) - twins for left, right in itertools.combinations(found, 2))
 
 
-def test_too_small_a_corpus_is_told_with_numbers_and_ways_out(tokenizer):
+def test_too_small_a_corpus_is_an_error_with_numbers_and_fixes(tokenizer):
     documents = corpus(documents=20)
     with pytest.raises(CurriqError) as caught:
         build_held_out(MemorySource("web", documents, 0), tokenizer, data_config(test_set_size=5000))
     message = str(caught.value)
     assert re.search(r"test 5000 \(available \d+\)", message)
-    for way_out in ("--test-set-size", "--reward-set-size", "--held-out-share = 0.5", "--window", "'web'"):
-        assert way_out in message
+    for fix in ("--test-set-size", "--reward-set-size", "--held-out-share = 0.5", "--window", "'web'"):
+        assert fix in message
 
 
 def test_a_huge_target_is_read_no_further_than_needed(tokenizer):

@@ -126,7 +126,7 @@ class TestCache:
         assert len(list(cache.iterdir())) == 4
 
     @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"{}"])
-    def test_damaged_one_is_made_anew(
+    def test_damaged_one_is_made_again(
         self, tokenizer: PreTrainedTokenizerBase, cache: Path, damage: bytes
     ) -> None:
         (path,) = cache.glob("*/tokenizer.json")
@@ -207,7 +207,7 @@ class TestLoading:
             assert encode(loaded, TEXTS + HARD) == encode(tokenizer, TEXTS + HARD)
             assert eos_id(loaded) == 0
 
-    def test_other_tokens_than_a_pretrained_models_own_are_said_aloud(
+    def test_other_tokens_than_a_pretrained_models_own_are_reported(
         self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         for folder in ("model", "copy"):

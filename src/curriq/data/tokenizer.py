@@ -24,18 +24,16 @@ EOS = "<|endoftext|>"
 FORMAT = 1
 """Goes up when training changes, so that tokenizers of an older version are not taken from the cache."""
 
-Sample = Callable[[], Iterable[str]]
-
 
 def load_tokenizer(
-    config: TokenizerConfig, lm: LMConfig, sample: Sample
+    config: TokenizerConfig, lm: LMConfig, sample: Callable[[], Iterable[str]]
 ) -> "transformers.PreTrainedTokenizerBase":
     """The tokenizer that the configuration asks for; it always has an EOS token.
 
     Args:
         config: `train`, a folder, a hub name, or `auto`.
         lm: the model, whose own tokenizer `auto` takes unless it is trained from scratch.
-        sample: gives the texts to train on; called only when a tokenizer is trained.
+        sample: returns the texts to train on; called only when a tokenizer is trained.
 
     Raises:
         CurriqError: the tokenizer cannot be read, has no EOS token, or there is no text to train on.
@@ -69,14 +67,12 @@ def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
 
 
 def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, whole and without special tokens.
-
-    The name of a special token inside a text is text like any other, so that no document can contain EOS.
-    """
+    """Token ids of each text, whole and without special tokens. A special token's name inside a text is
+    ordinary text, so no document can contain EOS."""
     if not tokenizer.is_fast:
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         return [tokenizer(text, **options)["input_ids"] for text in texts]
-    # The library below skips offsets and masks, and has no warning about texts over the model's context.
+    # `tokenizers` itself skips offsets and masks, and does not warn about texts over the model's context.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -100,33 +96,35 @@ def train_tokenizer(
 ) -> "transformers.PreTrainedTokenizerBase":
     """A byte-level BPE trained on the first `sample_bytes` bytes of the texts, or the cached one.
 
-    Any text can be encoded and comes back unchanged, because all 256 bytes are in the vocabulary. The
-    vocabulary is smaller than `vocab_size` when the sample has too few pairs to merge. EOS serves as
-    the token for begin, padding and unknown too.
+    All 256 bytes are in the vocabulary, so any text can be encoded and decoded unchanged. The vocabulary is
+    smaller than `vocab_size` when the sample has too few pairs to merge. EOS is also the token for begin,
+    padding and unknown.
 
     Raises:
         CurriqError: there is no text.
     """
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     texts = list(first_bytes(texts, sample_bytes))
     if not texts:
         raise CurriqError(
-            "--tokenizer train: there is no text to train on: the clean sources (corruption=none) are empty, or "
-            "each of their documents is held out. Give them more text, cut a .txt file into more documents "
-            "(documents=paragraph), or give a folder or hub name with --tokenizer."
+            "--tokenizer train: there is no text to train on: the clean sources (corruption=none) are empty, "
+            "or each of their documents is held out. Give them more text, cut a .txt file into more "
+            "documents (documents=paragraph), or give a folder or hub name with --tokenizer."
         )
     path = cache_dir() / "tokenizers" / short_hash(str(FORMAT), str(vocab_size), *texts) / "tokenizer.json"
     try:
-        return _wrap(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        trained = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception:  # not cached, not readable or damaged (the library raises bare Exception)
         trained = _train_bpe(texts, vocab_size)
         write_cached(path, trained.to_str().encode())
-        return _wrap(trained)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), EOS)
+    return PreTrainedTokenizerFast(tokenizer_object=trained, **special)
 
 
 def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """The texts up to `limit` bytes of UTF-8 altogether; the last one is cut, never inside a character."""
+    """The texts up to `limit` bytes of UTF-8 in total; the last one is cut, never inside a character."""
     for text in texts:
         content = text.encode()
         if len(content) >= limit:
@@ -154,16 +152,8 @@ def _train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
-def _wrap(tokenizer: "tokenizers.Tokenizer") -> "transformers.PreTrainedTokenizerBase":
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS, unk_token=EOS
-    )
-
-
 def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: str, model: str) -> None:
-    """Warn when a pretrained model is given other tokens than those its embeddings stand for."""
+    """Warn when a pretrained model gets other tokens than its embeddings represent."""
     try:
         own = _from_pretrained(model)
     except CurriqError:
@@ -171,7 +161,7 @@ def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: s
     if own.get_vocab() != tokenizer.get_vocab():
         _log.warning(
             f"--tokenizer {name}: its tokens are not those of the pretrained --model {model}, so the model's "
-            "embeddings stand for other text. Take its own with --tokenizer auto, or start from scratch: "
+            "embeddings represent other text. Use its own with --tokenizer auto, or start from scratch: "
             f"--model random:{model}."
         )
 
@@ -182,20 +172,20 @@ def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "~", os.sep)):
         name, kind = str(folder), "folder"
-        way_out = "It must be a folder with tokenizer.json, or with vocab.json and merges.txt."
+        fix = "It must be a folder with tokenizer.json, or with vocab.json and merges.txt."
     else:
         kind = "hub name"
-        way_out = (
-            "Check the name and the connection; with HF_HUB_OFFLINE set, only what is already in the hub's "
-            "cache can be read. A local folder with tokenizer.json will do as well."
+        fix = (
+            "Check the name and the connection; with HF_HUB_OFFLINE set, only the hub's cache can be read. A "
+            "local folder with tokenizer.json works too."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the library says about damaged files, unknown names, no network
         raise CurriqError(
-            f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {way_out} "
+            f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {fix} "
             "Or train one: --tokenizer train."
         ) from error
     if tokenizer is None or not ordinary_ids(tokenizer).size:
-        raise CurriqError(f"the tokenizer of the {kind} {name!r} has an empty vocabulary. {way_out}")
+        raise CurriqError(f"the tokenizer of the {kind} {name!r} has an empty vocabulary. {fix}")
     return tokenizer

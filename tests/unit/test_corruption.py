@@ -1,4 +1,4 @@
-"""Dirt: what each kind changes and what it keeps, how much, and that it repeats exactly."""
+"""Corruptions: what each changes and what it keeps, how much, and that it repeats exactly."""
 
 from collections import Counter
 
@@ -45,17 +45,17 @@ class TestOcr:
         assert 0.06 < np.mean(rates) < 0.12  # a pair that is taken for one character counts as two edits
 
     def test_every_kind_of_error_occurs(self) -> None:
-        dirty = corrupt_text("ocr", TEXT * 10, rng())
+        noisy = corrupt_text("ocr", TEXT * 10, rng())
         for clean_word, read_as in (("modern", "modem"), ("will", "wi1l"), ("The", "Thc"), ("O,", "0,")):
             assert clean_word in TEXT
-            assert read_as in dirty
-        assert dirty.count("-\n") > 10  # words broken by a line break
-        assert dirty.count(" ") < (TEXT * 10).count(" ")  # lost spaces
-        assert set(dirty) - set(TEXT) >= set("~^|*`")  # stray marks
+            assert read_as in noisy
+        assert noisy.count("-\n") > 10  # words broken by a line break
+        assert noisy.count(" ") < (TEXT * 10).count(" ")  # lost spaces
+        assert set(noisy) - set(TEXT) >= set("~^|*`")  # stray marks
 
     def test_keeps_most_words(self) -> None:
-        clean, dirty = TEXT.split(), corrupt_text("ocr", TEXT, rng()).split()
-        kept = sum((Counter(clean) & Counter(dirty)).values())
+        clean, noisy = TEXT.split(), corrupt_text("ocr", TEXT, rng()).split()
+        kept = sum((Counter(clean) & Counter(noisy)).values())
         assert 0.4 < kept / len(clean) < 0.85
 
     @pytest.mark.parametrize("text", ["", "a", "rn", " ", "学習", "\n\n", "😀" * 50])
@@ -65,8 +65,8 @@ class TestOcr:
 
     def test_untouched_text_is_kept_in_order(self) -> None:
         digits = "23568" * 200  # characters that nothing is mistaken for
-        dirty = corrupt_text("ocr", digits, rng())
-        assert "".join(c for c in dirty if c.isdigit()) == digits
+        noisy = corrupt_text("ocr", digits, rng())
+        assert "".join(c for c in noisy if c.isdigit()) == digits
 
 
 class TestTokens:
@@ -108,7 +108,7 @@ ACTS_ON = {
 
 
 @pytest.mark.parametrize("name", ACTS_ON)
-def test_each_dirt_leaves_alone_what_is_not_its_own(name: CorruptionName) -> None:
+def test_each_corruption_acts_in_its_own_place_only(name: CorruptionName) -> None:
     ids = list(range(100))
     source = MemorySource("mine", [Document(str(i)) for i in range(20)], seed=0)
     changed = {
@@ -126,7 +126,7 @@ def test_randomness_of_a_document_follows_from_its_place_alone() -> None:
     draws = [tuple(document_rng(*place).integers(1 << 30, size=4).tolist()) for place in places]
     assert len(set(draws)) == len(places)
     assert draws == [tuple(document_rng(*place).integers(1 << 30, size=4).tolist()) for place in places]
-    # What counts is the key: the copy in other white space is spoiled in the same way.
+    # What counts is the key: a copy in other white space has the same noise.
     again = document_rng(0, "a", Document(" some\ntext "), 0)
     assert tuple(again.integers(1 << 30, size=4).tolist()) == draws[0]
 
