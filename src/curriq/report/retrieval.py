@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Explorer, Section, Series
-from curriq.report.lines import Lines, line_charts, other_charts
+from curriq.report.chart import Block, Chart, Explorer, Section
+from curriq.report.lines import Lines, line_charts, other_charts, time_stack
 from curriq.report.queries import query_content
 from curriq.report.runlog import RunLog
 
@@ -105,7 +105,6 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     names = [name for name in run.columns.names() if name.startswith(RETRIEVAL)]
     if not names:
         return None
-    placed = {metric for lines in LINES for metric in lines.metrics}
     levels = {
         "no gain": 0.0,
         "no advantage": 0.0,
@@ -115,7 +114,7 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     blocks: list[Block] = [
         *line_charts(run, LINES, levels),
         _time_chart(run),
-        *other_charts(run, [name for name in names if name not in placed]),
+        *other_charts(run, names, LINES),
     ]
     content = query_content(run, shown)
     searched = "langevin/tokens_changed" in run.columns
@@ -126,8 +125,9 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
             "The run has no table of queries yet: it is written with each checkpoint, unless "
             "--no-log-candidates is set."
         )
-    title = "What did Langevin-RAG ask for?"
-    return Section(id="retrieval", title=title, answer=_answer(run, searched), blocks=blocks)
+    return Section(
+        id="retrieval", title="What did Langevin-RAG ask for?", answer=_answer(run, searched), blocks=blocks
+    )
 
 
 def _answer(run: RunLog, searched: bool) -> str:
@@ -178,23 +178,13 @@ def _explained(run: RunLog, steps: list[int]) -> str:
 
 def _time_chart(run: RunLog) -> Chart:
     """Seconds of `time/propose` by phase."""
-    whole = run.columns.full("time/propose")
-    steps = run.columns.full("step").astype(int)
     parts = {
         name.removeprefix("time/"): np.nan_to_num(run.columns.full(name))
         for name in PHASES
         if name in run.columns
     }
-    rest = np.maximum(np.nan_to_num(whole) - sum(parts.values(), np.zeros(len(whole))), 0)
-    series = []
-    for label, values in {**parts, "diagnostics and the rest": rest}.items() if parts else ():
-        x, mean = run.thin_steps(values, steps)
-        series.append(Series(label=label, x=x, y=mean))
-    return Chart(
-        id="rag-time",
-        title="Time of proposing, by phase",
-        y="seconds per step",
-        series=series,
-        kind="stack",
-        note="Ingest reads and encodes fresh windows; retrieve encodes the queries and draws.",
-    )
+    if parts:
+        rest = np.nan_to_num(run.columns.full("time/propose")) - sum(parts.values())
+        parts["diagnostics and the rest"] = np.maximum(rest, 0)
+    note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
+    return time_stack(run, "rag-time", "Time of proposing, by phase", parts, note)

@@ -4,23 +4,19 @@ import math
 
 import numpy as np
 
-from curriq.report.chart import Chart, Series, Table
-from curriq.report.runlog import RunLog, read_json
+from curriq.report.chart import Chart, Series, Table, fixed
+from curriq.report.runlog import RunLog
+from curriq.runlog.read import read_document
 
 PREFIX = "task/"
-NUMBERS = ("value", "stderr", "chance_level")
 Z = 1.96
 """Standard errors on either side of a 95 % interval."""
 
 
 def task_charts(runs: list[RunLog]) -> list[Chart]:
     """One chart per task and measure that any of the runs has logged."""
-    measured: dict[str, None] = {}
-    for run in runs:
-        for name in run.columns.names():
-            if name.startswith(PREFIX) and not name.endswith(("/stderr", "/chance_level")):
-                measured.setdefault(name)
-    return [_chart(name, runs) for name in measured]
+    names = dict.fromkeys(name for run in runs for name in run.columns.names() if name.startswith(PREFIX))
+    return [_chart(name, runs) for name in names if not name.endswith(("/stderr", "/chance_level"))]
 
 
 def evaluated(runs: list[RunLog]) -> list[Table]:
@@ -28,23 +24,20 @@ def evaluated(runs: list[RunLog]) -> list[Table]:
     scores, sources = [], []
     for run in runs:
         for path in sorted((run.folder / "eval").glob("*.json")):
-            result = read_json(path)
+            result = read_document(path)
             for score in result.get("tasks", ()):
-                shown = [f"{score[key]:.4f}" if score[key] is not None else "–" for key in NUMBERS]
-                scores.append([run.label, path.stem, score["task"], score["measure"], *shown])
+                values = [fixed(score[name], ".4f") for name in ("value", "stderr", "chance_level")]
+                scores.append([run.label, path.stem, score["task"], score["measure"], *values])
             for name, found in result.get("sources", {}).get("losses", {}).items():
-                loss = found["loss"]
-                numbers = [f"{loss:.4f}", f"{math.exp(min(loss, 700.0)):.2f}", f"{found['windows']:,}"]
-                sources.append([run.label, path.stem, name, *numbers])
-    tables = []
-    if scores:
-        header = ["run", "checkpoint", "task", "measure", "score", "standard error", "chance"]
-        tables.append(Table(title="Evaluated checkpoints", header=header, rows=scores))
-    if sources:
-        header = ["run", "checkpoint", "source", "loss", "perplexity", "windows"]
-        note = "On the windows that the stream would have offered next."
-        tables.append(Table(title="Perplexity by source", header=header, rows=sources, note=note))
-    return tables
+                loss, perplexity = found["loss"], math.exp(min(found["loss"], 700.0))
+                values = [f"{loss:.4f}", f"{perplexity:.2f}", f"{found['windows']:,}"]
+                sources.append([run.label, path.stem, name, *values])
+    header = ["run", "checkpoint", "task", "measure", "score", "standard error", "chance level"]
+    tables = [Table(title="Evaluated checkpoints", header=header, rows=scores)]
+    header = ["run", "checkpoint", "source", "loss", "perplexity", "windows"]
+    note = "On the windows that the stream would have offered next."
+    tables.append(Table(title="Perplexity by source", header=header, rows=sources, note=note))
+    return [table for table in tables if table.rows]
 
 
 def _chart(name: str, runs: list[RunLog]) -> Chart:
@@ -55,27 +48,17 @@ def _chart(name: str, runs: list[RunLog]) -> Chart:
     task, _, measure = name.removeprefix(PREFIX).rpartition("/")
     series = []
     for index, run in enumerate(runs):
-        where, values = run.columns.raw(name)
-        if not len(values):
-            continue
-        error = run.columns.full(f"{name}/stderr")[where]
-        series.append(
-            Series(
-                label=run.label,
-                x=run.columns.at(where),
-                y=values,
-                low=values - Z * np.nan_to_num(error),
-                high=values + Z * np.nan_to_num(error),
-                style=index,
-                dots=True,
-            )
-        )
+        rows, y = run.columns.raw(name)
+        if len(y):
+            error = Z * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
+            x, low, high = run.columns.at(rows), y - error, y + error
+            series.append(Series(label=run.label, x=x, y=y, low=low, high=high, style=index, dots=True))
     chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance_level")) is not None]
     return Chart(
         id="task-" + name.removeprefix(PREFIX).replace("/", "-"),
         title=task,
         y=measure.replace("_", " "),
         series=series,
-        levels=[(chances[0], "chance")] if chances else [],
+        levels=[(chance, "chance level") for chance in chances[:1]],
         note="The band is 1.96 standard errors on either side.",
     )

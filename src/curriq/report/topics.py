@@ -67,7 +67,7 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i] > 0]
     place = np.full(len(centres), -1)
     place[order] = np.arange(len(order))
-    nearest = [int(np.argmax(np.where(labels == i, vectors @ centres[i], -np.inf))) for i in order]
+    nearest = [int(np.argmax(np.where(labels == i, (vectors @ centres[i]).round(9), -np.inf))) for i in order]
     labels = place[labels]
     return Topics(_names(counts, words, labels, len(order)), labels, nearest)
 
@@ -101,7 +101,8 @@ def _tfidf(counts: csr_matrix) -> np.ndarray:
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     weighted = csr_matrix(weighted.multiply(1 / np.maximum(norms, 1e-12)[:, None]))
     dimensions = min(DIMENSIONS, min(weighted.shape) - 1)
-    left, scale, _ = svds(weighted, k=dimensions, v0=np.ones(min(weighted.shape)))
+    # With `v0` scipy restarts from entropy of the system; with `rng` equal texts give equal topics.
+    left, scale, _ = svds(weighted, k=dimensions, rng=np.random.default_rng(0))
     vectors = left * scale
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

@@ -1,4 +1,4 @@
-"""`curriq watch`: the report of a run that goes on, on this machine only and read-only."""
+"""`curriq watch`: the report of a run in progress, on this machine only and read-only."""
 
 import argparse
 import html
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from curriq.errors import CurriqError
-from curriq.report.command import build
+from curriq.report.command import build, parse_runs
 
 HOST = "127.0.0.1"
 READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
@@ -109,7 +109,7 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
                 self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Requests are no news."""
+            """Silence per-request logging."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)
@@ -123,14 +123,12 @@ def main(arguments: Sequence[str]) -> int:
     """The command; serves until Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="curriq watch",
-        description="Serve the report of a run that goes on, refreshing, to browsers on this machine only. "
+        description="Serve the report of a run in progress, refreshing, to browsers on this machine only. "
         "Over ssh, forward the port: ssh -L 8642:localhost:8642 HOST.",
     )
-    parser.add_argument("RUN", type=Path, nargs="+", help="folder of a run, or of a comparison")
     parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
-    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
-    options = parser.parse_args(list(arguments))
+    options = parse_runs(parser, arguments)
     if not options.every >= 1:
         raise CurriqError(f"--every {options.every}: give at least 1 second.")
     if not 0 <= options.port <= 65535:
