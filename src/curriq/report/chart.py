@@ -13,7 +13,7 @@ DIGITS = 5
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Series:
     """One line, or one layer of a stack.
 
@@ -37,7 +37,7 @@ class Series:
     dots: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chart:
     """One picture.
 
@@ -82,7 +82,7 @@ class Interval:
     style: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Forest:
     """Point estimates with their intervals beside a line of no change."""
 
@@ -94,7 +94,7 @@ class Forest:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
     """Rows of text; a column of numbers, dashes and intervals is aligned to the right."""
 
@@ -104,7 +104,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Code:
     """Text as it stands in a file, or a command."""
 
@@ -125,7 +125,7 @@ Block = Chart | Forest | Table | Code | Explorer | str
 """A string is a paragraph."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
     """One question of the report and what answers it.
 

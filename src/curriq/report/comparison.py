@@ -112,31 +112,27 @@ class Stream:
             }
             losses = np.array([curve["validation_loss"] for curve in curves])  # [seeds, evaluations]
             mean, low, high = losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)
-            series.append(Series(label=name, x=x, y=mean, low=low, high=high, style=index))
+            series.append(Series(name, x, mean, low=low, high=high, style=index))
             if name == self.baseline:
                 levels.append((float(mean[-1]), f"final loss of {name}"))
         seeds = max(map(_finished, self.arms.values()))
         plural = "s" if seeds != 1 else ""
         return Chart(
-            id=f"curves-{self.name}",
-            title=f"Held-out loss, mean and range of {seeds} seed{plural}{self.suffix}",
-            y="validation loss, nats per token",
-            series=series,
+            f"curves-{self.name}",
+            f"Held-out loss, mean and range of {seeds} seed{plural}{self.suffix}",
+            "validation loss, nats per token",
+            series,
             levels=levels,
         )
 
     def differences(self) -> Forest:
         """Test loss against the baseline."""
-        rows = [
-            _interval(name, index, difference, difference["verdict"])
-            for index, (name, arm) in enumerate(self.arms.items())
-            if (difference := arm["difference"]) is not None
-        ]
+        found = {name: arm["difference"] for name, arm in self.arms.items() if arm["difference"] is not None}
         return Forest(
-            id=f"difference-{self.name}",
-            title=f"Test loss against {self.baseline}{self.suffix}",
-            x="difference, nats per token (less is better)",
-            rows=rows,
+            f"difference-{self.name}",
+            f"Test loss against {self.baseline}{self.suffix}",
+            "difference, nats per token (less is better)",
+            [self._interval(name, difference, difference["verdict"]) for name, difference in found.items()],
             neutral=0.0,
             note="Mean of the paired differences with its 95 % interval.",
         )
@@ -148,23 +144,27 @@ class Stream:
         return [self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects]
 
     def _ratio(self, axis: str) -> Forest:
-        rows = []
-        for index, (name, arm) in enumerate(self.arms.items()):
-            ratio = arm["to_target"][axis.lower()]
-            if ratio is not None and name != self.baseline:
-                note = f"{'> ' * bool(ratio['censored'])}{ratio['mean']:.2f}×"
-                rows.append(_interval(name, index, ratio, note))
+        costs = {name: arm["to_target"][axis.lower()] for name, arm in self.arms.items()}
         label = AXIS_LABELS[axis]
         read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
         return Forest(
-            id=f"ratio-{axis.lower()}-{self.name}",
-            title=f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
-            x=f"over what {self.baseline} needed (less is better)",
-            rows=rows,
+            f"ratio-{axis.lower()}-{self.name}",
+            f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
+            f"over what {self.baseline} needed (less is better)",
+            [
+                self._interval(name, cost, f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×")
+                for name, cost in costs.items()
+                if cost is not None and name != self.baseline
+            ],
             neutral=1.0,
-            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where some "
-            f"seed never got there.{read}",
+            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a seed "
+            f"never got there.{read}",
         )
+
+    def _interval(self, name: str, summary: Json, note: str) -> Interval:
+        bounds = {bound: summary[bound] for bound in ("mean", "low", "high")}
+        style = list(self.arms).index(name)
+        return Interval(label=name, note=note, censored=bool(summary.get("censored")), style=style, **bounds)
 
     def loss_table(self) -> Table:
         """Final test loss of each arm in nats per token, and the verdict on it."""
@@ -177,10 +177,10 @@ class Stream:
             change, interval = fixed(difference["mean"], "+.4f"), _bounds(difference, "+.4f") or "–"
             rows.append([*row, change, interval, f"{difference['p']:.3f}", verdict(difference)])
         return Table(
-            title=f"Test loss, mean of the seeds, and change against {self.baseline}{self.suffix}",
-            header=["arm", "seeds", "loss", "change", "95 % interval", "p", "verdict"],
-            rows=rows,
-            note="Paired by seed, exact sign-flip test; docs/compare.md says how to read it.",
+            f"Test loss, mean of the seeds, and change against {self.baseline}{self.suffix}",
+            ["arm", "seeds", "loss", "change", "95 % interval", "p", "verdict"],
+            rows,
+            "Paired by seed, exact sign-flip test; docs/compare.md says how to read it.",
         )
 
     def cost_table(self) -> Table:
@@ -194,9 +194,9 @@ class Stream:
             seeds = "–" if windows is None else f"{windows['seeds'] - windows['censored']}/{windows['seeds']}"
             rows.append([name, *(_ratio(costs[axis.lower()]) for axis in axes), seeds])
         return Table(
-            title=f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}",
-            header=["arm", *axes, "reached"],
-            rows=rows,
+            f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}",
+            ["arm", *axes, "reached"],
+            rows,
         )
 
 
@@ -208,18 +208,6 @@ def verdict(difference: Json) -> str:
 
 def _finished(arm: Json) -> int:
     return sum(run["finished"] for run in arm["runs"])
-
-
-def _interval(name: str, style: int, summary: Json, note: str) -> Interval:
-    return Interval(
-        label=name,
-        mean=summary["mean"],
-        low=summary["low"],
-        high=summary["high"],
-        censored=bool(summary.get("censored")),
-        note=note,
-        style=style,
-    )
 
 
 def _ratio(summary: Json | None) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -52,6 +51,15 @@ class Shares:
         """Share offered and share of the weight of each group, over the whole run."""
         return [kind.ravel().tolist() for kind in self.in_buckets(1)[1:]]
 
+    def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
+        """Share of the weight of each group over the run, or its ratio to the share offered."""
+        rows, offered, values = self.in_buckets(MOST_POINTS)
+        if over_offered:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values = np.where(offered > 0, values / offered, np.nan)
+        x = run.columns.at(rows)
+        return [Series(name, x, y) for name, y in zip(self.names, values.T, strict=True)]
+
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
@@ -59,29 +67,27 @@ def learned_from(run: RunLog) -> Section:
     marks, staged = _stages(run, sources)
     also = " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
     note = f"Above 1 the source was selected more than it was offered.{also}"
+    totals, more = sources.totals(), _read_and_accepted(run)
+    shares = sources.lines(run, over_offered=False)
+    title, y = "Share of weight by source", "share of weight"
     blocks: list[Block] = [
-        _preference(run, sources, marks, "preference", "Preference for each source", note),
-        _share_chart(run, sources, marks),
-        share_table(
-            "Sources over the whole run", "source", run.sources, *sources.totals(), _read_and_accepted(run)
-        ),
-        *_topics(run, marks),
-        _loss_chart(run, marks),
-        *_measure_charts(run, marks),
-        _source_losses(run, marks),
+        _preference(run, sources, "preference", "Preference for each source", note),
+        Chart("weight-share", title, y, shares, kind="stack"),
+        share_table("Sources over the whole run", "source", run.sources, *totals, more),
+        *_topics(run),
+        *_loss_charts(run),
     ]
+    blocks = [dataclasses.replace(b, marks=marks) if isinstance(b, Chart) else b for b in blocks]
+    what = "Topics, difficulty, length and repetition"
     if not run.kept:
         blocks.append(
-            "The run kept no windows (--log-windows-mb 0, or an older version), so topics, difficulty, length "
-            "and repetition are unknown."
+            f"{what} are unknown: the run kept no windows (--log-windows-mb 0, or an older version)."
         )
     elif run.kept > len(run.windows):
-        blocks.append(
-            f"Topics, difficulty, length and repetition are measured on {len(run.windows):,} of the "
-            f"{run.kept:,} windows that were kept, drawn evenly."
-        )
+        some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
+        blocks.append(f"{what} are measured on {some}, drawn evenly.")
     title = "What did it learn from, and when?"
-    return Section(id="learned", title=title, answer=f"{_answer(run, sources)} {staged}", blocks=blocks)
+    return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
 
 
 def _answer(run: RunLog, sources: Shares) -> str:
@@ -94,12 +100,12 @@ def _answer(run: RunLog, sources: Shares) -> str:
         return verdict(selector, weight, offered)
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
-    times = f"{{}} {most} {ratios[most]:.2f} times its share of the windows {{}}, {least} {ratios[least]:.2f} times"
-    if run.accepted is None:
-        return f"{times.format('It gave', 'offered')} (divergence {moved:.3f} nats)."
+    filtered = run.accepted is not None
+    start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. " if filtered else ""
+    gave, what = ("Acceptance gave", "read") if filtered else ("It gave", "offered")
     return (
-        f"{run.accepted:.0%} of the windows read were accepted, the others rejected. "
-        f"{times.format('Acceptance gave', 'read')} (divergence {moved:.3f} nats)."
+        f"{start}{gave} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
+        f"{ratios[least]:.2f} times (divergence {moved:.3f} nats)."
     )
 
 
@@ -108,31 +114,27 @@ def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
     if not sources.names or run.columns.rows < 16:
         return [], "The run is too short to speak of stages."
     found = change_points(sources.weight - sources.offered)
+    test = "(block permutation test, α = 0.01)"
     if not found:
-        return [], "Its preferences show no change point: one stage (block permutation test, α = 0.01)."
+        return [], f"Its preferences show no change point: one stage {test}."
     marks = [
         ({axis: float(x[0]) for axis, x in run.columns.at(np.array([row])).items()}, f"stage {number}")
         for number, row in enumerate(found, 2)
     ]
-    steps = ", ".join(f"{at['step']:.0f}" for at, _ in marks)
-    plural = "s" if len(marks) > 1 else ""
-    return marks, (
-        f"Its preferences changed at step{plural} {steps}: {len(marks) + 1} stages (block permutation test, "
-        "α = 0.01)."
-    )
+    steps = ("steps " if len(marks) > 1 else "step ") + ", ".join(f"{at['step']:.0f}" for at, _ in marks)
+    return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
 
 
 def _source_shares(run: RunLog) -> Shares:
-    rows = np.arange(run.columns.rows)
+    shape = len(run.sources), run.columns.rows
     offered, weight = (
-        np.array([np.nan_to_num(run.columns.full(f"select/{kind}_share/{name}")) for name in run.sources])
+        np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
         for kind in ("offered", "weight")
     )
-    shape = len(run.sources), len(rows)
-    return Shares(run.sources, rows, offered.reshape(shape).T, weight.reshape(shape).T)
+    return Shares(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
 
 
-def _topics(run: RunLog, marks: Marks) -> list[Block]:
+def _topics(run: RunLog) -> list[Block]:
     counts = [run.selection.per_step.get(f"{kind}/topic") for kind in ("offered", "selected")]
     if run.topics is None or counts[0] is None or counts[1] is None:
         return []
@@ -141,37 +143,14 @@ def _topics(run: RunLog, marks: Marks) -> list[Block]:
     texts = run.windows.texts(np.array(run.topics.nearest), special=False)
     typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
     return [
-        _preference(run, shares, marks, "topics", "Preference for each topic", note),
+        _preference(run, shares, "topics", "Preference for each topic", note),
         share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
     ]
 
 
-def _preference(run: RunLog, shares: Shares, marks: Marks, id: str, title: str, note: str) -> Chart:
-    rows, offered, weight = shares.in_buckets(MOST_POINTS)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = np.where(offered > 0, weight / offered, np.nan)
-    return Chart(
-        id=id,
-        title=title,
-        y="share of weight ÷ share offered",
-        series=_columns(run, shares, rows, ratios),
-        levels=[(1.0, "as offered")],
-        marks=marks,
-        note=note,
-    )
-
-
-def _share_chart(run: RunLog, sources: Shares, marks: Marks) -> Chart:
-    rows, _, weight = sources.in_buckets(MOST_POINTS)
-    series = _columns(run, sources, rows, weight)
-    title, y = "Share of weight by source", "share of weight"
-    return Chart(id="weight-share", title=title, y=y, series=series, kind="stack", marks=marks)
-
-
-def _columns(run: RunLog, shares: Shares, rows: np.ndarray, values: np.ndarray) -> list[Series]:
-    """One line per column of values [rows, groups]."""
-    x = run.columns.at(rows)
-    return [Series(label=name, x=x, y=y) for name, y in zip(shares.names, values.T, strict=True)]
+def _preference(run: RunLog, shares: Shares, id: str, title: str, note: str) -> Chart:
+    y, series = "share of weight ÷ share offered", shares.lines(run, over_offered=True)
+    return Chart(id, title, y, series, levels=[(1.0, "as offered")], note=note)
 
 
 def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
@@ -179,60 +158,45 @@ def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
     if run.accepted is None:
         return {}
 
-    def total(kind: str, windows: Any) -> list[str]:
-        counts = (
-            np.nansum(run.columns.full(f"select/{kind}_share/{name}") * windows) for name in run.sources
-        )
-        return [f"{count:,.0f}" for count in counts]
+    def total(kind: str, windows: np.ndarray | float) -> list[str]:
+        shares = (run.columns.full(f"select/{kind}_share/{name}") for name in run.sources)
+        return [f"{np.nansum(share * windows):,.0f}" for share in shares]
 
     n = float(run.setting("train", "num_candidates", 0))
     return {"read": total("offered", run.columns.full("data/windows_read")), "accepted": total("weight", n)}
 
 
-def _loss_chart(run: RunLog, marks: Marks) -> Chart:
-    series = metric_line(run, "train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
-    title, note = (
-        "Loss of the windows accepted",
-        "Rejected windows were not forwarded: their loss is unknown.",
-    )
+def _loss_charts(run: RunLog) -> list[Chart]:
+    """Losses and measures of the windows selected against those offered, and the perplexity of each source."""
+    rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
+
+    def lines(names: Iterable[tuple[str, str, int]]) -> list[Series]:
+        """Those of (label, name in `run.selection.per_step`, style) that the run has."""
+        return [
+            value_line(run, label, found[name], rows, MOST_POINTS, style=style)
+            for label, name, style in names
+            if name in found
+        ]
+
+    loss = metric_line(run, "train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
+    title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
     if run.accepted is None:
         title, note = "Loss: selected against offered", ""
-        series += metric_line(run, "train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
-    return Chart(id="loss", title=title, y="nats per token", series=series, marks=marks, note=note)
-
-
-def _step_lines(run: RunLog, names: Iterable[tuple[str, str, int]]) -> list[Series]:
-    """Those of (label, name in `run.selection.per_step`, style) that the run has."""
-    rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
-    return [
-        value_line(run, label, found[name], rows, MOST_POINTS, style=style)
-        for label, name, style in names
-        if name in found
-    ]
-
-
-def _measure_charts(run: RunLog, marks: Marks) -> list[Chart]:
-    return [
+        loss += metric_line(run, "train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
+    charts = [Chart("loss", title, "nats per token", loss, note=note)]
+    for name, (title, unit) in MEASURES.items():
+        series = lines([("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0)])
+        charts.append(Chart(name, f"{title}: selected against offered", unit, series))
+    losses = lines([(name, f"loss/{name}", index) for index, name in enumerate(run.sources)])
+    charts.append(
         Chart(
-            id=name,
-            title=f"{title}: selected against offered",
-            y=unit,
-            series=_step_lines(run, [("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0)]),
-            marks=marks,
+            "source-perplexity",
+            "Perplexity by source, before training on it",
+            "perplexity per token",
+            [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses],
+            log=True,
+            note="Of the windows that were forwarded, measured before the update: in the first epoch all of "
+            "them are new to the model.",
         )
-        for name, (title, unit) in MEASURES.items()
-    ]
-
-
-def _source_losses(run: RunLog, marks: Marks) -> Chart:
-    losses = _step_lines(run, [(name, f"loss/{name}", index) for index, name in enumerate(run.sources)])
-    return Chart(
-        id="source-perplexity",
-        title="Perplexity by source, before training on it",
-        y="perplexity per token",
-        series=[dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses],
-        marks=marks,
-        log=True,
-        note="Of the windows that were forwarded, measured before the update: in the first epoch all of them "
-        "are new to the model.",
     )
+    return charts

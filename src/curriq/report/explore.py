@@ -19,7 +19,7 @@ def explorer(run: RunLog) -> Section:
             "The run has no candidates table yet: it is written with each checkpoint, unless "
             "--no-log-candidates is set."
         )
-        return Section(id="why", title=title, answer=answer)
+        return Section("why", title, answer)
     order = ranked_by(shown)
     picked = _ends(shown, order, run.detail.rows)
     content = _content(run, picked, order)
@@ -34,7 +34,7 @@ def explorer(run: RunLog) -> Section:
         )
     if not content["texts"]:
         answer += " The run kept no texts (--log-windows-mb 0), so only ids are shown."
-    return Section(id="why", title=title, answer=answer, blocks=[Explorer(type="windows", content=content)])
+    return Section("why", title, answer, [Explorer(type="windows", content=content)])
 
 
 def shown_texts(section: Section) -> dict[str, str]:
@@ -59,13 +59,13 @@ def ranked_by(rows: CandidateRows) -> str:
 def _ends(candidates: CandidateRows, order: str, rows: int) -> CandidateRows:
     """Of each step the `rows` windows with the highest and lowest values, highest first. Windows that were
     not forwarded come last."""
-    values, then = (-np.nan_to_num(candidates.columns[name], nan=-np.inf) for name in (order, "weight"))
-    down = np.lexsort((then, values, candidates.step))
-    kept = []
-    for step in np.unique(candidates.step):
-        where = down[candidates.step[down] == step]
-        kept.append(where if len(where) <= rows else np.delete(where, np.s_[rows // 2 : -(rows // 2)]))
-    return candidates.take(np.concatenate(kept))
+    keys = (-np.nan_to_num(candidates.columns[name], nan=-np.inf) for name in ("weight", order))
+    down = np.lexsort((*keys, candidates.step))
+    steps = candidates.step[down]
+    first, end = (np.searchsorted(steps, steps, side) for side in ("left", "right"))
+    place = np.arange(len(down))
+    from_either_end = np.minimum(place - first, end - 1 - place)
+    return candidates.take(down[(from_either_end < rows // 2) | (end - first <= rows)])
 
 
 def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:

@@ -1,4 +1,4 @@
-"""Lines over a run: from its metrics, from values per step, and from tables of which metrics share a chart."""
+"""Lines over a run: of its metrics, of values per step, and tables of which metrics share a chart."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,27 +17,33 @@ class Lines:
     """Metrics in one chart.
 
     Attributes:
-        level: name of a reference line; its height is given when the chart is made.
+        names: of the metrics, separated by spaces.
         y: what the y-axis shows; the unit of the first metric when empty.
-        note: how to read it.
+        level: name of a reference line; its height is given when the chart is made.
     """
 
     id: str
     title: str
-    metrics: tuple[str, ...]
+    names: str
+    y: str = ""
     level: str = ""
     log: bool = False
-    y: str = ""
-    note: str = ""
+
+    @property
+    def metrics(self) -> list[str]:
+        return self.names.split()
 
 
-def line_charts(run: RunLog, placed: Sequence[Lines], levels: dict[str, float | None]) -> list[Chart]:
+def line_charts(
+    run: RunLog, placed: Sequence[Lines], levels: dict[str, float | None], notes: dict[str, str]
+) -> list[Chart]:
     """Bucket means with the range of each bucket; an empty chart where the run has none of the metrics.
 
     Args:
         run: the run.
         placed: the charts.
         levels: name → height of the reference lines; one that is None or absent is not drawn.
+        notes: id of a chart → how to read it.
     """
     charts = []
     for lines in placed:
@@ -48,23 +54,23 @@ def line_charts(run: RunLog, placed: Sequence[Lines], levels: dict[str, float | 
         level = levels.get(lines.level)
         charts.append(
             Chart(
-                id=lines.id,
-                title=lines.title,
-                y=lines.y or unit_of(lines.metrics[0]),
-                series=series,
+                lines.id,
+                lines.title,
+                lines.y or unit_of(lines.metrics[0]),
+                series,
                 levels=[] if level is None else [(float(level), lines.level)],
                 log=lines.log,
-                note=lines.note,
+                note=notes.get(lines.id, ""),
             )
         )
     return charts
 
 
 def other_charts(run: RunLog, names: Iterable[str], placed: Sequence[Lines]) -> list[Chart]:
-    """One chart per metric that no chart of `placed` shows, so that a new metric is drawn without any change."""
+    """One chart per metric that no chart of `placed` shows, so that new ones are drawn too."""
     shown = {metric for lines in placed for metric in lines.metrics}
-    rest = [Lines("metric-" + name.replace("/", "-"), name, (name,)) for name in names if name not in shown]
-    return line_charts(run, rest, {})
+    rest = [Lines("metric-" + name.replace("/", "-"), name, name) for name in names if name not in shown]
+    return line_charts(run, rest, {}, {})
 
 
 def metric_line(
@@ -76,22 +82,22 @@ def metric_line(
     thin = run.columns.thinned(metric, points or run.detail.points)
     if band:
         style |= {"low": thin.low, "high": thin.high}
-    return [Series(label=label, x=thin.x, y=thin.mean, **style)]
+    return [Series(label, thin.x, thin.mean, **style)]
 
 
 def value_line(
     run: RunLog, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
 ) -> Series:
-    """Bucket means of values at some rows of the log (all of them when None); a NaN counts as not measured."""
+    """Bucket means of values at some rows of the log (all when None); a NaN counts as not measured."""
     where = np.arange(run.columns.rows) if rows is None else rows
     thin = run.columns.bucketed(values, where, points or run.detail.points)
-    return Series(label=label, x=thin.x, y=thin.mean, **style)
+    return Series(label, thin.x, thin.mean, **style)
 
 
 def time_stack(run: RunLog, id: str, title: str, layers: dict[str, np.ndarray], note: str = "") -> Chart:
     """Seconds per step, by what they went to."""
     series = [value_line(run, label, seconds) for label, seconds in layers.items()]
-    return Chart(id=id, title=title, y="seconds per step", series=series, kind="stack", note=note)
+    return Chart(id, title, "seconds per step", series, kind="stack", note=note)
 
 
 def unit_of(metric: str) -> str:

@@ -3,11 +3,18 @@
 import math
 from typing import Any
 
-from curriq.report.chart import Block, Chart, Section, Table, fixed
+import numpy as np
+
+from curriq.report.chart import Block, Chart, Section, Series, Table, fixed
 from curriq.report.comparison import streams_of
 from curriq.report.lines import metric_line
 from curriq.report.runlog import RunLog
-from curriq.report.tasks import evaluated, task_charts
+from curriq.runlog.read import read_document
+
+TASK = "task/"
+"""Prefix of the metrics of downstream tasks."""
+Z = 1.96
+"""Standard errors on either side of a 95 % interval."""
 
 
 def comparison_helped(result: dict[str, Any], runs: list[RunLog]) -> Section:
@@ -24,10 +31,10 @@ def comparison_helped(result: dict[str, Any], runs: list[RunLog]) -> Section:
 def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
     loss = Chart(
-        id="validation",
-        title="Held-out loss",
-        y="validation loss, nats per token",
-        series=[
+        "validation",
+        "Held-out loss",
+        "validation loss, nats per token",
+        [
             line
             for index, run in enumerate(runs)
             for line in metric_line(run, "validation/loss", run.label, style=index)
@@ -35,12 +42,12 @@ def runs_helped(runs: list[RunLog]) -> Section:
         note="On the validation set of the target, without dropout.",
     )
     header = ["run", "method", "seed", "steps", "validation loss", "test loss", "test perplexity"]
-    table = Table(title="Where each run stands", header=header, rows=list(map(_standing, runs)))
+    table = Table("Where each run stands", header, list(map(_standing, runs)))
     return _section(_unpaired_answer(runs), [loss, table, *task_charts(runs), *evaluated(runs)])
 
 
 def _section(answer: str, blocks: list[Block]) -> Section:
-    return Section(id="did-it-help", title="Did it help?", answer=answer, blocks=blocks)
+    return Section("did-it-help", "Did it help?", answer, blocks)
 
 
 def _standing(run: RunLog) -> list[str]:
@@ -74,4 +81,55 @@ def _unpaired_answer(runs: list[RunLog]) -> str:
     return (
         f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end} One run "
         f"alone cannot say whether its curriculum helped. {advice}"
+    )
+
+
+def task_charts(runs: list[RunLog]) -> list[Chart]:
+    """One chart per task and measure that any of the runs has logged."""
+    names = dict.fromkeys(name for run in runs for name in run.columns.names() if name.startswith(TASK))
+    return [_chart(name, runs) for name in names if not name.endswith(("/stderr", "/chance_level"))]
+
+
+def evaluated(runs: list[RunLog]) -> list[Table]:
+    """What `curriq eval` has kept in RUN/eval/: the scores of checkpoints, and perplexity by source."""
+    scores, sources = [], []
+    for run in runs:
+        for path in sorted((run.folder / "eval").glob("*.json")):
+            result = read_document(path)
+            for score in result.get("tasks", ()):
+                values = [fixed(score[name], ".4f") for name in ("value", "stderr", "chance_level")]
+                scores.append([run.label, path.stem, score["task"], score["measure"], *values])
+            for name, found in result.get("sources", {}).get("losses", {}).items():
+                loss, perplexity = found["loss"], math.exp(min(found["loss"], 700.0))
+                values = [f"{loss:.4f}", f"{perplexity:.2f}", f"{found['windows']:,}"]
+                sources.append([run.label, path.stem, name, *values])
+    header = ["run", "checkpoint", "task", "measure", "score", "standard error", "chance level"]
+    tables = [Table("Evaluated checkpoints", header, scores)]
+    header = ["run", "checkpoint", "source", "loss", "perplexity", "windows"]
+    note = "On the windows that the stream would have offered next."
+    tables.append(Table("Perplexity by source", header, sources, note))
+    return [table for table in tables if table.rows]
+
+
+def _chart(name: str, runs: list[RunLog]) -> Chart:
+    """`task/hellaswag/acc_norm` over the run, with 1.96 standard errors on either side.
+
+    Beside the value a log may hold `task/TASK/MEASURE/stderr` and `task/TASK/MEASURE/chance_level`.
+    """
+    task, _, measure = name.removeprefix(TASK).rpartition("/")
+    series = []
+    for index, run in enumerate(runs):
+        rows, y = run.columns.raw(name)
+        if len(y):
+            error = Z * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
+            x, low, high = run.columns.at(rows), y - error, y + error
+            series.append(Series(run.label, x, y, low=low, high=high, style=index, dots=True))
+    chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance_level")) is not None]
+    return Chart(
+        "task-" + name.removeprefix(TASK).replace("/", "-"),
+        task,
+        measure.replace("_", " "),
+        series,
+        levels=[(chance, "chance level") for chance in chances[:1]],
+        note="The band is 1.96 standard errors on either side.",
     )

@@ -10,42 +10,38 @@ from curriq.report.retrieval import PHASES, RETRIEVAL
 from curriq.report.runlog import RunLog
 
 LINES = (
-    Lines("entropy", "Entropy of the policy", ("policy/entropy",), "log N"),
-    Lines("effective-batch", "Effective batch", ("policy/effective_batch_size",), "N"),
-    Lines("max-weight", "Greatest weight", ("policy/max_weight",), "1/N"),
-    Lines("beta", "Temperature β", ("policy/beta",), log=True),
-    Lines("soft-value", "Soft value", ("critic/soft_value",)),
-    Lines("reward", "Reward", ("reward",)),
-    Lines("td-loss", "TD loss", ("critic/td_loss", "critic/replay_loss"), log=True),
-    Lines("td-target", "TD target and prediction", ("critic/td_target", "critic/q_pred")),
-    Lines("grad-norm", "Gradient norm of θ", ("train/grad_norm",), "--grad-clip", log=True),
-    Lines("q-grad-norm", "Gradient norm of φ", ("critic/grad_norm",), "--q-grad-clip", log=True),
-    Lines("lr", "Learning rate", ("train/lr",)),
+    Lines("entropy", "Entropy of the policy", "policy/entropy", level="log N"),
+    Lines("effective-batch", "Effective batch", "policy/effective_batch_size", level="N"),
+    Lines("max-weight", "Greatest weight", "policy/max_weight", level="1/N"),
+    Lines("beta", "Temperature β", "policy/beta", log=True),
+    Lines("soft-value", "Soft value", "critic/soft_value"),
+    Lines("reward", "Reward", "reward"),
+    Lines("td-loss", "TD loss", "critic/td_loss critic/replay_loss", log=True),
+    Lines("td-target", "TD target and prediction", "critic/td_target critic/q_pred"),
+    Lines("grad-norm", "Gradient norm of θ", "train/grad_norm", level="--grad-clip", log=True),
+    Lines("q-grad-norm", "Gradient norm of φ", "critic/grad_norm", level="--q-grad-clip", log=True),
+    Lines("lr", "Learning rate", "train/lr"),
     Lines(
         "gate-calibration",
         "Calibration gate: rank correlation of Q with the effects",
-        ("gate/rank_correlation", "gate/calibration", "gate/calibration_error"),
+        "gate/rank_correlation gate/calibration gate/calibration_error",
+        "Spearman's ρ",
         "chance",
-        y="Spearman's ρ",
-        note="Between Q and the measured effects at each probe, its running mean, and the standard error of "
-        "that mean.",
     ),
-    Lines(
-        "gate-confidence",
-        "Calibration gate: confidence and target",
-        ("gate/confidence", "gate/target_fraction"),
-        y="share",
-        note="Without evidence that Q ranks windows the target fraction stays at 1, which is plain training.",
-    ),
+    Lines("gate-confidence", "Calibration gate: confidence", "gate/confidence gate/target_fraction", "share"),
     Lines(
         "target-accept-rate",
         "Windows of the target that the filter accepts",
-        ("policy/target_accept_rate",),
+        "policy/target_accept_rate",
+        "share",
         "--min-target-accept-rate",
-        y="share",
     ),
-    Lines("held-out-forwards", "Cost of rewards and probes", ("held_out/forwards",)),
+    Lines("held-out-forwards", "Cost of rewards and probes", "held_out/forwards"),
 )
+NOTES = {
+    "gate-calibration": "At each probe, its running mean, and the standard error of that mean.",
+    "gate-confidence": "Without evidence that Q ranks windows the target fraction stays at 1: plain training.",
+}
 CLIPS = {"--grad-clip": ("optim", "grad_clip"), "--q-grad-clip": ("critic", "q_grad_clip")}
 """Bound of a gradient norm → section and name of its setting."""
 SHOWN_ELSEWHERE = (
@@ -75,7 +71,7 @@ def policy_health(run: RunLog) -> Section:
         "chance": 0.0,
         "--min-target-accept-rate": run.setting("critic", "min_target_accept_rate"),
     }
-    charts = line_charts(run, LINES, levels)
+    charts = line_charts(run, LINES, levels, NOTES)
     charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
     if run.accepted is not None:
         charts = [_accepted_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
@@ -88,7 +84,7 @@ def policy_health(run: RunLog) -> Section:
         _calibration_curve(run),
         *other_charts(run, others, LINES),
     ]
-    return Section(id="policy", title="Is the policy healthy?", answer=_answer(run), blocks=blocks)
+    return Section("policy", "Is the policy healthy?", _answer(run), blocks)
 
 
 def _answer(run: RunLog) -> str:
@@ -136,10 +132,10 @@ def _accepted_chart(run: RunLog) -> Chart:
     n = float(run.setting("train", "num_candidates", np.nan))
     share = n / run.columns.full("data/windows_read")
     return Chart(
-        id="accepted",
-        title="Share of the windows read that were accepted",
-        y="share",
-        series=[value_line(run, "accepted", share, points=SHARE_POINTS)],
+        "accepted",
+        "Share of the windows read that were accepted",
+        "share",
+        [value_line(run, "accepted", share, points=SHARE_POINTS)],
         levels=[(1.0, "no filter")],
         note="Low is a sharp policy. The others were rejected before a forward pass.",
     )
@@ -151,16 +147,12 @@ def _q_chart(run: RunLog) -> Chart:
         (mean,), (spread,) = (metric_line(run, f"critic/q_{name}", "") for name in ("mean", "std"))
         series = [
             Series(
-                label="mean ± standard deviation",
-                x=mean.x,
-                y=mean.y,
-                low=mean.y - spread.y,
-                high=mean.y + spread.y,
+                "mean ± standard deviation", mean.x, mean.y, low=mean.y - spread.y, high=mean.y + spread.y
             ),
             *metric_line(run, "critic/q_min", "least and greatest", faint=True),
             *metric_line(run, "critic/q_max", "", faint=True),
         ]
-    return Chart(id="q", title="Q over the candidates", y="nats per token", series=series)
+    return Chart("q", "Q over the candidates", "nats per token", series)
 
 
 def _clip_chart(run: RunLog) -> Chart:
@@ -172,7 +164,7 @@ def _clip_chart(run: RunLog) -> Chart:
         bound = run.setting(*setting, math.nan)
         if len(values) and math.isfinite(bound):
             series.append(value_line(run, label, (values > bound).astype(float), rows, SHARE_POINTS))
-    return Chart(id="clipped", title="Clipped steps", y="share of steps", series=series)
+    return Chart("clipped", "Clipped steps", "share of steps", series)
 
 
 def _time_chart(run: RunLog) -> Chart:
@@ -191,10 +183,10 @@ def _time_chart(run: RunLog) -> Chart:
 def _calibration_rank(run: RunLog) -> Chart:
     ranks, rows = _ranks(run)
     return Chart(
-        id="calibration-rank",
-        title="Does Q rank windows by their effect?",
-        y="rank correlation with the effect",
-        series=[value_line(run, "Spearman's ρ", ranks, rows)],
+        "calibration-rank",
+        "Does Q rank windows by their effect?",
+        "rank correlation with the effect",
+        [value_line(run, "Spearman's ρ", ranks, rows)],
         levels=[(0.0, "chance")],
     )
 
@@ -208,11 +200,11 @@ def _calibration_curve(run: RunLog) -> Chart:
         x, y = (np.array([part[:, column].mean() for part in bins]) for column in (0, 1))
         error = np.array([1.96 * part[:, 1].std(ddof=1) / math.sqrt(len(part)) for part in bins])
         label = "mean effect, 95 % interval"
-        series = [Series(label=label, x={"q": x}, y=y, low=y - error, high=y + error, dots=True)]
+        series = [Series(label, {"q": x}, y, low=y - error, high=y + error, dots=True)]
     return Chart(
-        id="calibration",
-        title="Calibration of Q",
-        y="measured effect, less its step's mean",
+        "calibration",
+        "Calibration of Q",
+        "measured effect, less its step's mean",
         axis="Q, less its step's mean",
         series=series,
         levels=[(0.0, "average window")],

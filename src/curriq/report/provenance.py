@@ -11,21 +11,21 @@ def what_ran(run: RunLog) -> Section:
     environment = run.environment
     facts = _facts(run)
     again = f"curriq train --config {shlex.quote(str(run.folder / 'config.toml'))} --run-dir NEW"
-    blocks: list[Block] = [Code(title="To run it again", text=again), _table("Facts", "what", facts)]
+    blocks: list[Block] = [Code("To run it again", again), _table("Facts", "what", facts)]
     if command := environment.get("command"):
-        blocks.append(Code(title="Started as", text=shlex.join(map(str, command))))
+        blocks.append(Code("Started as", shlex.join(map(str, command))))
     settings = run.folder / "config.toml"
     if settings.exists():
         text = settings.read_text(encoding="utf-8")
-        blocks.append(Code(title="All settings (config.toml)", text=text, folded=True))
+        blocks.append(Code("All settings (config.toml)", text, folded=True))
     if fingerprint := environment.get("fingerprint"):
         blocks.append(_table("Fingerprint of the data", "part", fingerprint))
     return Section(
-        id="ran",
-        title="What ran?",
-        answer=f"{run.selector}, seed {facts['seed']}, {facts['state']}. Two runs with one seed, one thread "
+        "ran",
+        "What ran?",
+        f"{run.selector}, seed {facts['seed']}, {facts['state']}. Two runs with one seed, one thread "
         "count and one machine are equal to the bit.",
-        blocks=blocks,
+        blocks,
     )
 
 
@@ -57,4 +57,4 @@ def _facts(run: RunLog) -> dict[str, object]:
 
 def _table(title: str, first: str, values: dict[str, object]) -> Table:
     rows = [[name, str(value)] for name, value in values.items()]
-    return Table(title=title, header=[first, "value"], rows=rows)
+    return Table(title, [first, "value"], rows)

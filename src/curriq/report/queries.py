@@ -86,11 +86,9 @@ def _chosen(table: "pa.Table", shown: dict[str, str], rows: int) -> np.ndarray:
     """At most `rows` queries of each step in the order of the table."""
     step = table["step"].to_numpy()
     met = np.array([str(window) in shown for window in table["window_id"].to_pylist()])
-    kept = []
-    for one in np.unique(step):
-        where = np.flatnonzero(step == one)
-        kept.append(np.sort(where[np.argsort(~met[where], kind="stable")][:rows]))
-    return np.concatenate(kept)
+    order = np.lexsort((~met, step))
+    place = np.arange(len(order)) - np.searchsorted(step[order], step[order])  # in its step
+    return np.sort(order[place < rows])
 
 
 def _rows_in(candidates: CandidateRows, table: "pa.Table") -> np.ndarray:

@@ -17,82 +17,53 @@ LEAST_CHANGED = 0.05
 """Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
 BEST_OF_40 = 2.16
 """Expected greatest of 40 independent standard normal numbers."""
-BEST_LABEL = "best of 40 random strings"
+BEST = "best of 40 random strings"
 
 LINES = (
-    Lines(
-        "rag-q",
-        "Q of the queries",
-        ("langevin/hard_q", "langevin/random_q"),
-        note="Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
-    ),
+    Lines("rag-q", "Q of the queries", "langevin/hard_q langevin/random_q"),
     Lines(
         "rag-gain",
         "Gain of the search in Q",
-        ("langevin/soft_q_gain", "langevin/hard_q_gain", "langevin/above_random"),
-        "no gain",
-        note="Soft and hard Q against where the search began, soft at one temperature; hard Q against random "
-        "strings.",
+        "langevin/soft_q_gain langevin/hard_q_gain langevin/above_random",
+        level="no gain",
     ),
-    Lines(
-        "rag-above-random",
-        "Hard Q above random strings",
-        ("langevin/above_random_sd",),
-        BEST_LABEL,
-        y="their standard deviations",
-        note="A search must beat the best of as many random strings as it costs; the line is where that "
-        "lies when Q is Gaussian over them.",
-    ),
+    Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "their SD", BEST),
     Lines(
         "rag-tokens",
         "Tokens changed, and distinct tokens",
-        ("langevin/tokens_changed", "langevin/distinct_tokens"),
-        y="share of a query's tokens",
+        "langevin/tokens_changed langevin/distinct_tokens",
+        "share of a query's tokens",
     ),
-    Lines("rag-entropy", "Entropy at τ_end", ("langevin/entropy",)),
-    Lines(
-        "rag-max-prob",
-        "Greatest probability at τ_end",
-        ("langevin/max_prob",),
-        y="mean over tokens",
-        note="Well below 1 the hard tokens are not what was optimised.",
-    ),
-    Lines(
-        "rag-alike",
-        "How alike the queries of a step are",
-        ("langevin/cosine", "langevin/jaccard"),
-        y="mean over pairs",
-        note="Rising, the chains collapse onto one query.",
-    ),
-    Lines("rag-grad-norm", "Gradient norm of the energy", ("langevin/grad_norm",), "--langevin-limit", True),
-    Lines(
-        "rag-clipped",
-        "Gradients above the limit",
-        ("langevin/clip_fraction",),
-        y="share of chains and steps",
-    ),
+    Lines("rag-entropy", "Entropy at τ_end", "langevin/entropy"),
+    Lines("rag-max-prob", "Greatest probability at τ_end", "langevin/max_prob", "mean over tokens"),
+    Lines("rag-alike", "Similarity among queries", "langevin/cosine langevin/jaccard", "mean over pairs"),
+    Lines("rag-grad-norm", "Gradient norm of the energy", "langevin/grad_norm", "", "--langevin-limit", True),
+    Lines("rag-clipped", "Gradients above the limit", "langevin/clip_fraction", "share of chains and steps"),
     Lines(
         "rag-snap",
         "Cosine to the nearest token",
-        ("langevin/snap_cosine", "langevin/snap_cosine_random"),
-        y="mean over tokens",
+        "langevin/snap_cosine langevin/snap_cosine_random",
+        "mean over tokens",
     ),
-    Lines("rag-swaps", "Swaps taken", ("langevin/swap_acceptance",), y="share of steps of the search"),
-    Lines("rag-score", "Similarity of query and window", ("retrieval/score",), y="inner product, mean"),
-    Lines("rag-rank", "Rank of the window drawn", ("retrieval/rank",), y="among the top k, 0 is nearest"),
-    Lines("rag-collisions", "Queries after the same window", ("retrieval/collisions",), y="share of queries"),
-    Lines("rag-windows", "Windows retrieved", ("retrieval/windows",)),
-    Lines("rag-retrieved-q", "Q of windows: retrieved and random", ("retrieval/q", "retrieval/buffer_q")),
-    Lines(
-        "rag-advantage",
-        "Q of retrieved windows above random ones",
-        ("retrieval/q_advantage",),
-        "no advantage",
-    ),
-    Lines("rag-age", "Age of the windows retrieved", ("retrieval/age",)),
-    Lines("rag-refresh", "Rows embedded anew", ("buffer/refresh_cosine",), y="cosine with the old"),
-    Lines("rag-buffer", "The ring buffer", ("buffer/windows", "buffer/live")),
+    Lines("rag-swaps", "Swaps accepted", "langevin/swap_acceptance", "share of steps of the search"),
+    Lines("rag-score", "Similarity of query and window", "retrieval/score", "inner product, mean"),
+    Lines("rag-rank", "Rank of the window drawn", "retrieval/rank", "among the top k, 0 is nearest"),
+    Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),
+    Lines("rag-windows", "Windows retrieved", "retrieval/windows"),
+    Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q retrieval/buffer_q"),
+    Lines("rag-advantage", "Q above random windows", "retrieval/q_advantage", level="no advantage"),
+    Lines("rag-age", "Age of the windows retrieved", "retrieval/age"),
+    Lines("rag-refresh", "Rows embedded again", "buffer/refresh_cosine", "cosine with the old"),
+    Lines("rag-buffer", "The ring buffer", "buffer/windows buffer/live"),
 )
+NOTES = {
+    "rag-q": "Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
+    "rag-gain": "Against the initial strings, soft Q at one temperature; hard Q also against random strings.",
+    "rag-above-random": "In standard deviations (SD). A search must beat the best of as many random strings as "
+    "it costs; the line is where that lies when Q is Gaussian over them.",
+    "rag-max-prob": "Well below 1 the hard tokens are not what was optimised.",
+    "rag-alike": "If it rises, the chains collapse onto one query.",
+}
 
 
 def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
@@ -108,11 +79,11 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     levels = {
         "no gain": 0.0,
         "no advantage": 0.0,
-        BEST_LABEL: BEST_OF_40,
+        BEST: BEST_OF_40,
         "--langevin-limit": run.setting("langevin", "langevin_limit"),
     }
     blocks: list[Block] = [
-        *line_charts(run, LINES, levels),
+        *line_charts(run, LINES, levels, NOTES),
         _time_chart(run),
         *other_charts(run, names, LINES),
     ]
@@ -125,9 +96,7 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
             "The run has no table of queries yet: it is written with each checkpoint, unless "
             "--no-log-candidates is set."
         )
-    return Section(
-        id="retrieval", title="What did Langevin-RAG ask for?", answer=_answer(run, searched), blocks=blocks
-    )
+    return Section("retrieval", "What did Langevin-RAG ask for?", _answer(run, searched), blocks)
 
 
 def _answer(run: RunLog, searched: bool) -> str:

@@ -57,7 +57,7 @@ def share_table(
         [name, f"{share:.1%}", f"{chosen:.1%}", f"{chosen / share:.3f}" if share else "–", *cells]
         for name, share, chosen, *cells in zip(names, offered, weight, *more.values(), strict=True)
     ]
-    return Table(title=title, header=[group, "offered", "weight", "ratio", *more], rows=rows)
+    return Table(title, [group, "offered", "weight", "ratio", *more], rows)
 
 
 def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) -> str:

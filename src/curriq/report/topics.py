@@ -108,17 +108,12 @@ def _tfidf(counts: csr_matrix) -> np.ndarray:
 
 
 def _kmeans(vectors: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tightest of a few k-means++ starts."""
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
-    for seed in range(STARTS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty cluster is dropped by the caller
-            centres, labels = kmeans2(vectors, clusters, minit="++", iter=30, rng=np.random.default_rng(seed))
-        distortion = float(((vectors - centres[labels]) ** 2).sum())
-        if best is None or distortion < best[0]:
-            best = distortion, centres, labels
-    assert best is not None
-    return best[1], best[2]
+    """Centres and labels of the tightest of a few k-means++ starts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty cluster is dropped by the caller
+        rngs = map(np.random.default_rng, range(STARTS))
+        found = [kmeans2(vectors, clusters, minit="++", iter=30, rng=rng) for rng in rngs]
+    return min(found, key=lambda start: float(((vectors - start[0][start[1]]) ** 2).sum()))
 
 
 def _names(counts: csr_matrix, words: list[str], labels: np.ndarray, clusters: int) -> list[str]:
