@@ -26,7 +26,6 @@ from curriq.report.figures import save_figures
 from curriq.report.page import render
 from curriq.report.queries import query_content
 from curriq.report.runlog import Detail, load_run_log
-from curriq.report.selection import select
 from curriq.report.stages import change_points
 from curriq.report.topics import find_topics
 from curriq.runlog.read import (
@@ -37,6 +36,7 @@ from curriq.runlog.read import (
     read_windows,
     repetition,
 )
+from curriq.runlog.selection import select
 
 HOSTILE = "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'>\u202egnorw"
 

@@ -164,9 +164,9 @@ def block_json(block: Block) -> Json:
             return {"type": type(block).__name__.lower(), **_plain(vars(block))}
 
 
-def numbers(values: np.ndarray) -> list[float | int | None]:
+def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
     """A JSON list with `DIGITS` significant digits; null for NaN."""
-    return _plain(values.astype(float))
+    return _plain(np.asarray(values, dtype=float))
 
 
 def _plain(value: Any) -> Any:

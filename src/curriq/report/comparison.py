@@ -20,12 +20,7 @@ RATIO_AXES = ("windows", "read", "FLOPs", "seconds")
 
 
 def print_comparison(result: Json, console: "Console | None" = None) -> None:
-    """Two tables per stream, each within 80 columns, and what went wrong.
-
-    Args:
-        result: content of comparison.json.
-        console: where to print; standard output when None.
-    """
+    """Print two tables per stream of comparison.json, each within 80 columns, and what went wrong."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -36,14 +31,9 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
         print_table(console, stream.cost_table())
     for name, message in result["failed"].items():
         stream, _, run = name.partition("/")
-        log = next(
-            entry["log"]
-            for arm in result["streams"][stream].values()
-            for entry in arm["runs"]
-            if not entry["finished"] and Path(entry["folder"]).name == run
-        )
-        failure = f"{escape(name)}: {escape(message)} See {escape(log)}"
-        console.print(f"[red]failed[/red]  {failure}", soft_wrap=True)
+        runs = [entry for arm in result["streams"][stream].values() for entry in arm["runs"]]
+        (log,) = (e["log"] for e in runs if not e["finished"] and Path(e["folder"]).name == run)
+        console.print(f"[red]failed[/red]  {escape(f'{name}: {message} See {log}')}", soft_wrap=True)
     for note in result["notes"]:
         console.print(f"[yellow]note[/yellow]    {escape(note)}", soft_wrap=True)
 
@@ -88,8 +78,8 @@ class Stream:
     baseline: str
     suffix: str
 
-    def verdict(self) -> str:
-        """The differences in a sentence."""
+    def sentence(self) -> str:
+        """The verdicts in a sentence."""
         parts = [
             f"{name} {fixed(difference['mean'], '+.4f')} nats of test loss against {self.baseline}, "
             f"p = {difference['p']:.3f}: {verdict(difference).replace(': ', ', ')}"
@@ -132,7 +122,7 @@ class Stream:
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
-            [self._interval(name, difference, difference["verdict"]) for name, difference in found.items()],
+            [self._interval(name, summary, summary["verdict"]) for name, summary in found.items()],
             neutral=0.0,
             note="Mean of the paired differences with its 95 % interval.",
         )
@@ -157,8 +147,8 @@ class Stream:
                 if cost is not None and name != self.baseline
             ],
             neutral=1.0,
-            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a seed "
-            f"never got there.{read}",
+            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a "
+            f"seed never got there.{read}",
         )
 
     def _interval(self, name: str, summary: Json, note: str) -> Interval:
@@ -184,8 +174,7 @@ class Stream:
         )
 
     def cost_table(self) -> Table:
-        """What each arm needed to reach the baseline's final validation loss, with 95 % intervals, and in how
-        many seeds it did."""
+        """Cost to reach the baseline's final validation loss, with 95 % intervals, and seeds that did."""
         axes = [axis for axis in RATIO_AXES if axis != "read"]
         rows = []
         for name, arm in self.arms.items():

@@ -167,7 +167,7 @@ def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
 
 
 def _loss_charts(run: RunLog) -> list[Chart]:
-    """Losses and measures of the windows selected against those offered, and the perplexity of each source."""
+    """Losses and measures of the windows selected against those offered, and each source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
     def lines(names: Iterable[tuple[str, str, int]]) -> list[Series]:

@@ -4,9 +4,13 @@ import numpy as np
 
 from curriq.report.chart import Explorer, Json, Section, numbers
 from curriq.report.runlog import RunLog
-from curriq.report.selection import appearances
 from curriq.runlog.read import CANDIDATE_NUMBERS, CandidateRows, read_windows
+from curriq.runlog.selection import appearances
 
+MOST_SEEN = 40
+"""Appearances of one window that the page lists."""
+
+WRITTEN = "it is written with each checkpoint, unless --no-log-candidates is set"
 TITLES = {"q": "Q", "accept_prob": "acceptance probability"}
 
 
@@ -15,23 +19,17 @@ def explorer(run: RunLog) -> Section:
     title = "Why this window?"
     shown = run.selection.shown
     if shown is None:
-        answer = (
-            "The run has no candidates table yet: it is written with each checkpoint, unless "
-            "--no-log-candidates is set."
-        )
-        return Section("why", title, answer)
+        return Section("why", title, f"The run has no candidates table yet: {WRITTEN}.")
     order = ranked_by(shown)
     picked = _ends(shown, order, run.detail.rows)
     content = _content(run, picked, order)
+    steps = f"{len(np.unique(picked.step))} of {len(run.selection.step):,} steps"
     answer = (
-        f"The windows with the highest and lowest {TITLES.get(order, order)} at {len(np.unique(picked.step))} "
-        f"of {len(run.selection.step):,} steps: choose a step, search all texts shown here, or follow one "
-        "window over the run."
+        f"The windows with the highest and lowest {TITLES.get(order, order)} at {steps}: choose a step, "
+        "search all texts shown here, or follow one window over the run."
     )
     if order == "accept_prob":
-        answer += (
-            " Windows that the stream filter rejected were not forwarded: they have no Q and no loss here."
-        )
+        answer += " Windows that the stream filter rejected have no Q and no loss: they were not forwarded."
     if not content["texts"]:
         answer += " The run kept no texts (--log-windows-mb 0), so only ids are shown."
     return Section("why", title, answer, [Explorer(type="windows", content=content)])
@@ -47,7 +45,7 @@ def shown_texts(section: Section) -> dict[str, str]:
 
 
 def ranked_by(rows: CandidateRows) -> str:
-    """What the windows of a step are ordered by: the acceptance probability of a stream filter, which rejected
+    """The column that the windows of a step are ordered by: the acceptance probability, which rejected
     windows have too; or Q, or what the method has instead."""
     for name in ("accept_prob", "q", "score", "loss"):
         values = rows.columns.get(name)
@@ -75,7 +73,7 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     texts = [""] * len(ids)
     for place, text in zip(np.flatnonzero(where >= 0), kept.texts(where[where >= 0]), strict=True):
         texts[place] = cut(text, run.detail.characters)
-    seen = appearances(run.folder, ids)
+    seen = appearances(run.folder, ids, MOST_SEEN)
     columns = {name: numbers(rows.columns[name]) for name in CANDIDATE_NUMBERS if name in rows.columns}
     if len({value for value in columns["score"] if value is not None}) < 2:
         del columns["score"]  # all alike says nothing
@@ -92,7 +90,7 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
         "ids": [str(i) for i in ids],
         "topic": [] if run.topics is None else np.where(measured >= 0, run.topics.of[measured], -1).tolist(),
         "texts": texts if any(texts) else [],
-        "seen": [seen.get(int(i), []) for i in ids],
+        "seen": [list(map(numbers, seen.get(int(i), []))) for i in ids],
     }
 
 

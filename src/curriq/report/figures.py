@@ -15,18 +15,13 @@ if TYPE_CHECKING:
 
 FEW = 4
 """Lines whose names find room inside a picture."""
-LEVEL = {"color": "0.4", "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 0}
+LEVEL: dict[str, Any] = {"color": "0.4", "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 0}
+"""Line of a reference level."""
 NUMBER = re.compile(r"[\[>]? ?[−+]?\d.*|–")
 
 
 def save_figures(sections: list[Section], folder: Path, axis: str = "step", prefix: str = "") -> list[Path]:
-    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg.
-
-    Args:
-        sections: whose charts to draw.
-        folder: made when it is not there.
-        axis: x-axis of the charts that have several.
-        prefix: of the file names, to tell runs apart.
+    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg, over `axis` where it has several.
 
     Raises:
         ImportError: matplotlib is not installed.

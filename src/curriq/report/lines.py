@@ -94,9 +94,22 @@ def value_line(
     return Series(label, thin.x, thin.mean, **style)
 
 
-def time_stack(run: RunLog, id: str, title: str, layers: dict[str, np.ndarray], note: str = "") -> Chart:
-    """Seconds per step, by what they went to."""
-    series = [value_line(run, label, seconds) for label, seconds in layers.items()]
+def time_stack(
+    run: RunLog,
+    id: str,
+    title: str,
+    metrics: Iterable[str],
+    whole: str,
+    inside: Iterable[str],
+    rest: str,
+    note: str = "",
+) -> Chart:
+    """Seconds per step of some metrics and, as a layer `rest`, what `whole` took beyond those inside it."""
+    layers = {name: np.nan_to_num(run.columns.full(name)) for name in metrics if name in run.columns}
+    if layers and whole in run.columns:
+        parts = sum(layers[name] for name in inside if name in layers)
+        layers = {rest: np.maximum(np.nan_to_num(run.columns.full(whole)) - parts, 0)} | layers
+    series = [value_line(run, name.removeprefix("time/"), seconds) for name, seconds in layers.items()]
     return Chart(id, title, "seconds per step", series, kind="stack", note=note)
 
 

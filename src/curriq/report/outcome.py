@@ -1,5 +1,6 @@
 """Did it help? Curves with seed bands, verdicts and ratios of a comparison; or the curves of some runs."""
 
+import itertools
 import math
 from typing import Any
 
@@ -25,22 +26,14 @@ def comparison_helped(result: dict[str, Any], runs: list[RunLog]) -> Section:
         blocks += [stream.curves(), stream.differences(), *stream.ratios(), stream.loss_table()]
     blocks += [*task_charts(runs), *evaluated(runs)]
     blocks += [f"Failed: {name}: {message}" for name, message in result["failed"].items()]
-    return _section(" ".join(stream.verdict() for stream in streams), [*blocks, *result["notes"]])
+    return _section(" ".join(stream.sentence() for stream in streams), [*blocks, *result["notes"]])
 
 
 def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
-    loss = Chart(
-        "validation",
-        "Held-out loss",
-        "validation loss, nats per token",
-        [
-            line
-            for index, run in enumerate(runs)
-            for line in metric_line(run, "validation/loss", run.label, style=index)
-        ],
-        note="On the validation set of the target, without dropout.",
-    )
+    lines = (metric_line(run, "validation/loss", run.label, style=i) for i, run in enumerate(runs))
+    y, note = "validation loss, nats per token", "On the validation set of the target, without dropout."
+    loss = Chart("validation", "Held-out loss", y, list(itertools.chain(*lines)), note)
     header = ["run", "method", "seed", "steps", "validation loss", "test loss", "test perplexity"]
     table = Table("Where each run stands", header, list(map(_standing, runs)))
     return _section(_unpaired_answer(runs), [loss, table, *task_charts(runs), *evaluated(runs)])
@@ -59,7 +52,7 @@ def _standing(run: RunLog) -> list[str]:
         f"{run.columns.rows:,}",
         fixed(run.columns.last("validation/loss"), ".4f"),
         fixed(test, ".4f"),
-        fixed(test and math.exp(min(test, 700)), ".2f"),
+        "–" if test is None else f"{math.exp(min(test, 700)):.2f}",
     ]
 
 

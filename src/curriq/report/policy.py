@@ -40,7 +40,7 @@ LINES = (
 )
 NOTES = {
     "gate-calibration": "At each probe, its running mean, and the standard error of that mean.",
-    "gate-confidence": "Without evidence that Q ranks windows the target fraction stays at 1: plain training.",
+    "gate-confidence": "Without evidence that Q ranks windows the target fraction stays 1: plain training.",
 }
 CLIPS = {"--grad-clip": ("optim", "grad_clip"), "--q-grad-clip": ("critic", "q_grad_clip")}
 """Bound of a gradient norm → section and name of its setting."""
@@ -51,6 +51,9 @@ SHOWN_ELSEWHERE = (
     *RETRIEVAL,
 )
 """Beginnings of the names of metrics that are in a chart of their own here, or in another section."""
+INSIDE = ("time/propose", "time/reward")
+"""Parts of `time/step`."""
+NO_PART = ("time/step", "time/windows_per_second", *PHASES)
 EVEN = ("entropy", "effective-batch", "max-weight")
 """Charts of the weights within a batch, which are uniform where a stream filter is the policy."""
 SHARE_POINTS = 50
@@ -75,11 +78,13 @@ def policy_health(run: RunLog) -> Section:
     charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
     if run.accepted is not None:
         charts = [_accepted_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
-    others = [name for name in run.columns.names() if not name.startswith(SHOWN_ELSEWHERE)]
+    names = run.columns.names()
+    times = [name for name in names if name.startswith("time/") and name not in NO_PART]
+    others = [name for name in names if not name.startswith(SHOWN_ELSEWHERE)]
     blocks = [
         *charts,
         _clip_chart(run),
-        _time_chart(run),
+        time_stack(run, "time", "Time per step", times, "time/step", INSIDE, "model and critic"),
         _calibration_rank(run),
         _calibration_curve(run),
         *other_charts(run, others, LINES),
@@ -92,18 +97,15 @@ def _answer(run: RunLog) -> str:
     if not len(fractions):
         return "The run logged no policy."
     fraction = fractions.mean()
-    judged = (
-        "nearly uniform"
-        if fraction > 0.95
-        else "on a few windows only"
-        if fraction < 0.1
-        else "between uniform and greedy"
-    )
+    judged = "nearly uniform" if fraction > 0.95 else "between uniform and greedy"
+    if fraction < 0.1:
+        judged = "on a few windows only"
     parts = [f"The effective batch was {fraction:.0%} of N on average: {judged}."]
     if run.accepted is not None:
         parts = [
-            f"The policy was applied before the forward pass: the stream filter accepted {run.accepted:.0%} of "
-            "the windows read. Accepted windows are weighed uniformly, so the effective batch is always N."
+            "The policy was applied before the forward pass: the stream filter accepted "
+            f"{run.accepted:.0%} of the windows read. Accepted windows are weighed uniformly, so the "
+            "effective batch is always N."
         ]
     _, spread = run.columns.raw("critic/q_std")
     if len(spread):
@@ -165,19 +167,6 @@ def _clip_chart(run: RunLog) -> Chart:
         if len(values) and math.isfinite(bound):
             series.append(value_line(run, label, (values > bound).astype(float), rows, SHARE_POINTS))
     return Chart("clipped", "Clipped steps", "share of steps", series)
-
-
-def _time_chart(run: RunLog) -> Chart:
-    names = [
-        name
-        for name in run.columns.names()
-        if name.startswith("time/") and not name.endswith("per_second") and name not in PHASES
-    ]
-    parts = {name.removeprefix("time/"): np.nan_to_num(run.columns.full(name)) for name in names}
-    if "step" in parts:
-        rest = parts.pop("step") - sum(parts[name] for name in ("propose", "reward") if name in parts)
-        parts = {"model and critic": np.maximum(rest, 0), **parts}
-    return time_stack(run, "time", "Time per step", parts)
 
 
 def _calibration_rank(run: RunLog) -> Chart:

@@ -2,9 +2,8 @@
 
 import math
 
-import numpy as np
-
-from curriq.report.chart import Block, Chart, Explorer, Section
+from curriq.report.chart import Block, Explorer, Section
+from curriq.report.explore import WRITTEN
 from curriq.report.lines import Lines, line_charts, other_charts, time_stack
 from curriq.report.queries import query_content
 from curriq.report.runlog import RunLog
@@ -59,8 +58,8 @@ LINES = (
 NOTES = {
     "rag-q": "Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
     "rag-gain": "Against the initial strings, soft Q at one temperature; hard Q also against random strings.",
-    "rag-above-random": "In standard deviations (SD). A search must beat the best of as many random strings as "
-    "it costs; the line is where that lies when Q is Gaussian over them.",
+    "rag-above-random": "In standard deviations (SD). A search must beat the best of as many random strings "
+    "as it costs; the line is where that lies when Q is Gaussian over them.",
     "rag-max-prob": "Well below 1 the hard tokens are not what was optimised.",
     "rag-alike": "If it rises, the chains collapse onto one query.",
 }
@@ -82,20 +81,17 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
         BEST: BEST_OF_40,
         "--langevin-limit": run.setting("langevin", "langevin_limit"),
     }
-    blocks: list[Block] = [
-        *line_charts(run, LINES, levels, NOTES),
-        _time_chart(run),
-        *other_charts(run, names, LINES),
-    ]
+    charts = line_charts(run, LINES, levels, NOTES)
+    title, rest = "Time of proposing, by phase", "diagnostics and the rest"
+    note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
+    time = time_stack(run, "rag-time", title, PHASES, "time/propose", PHASES, rest, note)
+    blocks: list[Block] = [*charts, time, *other_charts(run, names, LINES)]
     content = query_content(run, shown)
     searched = "langevin/tokens_changed" in run.columns
     if content is not None:
         blocks += [_explained(run, content["step"]), Explorer(type="queries", content=content)]
     elif searched:
-        blocks.append(
-            "The run has no table of queries yet: it is written with each checkpoint, unless "
-            "--no-log-candidates is set."
-        )
+        blocks.append(f"The run has no table of queries yet: {WRITTEN}.")
     return Section("retrieval", "What did Langevin-RAG ask for?", _answer(run, searched), blocks)
 
 
@@ -105,9 +101,7 @@ def _answer(run: RunLog, searched: bool) -> str:
         changed = _mean(run, "langevin/tokens_changed")
         parts.append(f"The search changed {changed:.0%} of the query tokens.")
         if changed < LEAST_CHANGED:
-            parts.append(
-                "So the queries are the strings that it began with, and what follows is about those."
-            )
+            parts.append("So the queries are the initial strings, and what follows is about those.")
         deviations = _mean(run, "langevin/above_random_sd")
         parts.append(
             f"Q of the hard queries lies {_beside(deviations, '.1f', 'standard deviations')} that of random "
@@ -140,20 +134,6 @@ def _explained(run: RunLog, steps: list[int]) -> str:
     return (
         f"The queries of {count} of {total:,} steps, at most {run.detail.rows} of each, beside the window "
         "that each has drawn: choose a step, search the texts of both, or follow one query to what became of "
-        "its window. Q is that of a query's hard tokens, soft Q that of the relaxed string that they were "
-        "taken from, start Q that of the string that the search began with."
+        "its window. Q is that of a query's hard tokens, soft Q that of the relaxed string behind them, "
+        "start Q that of the initial string."
     )
-
-
-def _time_chart(run: RunLog) -> Chart:
-    """Seconds of `time/propose` by phase."""
-    parts = {
-        name.removeprefix("time/"): np.nan_to_num(run.columns.full(name))
-        for name in PHASES
-        if name in run.columns
-    }
-    if parts:
-        rest = np.nan_to_num(run.columns.full("time/propose")) - sum(parts.values())
-        parts["diagnostics and the rest"] = np.maximum(rest, 0)
-    note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
-    return time_stack(run, "rag-time", "Time of proposing, by phase", parts, note)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from curriq.report.selection import Selection, select
 from curriq.report.topics import Embed, Topics, find_topics
 from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
+from curriq.runlog.selection import Selection, select
 
 
 @dataclass(frozen=True, kw_only=True)

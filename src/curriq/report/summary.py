@@ -69,8 +69,8 @@ def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) 
         return f"A replay: the exported run made the choice, {moved:.3f} nats away from what was offered."
     if moved < LEAST_MOVED:
         return (
-            f"The weights stayed uniform over sources (divergence {moved:.1e} nats): among the windows it was "
-            f"offered, {selector} selected nothing."
+            f"The weights stayed uniform over sources (divergence {moved:.1e} nats): {selector} selected "
+            "nothing among the windows it was offered."
         )
     return f"The weight moved {moved:.3f} nats away from what was offered."
 

@@ -1,4 +1,4 @@
-"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere and at once."""
+"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere."""
 
 import json
 import tomllib

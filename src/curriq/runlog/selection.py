@@ -8,11 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curriq.report.chart import numbers
 from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts
-
-MOST_SEEN = 40
-"""Appearances of one window that a report lists."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +17,10 @@ class Selection:
 
     Attributes:
         step: the steps that the table holds, ascending.
-        per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME` are
-            the mean of a measure over the windows offered and over the weight, `loss/SOURCE` the mean loss of a
-            source, `rank/effect` Spearman's correlation of Q with the measured effect; `offered/topic` and
-            `selected/topic` are sums [steps, topics] over windows and weight.
+        per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME`
+            are the mean of a measure over the windows offered and over the weight, `loss/SOURCE` the mean
+            loss of a source, `rank/effect` Spearman's correlation of Q with the measured effect;
+            `offered/topic` and `selected/topic` are sums [steps, topics] over windows and weight.
         shown: the rows of the steps that the explorer shows; None without any.
         pairs: (Q minus the step's mean, effect minus the step's mean) of every window with both.
     """
@@ -68,15 +64,15 @@ def select(
     )
 
 
-def appearances(run_dir: str | Path, ids: np.ndarray) -> dict[int, list[list[float | None]]]:
-    """Window id → [step, weight, loss, Q] of its appearances in the run, the first `MOST_SEEN` of them."""
-    found: dict[int, list[list[float | None]]] = {}
+def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:
+    """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
+    found: dict[int, list[list[float]]] = {}
     for part in candidate_parts(run_dir):
         for i in np.flatnonzero(np.isin(part.window_id, ids)):
             seen = found.setdefault(int(part.window_id[i]), [])
-            if len(seen) < MOST_SEEN:
-                values = np.array([part.columns[name][i] for name in ("weight", "loss", "q")])
-                seen.append([int(part.step[i]), *numbers(values)])
+            if len(seen) < most:
+                values = (float(part.columns[name][i]) for name in ("weight", "loss", "q"))
+                seen.append([int(part.step[i]), *values])
     return found
 
 
