@@ -145,6 +145,16 @@ class TestTopics:
         assert topics is not None
         assert topics.of.tolist() in ([0] * 15 + [1] * 15, [1] * 15 + [0] * 15)
 
+    def test_equal_texts_give_equal_topics(self):
+        """Also where the TF-IDF matrix has fewer directions than are asked for, as repeated texts give."""
+        rng = np.random.default_rng(2)
+        words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(60)]
+        distinct = [" ".join(rng.choice(words, 3)) for _ in range(30)]
+        texts = [distinct[i] for i in rng.integers(30, size=96)]
+        first, *others = (find_topics(texts, 8) for _ in range(4))
+        assert first is not None
+        assert all(again.names == first.names and again.nearest == first.nearest for again in others)
+
     def test_none_without_text(self):
         assert find_topics(["a", "b"], 4) is None
         assert find_topics([""] * 100, 4) is None
@@ -275,8 +285,9 @@ class TestReport:
         run = write_run(tmp_path / "run")
         assert main(["report", str(run), str(run)]) == 2
         assert "given twice" in capsys.readouterr().err
-        assert main(["report", str(run), "--topics", "99"]) == 2
-        assert "--topics 99" in capsys.readouterr().err
+        for command in ("report", "watch"):
+            assert main([command, str(run), "--topics", "99"]) == 2
+            assert "--topics 99" in capsys.readouterr().err
 
 
 class TestRetrieval:

@@ -26,7 +26,7 @@ LINES = (
         "langevin/soft_q_gain langevin/hard_q_gain langevin/above_random",
         level="no gain",
     ),
-    Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "their SD", BEST),
+    Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "SD of Q", BEST),
     Lines(
         "rag-tokens",
         "Tokens changed, and distinct tokens",
@@ -50,7 +50,9 @@ LINES = (
     Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),
     Lines("rag-windows", "Windows retrieved", "retrieval/windows"),
     Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q retrieval/buffer_q"),
-    Lines("rag-advantage", "Q above random windows", "retrieval/q_advantage", level="no advantage"),
+    Lines(
+        "rag-advantage", "Q of retrieved above random windows", "retrieval/q_advantage", "", "no advantage"
+    ),
     Lines("rag-age", "Age of the windows retrieved", "retrieval/age"),
     Lines("rag-refresh", "Rows embedded again", "buffer/refresh_cosine", "cosine with the old"),
     Lines("rag-buffer", "The ring buffer", "buffer/windows buffer/live"),
