@@ -90,7 +90,7 @@ def test_every_view_draws(opened: Opened):
         assert chart.query_selector("svg path[d^=M], svg circle"), chart.get_attribute("id")
         assert "NaN" not in chart.inner_html(), chart.get_attribute("id")
     assert page.query_selector("#chart-preference .mark-label").text_content() == "stage 2"
-    assert page.query_selector("#chart-task-hellaswag-acc_norm .level-label").text_content() == "chance"
+    assert page.query_selector("#chart-task-hellaswag-acc_norm .level-label").text_content() == "chance level"
 
 
 def test_the_axis_changes_in_all_charts(opened: Opened):
@@ -318,21 +318,22 @@ def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
             thread.join()
 
 
-def test_what_a_steered_stream_passed_over(browser: Any, tmp_path: Path):
+def test_windows_that_a_stream_filter_rejected(browser: Any, tmp_path: Path):
     write_run(tmp_path, steps=20, steered=True)
     path = tmp_path / "report.html"
     path.write_text(build([tmp_path]).page(), encoding="utf-8")
     opened = Opened(browser, path.as_uri())
     opened.scroll_through()
     page = opened.page
-    assert page.locator("#chart-taken").count() == 1
+    assert page.locator("#chart-accepted").count() == 1
     why = page.locator("#why")
     assert why.locator("output.where").text_content() == "19"
     cards = why.locator("article.window").all_text_contents()
-    over = [card for card in cards if "passed over" in card]
-    assert len(over) == len(cards) / 2
+    rejected = [card for card in cards if "rejected" in card]
+    assert len(rejected) == len(cards) / 2
     assert all(
-        "acceptance probability 0.25" in card and "weight" not in card and "loss" not in card for card in over
+        "acceptance probability 0.25" in card and "weight" not in card and "loss" not in card
+        for card in rejected
     )
     page.select_option("#axis", "read")
     assert "windows read" in page.locator("#chart-preference .axis-label").all_text_contents()

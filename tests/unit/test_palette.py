@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from curriq.report.page import DARK, LIGHT
+from curriq.report.look import DARK, LIGHT
 
 # Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as a dichromat sees it.
 VISION = {

@@ -20,18 +20,23 @@ from tests.reports import write_run
 
 from curriq.cli import main
 from curriq.report.chart import Chart, Explorer, Section, Series, block_json, numbers
-from curriq.report.columns import bucket_edges, read_columns
 from curriq.report.command import Report, build
 from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.page import render
 from curriq.report.queries import query_content
 from curriq.report.runlog import Detail, load_run_log
-from curriq.report.selection import select
 from curriq.report.stages import change_points
 from curriq.report.topics import find_topics
-from curriq.runlog.kept_windows import read_windows, repetition
-from curriq.runlog.read import read_candidates, read_queries
+from curriq.runlog.read import (
+    bucket_edges,
+    read_candidates,
+    read_columns,
+    read_queries,
+    read_windows,
+    repetition,
+)
+from curriq.runlog.selection import select
 
 HOSTILE = "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'>\u202egnorw"
 
@@ -140,6 +145,16 @@ class TestTopics:
         assert topics is not None
         assert topics.of.tolist() in ([0] * 15 + [1] * 15, [1] * 15 + [0] * 15)
 
+    def test_equal_texts_give_equal_topics(self):
+        """Also where the TF-IDF matrix has fewer directions than are asked for, as repeated texts give."""
+        rng = np.random.default_rng(2)
+        words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(60)]
+        distinct = [" ".join(rng.choice(words, 3)) for _ in range(30)]
+        texts = [distinct[i] for i in rng.integers(30, size=96)]
+        first, *others = (find_topics(texts, 8) for _ in range(4))
+        assert first is not None
+        assert all(again.names == first.names and again.nearest == first.nearest for again in others)
+
     def test_none_without_text(self):
         assert find_topics(["a", "b"], 4) is None
         assert find_topics([""] * 100, 4) is None
@@ -149,8 +164,8 @@ class TestSelection:
     def test_means_against_brute_force(self, tmp_path):
         write_run(tmp_path, steps=9, effect=True)
         kept = read_windows(tmp_path)
-        measures = kept.measures() | {"topic": np.arange(len(kept)) % 3}
-        found = select(tmp_path, measures, kept, {2, 5})
+        measures = kept.measures()
+        found = select(tmp_path, kept, measures, np.arange(len(kept)) % 3, np.array([2, 5]))
         table = read_candidates(tmp_path).to_pylist()
         for i, step in enumerate(found.step):
             rows = [row for row in table if row["step"] == step]
@@ -161,8 +176,8 @@ class TestSelection:
             own = [row["loss"] for row in rows if row["source"] == "code"]
             if own:
                 assert found.per_step["loss/code"][i] == pytest.approx(np.mean(own))
-            assert found.labels["offered/topic"][i].sum() == 8
-            assert found.labels["selected/topic"][i].sum() == pytest.approx(1)
+            assert found.per_step["offered/topic"][i].sum() == 8
+            assert found.per_step["selected/topic"][i].sum() == pytest.approx(1)
             assert found.per_step["rank/effect"][i] == pytest.approx(1)  # the effect is an affine map of Q
         assert found.shown is not None
         assert sorted(set(found.shown.step.tolist())) == [2, 5]
@@ -208,7 +223,7 @@ class TestReport:
     def test_chance_is_drawn(self, tmp_path):
         report = build([write_run(tmp_path, tasks=True)])
         (task,) = [chart for chart in report.overview[0].charts() if chart.id.startswith("task-")]
-        assert task.levels == [(0.25, "chance")]
+        assert task.levels == [(0.25, "chance level")]
         assert task.series[0].high[0] - task.series[0].y[0] == pytest.approx(1.96 * 0.02)
 
     def test_evaluated_checkpoints_are_listed(self, tmp_path):
@@ -270,8 +285,9 @@ class TestReport:
         run = write_run(tmp_path / "run")
         assert main(["report", str(run), str(run)]) == 2
         assert "given twice" in capsys.readouterr().err
-        assert main(["report", str(run), "--topics", "99"]) == 2
-        assert "--topics 99" in capsys.readouterr().err
+        for command in ("report", "watch"):
+            assert main([command, str(run), "--topics", "99"]) == 2
+            assert "--topics 99" in capsys.readouterr().err
 
 
 class TestRetrieval:

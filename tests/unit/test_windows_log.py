@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.runs import assert_same_run, tiny
 
-from curriq.runlog.kept_windows import read_windows
+from curriq.runlog.read import read_windows
 from curriq.runlog.windows import BYTES_PER_TOKEN, WindowLog
 from curriq.train.run import train
 from curriq.types import Candidates

@@ -1,5 +1,6 @@
-"""What a report shows, as data: the page draws it in the browser, `figures.py` with matplotlib."""
+"""What a report shows, as data: the page draws it in the browser, `figures.py` elsewhere."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,7 @@ DIGITS = 5
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Series:
     """One line, or one layer of a stack.
 
@@ -21,7 +22,7 @@ class Series:
         x: by name of the axis; all of the same length as `y`.
         y: values; NaN leaves a gap.
         low, high: the band around the line, when there is one.
-        style: index into the palette and the dashes; the position in the chart when None.
+        style: index into the colours, then the dashes; the position in the chart when None.
         faint: an auxiliary line, drawn thin and grey.
         dots: marks instead of a line, for few measurements.
     """
@@ -36,7 +37,7 @@ class Series:
     dots: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chart:
     """One picture.
 
@@ -63,6 +64,10 @@ class Chart:
         """Whether there is anything to draw."""
         return any(np.isfinite(series.y).any() for series in self.series)
 
+    def styled(self) -> list[tuple[Series, int]]:
+        """Each series with its style."""
+        return [(s, index if s.style is None else s.style) for index, s in enumerate(self.series)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -77,7 +82,7 @@ class Interval:
     style: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Forest:
     """Point estimates with their intervals beside a line of no change."""
 
@@ -89,9 +94,9 @@ class Forest:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
-    """Rows of text; a cell that begins with a digit, a sign or a dash is aligned as a number."""
+    """Rows of text; a column of numbers, dashes and intervals is aligned to the right."""
 
     title: str
     header: list[str]
@@ -99,7 +104,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Code:
     """Text as it stands in a file, or a command."""
 
@@ -120,7 +125,7 @@ Block = Chart | Forest | Table | Code | Explorer | str
 """A string is a paragraph."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
     """One question of the report and what answers it.
 
@@ -138,72 +143,61 @@ class Section:
         return [block for block in self.blocks if isinstance(block, Chart) and block]
 
 
+def fixed(value: float | None, form: str) -> str:
+    """A number in a fixed format with the typographic minus, as wide as the plus; a dash for None."""
+    return "–" if value is None else f"{value:{form}}".replace("-", "−")
+
+
 def section_json(section: Section) -> Json:
-    blocks = [block_json(block) for block in section.blocks if not (isinstance(block, Chart) and not block)]
-    return {"id": section.id, "title": section.title, "answer": section.answer, "blocks": blocks}
+    return vars(section) | {"blocks": [block_json(block) for block in section.blocks if block]}
 
 
 def block_json(block: Block) -> Json:
     match block:
         case str():
             return {"type": "prose", "text": block}
-        case Chart():
-            return _chart_json(block)
-        case Forest():
-            rows = [{k: _plain(v) for k, v in vars(row).items()} for row in block.rows]
-            return {"type": "forest", **vars(block), "rows": rows}
-        case Table():
-            return {"type": "table", **vars(block)}
-        case Code():
-            return {"type": "code", **vars(block)}
         case Explorer():
             return {"type": block.type, **block.content}
+        case Chart():
+            return {"type": "chart", **_plain(vars(block) | _series_json(block))}
+        case _:
+            return {"type": type(block).__name__.lower(), **_plain(vars(block))}
 
 
-def numbers(values: np.ndarray) -> list[float | int | None]:
+def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
     """A JSON list with `DIGITS` significant digits; null for NaN."""
-    return [_plain(float(value)) for value in values]
+    return _plain(np.asarray(values, dtype=float))
 
 
 def _plain(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    if not math.isfinite(value):
-        return None
-    short = float(f"{value:.{DIGITS}g}")
-    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+    """What JSON can hold of dataclasses, containers, arrays and numbers."""
+    match value:
+        case float():
+            if not math.isfinite(value):
+                return None
+            short = float(f"{value:.{DIGITS}g}")
+            return int(short) if short.is_integer() and abs(short) < 1e15 else short
+        case np.ndarray():
+            return [_plain(item) for item in value.tolist()]
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {name: _plain(item) for name, item in value.items()}
+        case _ if dataclasses.is_dataclass(value):
+            return _plain(vars(value))
+    return value
 
 
-def _chart_json(chart: Chart) -> Json:
-    """Axes that several series share are written once."""
-    axes: list[dict[str, list]] = []
-    known: dict[str, int] = {}
+def _series_json(chart: Chart) -> Json:
+    """Series without what they lack; axes that several of them share are written once."""
+    axes: list[Json] = []
     series = []
-    for one in chart.series:
-        x = {name: numbers(values) for name, values in one.x.items()}
-        key = repr(x)
-        if key not in known:
-            known[key] = len(axes)
-            axes.append(x)
-        drawn: Json = {"label": one.label, "x": known[key], "y": numbers(one.y)}
-        if one.low is not None and one.high is not None:
-            drawn |= {"low": numbers(one.low), "high": numbers(one.high)}
-        drawn |= {name: getattr(one, name) for name in ("faint", "dots") if getattr(one, name)}
-        if one.style is not None:
-            drawn["style"] = one.style
-        series.append(drawn)
-    marks = [{"x": {k: _plain(v) for k, v in x.items()}, "label": label} for x, label in chart.marks]
-    return {
-        "type": "chart",
-        "id": chart.id,
-        "title": chart.title,
-        "y": chart.y,
-        "note": chart.note,
-        "kind": chart.kind,
-        "levels": [[_plain(value), label] for value, label in chart.levels],
-        "marks": marks,
-        "axis": chart.axis,
-        "log": chart.log,
-        "axes": axes,
-        "series": series,
-    }
+    for one, style in chart.styled():
+        drawn = _plain(one)
+        if drawn["x"] not in axes:
+            axes.append(drawn["x"])
+        drawn |= {"x": axes.index(drawn["x"]), "style": style}
+        series.append(
+            {name: value for name, value in drawn.items() if value is not None and value is not False}
+        )
+    return {"series": series, "axes": axes}

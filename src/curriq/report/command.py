@@ -2,18 +2,15 @@
 
 import argparse
 import datetime
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import curriq
 from curriq.config import missing_extra
 from curriq.errors import CurriqError
-from curriq.report.chart import Section
-from curriq.report.columns import AXES
+from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
 from curriq.report.explore import explorer, shown_texts
 from curriq.report.figures import save_figures
@@ -24,8 +21,8 @@ from curriq.report.provenance import what_ran
 from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.topics import Embed
+from curriq.runlog.read import AXES, read_document
 
-Say = Callable[[str], None]
 MOST_DRAWN = 4
 """Runs whose own charts become figures: each has some thirty, which take a quarter of a minute."""
 
@@ -64,52 +61,62 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
         description="Write one HTML file that shows what runs did, from their logs alone, and the same "
         "charts as PNG and SVG.",
     )
-    parser.add_argument(
-        "RUN", type=Path, nargs="+", help="folder of a run, or of a comparison (with comparison.json)"
-    )
-    parser.add_argument("--out", type=Path, help="the page (default: report.html in the only RUN, or here)")
-    parser.add_argument(
-        "--figures", type=Path, help="folder of the figures (default: figures beside the page)"
-    )
-    parser.add_argument("--no-figures", action="store_true", help="write the page only")
-    parser.add_argument(
-        "--axis",
-        choices=tuple(AXES),
-        default="windows",
-        help="x-axis of the figures (default: windows; the page lets its reader choose)",
-    )
-    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
-    parser.add_argument(
-        "--encoder",
-        default="",
-        help="sentence-transformer by name or folder for the topics (default: TF-IDF, which needs no model)",
-    )
-    options = parser.parse_args(list(arguments))
-    if not 0 <= options.topics <= 32:
-        raise CurriqError(f"--topics {options.topics}: choose from 0 (none) to 32.")
+    add = parser.add_argument
+    add("--out", type=Path, help="the page (default: report.html in the only RUN, or here)")
+    add("--figures", type=Path, help="folder of the figures (default: figures beside the page)")
+    add("--no-figures", action="store_true", help="write the page only")
+    axis = "x-axis of the figures (default: windows; the page lets its reader choose)"
+    add("--axis", choices=tuple(AXES), default="windows", help=axis)
+    encoder = "sentence-transformer by name or folder for the topics (default: TF-IDF, which needs no model)"
+    add("--encoder", default="", help=encoder)
+    options = parse_runs(parser, arguments)
     embed = load_embed(options.encoder) if options.encoder and load_embed is not None else None
     report = build(
-        options.RUN, topics=options.topics, embed=embed, say=lambda text: print(text, file=sys.stderr)
+        options.RUN, topics=options.topics, embed=embed, log=lambda line: print(line, file=sys.stderr)
     )
     only = options.RUN[0] if len(options.RUN) == 1 else Path()
     out = options.out or only / "report.html"
-    _write(out, report.page())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report.page(), encoding="utf-8")
+    except OSError as error:
+        raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
     print(f"report   {out} ({out.stat().st_size / 1e6:.2f} MB)")
     if not options.no_figures:
         print(_figures(report, options.figures or out.parent / "figures", options.axis))
     return 0
 
 
+def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command on the folders `RUN`, with `--topics`.
+
+    Raises:
+        CurriqError: `--topics` is out of range.
+    """
+    parser.add_argument(
+        "RUN", type=Path, nargs="+", help="folder of a run, or of a comparison (with comparison.json)"
+    )
+    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
+    options = parser.parse_args(list(arguments))
+    if not 0 <= options.topics <= 32:
+        raise CurriqError(f"--topics {options.topics}: choose from 0 (none) to 32.")
+    return options
+
+
 def build(
-    folders: list[Path], *, topics: int = 8, embed: Embed | None = None, say: Say = lambda text: None
+    folders: list[Path],
+    *,
+    topics: int = 8,
+    embed: Embed | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read runs and comparisons, and say what they show.
+    """Read the logs and answer the questions.
 
     Args:
-        folders: of runs, or of comparisons.
+        folders: of runs, or one of a comparison.
         topics: clusters of the windows.
         embed: embeds texts for them; TF-IDF when None.
-        say: takes a line of progress per run when there are several.
+        log: takes a line of progress per run when there are several.
 
     Raises:
         CurriqError: a folder is neither, or a file in it is damaged.
@@ -117,21 +124,19 @@ def build(
     comparisons = [folder for folder in folders if (folder / "comparison.json").exists()]
     if comparisons and len(folders) > 1:
         raise CurriqError(f"{comparisons[0]} is a comparison: give it alone, or give folders of single runs.")
-    result = _comparison(comparisons[0]) if comparisons else None
-    places = _runs_of(result, comparisons[0]) if result is not None else _labelled(folders)
+    result: Json = {}
+    if comparisons:
+        result = read_document(folders[0] / "comparison.json", "compare again, finished runs are kept")
+    places = _runs_of(result, folders[0]) if result else _labelled(folders)
     detail = Detail.of(len(places), topics)
     runs = []
     for number, (label, folder) in enumerate(places, 1):
         if len(places) > 1:
-            say(f"reading {number}/{len(places)}: {folder}")
+            log(f"reading {number}/{len(places)}: {folder}")
         runs.append(load_run_log(folder, label, detail, embed))
-    first = comparison_helped(result, runs) if result is not None else runs_helped(runs)
+    first = comparison_helped(result, runs) if result else runs_helped(runs)
     name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
     return Report(f"curriq: {name}", [first], [(run.label, sections_of(run)) for run in runs])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def sections_of(run: RunLog) -> list[Section]:
@@ -141,15 +146,7 @@ def sections_of(run: RunLog) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _comparison(folder: Path) -> dict[str, Any]:
-    path = folder / "comparison.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CurriqError(f"{path} is damaged ({error}): compare again, finished runs are kept.") from None
-
-
-def _runs_of(result: dict[str, Any], folder: Path) -> list[tuple[str, Path]]:
+def _runs_of(result: Json, folder: Path) -> list[tuple[str, Path]]:
     """The finished runs of a comparison, the baseline's last. Their paths hold where the comparison ran; it
     may have moved."""
     places = []
@@ -181,14 +178,6 @@ def _labelled(folders: list[Path]) -> list[tuple[str, Path]]:
     raise CurriqError(f"{folders[0]} is given twice: name every run once.")
 
 
-def _write(path: Path, page: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise CurriqError(f"--out {path} cannot be written: {error.strerror}.") from None
-
-
 def _figures(report: Report, folder: Path, axis: str) -> str:
     try:
         written = report.figures(folder, axis)
@@ -197,9 +186,5 @@ def _figures(report: Report, folder: Path, axis: str) -> str:
         return f"figures  none: {missing}"
     except OSError as error:
         raise CurriqError(f"--figures {folder} cannot be written: {error.strerror}.") from None
-    some = (
-        ""
-        if len(report.runs) <= MOST_DRAWN
-        else "; of all runs together, those of one by `curriq report RUN`"
-    )
-    return f"figures  {len(written)} in {folder} (PNG and SVG{some})"
+    of_one = "; of all runs together, those of one by `curriq report RUN`" * (len(report.runs) > MOST_DRAWN)
+    return f"figures  {len(written)} in {folder} (PNG and SVG{of_one})"

@@ -1,12 +1,17 @@
 """What did it learn from, and when? Sources, topics, kinds of windows, and stages where there are any."""
 
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Section, Series, Table
-from curriq.report.columns import bucket_edges
+from curriq.report.chart import Block, Chart, Section, Series
+from curriq.report.lines import metric_line, value_line
 from curriq.report.runlog import RunLog
 from curriq.report.stages import change_points
-from curriq.report.summary import divergence
+from curriq.report.summary import LEAST_MOVED, divergence, share_table, verdict
+from curriq.runlog.read import bucket_edges
 
 MEASURES = {
     "difficulty": ("Difficulty", "rarity of the tokens, nats per token"),
@@ -16,252 +21,182 @@ MEASURES = {
 MOST_POINTS = 60
 """Points of a line over shares and means, which are noisy: one step offers a few windows of each source."""
 
+Marks = list[tuple[dict[str, float], str]]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What was offered and selected of each source or topic.
+
+    Attributes:
+        names: of the groups.
+        rows: [times], rows of the log.
+        offered, weight: [times, groups], shares or counts.
+    """
+
+    names: list[str]
+    rows: np.ndarray
+    offered: np.ndarray
+    weight: np.ndarray
+
+    def in_buckets(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Last row, share offered and share of the weight [buckets, groups] in at most so many buckets."""
+        edges = bucket_edges(len(self.rows), most)
+        sums = (np.add.reduceat(kind, edges[:-1], axis=0) for kind in (self.offered, self.weight))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            offered, weight = (kind / kind.sum(axis=1, keepdims=True) for kind in sums)
+        return self.rows[edges[1:] - 1], offered, weight
+
+    def totals(self) -> list[list[float]]:
+        """Share offered and share of the weight of each group, over the whole run."""
+        return [kind.ravel().tolist() for kind in self.in_buckets(1)[1:]]
+
+    def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
+        """Share of the weight of each group over the run, or its ratio to the share offered."""
+        rows, offered, values = self.in_buckets(MOST_POINTS)
+        if over_offered:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values = np.where(offered > 0, values / offered, np.nan)
+        x = run.columns.at(rows)
+        return [Series(name, x, y) for name, y in zip(self.names, values.T, strict=True)]
+
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
-    marks, staged = _stages(run)
-    blocks: list[Block] = [_ratio_chart(run, marks), _share_chart(run, marks), _source_table(run)]
-    if run.topics is not None:
-        blocks += [_topic_chart(run, marks), _topic_table(run)]
-    blocks += [_loss_chart(run, marks), *_measure_charts(run, marks), _source_losses(run, marks)]
+    sources = _source_shares(run)
+    marks, staged = _stages(run, sources)
+    also = " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
+    note = f"Above 1 the source was selected more than it was offered.{also}"
+    totals, more = sources.totals(), _read_and_accepted(run)
+    shares = sources.lines(run, over_offered=False)
+    title, y = "Share of weight by source", "share of weight"
+    blocks: list[Block] = [
+        _preference(run, sources, "preference", "Preference for each source", note),
+        Chart("weight-share", title, y, shares, kind="stack"),
+        share_table("Sources over the whole run", "source", run.sources, *totals, more),
+        *_topics(run),
+        *_loss_charts(run),
+    ]
+    blocks = [dataclasses.replace(b, marks=marks) if isinstance(b, Chart) else b for b in blocks]
+    what = "Topics, difficulty, length and repetition"
     if not run.kept:
         blocks.append(
-            "The run kept no windows (--log-windows-mb 0, or an older version), so topics, difficulty, "
-            "length and repetition cannot be told."
+            f"{what} are unknown: the run kept no windows (--log-windows-mb 0, or an older version)."
         )
     elif run.kept > len(run.windows):
-        blocks.append(
-            f"Topics, difficulty, length and repetition are measured on {len(run.windows):,} of the "
-            f"{run.kept:,} windows that were kept, drawn evenly."
-        )
-    return Section(
-        id="learned",
-        title="What did it learn from, and when?",
-        answer=f"{_answer(run)} {staged}",
-        blocks=blocks,
-    )
+        some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
+        blocks.append(f"{what} are measured on {some}, drawn evenly.")
+    title = "What did it learn from, and when?"
+    return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
 
 
-def _answer(run: RunLog) -> str:
-    offered, weight = _totals(run)
-    if not offered:
+def _answer(run: RunLog, sources: Shares) -> str:
+    if not sources.names:
         return "The run logged no shares of sources."
+    offered, weight = (dict(zip(sources.names, totals, strict=True)) for totals in sources.totals())
+    selector = str(run.summary.get("selector", run.selector))
     moved = divergence(weight, offered)
-    if run.selector == "uniform":
-        return "The uniform baseline weighs every window alike, so it learned from what it was offered."
-    if run.summary.get("selector") == "replay":
-        return f"A replay: the run that was exported has chosen, up to the {moved:.3f} nats of its weights."
-    if moved < 1e-3:
-        return f"From what it was offered: the weight stayed within {moved:.1e} nats of the offered shares."
+    if selector in ("uniform", "replay") or moved < LEAST_MOVED:
+        return verdict(selector, weight, offered)
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
-    if run.taken is not None:
-        return (
-            f"{run.taken:.0%} of the windows read were taken, the rest was passed over. {most} makes up "
-            f"{ratios[most]:.2f} times its share of those read, {least} {ratios[least]:.2f} times; what was "
-            f"taken lies {moved:.3f} nats from what was read."
-        )
+    filtered = run.accepted is not None
+    start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. " if filtered else ""
+    gave, what = ("Acceptance gave", "read") if filtered else ("It gave", "offered")
     return (
-        f"It took {ratios[most]:.2f} times its share from {most} and {ratios[least]:.2f} times from {least}; "
-        f"the weight over sources lies {moved:.3f} nats from what was offered."
+        f"{start}{gave} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
+        f"{ratios[least]:.2f} times (divergence {moved:.3f} nats)."
     )
 
 
-def _totals(run: RunLog) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean share offered and mean share of the weight, by source."""
-    offered, weight = {}, {}
-    for name in run.sources:
-        offered[name] = float(run.columns.raw(f"select/offered_share/{name}")[1].mean())
-        weight[name] = float(run.columns.raw(f"select/weight_share/{name}")[1].mean())
-    return offered, weight
-
-
-def _stages(run: RunLog) -> tuple[list[tuple[dict[str, float], str]], str]:
+def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
     """Change points of the preference for sources, and a sentence on them."""
-    excess = [
-        run.columns.full(f"select/weight_share/{name}") - run.columns.full(f"select/offered_share/{name}")
-        for name in run.sources
-    ]
-    if not excess or run.columns.rows < 16:
+    if not sources.names or run.columns.rows < 16:
         return [], "The run is too short to speak of stages."
-    found = change_points(np.nan_to_num(np.column_stack(excess)))
+    found = change_points(sources.weight - sources.offered)
+    test = "(block permutation test, α = 0.01)"
     if not found:
-        return [], "Its preferences show no change point: one stage (block permutation test, α = 0.01)."
-    marks = []
-    for number, row in enumerate(found, 2):
-        at = {axis: float(x[0]) for axis, x in run.columns.at(np.array([row])).items()}
-        marks.append((at, f"stage {number}"))
-    steps = ", ".join(f"{at['step']:.0f}" for at, _ in marks)
-    plural = "s" if len(marks) > 1 else ""
-    return marks, (
-        f"Its preferences changed at step{plural} {steps}: {len(marks) + 1} stages (block permutation test, "
-        "α = 0.01)."
-    )
-
-
-def _ratio_chart(run: RunLog, marks: list) -> Chart:
-    series = []
-    for index, name in enumerate(run.sources):
-        weight = run.columns.thinned(f"select/weight_share/{name}", MOST_POINTS)
-        offered = run.columns.thinned(f"select/offered_share/{name}", MOST_POINTS)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.where(offered.mean > 0, weight.mean / offered.mean, np.nan)
-        series.append(Series(label=name, x=weight.x, y=ratio, style=index))
-    return Chart(
-        id="preference",
-        title="Preference for each source",
-        y="share of weight ÷ share offered",
-        series=series,
-        levels=[(1.0, "as offered")],
-        marks=marks,
-        note="Above 1 the source was selected more than it was offered."
-        + (" Offered are all windows read, also those passed over." if run.taken is not None else ""),
-    )
-
-
-def _share_chart(run: RunLog, marks: list) -> Chart:
-    series = [
-        Series(label=name, x=thin.x, y=thin.mean, style=index)
-        for index, name in enumerate(run.sources)
-        for thin in [run.columns.thinned(f"select/weight_share/{name}", MOST_POINTS)]
+        return [], f"Its preferences show no change point: one stage {test}."
+    marks = [
+        ({axis: float(x[0]) for axis, x in run.columns.at(np.array([row])).items()}, f"stage {number}")
+        for number, row in enumerate(found, 2)
     ]
-    return Chart(
-        id="weight-share",
-        title="Share of weight by source",
-        y="share of weight",
-        series=series,
-        kind="stack",
-        marks=marks,
+    steps = ("steps " if len(marks) > 1 else "step ") + ", ".join(f"{at['step']:.0f}" for at, _ in marks)
+    return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
+
+
+def _source_shares(run: RunLog) -> Shares:
+    shape = len(run.sources), run.columns.rows
+    offered, weight = (
+        np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
+        for kind in ("offered", "weight")
     )
+    return Shares(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
 
 
-def _source_table(run: RunLog) -> Table:
-    offered, weight = _totals(run)
-    rows = [
-        [
-            name,
-            f"{offered[name]:.1%}",
-            f"{weight[name]:.1%}",
-            f"{weight[name] / offered[name]:.3f}" if offered[name] else "–",
-        ]
-        for name in offered
-    ]
-    header = ["source", "offered", "weight", "ratio"]
-    if run.taken is not None:
-        header += ["read", "taken"]
-        for row, (read, taken) in zip(rows, _counts(run), strict=True):
-            row += [f"{read:,.0f}", f"{taken:,.0f}"]
-    return Table(title="Sources over the whole run", header=header, rows=rows)
-
-
-def _counts(run: RunLog) -> list[tuple[float, float]]:
-    """Of each source, the windows that a steered stream has read and those that it has taken."""
-    read = run.columns.full("data/windows_read")
-    n = float(run.setting("train", "num_candidates", 0))
+def _topics(run: RunLog) -> list[Block]:
+    counts = [run.selection.per_step.get(f"{kind}/topic") for kind in ("offered", "selected")]
+    if run.topics is None or counts[0] is None or counts[1] is None:
+        return []
+    shares = Shares(run.topics.names, run.columns.rows_of(run.selection.step), counts[0], counts[1])
+    note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
+    texts = run.windows.texts(np.array(run.topics.nearest), special=False)
+    typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
     return [
-        (
-            float(np.nansum(run.columns.full(f"select/offered_share/{name}") * read)),
-            float(np.nansum(run.columns.full(f"select/weight_share/{name}") * n)),
-        )
-        for name in run.sources
+        _preference(run, shares, "topics", "Preference for each topic", note),
+        share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
     ]
 
 
-def _topic_chart(run: RunLog, marks: list) -> Chart:
-    assert run.topics is not None
-    offered, selected = (run.selection.labels.get(f"{kind}/topic") for kind in ("offered", "selected"))
-    series = []
-    if offered is not None and selected is not None:
-        edges = bucket_edges(len(offered), MOST_POINTS)
-        x = run.step_axes(run.selection.step[edges[1:] - 1])
-        share, given = (_shares(counts, edges) for counts in (selected, offered))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.where(given > 0, share / given, np.nan)
-        series = [
-            Series(label=name, x=x, y=ratio[:, index], style=index)
-            for index, name in enumerate(run.topics.names)
+def _preference(run: RunLog, shares: Shares, id: str, title: str, note: str) -> Chart:
+    y, series = "share of weight ÷ share offered", shares.lines(run, over_offered=True)
+    return Chart(id, title, y, series, levels=[(1.0, "as offered")], note=note)
+
+
+def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
+    """Of each source, the windows that a stream filter has read and those that it has accepted."""
+    if run.accepted is None:
+        return {}
+
+    def total(kind: str, windows: np.ndarray | float) -> list[str]:
+        shares = (run.columns.full(f"select/{kind}_share/{name}") for name in run.sources)
+        return [f"{np.nansum(share * windows):,.0f}" for share in shares]
+
+    n = float(run.setting("train", "num_candidates", 0))
+    return {"read": total("offered", run.columns.full("data/windows_read")), "accepted": total("weight", n)}
+
+
+def _loss_charts(run: RunLog) -> list[Chart]:
+    """Losses and measures of the windows selected against those offered, and each source's perplexity."""
+    rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
+
+    def lines(names: Iterable[tuple[str, str, int]]) -> list[Series]:
+        """Those of (label, name in `run.selection.per_step`, style) that the run has."""
+        return [
+            value_line(run, label, found[name], rows, MOST_POINTS, style=style)
+            for label, name, style in names
+            if name in found
         ]
-    return Chart(
-        id="topics",
-        title="Preference for each topic",
-        y="share of weight ÷ share offered",
-        series=series,
-        levels=[(1.0, "as offered")],
-        marks=marks,
-        note="Clusters of the windows' text (k-means); a topic is named by the words that tell it from the "
-        "others (c-TF-IDF).",
-    )
 
-
-def _shares(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Rows of [buckets, labels] that sum to one."""
-    summed = np.add.reduceat(counts, edges[:-1], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return summed / summed.sum(axis=1, keepdims=True)
-
-
-def _topic_table(run: RunLog) -> Table:
-    assert run.topics is not None
-    offered, selected = (run.selection.labels.get(f"{kind}/topic") for kind in ("offered", "selected"))
-    examples = run.windows.texts(np.array(run.topics.nearest), special=False)
-    rows = []
-    if offered is not None and selected is not None:
-        given, share = (counts.sum(axis=0) / max(1e-12, counts.sum()) for counts in (offered, selected))
-        for index, name in enumerate(run.topics.names):
-            text = " ".join(examples[index].split())
-            ratio = f"{share[index] / given[index]:.3f}" if given[index] else "–"
-            rows.append([name, f"{given[index]:.1%}", f"{share[index]:.1%}", ratio, text[:110]])
-    return Table(
-        title="Topics over the whole run",
-        header=["topic", "offered", "weight", "ratio", "its most typical window"],
-        rows=rows,
-    )
-
-
-def _loss_chart(run: RunLog, marks: list) -> Chart:
-    selected = run.columns.thinned("train/loss", MOST_POINTS)
-    offered = run.columns.thinned("train/mean_loss", MOST_POINTS)
-    series = [Series(label="selected (mixture loss)", x=selected.x, y=selected.mean, style=1)]
-    if run.taken is not None:
-        title, note = (
-            "Loss of the windows taken",
-            "Those passed over were not forwarded: their loss is not known.",
-        )
-    else:
+    loss = metric_line(run, "train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
+    title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
+    if run.accepted is None:
         title, note = "Loss: selected against offered", ""
-        series.append(Series(label="offered (mean loss)", x=offered.x, y=offered.mean, style=0))
-    return Chart(id="loss", title=title, y="nats per token", series=series, marks=marks, note=note)
-
-
-def _measure_charts(run: RunLog, marks: list) -> list[Chart]:
-    charts = []
+        loss += metric_line(run, "train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
+    charts = [Chart("loss", title, "nats per token", loss, note=note)]
     for name, (title, unit) in MEASURES.items():
-        series = []
-        for kind, style in (("selected", 1), ("offered", 0)):
-            values = run.selection.per_step.get(f"{kind}/{name}")
-            if values is not None:
-                x, mean = run.thin_steps(values, run.selection.step, MOST_POINTS)
-                series.append(Series(label=kind, x=x, y=mean, style=style))
-        charts.append(
-            Chart(id=name, title=f"{title}: selected against offered", y=unit, series=series, marks=marks)
+        series = lines([("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0)])
+        charts.append(Chart(name, f"{title}: selected against offered", unit, series))
+    losses = lines([(name, f"loss/{name}", index) for index, name in enumerate(run.sources)])
+    charts.append(
+        Chart(
+            "source-perplexity",
+            "Perplexity by source, before training on it",
+            "perplexity per token",
+            [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses],
+            log=True,
+            note="Of the windows that were forwarded, measured before the update: in the first epoch all of "
+            "them are new to the model.",
         )
-    return charts
-
-
-def _source_losses(run: RunLog, marks: list) -> Chart:
-    series = []
-    for index, name in enumerate(run.sources):
-        values = run.selection.per_step.get(f"loss/{name}")
-        if values is not None:
-            x, mean = run.thin_steps(values, run.selection.step, MOST_POINTS)
-            series.append(Series(label=name, x=x, y=np.exp(np.minimum(mean, 700)), style=index))
-    return Chart(
-        id="source-perplexity",
-        title="Perplexity by source, before training on it",
-        y="perplexity per token",
-        series=series,
-        marks=marks,
-        log=True,
-        note="Of the windows that were forwarded, measured before the update: in the first epoch all of them "
-        "are new to the model.",
     )
+    return charts

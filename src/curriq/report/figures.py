@@ -1,30 +1,38 @@
-"""The charts of a report as PNG and SVG files for a paper, drawn by matplotlib from the same data."""
+"""The charts and tables of a report outside of its page: PNG and SVG by matplotlib, a terminal by rich."""
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curriq.report.chart import Chart, Forest, Section
-from curriq.report.comparison import COLOURS, DASHES
+from curriq.report import look
+from curriq.report.chart import Chart, Forest, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from rich.console import Console
 
 FEW = 4
 """Lines whose names find room inside a picture."""
-AXIS_LABELS = {"windows": "windows seen", "read": "windows read"}
+LEVEL: dict[str, Any] = {"color": "0.4", "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 0}
+"""Line of a reference level."""
+NUMBER = re.compile(r"[\[>]? ?[−+]?\d.*|–")
 
 
 def save_figures(sections: list[Section], folder: Path, axis: str = "step", prefix: str = "") -> list[Path]:
-    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg.
+    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg, over `axis` where it has several.
 
-    Args:
-        sections: whose charts to draw.
-        folder: made when it is not there.
-        axis: x-axis of the charts that have several.
-        prefix: of the file names, to tell runs apart.
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    blocks = [block for section in sections for block in section.blocks if block]
+    charts = [block for block in blocks if isinstance(block, Chart | Forest)]
+    return [save_figure(chart, folder / f"{prefix}{chart.id}.png", axis) for chart in charts]
+
+
+def save_figure(block: Chart | Forest, path: Path, axis: str) -> Path:
+    """Write one chart as PNG and, beside it, as SVG; equal data give equal files.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,102 +40,55 @@ def save_figures(sections: list[Section], folder: Path, axis: str = "step", pref
     import matplotlib
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for section in sections:
-        for block in section.blocks:
-            if not isinstance(block, Chart | Forest) or not block:
-                continue
-            figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-            draw(figure, block, axis)
-            path = folder / f"{prefix}{block.id}.png"
-            figure.savefig(path, dpi=150)
-            # Equal data, equal file; text stays text.
-            with matplotlib.rc_context({"svg.hashsalt": "curriq", "svg.fonttype": "none"}):
-                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-            written.append(path)
-    return written
-
-
-def draw(figure: "Figure", block: Chart | Forest, axis: str) -> None:
-    """One chart on an empty figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(_plain(block.title), loc="left", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     if isinstance(block, Forest):
         _forest(axes, block)
-    elif block.kind == "stack":
-        _stack(axes, block, axis)
     else:
-        _lines(axes, block, axis)
+        _chart(axes, block, axis)
+    figure.savefig(path, dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "curriq", "svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    return path
 
 
-def _lines(axes: "Axes", chart: Chart, axis: str) -> None:
-    for index, series in enumerate(chart.series):
-        style = index if series.style is None else series.style
-        colour = "0.6" if series.faint else COLOURS[style % len(COLOURS)]
-        x = _along(series.x, axis)
-        if series.low is not None and series.high is not None:
-            axes.fill_between(x, series.low, series.high, color=colour, alpha=0.17, linewidth=0)
-        axes.plot(
-            x,
-            series.y,
-            color=colour,
-            linestyle=DASHES[style // len(COLOURS) % len(DASHES)],
-            linewidth=0.8 if series.faint else 1.5,
-            marker="o" if series.dots or len(x) <= 24 else None,
-            ms=3,
-            label=_plain(series.label) or "_",
-        )
-    for value, label in chart.levels:
-        axes.axhline(value, color="0.4", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
-        at_start = _clear_of(chart, value, 0) > _clear_of(chart, value, -1)
-        axes.annotate(
-            _plain(label),
-            xy=(0 if at_start else 1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(2 if at_start else -2, 3),
-            textcoords="offset points",
-            ha="left" if at_start else "right",
-            color="0.35",
-            fontsize="small",
-        )
-    if chart.log and all(np.nanmin(s.y) > 0 for s in chart.series if np.isfinite(s.y).any()):
-        axes.set_yscale("log")
-    _finish(axes, chart, axis)
+def print_table(console: "Console", table: Table) -> None:
+    """Print a table under its title; numbers never wrap, words of text wrap between each other."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    printed = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(table.header):
+        cells = [row[index] for row in table.rows]
+        if index == 0:
+            printed.add_column(heading, overflow="fold")
+        elif all(map(NUMBER.fullmatch, cells)):
+            printed.add_column(heading, justify="right", no_wrap=True)
+        else:
+            words = " ".join([heading, *cells]).split()
+            printed.add_column(heading, min_width=max(map(len, words)))
+    for row in table.rows:
+        printed.add_row(*map(escape, row))
+    console.print(f"[bold]{escape(table.title)}[/bold]")
+    console.print(printed)
 
 
-def _clear_of(chart: Chart, value: float, end: int) -> float:
-    """Distance of a level from the nearest curve at one end of the picture; there its name can be read."""
-    ends = [known[end] for s in chart.series if len(known := s.y[np.isfinite(s.y)])]
-    return min((abs(y - value) for y in ends), default=0.0)
-
-
-def _stack(axes: "Axes", chart: Chart, axis: str) -> None:
-    if not chart.series:
-        return
-    x = _along(chart.series[0].x, axis)
-    axes.stackplot(
-        x,
-        *(np.nan_to_num(series.y) for series in chart.series),
-        colors=[COLOURS[i % len(COLOURS)] for i in range(len(chart.series))],
-        labels=[_plain(series.label) for series in chart.series],
-        alpha=0.85,
-    )
-    axes.margins(x=0, y=0)
-    _finish(axes, chart, axis)
-
-
-def _finish(axes: "Axes", chart: Chart, axis: str) -> None:
+def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
+    if chart.kind == "stack":
+        _layers(axes, chart, axis)
+    else:
+        _lines(axes, chart, axis)
     for at, label in chart.marks:
         x = at.get(axis, next(iter(at.values())))
         axes.axvline(x, color="0.2", linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.annotate(
-            _plain(label), xy=(x, 1), xycoords=("data", "axes fraction"), fontsize="small", va="top"
-        )
-    shared = chart.series[0].x if chart.series else {}
+        axes.annotate(_plain(label), (x, 1), xycoords=("data", "axes fraction"), fontsize="small", va="top")
+    shared = chart.series[0].x
     name = axis if axis in shared else next(iter(shared), "")
-    axes.set_xlabel(chart.axis or AXIS_LABELS.get(name, name))
+    axes.set_xlabel(chart.axis or look.AXIS_LABELS.get(name, name))
     axes.set_ylabel(_plain(chart.y))
     named = sum(bool(series.label) for series in chart.series)
     if named > FEW or (chart.kind == "stack" and named > 1):
@@ -136,31 +97,84 @@ def _finish(axes: "Axes", chart: Chart, axis: str) -> None:
         axes.legend(frameon=False, fontsize="small")
 
 
+def _lines(axes: "Axes", chart: Chart, axis: str) -> None:
+    for series, style in chart.styled():
+        colour = "0.6" if series.faint else _colour(style)
+        dash = look.DASHES[style // len(look.LIGHT) % len(look.DASHES)]
+        x = _along(series.x, axis, len(series.y))
+        if series.low is not None and series.high is not None:
+            axes.fill_between(x, series.low, series.high, color=colour, alpha=look.BAND_OPACITY, linewidth=0)
+        axes.plot(
+            x,
+            series.y,
+            color=colour,
+            linestyle=(0, dash) if dash else "solid",
+            linewidth=0.8 if series.faint else 1.5,
+            marker="o" if series.dots or len(x) <= look.MOST_DOTS else None,
+            ms=3,
+            label=_plain(series.label) or "_",
+        )
+    for value, label in chart.levels:
+        axes.axhline(value, **LEVEL)
+        at_start = _clear_of(chart, value, 0) > _clear_of(chart, value, -1)
+        place: dict[str, Any] = {"xytext": (2 if at_start else -2, 3), "ha": "left" if at_start else "right"}
+        _beside(axes, label, (0 if at_start else 1, value), color="0.35", **place)
+    if chart.log and all(np.nanmin(s.y) > 0 for s in chart.series if np.isfinite(s.y).any()):
+        axes.set_yscale("log")
+
+
+def _clear_of(chart: Chart, value: float, end: int) -> float:
+    """Distance of a level from the nearest curve at one end of the picture; there its name can be read."""
+    ends = [known[end] for s in chart.series if len(known := s.y[np.isfinite(s.y)])]
+    return min((abs(y - value) for y in ends), default=0.0)
+
+
+def _layers(axes: "Axes", chart: Chart, axis: str) -> None:
+    axes.stackplot(
+        _along(chart.series[0].x, axis, len(chart.series[0].y)),
+        *(np.nan_to_num(series.y) for series in chart.series),
+        colors=[_colour(style) for _, style in chart.styled()],
+        labels=[_plain(series.label) for series in chart.series],
+        alpha=look.LAYER_OPACITY,
+    )
+    axes.margins(x=0, y=0)
+
+
 def _forest(axes: "Axes", forest: Forest) -> None:
-    axes.axvline(forest.neutral, color="0.4", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
-    for place, row in enumerate(reversed(forest.rows)):
-        colour = COLOURS[row.style % len(COLOURS)]
+    axes.axvline(forest.neutral, **LEVEL)
+    rows = forest.rows[::-1]
+    for place, row in enumerate(rows):
+        colour = _colour(row.style)
         if row.low is not None:
             right = row.mean if row.high is None else row.high
             axes.plot([row.low, right], [place, place], color=colour, linewidth=2)
         if row.mean is not None:
             axes.plot(row.mean, place, color=colour, marker=">" if row.censored else "o", ms=6)
-        axes.annotate(
-            _plain(row.note),
-            xy=(1, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-        )
-    axes.set_yticks(range(len(forest.rows)), [_plain(row.label) for row in reversed(forest.rows)])
-    axes.set_ylim(-0.6, len(forest.rows) - 0.4)
+        _beside(axes, row.note, (1, place), xytext=(4, 0), va="center")
+    axes.set_yticks(range(len(rows)), [_plain(row.label) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(_plain(forest.x))
 
 
-def _along(x: dict[str, np.ndarray], axis: str) -> np.ndarray:
-    return x[axis] if axis in x else next(iter(x.values()), np.empty(0))
+def _beside(axes: "Axes", text: str, xy: tuple[float, float], **place: Any) -> None:
+    """Text at a share of the width and a value of y, moved by `xytext` points."""
+    axes.annotate(
+        _plain(text),
+        xy,
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize="small",
+        **place,
+    )
+
+
+def _colour(style: int) -> str:
+    return look.LIGHT[style % len(look.LIGHT)]
+
+
+def _along(x: dict[str, np.ndarray], axis: str, count: int) -> np.ndarray:
+    """The wanted axis, or the first that there is; plain numbers where the log has none."""
+    return x[axis] if axis in x else next(iter(x.values()), np.arange(count))
 
 
 def _plain(text: str) -> str:

@@ -12,19 +12,11 @@ import html
 import json
 import re
 from importlib.resources import files
-from typing import Any
 
-from curriq.report.chart import Section, section_json
+from curriq.report import look
+from curriq.report.chart import Json, Section, section_json
 
-LIGHT = ("#0081F1", "#955319", "#16A55E", "#FB53AC", "#B88907", "#1F5868", "#000000")
-"""The hues of `comparison.COLOURS` (Okabe and Ito 2008), of which some are too pale for lines on white.
-Darkening these alone made two of them one colour to deuteranopes, so all were searched for: the greatest
-least distance under the three dichromacies at a contrast of 3."""
-DARK = ("#4AA8E0", "#F0813A", "#2CC295", "#DE94BC", "#E8A81C", "#8CCBF2", "#E6E9EC")
-"""The same hues for a dark ground."""
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
-
-Json = dict[str, Any]
 
 
 def render(
@@ -47,10 +39,13 @@ def render(
         _data(f"run-{index}", {"sections": [section_json(section) for section in sections]})
         for index, (_, sections) in enumerate(runs)
     ]
-    script = '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS)
+    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(_look())};", *map(_asset, SCRIPTS)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = _asset("page.css").replace("/*LIGHT*/", _variables(LIGHT)).replace("/*DARK*/", _variables(DARK))
-    style = style.replace("/*CLASSES*/", _classes())
+    style = (
+        _asset("page.css")
+        .replace("/*LIGHT*/", _variables(look.LIGHT))
+        .replace("/*DARK*/", _variables(look.DARK))
+    )
     size = len(script) + len(style) + sum(len(block.encode()) for block in blocks)
     head = {
         "sections": [section_json(section) for section in overview],
@@ -86,9 +81,18 @@ def _asset(name: str) -> str:
     return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
+def _look() -> Json:
+    """What the scripts need of `look.py`."""
+    dashes = [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES]
+    return {
+        "axes": look.AXIS_LABELS,
+        "colours": len(look.LIGHT),
+        "dashes": dashes,
+        "mostDots": look.MOST_DOTS,
+    }
+
+
 def _variables(colours: tuple[str, ...]) -> str:
-    return " ".join(f"--c{index}: {colour};" for index, colour in enumerate(colours))
-
-
-def _classes() -> str:
-    return "\n".join(f".c{index} {{ --s: var(--c{index}); }}" for index in range(len(LIGHT)))
+    sizes = {"line-width": f"{look.LINE_WIDTH}px", "band": look.BAND_OPACITY, "layer": look.LAYER_OPACITY}
+    variables = {f"c{index}": colour for index, colour in enumerate(colours)} | sizes
+    return " ".join(f"--{name}: {value};" for name, value in variables.items())

@@ -4,61 +4,58 @@ import math
 
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Section, Series
-from curriq.report.lines import Lines, line_charts, other_charts
+from curriq.report.chart import Chart, Section, Series
+from curriq.report.lines import Lines, line_charts, metric_line, other_charts, time_stack, value_line
 from curriq.report.retrieval import PHASES, RETRIEVAL
 from curriq.report.runlog import RunLog
 
 LINES = (
-    Lines("entropy", "Entropy of the policy", ("policy/entropy",), "log N"),
-    Lines("effective-batch", "Effective batch", ("policy/effective_batch_size",), "N"),
-    Lines("max-weight", "Greatest weight", ("policy/max_weight",), "1/N"),
-    Lines("beta", "Temperature β", ("policy/beta",), log=True),
-    Lines("soft-value", "Soft value", ("critic/soft_value",)),
-    Lines("reward", "Reward", ("reward",)),
-    Lines("td-loss", "TD loss", ("critic/td_loss", "critic/replay_loss"), log=True),
-    Lines("td-target", "TD target and prediction", ("critic/td_target", "critic/q_pred")),
-    Lines("grad-norm", "Gradient norm of θ", ("train/grad_norm",), "--grad-clip", log=True),
-    Lines("q-grad-norm", "Gradient norm of φ", ("critic/grad_norm",), "--q-grad-clip", log=True),
-    Lines("lr", "Learning rate", ("train/lr",)),
+    Lines("entropy", "Entropy of the policy", "policy/entropy", level="log N"),
+    Lines("effective-batch", "Effective batch", "policy/effective_batch_size", level="N"),
+    Lines("max-weight", "Greatest weight", "policy/max_weight", level="1/N"),
+    Lines("beta", "Temperature β", "policy/beta", log=True),
+    Lines("soft-value", "Soft value", "critic/soft_value"),
+    Lines("reward", "Reward", "reward"),
+    Lines("td-loss", "TD loss", "critic/td_loss critic/replay_loss", log=True),
+    Lines("td-target", "TD target and prediction", "critic/td_target critic/q_pred"),
+    Lines("grad-norm", "Gradient norm of θ", "train/grad_norm", level="--grad-clip", log=True),
+    Lines("q-grad-norm", "Gradient norm of φ", "critic/grad_norm", level="--q-grad-clip", log=True),
+    Lines("lr", "Learning rate", "train/lr"),
     Lines(
-        "governor-rank",
-        "What the governor knows of Q",
-        ("gate/rank_correlation", "gate/calibration", "gate/calibration_error"),
+        "gate-calibration",
+        "Calibration gate: rank correlation of Q with the effects",
+        "gate/rank_correlation gate/calibration gate/calibration_error",
+        "Spearman's ρ",
         "chance",
-        y="Spearman's ρ",
-        note="Rank correlation of Q with the measured effects at each probe, its running mean, and the "
-        "standard error of that.",
     ),
+    Lines("gate-confidence", "Calibration gate: confidence", "gate/confidence gate/target_fraction", "share"),
     Lines(
-        "governor-target",
-        "What the governor asks for",
-        ("gate/confidence", "gate/target_fraction"),
-        y="share",
-        note="Without evidence that Q ranks windows the target stays at 1, which is plain training.",
+        "target-accept-rate",
+        "Windows of the target that the filter accepts",
+        "policy/target_accept_rate",
+        "share",
+        "--min-target-accept-rate",
     ),
-    Lines("held-out-forwards", "Cost of rewards and probes", ("held_out/forwards",)),
+    Lines("held-out-forwards", "Cost of rewards and probes", "held_out/forwards"),
 )
+NOTES = {
+    "gate-calibration": "At each probe, its running mean, and the standard error of that mean.",
+    "gate-confidence": "Without evidence that Q ranks windows the target fraction stays 1: plain training.",
+}
 CLIPS = {"--grad-clip": ("optim", "grad_clip"), "--q-grad-clip": ("critic", "q_grad_clip")}
 """Bound of a gradient norm → section and name of its setting."""
-COVERED = (
-    *(f"critic/q_{name}" for name in ("mean", "std", "min", "max")),
-    *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch", "data/windows_read"),
-)
-"""Metrics of a chart that is none of `LINES`, or of another section."""
 SHOWN_ELSEWHERE = (
-    "step",
-    "x/",
-    "validation/",
-    "task/",
-    "select/",
-    "theta_reset",
-    "time/",
+    *("critic/q_mean", "critic/q_std", "critic/q_min", "critic/q_max"),
+    *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch", "data/windows_read"),
+    *("step", "x/", "validation/", "task/", "select/", "theta_reset", "time/"),
     *RETRIEVAL,
 )
-"""Metrics of the other sections."""
+"""Beginnings of the names of metrics that are in a chart of their own here, or in another section."""
+INSIDE = ("time/propose", "time/reward")
+"""Parts of `time/step`."""
+NO_PART = ("time/step", "time/windows_per_second", *PHASES)
 EVEN = ("entropy", "effective-batch", "max-weight")
-"""Charts of the weights within a batch, which are even where the stream is steered."""
+"""Charts of the weights within a batch, which are uniform where a stream filter is the policy."""
 SHARE_POINTS = 50
 """Points of a line over shares of steps."""
 BINS = 10
@@ -67,11 +64,32 @@ FEWEST_PAIRS = 50
 
 
 def policy_health(run: RunLog) -> Section:
-    """Section 3 of the report. A metric that the run did not log is left out; one that nobody has placed
+    """Section 3 of the report. A metric that the run did not log is left out; one without a place of its own
     is drawn at the end, so that a new metric needs no change here."""
-    charts, drawn = _placed(run)
-    blocks: list[Block] = [*charts, _calibration_rank(run), _calibration_curve(run), *_others(run, drawn)]
-    return Section(id="policy", title="Is the policy healthy?", answer=_answer(run), blocks=blocks)
+    n = run.setting("train", "num_candidates")
+    levels = {name: run.setting(*where) for name, where in CLIPS.items()} | {
+        "N": n,
+        "log N": n and math.log(n),
+        "1/N": n and 1 / n,
+        "chance": 0.0,
+        "--min-target-accept-rate": run.setting("critic", "min_target_accept_rate"),
+    }
+    charts = line_charts(run, LINES, levels, NOTES)
+    charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
+    if run.accepted is not None:
+        charts = [_accepted_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
+    names = run.columns.names()
+    times = [name for name in names if name.startswith("time/") and name not in NO_PART]
+    others = [name for name in names if not name.startswith(SHOWN_ELSEWHERE)]
+    blocks = [
+        *charts,
+        _clip_chart(run),
+        time_stack(run, "time", "Time per step", times, "time/step", INSIDE, "model and critic"),
+        _calibration_rank(run),
+        _calibration_curve(run),
+        *other_charts(run, others, LINES),
+    ]
+    return Section("policy", "Is the policy healthy?", _answer(run), blocks)
 
 
 def _answer(run: RunLog) -> str:
@@ -79,18 +97,15 @@ def _answer(run: RunLog) -> str:
     if not len(fractions):
         return "The run logged no policy."
     fraction = fractions.mean()
-    judged = (
-        "nearly uniform"
-        if fraction > 0.95
-        else "on a few windows only"
-        if fraction < 0.1
-        else "between uniform and greedy"
-    )
+    judged = "nearly uniform" if fraction > 0.95 else "between uniform and greedy"
+    if fraction < 0.1:
+        judged = "on a few windows only"
     parts = [f"The effective batch was {fraction:.0%} of N on average: {judged}."]
-    if run.taken is not None:
+    if run.accepted is not None:
         parts = [
-            f"The policy was spent on the stream, before the forward pass: it took {run.taken:.0%} of the "
-            "windows read. What it took is weighed evenly, so the effective batch is N and says nothing."
+            "The policy was applied before the forward pass: the stream filter accepted "
+            f"{run.accepted:.0%} of the windows read. Accepted windows are weighed uniformly, so the "
+            "effective batch is always N."
         ]
     _, spread = run.columns.raw("critic/q_std")
     if len(spread):
@@ -98,113 +113,69 @@ def _answer(run: RunLog) -> str:
         parts.append(
             f"Q spread over the candidates by {np.median(spread):.2g} nats (median), with β = {beta:.3g}."
         )
-    ranks = run.selection.per_step.get("rank/effect")
-    known = ranks[~np.isnan(ranks)] if ranks is not None else np.empty(0)
-    if len(known):
+    ranks, _ = _ranks(run)
+    if len(ranks):
         parts.append(
-            f"Q and the measured effect of a window correlate by {known.mean():+.2f} (Spearman, mean over "
-            f"{len(known)} steps; 0 is chance)."
+            f"Q and the measured effect of a window correlate by {ranks.mean():+.2f} (Spearman, mean over "
+            f"{len(ranks)} steps; 0 is chance)."
         )
     return " ".join(parts)
 
 
-def _placed(run: RunLog) -> tuple[list[Chart], set[str]]:
-    """The charts with a place of their own, and the metrics that are shown by them or belong elsewhere."""
-    n = run.setting("train", "num_candidates")
-    bounds = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n} | {
-        name: run.setting(*where) for name, where in CLIPS.items()
-    }
-    charts = line_charts(run, LINES, bounds | {"chance": 0.0})
-    charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
-    if run.taken is not None:
-        charts = [_taken_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
-    clipped = _clip_chart(run, *(run.setting(*where, math.nan) for where in CLIPS.values()))
-    drawn = {*COVERED, *(metric for lines in LINES for metric in lines.metrics)}
-    return [*charts, clipped, _time_chart(run)], drawn
+def _ranks(run: RunLog) -> tuple[np.ndarray, np.ndarray]:
+    """Rank correlation of Q with the measured effects where it was measured, and the rows of the log."""
+    ranks = run.selection.per_step.get("rank/effect", np.empty(0))
+    known = ~np.isnan(ranks)
+    return ranks[known], run.columns.rows_of(run.selection.step[known])
 
 
-def _taken_chart(run: RunLog) -> Chart:
-    """How sharp the policy of a steered stream was."""
-    read = run.columns.full("data/windows_read")
-    steps = run.columns.full("step").astype(int)
-    x, share = run.thin_steps(
-        float(run.setting("train", "num_candidates", np.nan)) / read, steps, SHARE_POINTS
-    )
+def _accepted_chart(run: RunLog) -> Chart:
+    """How sharp the policy of a stream filter was."""
+    n = float(run.setting("train", "num_candidates", np.nan))
+    share = n / run.columns.full("data/windows_read")
     return Chart(
-        id="taken",
-        title="Windows taken out of those read",
-        y="share",
-        series=[Series(label="taken", x=x, y=share)],
-        levels=[(1.0, "plain stream")],
-        note="Low is a sharp policy. The rest was passed over without a pass through the model.",
+        "accepted",
+        "Share of the windows read that were accepted",
+        "share",
+        [value_line(run, "accepted", share, points=SHARE_POINTS)],
+        levels=[(1.0, "no filter")],
+        note="Low is a sharp policy. The others were rejected before a forward pass.",
     )
 
 
 def _q_chart(run: RunLog) -> Chart:
     series = []
     if "critic/q_mean" in run.columns:
-        mean, spread = (
-            run.columns.thinned(f"critic/q_{name}", run.detail.points) for name in ("mean", "std")
-        )
-        low, high = (run.columns.thinned(f"critic/q_{name}", run.detail.points) for name in ("min", "max"))
+        (mean,), (spread,) = (metric_line(run, f"critic/q_{name}", "") for name in ("mean", "std"))
         series = [
             Series(
-                label="mean ± standard deviation",
-                x=mean.x,
-                y=mean.mean,
-                low=mean.mean - spread.mean,
-                high=mean.mean + spread.mean,
+                "mean ± standard deviation", mean.x, mean.y, low=mean.y - spread.y, high=mean.y + spread.y
             ),
-            Series(label="least and greatest", x=low.x, y=low.mean, faint=True),
-            Series(label="", x=high.x, y=high.mean, faint=True),
+            *metric_line(run, "critic/q_min", "least and greatest", faint=True),
+            *metric_line(run, "critic/q_max", "", faint=True),
         ]
-    return Chart(id="q", title="Q over the candidates", y="nats per token", series=series)
+    return Chart("q", "Q over the candidates", "nats per token", series)
 
 
-def _clip_chart(run: RunLog, clip: float, q_clip: float) -> Chart:
+def _clip_chart(run: RunLog) -> Chart:
     """Share of the steps of each bucket whose gradient was clipped."""
     series = []
-    for label, metric, bound in (("θ", "train/grad_norm", clip), ("φ", "critic/grad_norm", q_clip)):
-        where, values = run.columns.raw(metric)
+    norms = (("θ", "train/grad_norm"), ("φ", "critic/grad_norm"))
+    for (label, metric), setting in zip(norms, CLIPS.values(), strict=True):
+        rows, values = run.columns.raw(metric)
+        bound = run.setting(*setting, math.nan)
         if len(values) and math.isfinite(bound):
-            steps = run.columns.full("step")[where].astype(int)
-            x, share = run.thin_steps((values > bound).astype(float), steps, SHARE_POINTS)
-            series.append(Series(label=label, x=x, y=share))
-    return Chart(id="clipped", title="Clipped steps", y="share of steps", series=series)
-
-
-def _time_chart(run: RunLog) -> Chart:
-    """Seconds per step, by what they went to."""
-    names = [
-        n
-        for n in run.columns.names()
-        if n.startswith("time/") and not n.endswith("per_second") and n not in PHASES
-    ]
-    inside = [n for n in ("time/propose", "time/reward") if n in names]
-    steps = run.columns.full("step").astype(int)
-    parts = {n.removeprefix("time/"): np.nan_to_num(run.columns.full(n)) for n in names}
-    if "step" in parts:
-        rest = parts.pop("step") - sum(parts[n.removeprefix("time/")] for n in inside)
-        parts = {"model and critic": np.maximum(rest, 0), **parts}
-    series = []
-    for label, values in parts.items():
-        x, mean = run.thin_steps(values, steps)
-        series.append(Series(label=label, x=x, y=mean))
-    return Chart(id="time", title="Time per step", y="seconds", series=series, kind="stack")
+            series.append(value_line(run, label, (values > bound).astype(float), rows, SHARE_POINTS))
+    return Chart("clipped", "Clipped steps", "share of steps", series)
 
 
 def _calibration_rank(run: RunLog) -> Chart:
-    ranks = run.selection.per_step.get("rank/effect")
-    series = []
-    if ranks is not None and (~np.isnan(ranks)).any():
-        known = ~np.isnan(ranks)
-        x, mean = run.thin_steps(ranks[known], run.selection.step[known])
-        series = [Series(label="Spearman's ρ", x=x, y=mean)]
+    ranks, rows = _ranks(run)
     return Chart(
-        id="calibration-rank",
-        title="Does Q rank windows by their effect?",
-        y="rank correlation with the effect",
-        series=series,
+        "calibration-rank",
+        "Does Q rank windows by their effect?",
+        "rank correlation with the effect",
+        [value_line(run, "Spearman's ρ", ranks, rows)],
         levels=[(0.0, "chance")],
     )
 
@@ -215,27 +186,15 @@ def _calibration_curve(run: RunLog) -> Chart:
     series = []
     if len(pairs) >= FEWEST_PAIRS:
         bins = np.array_split(pairs[np.argsort(pairs[:, 0], kind="stable")], BINS)
-        x = np.array([part[:, 0].mean() for part in bins])
-        y = np.array([part[:, 1].mean() for part in bins])
+        x, y = (np.array([part[:, column].mean() for part in bins]) for column in (0, 1))
         error = np.array([1.96 * part[:, 1].std(ddof=1) / math.sqrt(len(part)) for part in bins])
-        series = [
-            Series(
-                label="mean effect, 95 % interval", x={"q": x}, y=y, low=y - error, high=y + error, dots=True
-            )
-        ]
+        label = "mean effect, 95 % interval"
+        series = [Series(label, {"q": x}, y, low=y - error, high=y + error, dots=True)]
     return Chart(
-        id="calibration",
-        title="Calibration of Q",
-        y="measured effect, less its step's mean",
+        "calibration",
+        "Calibration of Q",
+        "measured effect, less its step's mean",
         axis="Q, less its step's mean",
         series=series,
         levels=[(0.0, "average window")],
     )
-
-
-def _others(run: RunLog, drawn: set[str]) -> list[Block]:
-    """What is placed nowhere, in the order of the log."""
-    rest = [
-        name for name in run.columns.names() if name not in drawn and not name.startswith(SHOWN_ELSEWHERE)
-    ]
-    return [*other_charts(run, rest)]

@@ -1,42 +1,21 @@
 """The queries of some steps, beside the windows that they drew and what became of those."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from curriq.report.chart import numbers
+from curriq.report.chart import Json, numbers
 from curriq.report.explore import cut
 from curriq.report.runlog import RunLog
-from curriq.report.selection import Part, floats
-from curriq.runlog.read import read_part
+from curriq.runlog.read import CandidateRows, floats, read_queries_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Json = dict[str, Any]
 ASKED = ("q", "soft_q", "start_q", "changed", "score")
 """Columns of the queries table that the page shows."""
 BECAME = ("weight", "loss", "q", "effect")
 """Columns of the candidates table that are shown of the window that a query drew."""
-
-
-def read_steps(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None":
-    """The queries of some steps; None when there are none.
-
-    Only the parts that hold such a step are read whole: the texts of a long run do not fit into memory.
-
-    Raises:
-        CurriqError: a part is damaged.
-    """
-    import pyarrow as pa
-
-    found = []
-    for path in sorted((Path(run_dir) / "queries").glob("part-*.parquet")):
-        wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
-        if wanted.any():
-            found.append(read_part(path).filter(pa.array(wanted)))
-    return pa.concat_tables(found, promote_options="default") if found else None
 
 
 def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
@@ -48,39 +27,41 @@ def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
             first where a step has more than `detail.rows`, and the text of such a window stays there.
     """
     candidates = run.selection.shown
-    table = None if candidates is None else read_steps(run.folder, np.unique(candidates.step))
+    table = None if candidates is None else read_queries_of(run.folder, np.unique(candidates.step))
     if candidates is None or table is None:
         return None
     table = table.take(_chosen(table, shown, run.detail.rows))
-    window_ids = table["window_id"].to_pylist()
-    texts: dict[str, str] = {}
-    for window, text in zip(window_ids, table["window_text"].to_pylist(), strict=True):
-        if window is not None:
-            texts[str(window)] = "" if shown.get(str(window)) else cut(text or "", run.detail.characters)
+    characters = run.detail.characters
+    # A 63-bit id does not fit a JavaScript number.
+    windows = [None if window is None else str(window) for window in table["window_id"].to_pylist()]
+    texts = {
+        window: "" if shown.get(window) else cut(text or "", characters)
+        for window, text in zip(windows, table["window_text"].to_pylist(), strict=True)
+        if window is not None
+    }
     place = {window: index for index, window in enumerate(texts)}
     rows = _rows_in(candidates, table)
-    asked = {name: floats(table[name]) for name in ASKED if name in table.column_names}
-    became = {
-        name: np.where(rows >= 0, candidates.columns[name][rows], np.nan)
-        for name in BECAME
-        if name in candidates.columns
-    }
-    known = {name: values for name, values in asked.items() if not np.isnan(values).all()}
+    asked = _numbers({name: floats(table[name]) for name in ASKED if name in table.column_names})
+    became = {name: candidates.columns[name][rows] for name in BECAME if name in candidates.columns}
     return {
-        "order": "q" if "q" in known else "score",
+        "order": "q" if "q" in asked else "score",
         "step": table["step"].to_pylist(),
         "number": table["query"].to_pylist(),
-        "queries": [cut(text, run.detail.characters) for text in table["text"].to_pylist()],
-        "columns": {name: numbers(values) for name, values in known.items()},
-        "window": [None if window is None else place[str(window)] for window in window_ids],
-        "source": [-1 if row < 0 else int(candidates.source[row]) for row in rows],
+        "queries": [cut(text, characters) for text in table["text"].to_pylist()],
+        "columns": asked,
+        "window": [None if window is None else place[window] for window in windows],
+        "source": np.where(rows >= 0, candidates.source[rows], -1).tolist(),
         "sources": candidates.names,
-        "became": {name: numbers(values) for name, values in became.items() if not np.isnan(values).all()},
-        # A 63-bit id does not fit a JavaScript number.
+        "became": _numbers({name: np.where(rows >= 0, values, np.nan) for name, values in became.items()}),
         "ids": list(texts),
         "texts": list(texts.values()),
         "shortlist": _shortlists(run, table),
     }
+
+
+def _numbers(columns: dict[str, np.ndarray]) -> Json:
+    """The columns that have a number."""
+    return {name: numbers(values) for name, values in columns.items() if not np.isnan(values).all()}
 
 
 def _shortlists(run: RunLog, table: "pa.Table") -> Json | None:
@@ -105,14 +86,12 @@ def _chosen(table: "pa.Table", shown: dict[str, str], rows: int) -> np.ndarray:
     """At most `rows` queries of each step in the order of the table."""
     step = table["step"].to_numpy()
     met = np.array([str(window) in shown for window in table["window_id"].to_pylist()])
-    kept = []
-    for one in np.unique(step):
-        where = np.flatnonzero(step == one)
-        kept.append(np.sort(where[np.argsort(~met[where], kind="stable")][:rows]))
-    return np.concatenate(kept)
+    order = np.lexsort((~met, step))
+    place = np.arange(len(order)) - np.searchsorted(step[order], step[order])  # in its step
+    return np.sort(order[place < rows])
 
 
-def _rows_in(candidates: Part, table: "pa.Table") -> np.ndarray:
+def _rows_in(candidates: CandidateRows, table: "pa.Table") -> np.ndarray:
     """Place of each query's window among the candidates, −1 where it drew none."""
     keys = zip(candidates.step.tolist(), candidates.row.tolist(), strict=True)
     where = {key: place for place, key in enumerate(keys)}

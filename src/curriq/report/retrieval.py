@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
-
-from curriq.report.chart import Block, Chart, Explorer, Section, Series
-from curriq.report.lines import Lines, line_charts, other_charts
+from curriq.report.chart import Block, Explorer, Section
+from curriq.report.explore import WRITTEN
+from curriq.report.lines import Lines, line_charts, other_charts, time_stack
 from curriq.report.queries import query_content
 from curriq.report.runlog import RunLog
 
@@ -17,82 +16,55 @@ LEAST_CHANGED = 0.05
 """Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
 BEST_OF_40 = 2.16
 """Expected greatest of 40 independent standard normal numbers."""
-BEST_LABEL = "best of 40 random strings"
+BEST = "best of 40 random strings"
 
 LINES = (
-    Lines(
-        "rag-q",
-        "Q of the queries",
-        ("langevin/hard_q", "langevin/random_q"),
-        note="Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
-    ),
+    Lines("rag-q", "Q of the queries", "langevin/hard_q langevin/random_q"),
     Lines(
         "rag-gain",
         "Gain of the search in Q",
-        ("langevin/soft_q_gain", "langevin/hard_q_gain", "langevin/above_random"),
-        "no gain",
-        note="Soft and hard Q against where the search began, soft at one temperature; hard Q against random "
-        "strings.",
+        "langevin/soft_q_gain langevin/hard_q_gain langevin/above_random",
+        level="no gain",
     ),
-    Lines(
-        "rag-above-random",
-        "Hard Q above random strings",
-        ("langevin/above_random_sd",),
-        BEST_LABEL,
-        y="their standard deviations",
-        note="A search must beat the best of as many random strings as it costs; the line is where that "
-        "lies when Q is Gaussian over them.",
-    ),
+    Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "SD of Q", BEST),
     Lines(
         "rag-tokens",
         "Tokens changed, and distinct tokens",
-        ("langevin/tokens_changed", "langevin/distinct_tokens"),
-        y="share of a query's tokens",
+        "langevin/tokens_changed langevin/distinct_tokens",
+        "share of a query's tokens",
     ),
-    Lines("rag-entropy", "Entropy at τ_end", ("langevin/entropy",)),
-    Lines(
-        "rag-max-prob",
-        "Greatest probability at τ_end",
-        ("langevin/max_prob",),
-        y="mean over tokens",
-        note="Well below 1 the hard tokens are not what was optimised.",
-    ),
-    Lines(
-        "rag-alike",
-        "How alike the queries of a step are",
-        ("langevin/cosine", "langevin/jaccard"),
-        y="mean over pairs",
-        note="Rising, the chains collapse onto one query.",
-    ),
-    Lines("rag-grad-norm", "Gradient norm of the energy", ("langevin/grad_norm",), "--langevin-limit", True),
-    Lines(
-        "rag-clipped",
-        "Gradients above the limit",
-        ("langevin/clip_fraction",),
-        y="share of chains and steps",
-    ),
+    Lines("rag-entropy", "Entropy at τ_end", "langevin/entropy"),
+    Lines("rag-max-prob", "Greatest probability at τ_end", "langevin/max_prob", "mean over tokens"),
+    Lines("rag-alike", "Similarity among queries", "langevin/cosine langevin/jaccard", "mean over pairs"),
+    Lines("rag-grad-norm", "Gradient norm of the energy", "langevin/grad_norm", "", "--langevin-limit", True),
+    Lines("rag-clipped", "Gradients above the limit", "langevin/clip_fraction", "share of chains and steps"),
     Lines(
         "rag-snap",
         "Cosine to the nearest token",
-        ("langevin/snap_cosine", "langevin/snap_cosine_random"),
-        y="mean over tokens",
+        "langevin/snap_cosine langevin/snap_cosine_random",
+        "mean over tokens",
     ),
-    Lines("rag-swaps", "Swaps taken", ("langevin/swap_acceptance",), y="share of steps of the search"),
-    Lines("rag-score", "Similarity of query and window", ("retrieval/score",), y="inner product, mean"),
-    Lines("rag-rank", "Rank of the window drawn", ("retrieval/rank",), y="among the top k, 0 is nearest"),
-    Lines("rag-collisions", "Queries after the same window", ("retrieval/collisions",), y="share of queries"),
-    Lines("rag-windows", "Windows retrieved", ("retrieval/windows",)),
-    Lines("rag-retrieved-q", "Q of windows: retrieved and random", ("retrieval/q", "retrieval/buffer_q")),
+    Lines("rag-swaps", "Swaps accepted", "langevin/swap_acceptance", "share of steps of the search"),
+    Lines("rag-score", "Similarity of query and window", "retrieval/score", "inner product, mean"),
+    Lines("rag-rank", "Rank of the window drawn", "retrieval/rank", "among the top k, 0 is nearest"),
+    Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),
+    Lines("rag-windows", "Windows retrieved", "retrieval/windows"),
+    Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q retrieval/buffer_q"),
     Lines(
-        "rag-advantage",
-        "Q of retrieved windows above random ones",
-        ("retrieval/q_advantage",),
-        "no advantage",
+        "rag-advantage", "Q of retrieved above random windows", "retrieval/q_advantage", "", "no advantage"
     ),
-    Lines("rag-age", "Age of the windows retrieved", ("retrieval/age",)),
-    Lines("rag-refresh", "Rows embedded anew", ("buffer/refresh_cosine",), y="cosine with the old"),
-    Lines("rag-buffer", "The ring buffer", ("buffer/windows", "buffer/live")),
+    Lines("rag-age", "Age of the windows retrieved", "retrieval/age"),
+    Lines("rag-refresh", "Rows embedded again", "buffer/refresh_cosine", "cosine with the old"),
+    Lines("rag-buffer", "The ring buffer", "buffer/windows buffer/live"),
 )
+NOTES = {
+    "rag-q": "Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
+    "rag-gain": "Against the initial strings, soft Q at one temperature; hard Q also against random strings.",
+    "rag-above-random": "In standard deviations (SD). A search must beat the best of as many random strings "
+    "as it costs; the line is where that lies when Q is Gaussian over them.",
+    "rag-max-prob": "Well below 1 the hard tokens are not what was optimised.",
+    "rag-alike": "If it rises, the chains collapse onto one query.",
+}
 
 
 def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
@@ -105,29 +77,24 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     names = [name for name in run.columns.names() if name.startswith(RETRIEVAL)]
     if not names:
         return None
-    placed = {metric for lines in LINES for metric in lines.metrics}
     levels = {
         "no gain": 0.0,
         "no advantage": 0.0,
-        BEST_LABEL: BEST_OF_40,
+        BEST: BEST_OF_40,
         "--langevin-limit": run.setting("langevin", "langevin_limit"),
     }
-    blocks: list[Block] = [
-        *line_charts(run, LINES, levels),
-        _time_chart(run),
-        *other_charts(run, [name for name in names if name not in placed]),
-    ]
+    charts = line_charts(run, LINES, levels, NOTES)
+    title, rest = "Time of proposing, by phase", "diagnostics and the rest"
+    note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
+    time = time_stack(run, "rag-time", title, PHASES, "time/propose", PHASES, rest, note)
+    blocks: list[Block] = [*charts, time, *other_charts(run, names, LINES)]
     content = query_content(run, shown)
     searched = "langevin/tokens_changed" in run.columns
     if content is not None:
         blocks += [_explained(run, content["step"]), Explorer(type="queries", content=content)]
     elif searched:
-        blocks.append(
-            "The run has no table of queries yet: it is written with each checkpoint, unless "
-            "--no-log-candidates is set."
-        )
-    title = "What did Langevin-RAG ask for?"
-    return Section(id="retrieval", title=title, answer=_answer(run, searched), blocks=blocks)
+        blocks.append(f"The run has no table of queries yet: {WRITTEN}.")
+    return Section("retrieval", "What did Langevin-RAG ask for?", _answer(run, searched), blocks)
 
 
 def _answer(run: RunLog, searched: bool) -> str:
@@ -136,9 +103,7 @@ def _answer(run: RunLog, searched: bool) -> str:
         changed = _mean(run, "langevin/tokens_changed")
         parts.append(f"The search changed {changed:.0%} of the query tokens.")
         if changed < LEAST_CHANGED:
-            parts.append(
-                "So the queries are the strings that it began with, and what follows is about those."
-            )
+            parts.append("So the queries are the initial strings, and what follows is about those.")
         deviations = _mean(run, "langevin/above_random_sd")
         parts.append(
             f"Q of the hard queries lies {_beside(deviations, '.1f', 'standard deviations')} that of random "
@@ -171,30 +136,6 @@ def _explained(run: RunLog, steps: list[int]) -> str:
     return (
         f"The queries of {count} of {total:,} steps, at most {run.detail.rows} of each, beside the window "
         "that each has drawn: choose a step, search the texts of both, or follow one query to what became of "
-        "its window. Q is that of a query's hard tokens, soft Q that of the relaxed string that they were "
-        "taken from, start Q that of the string that the search began with."
-    )
-
-
-def _time_chart(run: RunLog) -> Chart:
-    """Seconds of `time/propose` by phase."""
-    whole = run.columns.full("time/propose")
-    steps = run.columns.full("step").astype(int)
-    parts = {
-        name.removeprefix("time/"): np.nan_to_num(run.columns.full(name))
-        for name in PHASES
-        if name in run.columns
-    }
-    rest = np.maximum(np.nan_to_num(whole) - sum(parts.values(), np.zeros(len(whole))), 0)
-    series = []
-    for label, values in {**parts, "diagnostics and the rest": rest}.items() if parts else ():
-        x, mean = run.thin_steps(values, steps)
-        series.append(Series(label=label, x=x, y=mean))
-    return Chart(
-        id="rag-time",
-        title="Time of proposing, by phase",
-        y="seconds per step",
-        series=series,
-        kind="stack",
-        note="Ingest reads and encodes fresh windows; retrieve encodes the queries and draws.",
+        "its window. Q is that of a query's hard tokens, soft Q that of the relaxed string behind them, "
+        "start Q that of the initial string."
     )

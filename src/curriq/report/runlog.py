@@ -1,18 +1,14 @@
-"""A run as the report sees it: everything that its folder says, read once."""
+"""A run as the report sees it: its log, and what is computed from it once for all sections."""
 
-import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curriq.errors import CurriqError
-from curriq.report.columns import Columns, bucket_edges, read_columns
-from curriq.report.selection import Selection, select
 from curriq.report.topics import Embed, Topics, find_topics
-from curriq.runlog.kept_windows import KeptWindows, read_windows
+from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
+from curriq.runlog.selection import Selection, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +34,16 @@ class Detail:
         """The detail that keeps a page of so many runs within a few megabytes."""
         if runs <= 1:
             return Detail(topics=topics)
-        share = 1 / runs
         return Detail(
-            points=int(np.clip(1800 * share, 80, 300)),
-            steps=int(np.clip(192 * share, 4, 32)),
+            points=int(np.clip(1800 / runs, 80, 300)),
+            steps=int(np.clip(192 / runs, 4, 32)),
             rows=20 if runs <= 8 else 12,
             characters=600 if runs <= 8 else 300,
             topics=topics,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunLog:
     """One run's folder.
 
@@ -56,7 +51,8 @@ class RunLog:
         label: how the page names it.
         config: `config.toml` as a dictionary, so that the log of another version opens too.
         environment, summary: their content; empty when the run has not written them yet.
-        windows: the measured sample of what it kept.
+        kept: number of windows whose tokens the run kept.
+        windows: the measured sample of them.
         topics: clusters of that sample; None when it has too few texts.
     """
 
@@ -66,8 +62,8 @@ class RunLog:
     config: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any]
-    windows: KeptWindows
     kept: int
+    windows: KeptWindows
     topics: Topics | None
     selection: Selection
     detail: Detail
@@ -76,41 +72,22 @@ class RunLog:
         return self.config.get(section, {}).get(name, default)
 
     @property
+    def selector(self) -> str:
+        return str(self.setting("select", "selector", "?"))
+
+    @property
     def sources(self) -> list[str]:
         """Names of the sources that the stream offers."""
         prefix = "select/offered_share/"
         return [name.removeprefix(prefix) for name in self.columns.names() if name.startswith(prefix)]
 
     @property
-    def taken(self) -> float | None:
-        """Share of the windows read that a steered stream has taken; None where none was passed over."""
-        read, seen = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
-        steered = "data/windows_read" in self.columns and read and seen and read > seen
-        return seen / read if steered and self.setting("langevin", "proposer", "stream") == "stream" else None
-
-    @property
-    def selector(self) -> str:
-        return str(self.setting("select", "selector", "?"))
-
-    def step_axes(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """The x-axes at some steps."""
-        where, logged = self.columns.raw("step")
-        if not len(logged):
-            return {"step": steps}
-        return self.columns.at(where[np.searchsorted(logged, steps).clip(max=len(logged) - 1)])
-
-    def thin_steps(
-        self, values: np.ndarray, steps: np.ndarray, most: int | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Bucket means of a value per step that may be NaN, and their x-axes."""
-        edges = bucket_edges(len(values), most or self.detail.points)
-        if not len(values):
-            return self.step_axes(steps), values
-        known = ~np.isnan(values)
-        sums = np.add.reduceat(np.where(known, values, 0.0), edges[:-1])
-        counts = np.add.reduceat(known.astype(float), edges[:-1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.step_axes(steps[edges[1:] - 1]), sums / counts
+    def accepted(self) -> float | None:
+        """Share of the windows read that a stream filter has accepted; None where none was rejected."""
+        read, proposed = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
+        from_stream = self.setting("langevin", "proposer", "stream") == "stream"
+        filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
+        return proposed / read if filtered and from_stream else None
 
 
 def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None = None) -> RunLog:
@@ -121,50 +98,23 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
     """
     columns = read_columns(folder)
     kept = read_windows(folder)
-    sample = kept.sample
-    windows = KeptWindows(kept.ids[sample], kept.tokens[sample], kept.tokenizer)
-    measures = windows.measures() if len(windows) else {}
+    windows = kept.sample()
+    measures = windows.measures()
     topics = None
     if detail.topics and len(windows) and windows.tokenizer is not None:
         topics = find_topics(windows.texts(np.arange(len(windows)), special=False), detail.topics, embed)
-        if topics is not None:
-            measures["topic"] = topics.of
     _, steps = columns.raw("step")
-    chosen = steps[np.linspace(0, len(steps) - 1, min(len(steps), detail.steps)).round().astype(int)]
-    selection = select(folder, measures, windows if len(windows) else None, {int(step) for step in chosen})
+    shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), detail.steps)).round().astype(int)]
     return RunLog(
         folder=folder,
         label=label,
         columns=columns,
-        config=_toml(folder / "config.toml"),
-        environment=read_json(folder / "environment.json"),
-        summary=read_json(folder / "summary.json"),
-        windows=windows,
+        config=read_document(folder / "config.toml"),
+        environment=read_document(folder / "environment.json"),
+        summary=read_document(folder / "summary.json"),
         kept=len(kept),
+        windows=windows,
         topics=topics,
-        selection=selection,
+        selection=select(folder, windows, measures, None if topics is None else topics.of, shown),
         detail=detail,
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file; empty when there is none.
-
-    Raises:
-        CurriqError: the file is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CurriqError(f"{path} is damaged ({error}): remove it to report on the rest.") from None
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CurriqError(f"{path} is damaged ({error}): remove it to report on the rest.") from None

@@ -7,6 +7,8 @@ alike, so blocks are permuted and not single points: permuting points would take
 
 import numpy as np
 
+from curriq.runlog.read import bucket_edges
+
 POINTS = 200
 """The series are averaged into this many bins first."""
 SHORTEST = 8
@@ -28,9 +30,10 @@ def change_points(
     Returns:
         Indices into `series` at which a new stage begins, ascending; empty when nothing changed.
     """
-    binned, edges = _binned(np.asarray(series, dtype=float))
-    if len(binned) < 2 * SHORTEST:
+    edges = bucket_edges(len(series), POINTS)
+    if len(edges) <= 2 * SHORTEST:
         return []
+    binned = np.add.reduceat(series, edges[:-1], axis=0) / np.diff(edges)[:, None]
     spread = binned.std(axis=0)
     binned = binned[:, spread > 1e-9 * np.maximum(1.0, np.abs(binned).max(axis=0, initial=0.0))]
     if binned.shape[1] == 0:
@@ -51,14 +54,6 @@ def change_points(
         found.append(start + split)
         waiting += [(start, start + split), (start + split, end)]
     return sorted(int(edges[index]) for index in found)
-
-
-def _binned(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    edges = np.unique(np.linspace(0, len(series), min(len(series), POINTS) + 1).astype(int))
-    if len(edges) < 2:
-        return series[:0], edges
-    sums = np.add.reduceat(series, edges[:-1], axis=0)
-    return sums / np.diff(edges)[:, None], edges
 
 
 def _best_split(part: np.ndarray) -> tuple[float, int, float]:

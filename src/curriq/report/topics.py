@@ -67,7 +67,7 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i] > 0]
     place = np.full(len(centres), -1)
     place[order] = np.arange(len(order))
-    nearest = [int(np.argmax(np.where(labels == i, vectors @ centres[i], -np.inf))) for i in order]
+    nearest = [int(np.argmax(np.where(labels == i, (vectors @ centres[i]).round(9), -np.inf))) for i in order]
     labels = place[labels]
     return Topics(_names(counts, words, labels, len(order)), labels, nearest)
 
@@ -101,23 +101,19 @@ def _tfidf(counts: csr_matrix) -> np.ndarray:
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     weighted = csr_matrix(weighted.multiply(1 / np.maximum(norms, 1e-12)[:, None]))
     dimensions = min(DIMENSIONS, min(weighted.shape) - 1)
-    left, scale, _ = svds(weighted, k=dimensions, v0=np.ones(min(weighted.shape)))
+    # With `v0` scipy restarts from entropy of the system; with `rng` equal texts give equal topics.
+    left, scale, _ = svds(weighted, k=dimensions, rng=np.random.default_rng(0))
     vectors = left * scale
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _kmeans(vectors: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tightest of a few k-means++ starts."""
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
-    for seed in range(STARTS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty cluster is dropped by the caller
-            centres, labels = kmeans2(vectors, clusters, minit="++", iter=30, rng=np.random.default_rng(seed))
-        distortion = float(((vectors - centres[labels]) ** 2).sum())
-        if best is None or distortion < best[0]:
-            best = distortion, centres, labels
-    assert best is not None
-    return best[1], best[2]
+    """Centres and labels of the tightest of a few k-means++ starts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty cluster is dropped by the caller
+        rngs = map(np.random.default_rng, range(STARTS))
+        found = [kmeans2(vectors, clusters, minit="++", iter=30, rng=rng) for rng in rngs]
+    return min(found, key=lambda start: float(((vectors - start[0][start[1]]) ** 2).sum()))
 
 
 def _names(counts: csr_matrix, words: list[str], labels: np.ndarray, clusters: int) -> list[str]:

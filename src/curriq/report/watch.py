@@ -1,4 +1,4 @@
-"""`curriq watch`: the report of a run that goes on, on this machine only and read-only."""
+"""`curriq watch`: the report of a run in progress, on this machine only and read-only."""
 
 import argparse
 import html
@@ -6,11 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from curriq.errors import CurriqError
-from curriq.report.command import build
+from curriq.report.command import build, parse_runs
 
 HOST = "127.0.0.1"
 READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
@@ -19,25 +21,25 @@ READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windo
 Stamp = tuple[tuple[str, int, int], ...]
 
 
+@dataclass
 class LivePage:
     """The page of some runs, made again only when their logs have grown.
 
-    Args:
+    Attributes:
         folders: of runs or of one comparison.
         every: seconds between the refreshes of the page.
         topics: clusters of the windows.
         share: greatest share of the time that making pages may take, so that the run itself is not slowed.
     """
 
-    def __init__(self, folders: list[Path], every: float, topics: int, share: float = 0.1) -> None:
-        self._folders = folders
-        self._every = every
-        self._topics = topics
-        self._share = share
-        self._lock = threading.Lock()
-        self._made: tuple[int, str] | None = None
-        self._stamp: Stamp = ()
-        self._not_before = 0.0
+    folders: list[Path]
+    every: float
+    topics: int
+    share: float = 0.1
+    _lock: Any = field(default_factory=threading.Lock, init=False)
+    _made: tuple[int, str] | None = field(default=None, init=False)
+    _stamp: Stamp = field(default=(), init=False)
+    _not_before: float = field(default=0.0, init=False)
 
     def get(self) -> tuple[int, str]:
         """HTTP status and content; a run that cannot be read yet gives 503 and says why."""
@@ -48,25 +50,19 @@ class LivePage:
             try:
                 stamp = self._logs()
                 if self._made is None or stamp != self._stamp:
-                    self._made = 200, build(self._folders, topics=self._topics).page(self._every)
+                    self._made = 200, build(self.folders, topics=self.topics).page(self.every)
                     self._stamp = stamp
             except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
-                self._made, self._stamp = (503, waiting(str(error), self._every)), ()
+                self._made, self._stamp = (503, waiting(str(error), self.every)), ()
             ended = time.monotonic()
-            self._not_before = ended + (ended - began) * (1 / self._share - 1)
+            self._not_before = ended + (ended - began) * (1 / self.share - 1)
             return self._made
 
     def _logs(self) -> Stamp:
         """Name, size and time of every file that the page is made of."""
-        found = []
-        for folder in self._folders:
-            for name in READ:
-                path = folder / name
-                for file in sorted(path.glob("*")) if path.is_dir() else [path]:
-                    if file.is_file():
-                        stat = file.stat()
-                        found.append((str(file), stat.st_size, stat.st_mtime_ns))
-        return tuple(found)
+        paths = [folder / name for folder in self.folders for name in READ]
+        files = [file for path in paths for file in (path, *sorted(path.glob("*"))) if file.is_file()]
+        return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
 
 
 def waiting(reason: str, every: float) -> str:
@@ -109,7 +105,7 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
                 self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Requests are no news."""
+            """Silence per-request logging."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)
@@ -123,14 +119,12 @@ def main(arguments: Sequence[str]) -> int:
     """The command; serves until Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="curriq watch",
-        description="Serve the report of a run that goes on, refreshing, to browsers on this machine only. "
+        description="Serve the report of a run in progress, refreshing, to browsers on this machine only. "
         "Over ssh, forward the port: ssh -L 8642:localhost:8642 HOST.",
     )
-    parser.add_argument("RUN", type=Path, nargs="+", help="folder of a run, or of a comparison")
     parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
-    parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
-    options = parser.parse_args(list(arguments))
+    options = parse_runs(parser, arguments)
     if not options.every >= 1:
         raise CurriqError(f"--every {options.every}: give at least 1 second.")
     if not 0 <= options.port <= 65535:

@@ -11,8 +11,7 @@ import numpy as np
 from curriq.config import load_run_config
 from curriq.errors import CurriqError
 from curriq.runlog.curriculum import COLUMNS, write_curriculum
-from curriq.runlog.kept_windows import KeptWindows, read_windows
-from curriq.runlog.read import existing
+from curriq.runlog.read import KeptWindows, existing, part_paths, read_windows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +50,7 @@ def export(run: Path, out: Path) -> tuple[int, int]:
     """
     config = load_run_config(run)
     fingerprint = json.loads(existing(run / "environment.json").read_text(encoding="utf-8"))["fingerprint"]
-    parts = sorted((run / "candidates").glob("part-*.parquet"))
+    parts = part_paths(run, "candidates")
     kept = read_windows(run)
     if not parts or not len(kept):
         what = "candidates (--no-log-candidates)" if not parts else "windows (--log-windows-mb 0)"

@@ -1,13 +1,71 @@
-"""Readers of a run's folder. They never import torch, so that a report opens anywhere and at once."""
+"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere."""
 
 import json
+import tomllib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import tokenizers
+
+AXES = {
+    "step": "step",
+    "windows": "x/windows_proposed",
+    "read": "x/windows_read",
+    "tokens": "x/tokens",
+    "FLOPs": "x/flops",
+    "seconds": "x/seconds",
+}
+"""x-axis of a chart → its metric."""
+CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
+"""Columns of the candidates table that `candidate_parts` reads; a run may lack the last two."""
+MOST_MEASURED = 8_000
+"""Windows that averages over windows are taken from; a greater number changes no picture."""
+NGRAM = 4
+
+
+def existing(path: Path) -> Path:
+    """The path of a file that exists.
+
+    Raises:
+        CurriqError: it does not.
+    """
+    if not path.is_file():
+        raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
+    return path
+
+
+def read_document(path: Path, fix: str = "remove it to report on the rest") -> dict[str, Any]:
+    """The content of a JSON or TOML file; empty when there is no such file.
+
+    Raises:
+        CurriqError: the file is damaged; the message ends with `fix`.
+    """
+    if not path.exists():
+        return {}
+    loads = tomllib.loads if path.suffix == ".toml" else json.loads
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
+
+
+def read_summary(run_dir: str | Path) -> dict[str, Any]:
+    """The fields of `summary.json`; docs/metrics.md defines them.
+
+    Raises:
+        CurriqError: the run has not ended, or the file is damaged.
+    """
+    return read_document(existing(Path(run_dir) / "summary.json"), "resume the run to write it again")
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
@@ -18,54 +76,133 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     Raises:
         CurriqError: there is no log, or a line of it is damaged.
     """
-    path = Path(run_dir) / "metrics.jsonl"
-    rows = []
-    for number, line in enumerate(existing(path).read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise CurriqError(f"{path}, line {number}, is damaged ({error}): delete the line.") from None
+    rows: list[dict[str, float]] = []
+    _each_row(run_dir, rows.append)
     return rows
 
 
-def read_candidates(run_dir: str | Path) -> "pa.Table":
-    """All parts of the candidates table, in the order of the steps; docs/metrics.md defines the columns.
+def _each_row(run_dir: str | Path, collect: Callable[[dict[str, float]], None]) -> None:
+    path = existing(Path(run_dir) / "metrics.jsonl")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                collect(json.loads(line))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise CurriqError(f"{path}, line {number}, is damaged ({error}): delete the line.") from None
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Values averaged over consecutive measurements.
+
+    Attributes:
+        x: by name of the axis, at the last measurement of each bucket.
+        mean, low, high: of the measurements in each bucket; NaN where there are none.
+    """
+
+    x: dict[str, np.ndarray]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Columns:
+    """All metrics of a run as arrays.
+
+    Args:
+        values: metric → (index of the row, value) of each measurement, in the order of the steps.
+        rows: rows of the log.
+    """
+
+    def __init__(self, values: dict[str, tuple[np.ndarray, np.ndarray]], rows: int) -> None:
+        self._values = values
+        self.rows = rows
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def names(self) -> list[str]:
+        return list(self._values)
+
+    def raw(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, values) of a metric; both empty when it was never measured."""
+        return self._values.get(name, (np.empty(0, np.int64), np.empty(0)))
+
+    def full(self, name: str) -> np.ndarray:
+        """One value per row, NaN where the metric was not measured."""
+        column = np.full(self.rows, np.nan)
+        where, values = self.raw(name)
+        column[where] = values
+        return column
+
+    def last(self, name: str) -> float | None:
+        _, values = self.raw(name)
+        return float(values[-1]) if len(values) else None
+
+    @cached_property
+    def _axes(self) -> dict[str, np.ndarray]:
+        return {axis: self.full(name) for axis, name in AXES.items() if name in self}
+
+    def at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The x-axes at some rows; an axis that the log lacks is left out."""
+        return {axis: values[rows] for axis, values in self._axes.items()}
+
+    def rows_of(self, steps: np.ndarray) -> np.ndarray:
+        """The row of each step, or of the next logged one; zeros for an empty log."""
+        where, logged = self.raw("step")
+        if not len(logged):
+            return np.zeros(len(steps), np.int64)
+        return where[np.searchsorted(logged, steps).clip(max=len(logged) - 1)]
+
+    def thinned(self, name: str, most: int) -> Buckets:
+        """A metric in at most `most` buckets."""
+        rows, values = self.raw(name)
+        return self.bucketed(values, rows, most)
+
+    def bucketed(self, values: np.ndarray, rows: np.ndarray, most: int) -> Buckets:
+        """Values at some rows in at most `most` buckets; a NaN counts as not measured."""
+        if not len(values):
+            return Buckets(self.at(rows), values, values, values)
+        edges = bucket_edges(len(values), most)
+        known = ~np.isnan(values)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            sums = np.add.reduceat(np.where(known, values, 0.0), edges[:-1])
+            mean = sums / np.add.reduceat(known.astype(float), edges[:-1])
+        low, high = (least.reduceat(values, edges[:-1]) for least in (np.fmin, np.fmax))
+        return Buckets(self.at(rows[edges[1:] - 1]), mean, low, high)
+
+
+def bucket_edges(count: int, most: int) -> np.ndarray:
+    """Borders of at most `most` buckets of nearly equal size over `count` items, from 0 to `count`."""
+    return np.unique(np.linspace(0, count, min(count, most) + 1).astype(np.int64))
+
+
+def read_columns(run_dir: str | Path) -> Columns:
+    """`metrics.jsonl` by metric, read line by line: a log of 100,000 steps does not fit as dictionaries.
 
     Raises:
-        CurriqError: the run logged no candidates, or a part is damaged.
+        CurriqError: as `read_metrics`.
     """
-    folder = Path(run_dir) / "candidates"
-    return _read_parts(
-        folder,
-        f"{folder} holds no candidates: the run had --no-log-candidates, or has saved no checkpoint yet.",
-    )
+    rows: dict[str, array] = {}
+    values: dict[str, array] = {}
+    count = 0
+
+    def collect(row: dict[str, float]) -> None:
+        nonlocal count
+        for name, value in row.items():
+            rows.setdefault(name, array("q")).append(count)
+            values.setdefault(name, array("d")).append(value)
+        count += 1
+
+    _each_row(run_dir, collect)
+    return Columns({name: (np.array(rows[name]), np.array(values[name])) for name in rows}, count)
 
 
-def read_queries(run_dir: str | Path) -> "pa.Table":
-    """All parts of the queries table, in the order of the steps; docs/metrics.md defines the columns.
-
-    Raises:
-        CurriqError: the run logged no queries, or a part is damaged.
-    """
-    folder = Path(run_dir) / "queries"
-    return _read_parts(
-        folder,
-        f"{folder} holds no queries: the run had no --proposer that makes any, had --no-log-candidates, or "
-        "has saved no checkpoint yet.",
-    )
-
-
-def _read_parts(folder: Path, missing: str) -> "pa.Table":
-    import pyarrow as pa
-
-    parts = sorted(folder.glob("part-*.parquet"))
-    if not parts:
-        raise CurriqError(missing)
-    # A run that another version resumed may have a column in its later parts only.
-    tables = pa.concat_tables([read_part(part) for part in parts], promote_options="default")
-    return tables.unify_dictionaries()
+def part_paths(run_dir: str | Path, table: str) -> list[Path]:
+    """The parts of a table of the log (`candidates`, `queries` or `windows`), in the order of the steps."""
+    return sorted((Path(run_dir) / table).glob("part-*.parquet"))
 
 
 def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
@@ -83,25 +220,216 @@ def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
         raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
 
 
-def read_summary(run_dir: str | Path) -> dict[str, Any]:
-    """The fields of `summary.json`; docs/metrics.md defines them.
+def read_candidates(run_dir: str | Path) -> "pa.Table":
+    """All parts of the candidates table, in the order of the steps; docs/metrics.md defines the columns.
 
     Raises:
-        CurriqError: the run has not ended, or the file is damaged.
+        CurriqError: the run logged no candidates, or a part is damaged.
     """
-    path = Path(run_dir) / "summary.json"
+    return _read_parts(
+        run_dir, "candidates", "the run had --no-log-candidates, or has saved no checkpoint yet"
+    )
+
+
+def read_queries(run_dir: str | Path) -> "pa.Table":
+    """All parts of the queries table, in the order of the steps; docs/metrics.md defines the columns.
+
+    Raises:
+        CurriqError: the run logged no queries, or a part is damaged.
+    """
+    reason = (
+        "the run had no --proposer that makes any, had --no-log-candidates, or has saved no checkpoint yet"
+    )
+    return _read_parts(run_dir, "queries", reason)
+
+
+def _read_parts(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
+    import pyarrow as pa
+
+    paths = part_paths(run_dir, name)
+    if not paths:
+        raise CurriqError(f"{Path(run_dir) / name} holds no {name}: {reason}.")
+    # A run that another version resumed may have a column in its later parts only.
+    table = pa.concat_tables([read_part(path) for path in paths], promote_options="default")
+    return table.unify_dictionaries()
+
+
+def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None":
+    """The queries of some steps; None when there are none.
+
+    Only the parts that hold such a step are read whole: the texts of a long run do not fit into memory.
+
+    Raises:
+        CurriqError: a part is damaged.
+    """
+    import pyarrow as pa
+
+    found = []
+    for path in part_paths(run_dir, "queries"):
+        wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
+        if wanted.any():
+            found.append(read_part(path).filter(pa.array(wanted)))
+    return pa.concat_tables(found, promote_options="default") if found else None
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """Rows of the candidates table as arrays.
+
+    Attributes:
+        columns: of `CANDIDATE_NUMBERS` those that the table has; a null is NaN.
+        names: of the sources, which `source` indexes.
+    """
+
+    step: np.ndarray
+    row: np.ndarray
+    window_id: np.ndarray
+    source: np.ndarray
+    columns: dict[str, np.ndarray]
+    names: list[str]
+
+    def take(self, which: np.ndarray) -> "CandidateRows":
+        columns = {name: values[which] for name, values in self.columns.items()}
+        labels = (self.step[which], self.row[which], self.window_id[which], self.source[which])
+        return CandidateRows(*labels, columns, self.names)
+
+    @staticmethod
+    def concatenate(parts: "list[CandidateRows]") -> "CandidateRows | None":
+        """All rows, with the columns that every part has; None without any part."""
+        if not parts:
+            return None
+        labels = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("step", "row", "window_id", "source")
+        )
+        names = [name for name in CANDIDATE_NUMBERS if all(name in part.columns for part in parts)]
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
+        return CandidateRows(*labels, columns, parts[-1].names)
+
+
+def candidate_parts(run_dir: str | Path) -> Iterator[CandidateRows]:
+    """The candidates table part by part, so that a run of any length fits; none when the run logged none.
+
+    Raises:
+        CurriqError: a part is damaged.
+    """
+    for path in part_paths(run_dir, "candidates"):
+        table = read_part(path)
+        source = table["source"].combine_chunks()
+        yield CandidateRows(
+            table["step"].to_numpy(),
+            table["row"].to_numpy(),
+            table["window_id"].to_numpy(),
+            source.indices.to_numpy(),
+            {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names},
+            source.dictionary.to_pylist(),
+        )
+
+
+def floats(column: Any) -> np.ndarray:
+    """A column of numbers of an Arrow table; a null is NaN."""
+    return column.to_numpy(zero_copy_only=False).astype(float)
+
+
+@dataclass(frozen=True)
+class KeptWindows:
+    """Windows by ascending id.
+
+    Attributes:
+        ids: window ids.
+        tokens: [windows, T].
+        tokenizer: turns them into text; None when the run has no fast tokenizer.
+    """
+
+    ids: np.ndarray
+    tokens: np.ndarray
+    tokenizer: "tokenizers.Tokenizer | None"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Position of each id, −1 where the window was not kept."""
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        where = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        return np.where(self.ids[where] == ids, where, -1)
+
+    def texts(self, positions: np.ndarray, *, special: bool = True) -> list[str]:
+        """The text of some windows, with the names of special tokens or without; empty strings without a
+        tokenizer."""
+        if self.tokenizer is None:
+            return [""] * len(positions)
+        return self.tokenizer.decode_batch(self.tokens[positions].tolist(), skip_special_tokens=not special)
+
+    def sample(self) -> "KeptWindows":
+        """At most `MOST_MEASURED` of the windows, drawn evenly (an id is a hash)."""
+        where = np.linspace(0, len(self) - 1, min(len(self), MOST_MEASURED)).round().astype(np.int64)
+        return KeptWindows(self.ids[where], self.tokens[where], self.tokenizer)
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """Difficulty, length and repetition of each window; empty without windows.
+
+        - difficulty: mean negative log relative frequency of the tokens among these windows, nats per
+          token (as in the competence baseline by rarity).
+        - length: characters of the window's text.
+        - repetition: share of its 4-grams of tokens that occurred earlier in the window.
+        """
+        if not len(self):
+            return {}
+        counts = np.bincount(self.tokens.ravel())
+        with np.errstate(divide="ignore"):
+            rarity = -np.log(counts / max(1, counts.sum()))
+        measured = {"difficulty": rarity[self.tokens].mean(axis=1), "repetition": repetition(self.tokens)}
+        if self.tokenizer is not None:
+            pieces = self.tokenizer.decode_batch([[i] for i in range(len(counts))], skip_special_tokens=False)
+            characters = np.array([len(piece) for piece in pieces])
+            measured["length"] = characters[self.tokens].sum(axis=1).astype(float)
+        return measured
+
+
+def repetition(tokens: np.ndarray) -> np.ndarray:
+    """Share of each row's n-grams that occurred earlier in the row: 0 for no repeat, near 1 for one token
+    over and over."""
+    if tokens.shape[1] < NGRAM:
+        return np.zeros(len(tokens))
+    grams = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64), NGRAM, axis=1)
+    mixed = np.zeros(grams.shape[:2], np.uint64)
+    for position in range(NGRAM):  # a polynomial hash modulo 2^64; tokens + 1 so that id 0 counts
+        mixed = mixed * np.uint64(1_000_003) + grams[:, :, position] + np.uint64(1)
+    ordered = np.sort(mixed, axis=1)
+    distinct = 1 + (np.diff(ordered, axis=1) != 0).sum(axis=1)
+    return 1 - distinct / grams.shape[1]
+
+
+def read_windows(run_dir: str | Path) -> KeptWindows:
+    """All windows that the run kept; none when it kept none.
+
+    Raises:
+        CurriqError: a part or the tokenizer is damaged.
+    """
+    ids, tokens = [], []
+    for path in part_paths(run_dir, "windows"):
+        table = read_part(path, ["window_id", "tokens"])
+        length = table.schema.field("tokens").type.list_size
+        ids.append(table["window_id"].to_numpy())
+        tokens.append(table["tokens"].combine_chunks().flatten().to_numpy().reshape(-1, length))
+    if not ids:
+        return KeptWindows(np.empty(0, np.int64), np.empty((0, 0), np.int32), None)
+    all_ids = np.concatenate(ids)
+    order = np.argsort(all_ids)
+    tokenizer = _tokenizer(Path(run_dir) / "windows" / "tokenizer.json")
+    return KeptWindows(all_ids[order], np.concatenate(tokens)[order], tokenizer)
+
+
+def _tokenizer(path: Path) -> Any:
+    if not path.exists():
+        return None
+    from tokenizers import Tokenizer
+
     try:
-        return json.loads(existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CurriqError(f"{path} is damaged ({error}): resume the run to write it again.") from None
-
-
-def existing(path: Path) -> Path:
-    """The path of a file that exists.
-
-    Raises:
-        CurriqError: it does not.
-    """
-    if not path.is_file():
-        raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
-    return path
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise CurriqError(
+            f"{path} is damaged ({error}): copy tokenizer.json from a checkpoint's lm folder."
+        ) from None

@@ -1,8 +1,6 @@
 // Small helpers and the charts. Everything that comes from a run enters the page as a text node.
 
 const SVG = "http://www.w3.org/2000/svg";
-const COLOURS = 7;
-const DASHES = ["", "6 3", "2 3"];
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
 
@@ -104,11 +102,18 @@ function axisLabel(chart, axis) {
   if (chart.axis) return chart.axis;
   const has = chart.series.some((s) => (chart.axes[s.x] ?? {})[axis]);
   const name = has ? axis : Object.keys(chart.axes[0] ?? {})[0] ?? "";
-  return { windows: "windows seen", read: "windows read" }[name] ?? name;
+  return LOOK.axes[name] ?? name;
 }
 
-function styleOf(series, index) {
-  return series.style ?? index;
+/** Attributes that give an element the colour of a style; the stylesheet paints with `--s`. */
+function coloured(style, names) {
+  return { class: names, style: `--s: var(--c${style % LOOK.colours})` };
+}
+
+/** Colour and dashes of a series. */
+function strokeOf(s, names) {
+  const round = Math.floor(s.style / LOOK.colours);
+  return { ...coloured(s.style, names + (round ? " again" : "") + (s.faint ? " faint" : "")), "stroke-dasharray": LOOK.dashes[round % LOOK.dashes.length] };
 }
 
 /** Layers of a stack as bands between running sums. */
@@ -231,10 +236,10 @@ class ChartView {
       const first = chart.kind !== "stack" && away((y) => y[0]) > away((y) => y.at(-1));
       picture.append(svg("text", { x: first ? left + 4 : width - right - 2, y: sy(value) - 4, class: "level-label", "text-anchor": first ? "start" : "end" }, label));
     }
-    for (const mark of chart.marks) {
-      const x = sx(mark.x[axis] ?? Object.values(mark.x)[0]);
+    for (const [at, label] of chart.marks) {
+      const x = sx(at[axis] ?? Object.values(at)[0]);
       picture.append(svg("line", { x1: x, x2: x, y1: top, y2: height - bottom, class: "mark" }));
-      picture.append(svg("text", { x: x + 4, y: top + 9, class: "mark-label" }, mark.label));
+      picture.append(svg("text", { x: x + 4, y: top + 9, class: "mark-label" }, label));
     }
     this.cursor = svg("line", { y1: top, y2: height - bottom, class: "cursor", visibility: "hidden" });
     picture.append(this.cursor);
@@ -246,18 +251,13 @@ class ChartView {
   }
 
   drawSeries(picture, s, sx, sy) {
-    const x = along(this.chart, s, this.axis), style = styleOf(s, s.index);
-    const colour = `c${style % COLOURS}` + (style >= COLOURS ? " again" : "") + (s.faint ? " faint" : "");
-    if (this.chart.kind === "stack") {
-      picture.append(svg("path", { d: bandPath(x, s.low, s.high, sx, sy), class: `layer ${colour}` }));
-      return;
-    }
-    if (s.low) picture.append(svg("path", { d: bandPath(x, s.low, s.high, sx, sy), class: `band ${colour}` }));
-    const dash = DASHES[Math.floor(style / COLOURS) % DASHES.length];
-    picture.append(svg("path", { d: linePath(x, s.y, sx, sy), class: `line ${colour}`, "stroke-dasharray": dash }));
-    if (s.dots || s.y.filter((v) => v !== null).length <= 24)
+    const x = along(this.chart, s, this.axis), layered = this.chart.kind === "stack";
+    if (s.low) picture.append(svg("path", { d: bandPath(x, s.low, s.high, sx, sy), ...strokeOf(s, layered ? "layer" : "band") }));
+    if (layered) return;
+    picture.append(svg("path", { d: linePath(x, s.y, sx, sy), ...strokeOf(s, "line") }));
+    if (!s.faint && (s.dots || s.y.filter((v) => v !== null).length <= LOOK.mostDots))
       s.y.forEach((value, i) => {
-        if (value !== null && x[i] !== undefined) picture.append(svg("circle", { cx: sx(x[i]), cy: sy(value), r: s.faint ? 0 : 2.6, class: `dot ${colour}` }));
+        if (value !== null && x[i] !== undefined) picture.append(svg("circle", { cx: sx(x[i]), cy: sy(value), r: 2.6, ...coloured(s.style, "dot") }));
       });
   }
 
@@ -266,12 +266,10 @@ class ChartView {
     if (named.length < 2 && !this.chart.series.some((s) => s.dots)) return this.legend.replaceChildren();
     const focused = [...this.legend.children].indexOf(document.activeElement);
     this.legend.replaceChildren(...named.map(([s, i]) => {
-      const style = styleOf(s, i);
       const key = svg("svg", { width: 22, height: 10, "aria-hidden": "true" });
-      const colour = `c${style % COLOURS}` + (style >= COLOURS ? " again" : "") + (s.faint ? " faint" : "");
       key.append(this.chart.kind === "stack"
-        ? svg("rect", { width: 22, height: 10, class: `layer ${colour}` })
-        : svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, class: `line ${colour}`, "stroke-dasharray": DASHES[Math.floor(style / COLOURS) % DASHES.length] }));
+        ? svg("rect", { width: 22, height: 10, ...strokeOf(s, "layer") })
+        : svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, ...strokeOf(s, "line") }));
       return el("button", {
         type: "button", "aria-pressed": String(!this.hidden.has(i)), title: "show or hide",
         onclick: () => { this.hidden.has(i) ? this.hidden.delete(i) : this.hidden.add(i); this.draw(); },
@@ -316,7 +314,7 @@ class ChartView {
       const read = i < 0 ? null : (s.value ?? s.y)[i];
       if (read !== null && read !== undefined && s.label) {
         const range = s.low && this.chart.kind !== "stack" ? ` [${format(s.low[i])}, ${format(s.high[i])}]` : "";
-        parts.push(el("span", {}, el("i", { class: `swatch c${styleOf(s, s.index) % COLOURS}` }), `${s.label} ${format(read)}${range}`));
+        parts.push(el("span", {}, el("i", coloured(s.style, "swatch")), `${s.label} ${format(read)}${range}`));
       }
     }
     this.readout.replaceChildren(...parts);
@@ -353,14 +351,14 @@ class ForestView {
     picture.append(svg("line", { x1: sx(neutral), x2: sx(neutral), y1: top, y2: height - 34, class: "level" }));
     picture.append(svg("text", { x: width - right, y: height - 4, class: "axis-label", "text-anchor": "end" }, x));
     rows.forEach((row, i) => {
-      const y = top + line * (i + 0.5), colour = `c${row.style % COLOURS}`;
+      const y = top + line * (i + 0.5);
       let label = row.label;
       while (label.length > 2 && textWidth(label, 12.5) > left - 8) label = label.replace(/…$/, "").slice(0, -1) + "…";
       picture.append(svg("text", { x: left - 8, y: y + 4, class: "row-label", "text-anchor": "end" }, label));
-      if (row.low !== null) picture.append(svg("line", { x1: sx(row.low), x2: sx(row.high ?? row.mean), y1: y, y2: y, class: `interval ${colour}` }));
+      if (row.low !== null) picture.append(svg("line", { x1: sx(row.low), x2: sx(row.high ?? row.mean), y1: y, y2: y, ...coloured(row.style, "interval") }));
       if (row.mean !== null) picture.append(row.censored
-        ? svg("path", { d: `M${sx(row.mean) - 4} ${y - 5}l9 5l-9 5z`, class: `dot ${colour}` })
-        : svg("circle", { cx: sx(row.mean), cy: y, r: 4.5, class: `dot ${colour}` }));
+        ? svg("path", { d: `M${sx(row.mean) - 4} ${y - 5}l9 5l-9 5z`, ...coloured(row.style, "dot") })
+        : svg("circle", { cx: sx(row.mean), cy: y, r: 4.5, ...coloured(row.style, "dot") }));
       picture.append(svg("text", { x: width - right + 8, y: y + 4, class: "row-note" }, row.note));
     });
     this.plot.replaceChildren(picture);

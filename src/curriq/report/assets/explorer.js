@@ -63,8 +63,8 @@ class ExplorerView extends StepExplorer {
 
   numbers(row) {
     const { columns } = this.content, weighed = this.forwarded(row);
-    const told = (name) => name === this.order || (columns[name][row] !== null && (weighed || name !== "weight"));
-    return super.numbers(row, [this.order, ...this.columns.filter((name) => name !== this.order)].filter(told));
+    const shown = (name) => name === this.order || (columns[name][row] !== null && (weighed || name !== "weight"));
+    return super.numbers(row, [this.order, ...this.columns.filter((name) => name !== this.order)].filter(shown));
   }
 
   textOf(window) {

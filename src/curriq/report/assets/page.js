@@ -45,9 +45,12 @@ class Page {
     this.fillRuns();
     this.runSelect.addEventListener("change", () => { this.runIndex = Number(this.runSelect.value); this.render(); });
     this.axisSelect.addEventListener("change", () => { this.axis = this.axisSelect.value; this.views.forEach((v) => v.show(this.axis)); });
+    this.axisSelect.append(...Object.entries(LOOK.axes).map(([axis, label]) => el("option", { value: axis }, label)));
     this.axisSelect.value = this.axis;
-    const theme = document.getElementById("theme");
-    theme.addEventListener("change", () => document.documentElement.setAttribute("data-theme", theme.value));
+    const theme = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
+    const paint = () => document.documentElement.setAttribute("data-theme", theme.value === "auto" ? (dark.matches ? "dark" : "light") : theme.value);
+    for (const chosen of [theme, dark]) chosen.addEventListener("change", paint);
+    paint();
   }
 
   fillRuns() {

@@ -77,7 +77,7 @@ class QueriesView extends StepExplorer {
     const title = `query ${content.number[row]} of step ${content.step[row]}`;
     const asked = el("header", {}, this.numbers(row));
     const query = this.text(this.queryOf(row));
-    if (window === null) return this.open(title, asked, query, el("p", { class: "prose" }, "It drew no window: all of its nearest had been taken."), this.shortlist(row));
+    if (window === null) return this.open(title, asked, query, el("p", { class: "prose" }, "It drew no window: other queries had drawn all of its nearest."), this.shortlist(row));
     const names = Object.keys(content.became), there = this.elsewhere(window);
     const drawn = [content.source[row] < 0 ? "–" : content.sources[content.source[row]],
       format(content.columns.score[row]), ...names.map((name) => format(content.became[name][row]))];
@@ -106,7 +106,7 @@ class QueriesView extends StepExplorer {
       return [String(rank), format(score[rank]), ...(temperature ? [format(mass[rank] / total, 3)] : []),
         by.includes(row) ? "this query" : by.length ? `query ${content.number[by[0]]}` : "–", text || `id ${ids[window]}`];
     });
-    const head = ["rank", "similarity", ...(temperature ? ["chance (Eq. 16)"] : []), "drawn by", "its text, where this page has it"];
+    const head = ["rank", "similarity", ...(temperature ? ["probability (Eq. 16)"] : []), "drawn by", "its text, where this page has it"];
     const drawn = rows.findIndex((cells) => cells.includes("this query"));
     const title = `shortlist: the ${near.length} nearest windows` + (drawn < 0 ? "" : `, of which it drew rank ${drawn}`);
     return el("details", {}, el("summary", {}, title), table(head, rows));

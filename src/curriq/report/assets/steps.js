@@ -84,7 +84,7 @@ class StepExplorer {
 
   sourceOf(row) {
     const { source, sources } = this.content;
-    return el("span", { class: `source c${source[row] % COLOURS}` }, sources[source[row]]);
+    return el("span", coloured(source[row], "source"), sources[source[row]]);
   }
 
   text(text, wanted = "") {

@@ -1,4 +1,4 @@
-"""The report of a steered stream, which passes half of what it reads over: `offered` is all that was read."""
+"""The report of a run whose stream filter rejects half of what it reads: `offered` is all that was read."""
 
 import pytest
 from tests.reports import write_run
@@ -12,30 +12,32 @@ from curriq.runlog.read import read_summary
 from curriq.runlog.writers import write_summary
 
 
-def test_what_was_passed_over_counts_as_offered(tmp_path):
+def test_rejected_windows_count_as_offered(tmp_path):
     run = load_run_log(write_run(tmp_path, steps=30, steered=True), "run", Detail())
-    assert run.taken == 0.5
+    assert run.accepted == 0.5
     learned = learned_from(run)
-    assert learned.answer.startswith("50% of the windows read were taken, the rest was passed over. prose")
+    assert learned.answer.startswith(
+        "50% of the windows read were accepted, the others rejected. Acceptance gave prose"
+    )
     (sources, topics) = [block for block in learned.blocks if isinstance(block, Table)]
-    assert sources.header[-2:] == ["read", "taken"]
-    read, taken = (sum(int(row[i].replace(",", "")) for row in sources.rows) for i in (-2, -1))
-    assert (read, taken) == (30 * 16, 30 * 8)
+    assert sources.header[-2:] == ["read", "accepted"]
+    read, accepted = (sum(int(row[i].replace(",", "")) for row in sources.rows) for i in (-2, -1))
+    assert (read, accepted) == (30 * 16, 30 * 8)
     prose, code = ({row[0]: float(row[3]) for row in sources.rows}[name] for name in ("prose", "code"))
     assert prose == pytest.approx(2, abs=0.2)  # its weights are noise around uniform
     assert code < 1
-    assert max(float(row[3]) for row in topics.rows) > 1.2  # topics follow: code is passed over
+    assert max(float(row[3]) for row in topics.rows) > 1.2  # topics follow: code is rejected
 
 
-def test_charts_of_even_weights_give_way_to_the_share_taken(tmp_path):
+def test_charts_of_uniform_weights_give_way_to_the_share_accepted(tmp_path):
     policy = policy_health(load_run_log(write_run(tmp_path, steered=True), "run", Detail()))
     charts = {chart.id: chart for chart in policy.charts()}
-    assert set(charts["taken"].series[0].y) == {0.5}
+    assert set(charts["accepted"].series[0].y) == {0.5}
     assert not {"entropy", "effective-batch"} & set(charts)
-    assert "it took 50% of the windows read" in policy.answer
+    assert "the stream filter accepted 50% of the windows read" in policy.answer
 
 
-def test_the_explorer_shows_them_with_their_chance(tmp_path):
+def test_the_explorer_shows_them_with_their_acceptance_probability(tmp_path):
     section = explorer(load_run_log(write_run(tmp_path, steered=True), "run", Detail(steps=3, rows=6)))
     (block,) = section.blocks
     content = block.content
@@ -45,8 +47,8 @@ def test_the_explorer_shows_them_with_their_chance(tmp_path):
     assert all(content["texts"])
 
 
-def test_a_plain_stream_is_not_steered(tmp_path):
-    assert load_run_log(write_run(tmp_path), "run", Detail()).taken is None
+def test_a_plain_stream_rejects_nothing(tmp_path):
+    assert load_run_log(write_run(tmp_path), "run", Detail()).accepted is None
 
 
 def test_a_replay_does_not_claim_the_choice(tmp_path):

@@ -1,0 +1,139 @@
+"""One pass over the candidates table: what was selected against what was offered, and which windows to show.
+
+The table is read part by part, so that a run of any length fits into memory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the pass found.
+
+    Attributes:
+        step: the steps that the table holds, ascending.
+        per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME`
+            are the mean of a measure over the windows offered and over the weight, `loss/SOURCE` the mean
+            loss of a source, `rank/effect` Spearman's correlation of Q with the measured effect;
+            `offered/topic` and `selected/topic` are sums [steps, topics] over windows and weight.
+        shown: the rows of the steps that the explorer shows; None without any.
+        pairs: (Q minus the step's mean, effect minus the step's mean) of every window with both.
+    """
+
+    step: np.ndarray
+    per_step: dict[str, np.ndarray]
+    shown: CandidateRows | None
+    pairs: np.ndarray
+
+
+def select(
+    run_dir: str | Path,
+    windows: KeptWindows,
+    measures: dict[str, np.ndarray],
+    topic_of: np.ndarray | None,
+    steps: np.ndarray,
+) -> Selection:
+    """Read the candidates once.
+
+    Args:
+        run_dir: folder of the run.
+        windows: those that were measured; averages are over these.
+        measures: name → value of each of them.
+        topic_of: topic of each of them, if there are topics.
+        steps: which steps to keep whole.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    shown: list[CandidateRows] = []
+    step_parts, pairs = [np.empty(0, np.int64)], [np.empty((0, 2))]
+    for part in candidate_parts(run_dir):
+        by = _BySteps(part.step)
+        correlation, points = _calibration(part, by)
+        found.append(_averages(part, by, windows, measures, topic_of) | {"rank/effect": correlation})
+        step_parts.append(by.step)
+        pairs.append(points)
+        if (keep := np.isin(part.step, steps)).any():
+            shown.append(part.take(keep))
+    per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
+    return Selection(
+        np.concatenate(step_parts), per_step, CandidateRows.concatenate(shown), np.concatenate(pairs)
+    )
+
+
+def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:
+    """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
+    found: dict[int, list[list[float]]] = {}
+    for part in candidate_parts(run_dir):
+        for i in np.flatnonzero(np.isin(part.window_id, ids)):
+            seen = found.setdefault(int(part.window_id[i]), [])
+            if len(seen) < most:
+                values = (float(part.columns[name][i]) for name in ("weight", "loss", "q"))
+                seen.append([int(part.step[i]), *values])
+    return found
+
+
+class _BySteps:
+    """Sums over the rows of each step."""
+
+    def __init__(self, steps: np.ndarray) -> None:
+        self.step, self.index = np.unique(steps, return_inverse=True)
+
+    def mean(self, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(values) & ~np.isnan(weight)
+        total, summed = (
+            np.bincount(self.index, weights=np.where(known, amounts, 0.0), minlength=len(self.step))
+            for amounts in (weight, weight * values)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(total > 0, summed / total, np.nan)
+
+    def tally(self, labels: np.ndarray, amounts: np.ndarray, count: int) -> np.ndarray:
+        """[steps, labels] sums of the amounts of each label; a negative label counts nowhere."""
+        known = labels >= 0
+        cells = self.index[known] * count + labels[known]
+        sums = np.bincount(cells, weights=amounts[known], minlength=len(self.step) * count)
+        return sums.reshape(-1, count)
+
+
+def _averages(
+    part: CandidateRows,
+    by: _BySteps,
+    windows: KeptWindows,
+    measures: dict[str, np.ndarray],
+    topic_of: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    where = windows.find(part.window_id)
+    ones = np.ones(len(where))
+    found = {}
+    for kind, amounts in (("offered", ones), ("selected", part.columns["weight"])):
+        for name, values in measures.items():
+            found[f"{kind}/{name}"] = by.mean(np.where(where >= 0, values[where], np.nan), amounts)
+        if topic_of is not None:
+            labels = np.where(where >= 0, topic_of[where], -1)
+            found[f"{kind}/topic"] = by.tally(labels, amounts, int(topic_of.max()) + 1)
+    for number, name in enumerate(part.names):
+        found[f"loss/{name}"] = by.mean(np.where(part.source == number, part.columns["loss"], np.nan), ones)
+    return found
+
+
+def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, np.ndarray]:
+    """Spearman's correlation of Q with the effect in each step, and both as differences from the step."""
+    correlation, points = np.full(len(by.step), np.nan), [np.empty((0, 2))]
+    if "effect" not in part.columns or "q" not in part.columns:
+        return correlation, points[0]
+    from scipy.stats import rankdata
+
+    q, effect = part.columns["q"], part.columns["effect"]
+    for step in range(len(by.step)):
+        both = (by.index == step) & ~np.isnan(q) & ~np.isnan(effect)
+        if both.sum() < 3:
+            continue
+        a, b = q[both], effect[both]
+        points.append(np.column_stack([a - a.mean(), b - b.mean()]))
+        if a.std() > 0 and b.std() > 0:
+            correlation[step] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
+    return correlation, np.concatenate(points)
