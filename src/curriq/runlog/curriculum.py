@@ -50,7 +50,7 @@ class CurriculumStep:
     """One step of the file, in the order of the proposal.
 
     Attributes:
-        tokens: token ids.
+        tokens: token ids, −1 − id where one is not learnt.
         window_ids: stable ids.
         source: index into `RecordedCurriculum.sources`.
         scores: log-weights, unnormalised; NaN where a window was not forwarded.

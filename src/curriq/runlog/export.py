@@ -62,7 +62,7 @@ def export(run: Path, out: Path) -> tuple[int, int]:
     about = dict(
         tokenizer=fingerprint["tokenizer"],
         held_out=fingerprint["held_out"],
-        window=kept.tokens.shape[1],
+        window=kept.stored.shape[1],
         candidates=config.train.num_candidates,
         steps=steps,
         method=config.method,
@@ -105,7 +105,7 @@ def _tables(parts: list[Path], kept: KeptWindows, n: int) -> "Iterator[pa.Table]
                     f"the run did not keep the tokens of {(where < 0).sum()} windows of steps {steps[start]} "
                     f"to {steps[end - 1]}: --log-windows-mb was used up. Train again with a greater one."
                 )
-            flat = pa.array(kept.tokens[where].reshape(-1))
-            tokens = pa.FixedSizeListArray.from_arrays(flat, kept.tokens.shape[1])
+            flat = pa.array(kept.stored[where].reshape(-1))
+            tokens = pa.FixedSizeListArray.from_arrays(flat, kept.stored.shape[1])
             yield chunk.append_column("tokens", tokens).select(COLUMNS)
             start = end

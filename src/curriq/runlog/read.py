@@ -337,16 +337,21 @@ class KeptWindows:
 
     Attributes:
         ids: window ids.
-        tokens: [windows, T].
+        stored: [windows, T], tokens as the log has them: −1 − id where a token is not learnt.
         tokenizer: turns them into text; None when the run has no fast tokenizer.
     """
 
     ids: np.ndarray
-    tokens: np.ndarray
+    stored: np.ndarray
     tokenizer: "tokenizers.Tokenizer | None"
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Token ids [windows, T]."""
+        return np.where(self.stored < 0, ~self.stored, self.stored)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Position of each id, −1 where the window was not kept."""
@@ -365,7 +370,7 @@ class KeptWindows:
     def sample(self) -> "KeptWindows":
         """At most `MOST_MEASURED` of the windows, drawn evenly (an id is a hash)."""
         where = np.linspace(0, len(self) - 1, min(len(self), MOST_MEASURED)).round().astype(np.int64)
-        return KeptWindows(self.ids[where], self.tokens[where], self.tokenizer)
+        return KeptWindows(self.ids[where], self.stored[where], self.tokenizer)
 
     def measures(self) -> dict[str, np.ndarray]:
         """Difficulty, length and repetition of each window; empty without windows.

@@ -39,7 +39,7 @@ class Entry:
         step: its index.
         row: its metrics.
         candidates: columns of the candidates table, one entry per window that was read.
-        tokens: of all windows in `candidates`.
+        tokens: of all windows in `candidates`, −1 − id where one is not learnt.
         proposed: how many of them, from the first, were proposed; a filter rejected the rest.
         queries: rows of the queries table.
     """

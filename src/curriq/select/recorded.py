@@ -12,7 +12,7 @@ from curriq.config import RunConfig
 from curriq.runlog.curriculum import RecordedCurriculum, open_curriculum
 from curriq.select.base import Context, Method, NoCritic, PlainSelector
 from curriq.state import Saved
-from curriq.types import Cost, Features, Offer, Windows
+from curriq.types import IGNORED, Cost, Features, Offer, Windows
 
 
 class RecordedProposer(Saved):
@@ -31,8 +31,11 @@ class RecordedProposer(Saved):
     def propose(self, step: int) -> Offer:
         began = time.perf_counter()
         recorded = self.curriculum[step]
+        stored = torch.from_numpy(recorded.tokens.astype("int64"))
+        tokens = torch.where(stored < 0, ~stored, stored)
         windows = Windows(
-            tokens=torch.from_numpy(recorded.tokens.astype("int64")),
+            tokens=tokens,
+            labels=torch.where(stored < 0, IGNORED, stored) if (stored < 0).any() else None,
             ids=torch.from_numpy(recorded.window_ids.astype("int64")),
             source=self._place[torch.from_numpy(recorded.source.astype("int64"))],
         )

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.runlog.writers import Entry, RunLogs
 from curriq.train.sinks import open_sinks
-from curriq.types import Metrics, Offer, Queries, Step
+from curriq.types import Metrics, Offer, Queries, Step, Windows
 
 WINDOW_CHARACTERS = 300
 """Beginning of a retrieved window's text that is kept; the whole is found by the window's id."""
@@ -92,10 +92,16 @@ def log_entry(step: Step, row: Metrics) -> Entry:
             "effect": spread(effects, math.nan),
             "accept_prob": np.concatenate([_accept_prob(part) for part in parts]),
         },
-        tokens=np.concatenate([part.windows.tokens.cpu().numpy() for part in parts]),
+        tokens=np.concatenate([_stored(part.windows) for part in parts]),
         proposed=len(step.offer),
         queries=[] if step.offer.queries is None else list(_query_rows(step, step.offer.queries)),
     )
+
+
+def _stored(windows: Windows) -> Int[np.ndarray, "n T"]:
+    """Tokens as the log keeps them, −1 − id where one is not learnt."""
+    tokens, learnt = windows.tokens, windows.learnt
+    return (tokens if learnt is None else torch.where(learnt, tokens, ~tokens)).cpu().numpy()
 
 
 def _accept_prob(offer: Offer) -> np.ndarray:
