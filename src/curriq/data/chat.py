@@ -59,7 +59,7 @@ def encode_chat(
         CurriqError: the tokenizer is a slow one, or the template cannot render the conversation, or has no
             tags and renders turns differently once later ones follow.
     """
-    name = tokenizer.name_or_path
+    name = tokenizer.name_or_path or "of this run"
     if not tokenizer.is_fast:
         raise CurriqError(f"chat data needs a fast tokenizer, one with tokenizer.json, unlike {name!r}.")
     if not tokenizer.chat_template:

@@ -270,7 +270,7 @@ most `--log-windows-mb` megabytes of tokens are kept, counted uncompressed; 0 ke
 
 window_id | int64 | As in the candidates table; each window is listed here once.
 step | int32 | Step in which the window was first proposed or rejected.
-tokens | list of T int32 | Its tokens, −1 − id where one is not learnt; `windows/tokenizer.json` turns them into text.
+tokens | list of T int32 | Its tokens, −1 − id where one is not learnt; `windows/tokenizer.json` decodes them.
 
 # The summary
 `summary.json`, written when a run ends or is interrupted. A field that was not measured is absent.
