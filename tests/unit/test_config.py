@@ -115,8 +115,6 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LangevinConfig, "bridge_temperature_start", [0.0], [1e-9]),
     (LangevinConfig, "bridge_temperature_end", [0.0], [1e-9]),
     (LangevinConfig, "fluency", [-0.1, math.nan], [0.0]),
-    (LangevinConfig, "swap_candidates", [0], [1]),
-    (LangevinConfig, "swap_top_k", [0], [1]),
     (LangevinConfig, "random_strings", [0], [1]),
     (RetrievalConfig, "buffer_size", [0], [32]),
     (RetrievalConfig, "buffer_initial", [-1, 2049], [0, 2048]),

@@ -7,21 +7,19 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from curriq.config import SEARCHING, WITHOUT_QUERY, ProposerName, RunConfig, require
+from curriq.config import WITHOUT_QUERY, RunConfig, require
 from curriq.data import Corpus
 from curriq.data.encoder import load_encoder
 from curriq.data.tokenizer import ordinary_ids
 from curriq.langevin.diagnostics import SearchAlarm
 from curriq.langevin.encoder import HiddenStateEncoder, NoEncoder, TextEncoder, WindowEncoder
-from curriq.langevin.energy import Energy, LanguageModelEnergy, QFunction
+from curriq.langevin.energy import Energy, QFunction
 from curriq.langevin.ingest import FreshWindows
 from curriq.langevin.proposer import BufferProposer, Refresher, RetrievalProbe
 from curriq.langevin.retrievers import DirectRetriever, QueryRetriever, Retriever, UniformRetriever
 from curriq.langevin.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.langevin.samplers import (
     BestOfRandom,
-    EmbeddingLangevin,
-    GuidedSwaps,
     IdentitySampler,
     QuerySampler,
     SoftmaxLangevin,
@@ -31,6 +29,7 @@ from curriq.langevin.samplers import (
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import LanguageModel, context_length
+from curriq.plugins import find_builder
 from curriq.rng import Generators
 from curriq.softq.features import QInputs
 
@@ -97,7 +96,7 @@ def buffer_proposer(
     inputs = InputEmbeddings(lm)
     energy = None
     if q_function is not None:
-        energy = LanguageModelEnergy(lm, inputs, q_function, q_parameters, config.optim.micro_batch * 4)
+        energy = Energy(lm, inputs, q_function, q_parameters, config.optim.micro_batch * 4)
     parts = Parts(
         config=config,
         corpus=corpus,
@@ -134,7 +133,7 @@ def buffer_proposer(
     )
 
 
-def _encoder(kind: ProposerName, parts: Parts) -> WindowEncoder:
+def _encoder(kind: str, parts: Parts) -> WindowEncoder:
     retrieval, critic = parts.config.retrieval, parts.config.critic
     if kind in WITHOUT_QUERY:
         return NoEncoder()
@@ -144,15 +143,15 @@ def _encoder(kind: ProposerName, parts: Parts) -> WindowEncoder:
     return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
 
 
-def _finder(kind: ProposerName, parts: Parts, encoder: WindowEncoder) -> Retriever:
+def _finder(kind: str, parts: Parts, encoder: WindowEncoder) -> Retriever:
     config, draws = parts.config, parts.generators("retrieval/draw")
     if kind == "uniform-buffer":
         return UniformRetriever(config.queries, draws)
     if kind == "direct-q":
         pool = config.retrieval.direct_pool
-        return DirectRetriever(config.queries, pool, parts.q, parts.lm.device, draws)
+        return DirectRetriever(config.queries, pool, parts.q, draws)
     return QueryRetriever(
-        sampler=SAMPLERS[kind](parts),
+        sampler=find_builder(kind, SAMPLERS, setting="--proposer", group="curriq.samplers")(parts),
         energy=parts.energy,
         initial_sequences=_initial_sequences(parts),
         vocabulary=parts.vocabulary,
@@ -161,7 +160,7 @@ def _finder(kind: ProposerName, parts: Parts, encoder: WindowEncoder) -> Retriev
         retrieval=config.retrieval,
         generator=draws,
         baseline_generator=parts.generators("langevin/baseline"),
-        alarm=SearchAlarm() if kind in SEARCHING else None,
+        alarm=None if kind == "random-queries" else SearchAlarm(),
     )
 
 
@@ -194,35 +193,24 @@ def _langevin(parts: Parts) -> QuerySampler:
     )
 
 
-def _embedding_langevin(parts: Parts) -> QuerySampler:
-    return EmbeddingLangevin(parts.config.langevin, parts.q, parts.inputs, parts.vocabulary, parts.noise)
-
-
-def _swaps(parts: Parts) -> QuerySampler:
-    generator = parts.generators("langevin/noise")
-    return GuidedSwaps(parts.config.langevin, parts.q, parts.inputs, parts.vocabulary, generator)
-
-
 def _best_of_random(parts: Parts) -> QuerySampler:
     count, generator = parts.config.langevin.random_strings, parts.generators("langevin/noise")
     return BestOfRandom(count, parts.q, parts.vocabulary, generator)
 
 
-SAMPLERS: dict[ProposerName, Callable[[Parts], QuerySampler]] = {
+SAMPLERS: dict[str, Callable[[Parts], QuerySampler]] = {
     "langevin": _langevin,
-    "embedding-langevin": _embedding_langevin,
-    "swaps": _swaps,
     "best-of-random": _best_of_random,
     "random-queries": lambda parts: IdentitySampler(),
 }
-"""The values of `--proposer` that make queries."""
+"""The built-in values of `--proposer` that make queries."""
 
 
-def _flops(kind: ProposerName, parts: Parts) -> int:
+def _flops(kind: str, parts: Parts) -> int:
     """Operations of the language model in one step's search, without the diagnostics' and a text encoder's.
 
     A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
-    multiplies twice with W_e per step, and so does the swaps' ranking once.
+    multiplies twice with W_e per step. A sampler of the user's own is not counted.
     """
     c, chains = parts.config.langevin, parts.config.queries
     forward = chains * trunk_flops(parts.lm, c.query_tokens)
@@ -235,8 +223,6 @@ def _flops(kind: ProposerName, parts: Parts) -> int:
         embedding = (retrieval.ingest + retrieval.refresh) * window + forward
     return embedding + {
         "langevin": steps * (2 * forward + 2 * product),
-        "embedding-langevin": steps * 2 * forward + product,
-        "swaps": steps * ((2 + c.swap_candidates) * forward + product),
         "best-of-random": c.random_strings * forward,
         "direct-q": pool * window,
     }.get(kind, 0)
