@@ -319,7 +319,9 @@ def _competence(shop: Workshop) -> Selector:
 def _excess_loss(shop: Workshop) -> Selector:
     """RHO: losses under a second model, frozen, of the same vocabulary."""
     config = shop.config
-    reference_config = dataclasses.replace(config.lm, model=config.select.reference_model, dropout=0.0)
+    reference_config = dataclasses.replace(
+        config.lm, model=config.select.reference_model, dropout=0.0, lora_rank=0
+    )
     try:
         reference = load_language_model(
             reference_config, shop.corpus.tokenizer, config.data.window, config.train.seed, shop.lm.device

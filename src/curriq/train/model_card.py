@@ -93,7 +93,7 @@ def _header(config: RunConfig) -> str:
     import json
 
     lines = [
-        "library_name: transformers",
+        f"library_name: {'peft' if config.lm.lora_rank else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [curriq, curriculum-learning]",
     ]
