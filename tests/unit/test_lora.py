@@ -99,11 +99,8 @@ class TestSettings:
     def test_rank_alpha_and_targets(self) -> None:
         lm = tiny_lm("llama", lora_rank=5, lora_alpha=20, lora_targets=("q_proj", "v_proj"))
         settings = lm.network.peft_config["default"]
-        assert (settings.r, settings.lora_alpha, set(settings.target_modules)) == (
-            5,
-            20,
-            {"q_proj", "v_proj"},
-        )
+        assert (settings.r, settings.lora_alpha) == (5, 20)
+        assert set(settings.target_modules) == {"q_proj", "v_proj"}
         assert len(lm.parameters) == 2 * 2 * 2  # layers, targets, factors
         assert {min(p.shape) for p in lm.parameters} == {5}
 
@@ -115,15 +112,13 @@ class TestSettings:
             torch.testing.assert_close(lm.trunk(tokens()), adapted().trunk(tokens()))
         assert not adapted().has_dropout
 
-    def test_gpt2s_transposed_layers_are_adapted_without_a_warning(
-        self, recwarn: pytest.WarningsRecorder
-    ) -> None:
+    def test_gpt2s_transposed_layers_raise_no_warning(self, recwarn: pytest.WarningsRecorder) -> None:
         tiny_lm("gpt2", **LORA)
         assert not [w for w in recwarn if "fan_in_fan_out" in str(w.message)]
 
     def test_unknown_targets(self) -> None:
         with pytest.raises(
-            CurriqError, match=r"random:llama.* cannot take --lora-targets q_prj \(ValueError"
+            CurriqError, match=r"random:llama.* cannot take --lora-targets q_prj \(.* not found"
         ):
             tiny_lm("llama", **LORA, lora_targets=("q_prj",))
 
@@ -178,9 +173,8 @@ class TestFolder:
         monkeypatch.chdir("/")
         assert peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lm")
 
-    def test_as_a_model_it_is_the_base_with_the_adapters_merged(
-        self, peft: Any, base: Path, tmp_path: Path
-    ) -> None:
+    @pytest.mark.usefixtures("peft")
+    def test_as_a_model_it_is_the_base_with_merged_adapters(self, base: Path, tmp_path: Path) -> None:
         lm = open_lm(str(base), **LORA)
         with torch.no_grad():
             for parameter in lm.parameters:
@@ -192,10 +186,8 @@ class TestFolder:
             torch.testing.assert_close(merged.trunk(tokens()), lm.trunk(tokens()), rtol=1e-4, atol=1e-5)
         merged.save(tmp_path / "whole")
         assert (tmp_path / "whole" / "model.safetensors").exists()
-        assert (
-            open_lm(str(tmp_path / "whole")).network.state_dict().keys()
-            == tiny_lm("llama").network.state_dict().keys()
-        )
+        names = open_lm(str(tmp_path / "whole")).network.state_dict().keys()
+        assert names == tiny_lm("llama").network.state_dict().keys()
 
     def test_adapters_of_random_weights_are_refused_as_a_model(self, peft: Any, tmp_path: Path) -> None:
         tiny_lm("llama", **LORA).save(tmp_path)
@@ -253,7 +245,6 @@ class TestRun:
     def test_what_the_base_and_the_adapters_follow_from_cannot_change(self, tmp_path: Path) -> None:
         train(tiny(lora_rank=2, steps=1, run_dir=str(tmp_path)))
         for name, value in (("lora_rank", 4), ("lora_alpha", 4), ("lora_targets", ["c_attn"]), ("seed", 5)):
-            with pytest.raises(
-                CurriqError, match=rf"--{name.replace('_', '-')} = .*a resume cannot change it"
-            ):
+            message = rf"--{name.replace('_', '-')} = .*a resume cannot change it"
+            with pytest.raises(CurriqError, match=message):
                 resume(tmp_path, steps=2, **{name: value})
