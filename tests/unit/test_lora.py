@@ -180,6 +180,8 @@ class TestFolder:
             for parameter in lm.parameters:
                 parameter += 0.1
         lm.save(tmp_path / "lm")
+        with pytest.raises(CurriqError, match=r"--lora-rank 3 with --model .*, a folder of adapters"):
+            open_lm(str(tmp_path / "lm"), **LORA)
         merged = open_lm(str(tmp_path / "lm"))
         assert len(merged.parameters) == len(tiny_lm("llama").parameters)
         with torch.no_grad():

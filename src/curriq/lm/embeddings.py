@@ -14,16 +14,12 @@ from curriq.lm.model import LanguageModel
 class InputEmbeddings:
     """W_e of a language model, and its trunk behind it.
 
-    The trunk's `inputs_embeds` is what the embedding module returns, and that is not always a row of its
-    weight: Gemma multiplies by `embed_scale`. The factor is measured, and the trunk from embeddings is
-    compared with the trunk from tokens. Positions are those of training: 0 to L − 1, the model's own default.
-
-    Args:
-        lm: the language model.
+    The trunk reads what the embedding module returns, and that is not always a row of its weight: Gemma
+    multiplies by `embed_scale`. The factor is measured, and the trunk from embeddings is compared with the
+    trunk from tokens. Positions are those of training: 0 to L − 1, the model's own default.
 
     Raises:
-        CurriqError: the model's embeddings are no multiple of one matrix, or it reads the token ids
-            elsewhere too.
+        CurriqError: the embeddings are no multiple of one matrix, or the model reads the token ids elsewhere.
     """
 
     def __init__(self, lm: LanguageModel) -> None:

@@ -69,7 +69,7 @@ class Harness:
         self._tasks = list(tasks)
         self._options = {"limit": limit, "num_fewshot": fewshot, "bootstrap_iters": BOOTSTRAP}
         own: Any = copy.deepcopy(tokenizer)  # the harness names narrower types than it takes
-        with _quiet(), _untouched(lm):
+        with _untouched(lm):
             # A task file may take the place of the harness's own, so the folder's names come first.
             self._manager = TaskManager(include_path=path or None, include_defaults=True)
             unknown = [task for task in tasks if task not in self._manager.all_tasks]
@@ -90,7 +90,7 @@ class Harness:
         """
         from lm_eval import simple_evaluate
 
-        with _quiet(), _untouched(self._lm):
+        with _untouched(self._lm):
             try:
                 results = simple_evaluate(
                     model=self._model, tasks=self._tasks, task_manager=self._manager, **self._options
@@ -160,9 +160,19 @@ def _chance_level(results: Any, name: str) -> float | None:
 
 @contextmanager
 def _untouched(lm: LanguageModel) -> Generator[None]:
-    """Evaluation mode inside; restores it and the global generators."""
+    """Evaluation mode inside, without the harness's messages and bars, which would tear the display of a run.
+
+    Restores the mode, the global generators, the log levels and the bars.
+    """
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
+    levels, bars = [logger.level for logger in loggers], datasets.is_progress_bar_enabled()
     python, numpy, training = random.getstate(), np.random.get_state(), lm.network.training
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
         with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), torch.no_grad():
             lm.network.eval()
             yield
@@ -170,21 +180,6 @@ def _untouched(lm: LanguageModel) -> Generator[None]:
         lm.network.train(training)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence the harness's own messages and bars, which would tear the display of a run."""
-    import datasets
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels, bars = [logger.level for logger in loggers], datasets.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        datasets.disable_progress_bars()
-        yield
-    finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if bars:

@@ -99,6 +99,11 @@ def _pretrained(config: LMConfig, window: int, revision: str | None = None) -> "
     """A model with its weights; of a folder of adapters, the base model with these added to its weights."""
     folder = Path(config.model).expanduser()
     if (base := base_model(folder)) is not None:
+        require(
+            not config.lora_rank,
+            f"--lora-rank {config.lora_rank} with --model {config.model!r}, a folder of adapters: new ones "
+            f"would not fit {base.name!r} without these. `curriq resume` trains the old ones further.",
+        )
         network = _pretrained(dataclasses.replace(config, model=base.name), window, base.revision)
         with _refusal(config.model, f"holds adapters that do not fit their base model {base.name!r}"):
             return merge_adapters(network, folder)

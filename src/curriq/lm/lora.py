@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,4 +87,6 @@ def _import_peft(user: str) -> Any:
         import peft
     except ImportError as error:
         raise missing_extra(user, f"peft ({error})", "peft", "train all weights (--lora-rank 0)") from None
+    # PEFT asks for an attribute by the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     return peft
