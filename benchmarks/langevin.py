@@ -33,7 +33,7 @@ from curriq.langevin.dynamics import (
     one_hot_logits,
     soft_embed,
 )
-from curriq.langevin.energy import LanguageModelEnergy
+from curriq.langevin.energy import Energy
 from curriq.lm.embeddings import InputEmbeddings, frozen
 from curriq.lm.load import load_language_model, pick_device
 from curriq.rng import Generators
@@ -62,7 +62,7 @@ class Bench:
         )
         self.inputs = InputEmbeddings(self.lm)
         self.q = QNetwork(self.lm.width, generator=Generators(0)("q")).to(device)
-        self.energy = LanguageModelEnergy(
+        self.energy = Energy(
             self.lm, self.inputs, lambda f: self.q(f.hidden), list(self.q.parameters()), shape["chains"]
         )
         self.plain = as_it_comes(self.lm)

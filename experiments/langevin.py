@@ -57,6 +57,7 @@ PUBLISHED: dict[str, Any] = {
     "bridge_temperature_start": 2.0,
     "query_start": "random",
 }
+CONTROLS = Path(__file__).with_name("control_samplers.py")
 HASHING = {"encoder": "hashing", "centre_queries": False, "refresh": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "langevin, recommended": {"proposer": "langevin"},
@@ -65,8 +66,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "langevin, bridge from τ = 2": {"proposer": "langevin", "bridge_temperature_start": 2.0},
     "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
     "langevin, hashed words": {"proposer": "langevin", **HASHING},
-    "embedding-langevin, published": {"proposer": "embedding-langevin", **PUBLISHED},
-    "swaps": {"proposer": "swaps", "swap_candidates": 8},
+    "embedding-langevin, published": {"proposer": f"{CONTROLS}:embedding_langevin", **PUBLISHED},
+    "swaps": {"proposer": f"{CONTROLS}:swaps"},
     "best of 40 random": {"proposer": "best-of-random", "query_start": "random"},
     "random queries": {"proposer": "random-queries", "query_start": "random"},
     "the buffer's own beginnings": {"proposer": "random-queries"},

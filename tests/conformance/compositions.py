@@ -1,5 +1,6 @@
 """Every method that a run can be made of, as settings of a tiny run."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 from tests.runs import SETTINGS
@@ -7,6 +8,7 @@ from tests.runs import SETTINGS
 from curriq.config import SelectorName, field_owners
 from curriq.presets import preset
 
+CONTROLS = Path(__file__).resolve().parents[2] / "experiments" / "control_samplers.py"
 RAG: dict[str, Any] = {
     "encoder": "hashing",
     "buffer_size": 48,
@@ -62,8 +64,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
     | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
     | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
-    "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
-    "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
+    "embedding-langevin": RAG | {"proposer": f"{CONTROLS}:embedding_langevin", "encode_ahead": False},
+    "swaps": RAG | {"proposer": f"{CONTROLS}:swaps"},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},
     "random-queries, no critic": RAG | {"proposer": "random-queries", "selector": "uniform"},
     "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},

@@ -5,22 +5,25 @@ import math
 
 import pytest
 import torch
+from experiments.control_samplers import embedding_step_, nearest_tokens
 
 from curriq.langevin.dynamics import (
     StepRule,
     anneal,
     bridge_gradient,
-    embedding_step_,
     extract,
     langevin_step_,
-    nearest_tokens,
     one_hot_logits,
     soft_embed,
     soft_statistics,
-    token_probs,
 )
 
 K, L, V, E = 3, 4, 29, 5
+
+
+def token_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Eq. 11 as it is written."""
+    return torch.softmax(logits / temperature, dim=-1)
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -7,7 +7,7 @@ from tests.helpers import VOCAB, random_offer, tiny_lm
 
 from curriq.config import RetrievalConfig
 from curriq.langevin.encoder import HiddenStateEncoder
-from curriq.langevin.energy import LanguageModelEnergy
+from curriq.langevin.energy import Energy
 from curriq.langevin.retrievers import QueryRetriever
 from curriq.langevin.ring_buffer import RingBuffer, TorchIndex
 from curriq.langevin.samplers import IdentitySampler, Vocabulary
@@ -58,9 +58,7 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
     lm = tiny_lm(architecture, seed=seed)
     inputs = QInputs(("mean",), lm.width, layer_norm=True)
     q = QNetwork(inputs.width, 0, generator=Generators(seed)("q"))
-    energy = LanguageModelEnergy(
-        lm, InputEmbeddings(lm), lambda f: q(inputs(f)), list(q.parameters()), batch=64
-    )
+    energy = Energy(lm, InputEmbeddings(lm), lambda f: q(inputs(f)), list(q.parameters()), batch=64)
     windows = random_offer(WINDOWS, seed=seed)
     buffer = full_buffer(HiddenStateEncoder(lm, inputs, 64).encode(windows.tokens, decode(windows.tokens)))
     direction = q.layer2.weight.detach().numpy()

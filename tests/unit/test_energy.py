@@ -5,8 +5,8 @@ import torch
 from tests.helpers import TINY, VOCAB, open_lm, tiny_lm
 
 from curriq.errors import CurriqError
-from curriq.langevin.dynamics import bridge_gradient, soft_embed, token_probs
-from curriq.langevin.energy import LanguageModelEnergy, features_of
+from curriq.langevin.dynamics import bridge_gradient, soft_embed
+from curriq.langevin.energy import Energy, features_of
 from curriq.lm.embeddings import InputEmbeddings, frozen
 from curriq.lm.model import LanguageModel
 from curriq.rng import Generators
@@ -26,10 +26,10 @@ def tokens(n: int = 3, length: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCAB, (n, length), generator=torch.Generator().manual_seed(seed))
 
 
-def make_energy(lm: LanguageModel, batch: int = 2) -> tuple[LanguageModelEnergy, QNetwork]:
+def make_energy(lm: LanguageModel, batch: int = 2) -> tuple[Energy, QNetwork]:
     q = QNetwork(lm.width, 8, generator=Generators(0)("q")).to(lm.parameters[0].dtype)
     inputs = InputEmbeddings(lm)
-    return LanguageModelEnergy(lm, inputs, lambda f: q(f.hidden), list(q.parameters()), batch), q
+    return Energy(lm, inputs, lambda f: q(f.hidden), list(q.parameters()), batch), q
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -88,7 +88,7 @@ def test_bridge_and_model_together_equal_plain_autograd_in_float64(name: str, ba
     logits = torch.randn(3, 6, VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     leaf = logits.clone().requires_grad_()
-    hidden = inputs.trunk(token_probs(leaf, 0.7) @ inputs.weight)
+    hidden = inputs.trunk(torch.softmax(leaf / 0.7, -1) @ inputs.weight)
     value = q(hidden[:, -1])
     (expected,) = torch.autograd.grad(value.sum(), leaf)
 

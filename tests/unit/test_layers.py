@@ -19,7 +19,7 @@ PACKAGE = Path(curriq.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types", "config", "rng", "parallel"),
-    ("presets",),
+    ("presets", "plugins"),
     ("data", "runlog", "softq.equations", "langevin.dynamics"),
     ("lm", "softq"),
     ("select",),

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.control_samplers import EmbeddingLangevin, GuidedSwaps
 from tests.helpers import VOCAB, open_lm, tiny_lm
 
 from curriq.config import LangevinConfig
-from curriq.langevin.dynamics import soft_embed, token_probs
-from curriq.langevin.energy import Energy, LanguageModelEnergy
+from curriq.langevin.dynamics import bridge_gradient, soft_embed
+from curriq.langevin.energy import Energy
 from curriq.langevin.samplers import (
     BestOfRandom,
-    EmbeddingLangevin,
-    GuidedSwaps,
     IdentitySampler,
     QuerySampler,
     SoftmaxLangevin,
@@ -25,6 +24,7 @@ from curriq.lm.model import LanguageModel
 from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
+from curriq.types import NO_COST
 
 K, L = 6, 5
 ORDINARY = torch.arange(3, VOCAB)  # three special tokens
@@ -42,9 +42,7 @@ class World:
         self.inputs = InputEmbeddings(lm)
         self.vocabulary = Vocabulary(ORDINARY, "cpu")
         q = QNetwork(lm.width, 8, generator=Generators(seed)("q"))
-        self.energy: Energy = LanguageModelEnergy(
-            lm, self.inputs, lambda f: q(f.hidden), list(q.parameters()), 4
-        )
+        self.energy = Energy(lm, self.inputs, lambda f: q(f.hidden), list(q.parameters()), 4)
         self.generator = torch.Generator().manual_seed(seed)
 
     def noise(self) -> torch.Generator:
@@ -69,7 +67,7 @@ SAMPLERS: dict[str, Callable[[World], QuerySampler]] = {
     "embedding-langevin": lambda w: EmbeddingLangevin(
         setting(langevin_step_size=0.01), w.energy, w.inputs, w.vocabulary, w.noise
     ),
-    "swaps": lambda w: GuidedSwaps(setting(), w.energy, w.inputs, w.vocabulary, w.generator),
+    "swaps": lambda w: GuidedSwaps(NO_COST, 20, 32, 64, w.energy, w.inputs, w.vocabulary, w.generator),
     "best-of-random": lambda w: BestOfRandom(9, w.energy, w.vocabulary, w.generator),
     "no search": lambda w: IdentitySampler(),
 }
@@ -143,9 +141,7 @@ def test_clip_fraction_counts_chains_and_steps() -> None:
 def test_swaps_never_lower_q_and_change_one_token_per_step() -> None:
     world = World(tiny_lm("gpt2"))
     start, q = world.start(), world.energy.hard(world.start())
-    sampler = GuidedSwaps(
-        setting(langevin_steps=1), world.energy, world.inputs, world.vocabulary, world.generator
-    )
+    sampler = GuidedSwaps(NO_COST, 1, 32, 64, world.energy, world.inputs, world.vocabulary, world.generator)
     for _ in range(5):
         sample = sampler.sample(start)
         now = world.energy.hard(sample.tokens)
@@ -181,12 +177,10 @@ def test_fluency_prior_is_the_gradient_of_the_expected_log_likelihood(tied: bool
     wide = sampler._weight()
     soft = soft_embed(logits, temperature, wide)
     drift = sampler._drift(world.energy.point(soft.embeddings[..., : world.inputs.width]))
-    from curriq.langevin.dynamics import bridge_gradient
-
     ours = bridge_gradient(logits, temperature, wide, soft, drift)
 
     leaf = logits.clone().requires_grad_()
-    p = token_probs(leaf, temperature)
+    p = torch.softmax(leaf / temperature, -1)
     with torch.no_grad():
         predicted = lm.head(world.inputs.trunk(p @ weight))[..., ORDINARY].log_softmax(-1)
     (p[:, 1:] * predicted[:, :-1]).sum().mul(amount).backward()

@@ -17,11 +17,9 @@ from curriq.config.checks import (
 from curriq.config.critic import CriticConfig, FeatureName
 from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import (
-    NEEDS_Q,
-    SEARCHING,
+    WITHOUT_Q,
     WITHOUT_QUERY,
     LangevinConfig,
-    ProposerName,
     RetrievalConfig,
 )
 from curriq.config.run import (
@@ -53,8 +51,7 @@ from curriq.config.sections import (
 
 __all__ = [
     "EMBEDDED_SOURCES",
-    "NEEDS_Q",
-    "SEARCHING",
+    "WITHOUT_Q",
     "WITHOUT_QUERY",
     "CorruptionName",
     "CriticConfig",
@@ -65,7 +62,6 @@ __all__ = [
     "LangevinConfig",
     "LogConfig",
     "OptimConfig",
-    "ProposerName",
     "RetrievalConfig",
     "RunConfig",
     "SelectConfig",

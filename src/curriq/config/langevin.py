@@ -5,20 +5,9 @@ from typing import Literal
 
 from curriq.config.checks import flag, require, require_at_least, require_positive
 
-ProposerName = Literal[
-    "stream",
-    "langevin",
-    "embedding-langevin",
-    "swaps",
-    "best-of-random",
-    "random-queries",
-    "direct-q",
-    "uniform-buffer",
-]
-SEARCHING: tuple[ProposerName, ...] = ("langevin", "embedding-langevin", "swaps", "best-of-random")
-"""Proposers that search queries of high Q."""
-NEEDS_Q: tuple[ProposerName, ...] = (*SEARCHING, "direct-q")
-WITHOUT_QUERY: tuple[ProposerName, ...] = ("direct-q", "uniform-buffer")
+WITHOUT_Q = ("stream", "random-queries", "uniform-buffer")
+"""Proposers that read no Q; a sampler of the user's own may read it."""
+WITHOUT_QUERY = ("direct-q", "uniform-buffer")
 """Proposers that take windows of the buffer without a query, so that nothing is embedded."""
 
 
@@ -26,10 +15,11 @@ WITHOUT_QUERY: tuple[ProposerName, ...] = ("direct-q", "uniform-buffer")
 class LangevinConfig:
     """Where the candidates of a step come from, and how queries are searched."""
 
-    proposer: ProposerName = "stream"
-    """`stream`: the next N windows (Algorithm 1). `langevin`: Algorithm 2. Its other samplers:
-    `embedding-langevin`, `swaps`, `best-of-random`. Controls on the same buffer: `random-queries` (no
-    search), `direct-q` (Q of a pool of windows, no query), `uniform-buffer` (no Q)."""
+    proposer: str = "stream"
+    """`stream`: the next N windows (Algorithm 1). `langevin`: Algorithm 2. Controls on the same buffer:
+    `best-of-random` (no gradient), `random-queries` (no search), `direct-q` (Q of a pool of windows, no
+    query), `uniform-buffer` (no Q). `package.module:function`, or `path/to/file.py:function`: Algorithm 2
+    with the sampler of queries that this function builds."""
     chains: int = 0
     """K: queries per step, so at most K windows are retrieved; 0 means N (--num-candidates)."""
     query_tokens: int = 16
@@ -62,10 +52,6 @@ class LangevinConfig:
     scale of q/τ_sgld. 0 switches it off."""
     bridge_precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 multiplies with the embedding matrix in bfloat16; λ stays float32."""
-    swap_candidates: int = 32
-    """`swaps`: strings with one token swapped that are scored per step and chain."""
-    swap_top_k: int = 64
-    """`swaps`: tokens of a position, by their first-order gain, that swaps are drawn from."""
     random_strings: int = 40
     """`best-of-random`: random strings per chain of which the best is kept."""
 
@@ -76,8 +62,6 @@ class LangevinConfig:
             1,
             query_tokens=self.query_tokens,
             langevin_steps=self.langevin_steps,
-            swap_candidates=self.swap_candidates,
-            swap_top_k=self.swap_top_k,
             random_strings=self.random_strings,
         )
         require_positive(

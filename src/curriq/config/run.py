@@ -9,7 +9,7 @@ from typing import Any
 from curriq.config.checks import flag, require, unknown_key
 from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
 from curriq.config.evaluation import EvalConfig
-from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
+from curriq.config.langevin import WITHOUT_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
     DataConfig,
     LMConfig,
@@ -120,13 +120,13 @@ class RunConfig:
         if proposer == "stream":
             return
         require(
-            proposer not in NEEDS_Q or self.select.selector == "soft-q",
+            proposer in WITHOUT_Q or self.select.selector == "soft-q",
             f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
             "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
         )
         unknown = sorted({"loss", "source"} & set(self.critic.q_features))
         require(
-            proposer not in NEEDS_Q or not unknown,
+            proposer in WITHOUT_Q or not unknown,
             f"--q-features {' '.join(self.critic.q_features)} with --proposer {proposer}: a string "
             f"that is searched has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
         )

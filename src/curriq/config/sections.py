@@ -195,10 +195,23 @@ class LMConfig:
     """Recompute activations in the backward pass to save memory."""
     device: str = "auto"
     """`auto` takes a GPU when there is one; otherwise a torch device such as cpu or cuda:0."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters, which alone are then trained and saved, as PEFT does; 0 trains all weights.
+    Needs the extra [peft]."""
+    lora_alpha: int = 16
+    """Scale of the adapters' output, α/rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Layers that get adapters, by the end of their names (q_proj v_proj); `all-linear` is all but the head."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapters' input."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "--model is empty: give a hub name, a folder or random:ARCHITECTURE.")
         require(0 <= self.dropout < 1, f"--dropout = {self.dropout}: it must lie in [0, 1).")
+        require(0 <= self.lora_dropout < 1, f"--lora-dropout = {self.lora_dropout}: it must lie in [0, 1).")
+        require_at_least(0, lora_rank=self.lora_rank)
+        require_at_least(1, lora_alpha=self.lora_alpha)
+        require(bool(self.lora_targets), "--lora-targets is empty: name layers, or use all-linear.")
 
 
 @dataclass(frozen=True, kw_only=True)

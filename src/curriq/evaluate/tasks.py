@@ -89,17 +89,21 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
     """
     from curriq.train.checkpoint import latest_checkpoint
 
-    if (path / "config.json").exists():
+    if _is_model(path):
         inside = path.name == "lm" and path.parent.parent.name == "checkpoints"
         return path, path.parents[2] if inside else None
-    if (path / "lm" / "config.json").exists():
+    if _is_model(path / "lm"):
         return path / "lm", path.parents[1] if path.parent.name == "checkpoints" else None
     if (path / "config.toml").exists():
         return latest_checkpoint(path).lm, path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
-        "config.json)."
+        "config.json) or of its adapters (with adapter_config.json)."
     )
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 def source_losses(run: Path, windows: int) -> dict[str, Any]:

@@ -7,22 +7,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from curriq.config import SEARCHING, WITHOUT_QUERY, ProposerName, RunConfig, require
+from curriq.config import WITHOUT_QUERY, RunConfig, require
 from curriq.data.encoder import load_encoder
 from curriq.data.stream import Unreadable
 from curriq.data.tokenizer import ordinary_ids
 from curriq.errors import CurriqError
 from curriq.langevin.diagnostics import SearchAlarm
 from curriq.langevin.encoder import HiddenStateEncoder, NoEncoder, TextEncoder, WindowEncoder
-from curriq.langevin.energy import Energy, LanguageModelEnergy
+from curriq.langevin.energy import Energy
 from curriq.langevin.ingest import FreshWindows
 from curriq.langevin.proposer import BufferProposer, Refresher, RetrievalProbe
 from curriq.langevin.retrievers import DirectRetriever, QueryRetriever, Retriever, UniformRetriever
 from curriq.langevin.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.langevin.samplers import (
     BestOfRandom,
-    EmbeddingLangevin,
-    GuidedSwaps,
     IdentitySampler,
     QuerySampler,
     SoftmaxLangevin,
@@ -32,6 +30,7 @@ from curriq.langevin.samplers import (
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.flops import trunk_flops
 from curriq.lm.model import context_length
+from curriq.plugins import find_builder
 from curriq.select.base import Context, Method
 from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
@@ -131,7 +130,7 @@ def _search_context(critic: Critic, config: RunConfig, context: Context) -> Sear
     inputs, energy = InputEmbeddings(context.lm), None
     if isinstance(critic, TDCritic):
         parameters, strings = list(critic.online.parameters()), config.optim.micro_batch * 4
-        energy = LanguageModelEnergy(context.lm, inputs, critic.differentiable, parameters, strings)
+        energy = Energy(context.lm, inputs, critic.differentiable, parameters, strings)
     return SearchContext(
         config=config,
         context=context,
@@ -141,7 +140,7 @@ def _search_context(critic: Critic, config: RunConfig, context: Context) -> Sear
     )
 
 
-def _encoder(kind: ProposerName, search: SearchContext) -> WindowEncoder:
+def _encoder(kind: str, search: SearchContext) -> WindowEncoder:
     retrieval, critic = search.config.retrieval, search.config.critic
     if kind in WITHOUT_QUERY:
         return NoEncoder()
@@ -151,15 +150,16 @@ def _encoder(kind: ProposerName, search: SearchContext) -> WindowEncoder:
     return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
 
 
-def _finder(kind: ProposerName, search: SearchContext, encoder: WindowEncoder) -> Retriever:
+def _finder(kind: str, search: SearchContext, encoder: WindowEncoder) -> Retriever:
     config, draws = search.config, search.context.generators("retrieval/draw")
     if kind == "uniform-buffer":
         return UniformRetriever(config.queries, draws)
     if kind == "direct-q":
         pool = config.retrieval.direct_pool
-        return DirectRetriever(config.queries, pool, search.q, search.context.lm.device, draws)
+        return DirectRetriever(config.queries, pool, search.q, draws)
+    sampler = find_builder(kind, SAMPLERS, setting="--proposer", group="curriq.samplers")(search)
     return QueryRetriever(
-        sampler=SAMPLERS[kind](search),
+        sampler=sampler,
         energy=search.energy,
         initial_sequences=_initial_sequences(search),
         vocabulary=search.vocabulary,
@@ -168,7 +168,7 @@ def _finder(kind: ProposerName, search: SearchContext, encoder: WindowEncoder) -
         retrieval=config.retrieval,
         generator=draws,
         baseline_generator=search.context.generators("langevin/baseline"),
-        alarm=SearchAlarm() if kind in SEARCHING else None,
+        alarm=None if kind == "random-queries" else SearchAlarm(),
     )
 
 
@@ -201,35 +201,24 @@ def _langevin(search: SearchContext) -> QuerySampler:
     )
 
 
-def _embedding_langevin(search: SearchContext) -> QuerySampler:
-    return EmbeddingLangevin(search.config.langevin, search.q, search.inputs, search.vocabulary, search.noise)
-
-
-def _swaps(search: SearchContext) -> QuerySampler:
-    generator = search.context.generators("langevin/noise")
-    return GuidedSwaps(search.config.langevin, search.q, search.inputs, search.vocabulary, generator)
-
-
 def _best_of_random(search: SearchContext) -> QuerySampler:
     count, generator = search.config.langevin.random_strings, search.context.generators("langevin/noise")
     return BestOfRandom(count, search.q, search.vocabulary, generator)
 
 
-SAMPLERS: dict[ProposerName, Callable[[SearchContext], QuerySampler]] = {
+SAMPLERS: dict[str, Callable[[SearchContext], QuerySampler]] = {
     "langevin": _langevin,
-    "embedding-langevin": _embedding_langevin,
-    "swaps": _swaps,
     "best-of-random": _best_of_random,
     "random-queries": lambda search: IdentitySampler(),
 }
-"""The values of `--proposer` that make queries."""
+"""The built-in values of `--proposer` that make queries."""
 
 
-def _flops(kind: ProposerName, search: SearchContext) -> int:
+def _flops(kind: str, search: SearchContext) -> int:
     """Operations of the language model in one step's search, without the diagnostics' and a text encoder's.
 
     A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
-    multiplies twice with W_e per step, and so does the swaps' ranking once.
+    multiplies twice with W_e per step. A sampler of the user's own reports its cost itself.
     """
     c, chains = search.config.langevin, search.config.queries
     forward = chains * trunk_flops(search.context.lm, c.query_tokens)
@@ -242,8 +231,6 @@ def _flops(kind: ProposerName, search: SearchContext) -> int:
         embedding = (retrieval.ingest + retrieval.refresh) * window + forward
     return embedding + {
         "langevin": steps * (2 * forward + 2 * product),
-        "embedding-langevin": steps * 2 * forward + product,
-        "swaps": steps * ((2 + c.swap_candidates) * forward + product),
         "best-of-random": c.random_strings * forward,
         "direct-q": pool * window,
     }.get(kind, 0)

@@ -1,6 +1,7 @@
-"""What every search reports (Section 3.6), whichever sampler made it, and when it is to be distrusted."""
+"""Metrics of a search (Section 3.6), whichever sampler made it, and warnings when it is ineffective."""
 
 import logging
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,11 +27,10 @@ def search_metrics(
     """Metrics of a search that are judged on its hard tokens.
 
     Args:
-        start: first tokens of the chains.
-        tokens: queries.
+        start, tokens: the chains' initial tokens, and the queries.
         start_q, hard_q: Q of both.
         random_q: Q of fresh random strings of the same length.
-        vectors: unit embeddings of the queries' text.
+        vectors: unit embeddings of the queries.
     """
     above = (hard_q.mean() - random_q.mean()).item()
     return {
@@ -65,44 +65,44 @@ def mean_pairwise(similarity: Float[Tensor, "K K"]) -> float:
     return ((similarity.sum() - similarity.trace()) / (count * (count - 1))).item()
 
 
+@dataclass
 class SearchAlarm:
-    """Warns once when the search does not search, and names the settings that make it.
+    """Warns once of each way in which a search can be ineffective, and names the settings that matter.
 
-    Args:
-        least_changed: share of tokens changed below which the queries are the first strings.
+    Attributes:
+        least_changed: share of tokens changed below which the queries are the initial strings.
         patience: steps over which hard Q must beat random strings on average.
     """
 
-    def __init__(self, least_changed: float = 0.05, patience: int = 20) -> None:
-        self._least_changed = least_changed
-        self._patience = patience
-        self._above: list[float] = []
-        self._reported: set[str] = set()
+    least_changed: float = 0.05
+    patience: int = 20
+    _above: list[float] = field(default_factory=list)
+    _reported: set[str] = field(default_factory=set)
 
     def look(self, metrics: Metrics) -> None:
-        """Take in the metrics of one search; one in which Q was flat, as it is at first, says nothing."""
+        """Take in the metrics of one search; one in which Q was flat, as it is at first, does not count."""
         if metrics.get("langevin/grad_norm") == 0:
             return
         changed = metrics["langevin/tokens_changed"]
-        if changed < self._least_changed:
-            self._tell(
+        if changed < self.least_changed:
+            self._warn_once(
                 "changed",
                 f"the search changed {changed:.1%} of the query tokens: the queries are the strings that it "
                 "began with. Lower --langevin-margin, raise --langevin-step-size or --langevin-steps, or "
                 "scale the gradient with --langevin-gradient chain.",
             )
-        self._above = [*self._above, metrics["langevin/above_random"]][-self._patience :]
+        self._above = [*self._above, metrics["langevin/above_random"]][-self.patience :]
         mean = sum(self._above) / len(self._above)
-        if len(self._above) == self._patience and mean <= 0:
-            self._tell(
+        if len(self._above) == self.patience and mean <= 0:
+            self._warn_once(
                 "random",
-                f"over {self._patience} steps the Q of the hard queries is {-mean:.2g} nats per token below "
+                f"over {self.patience} steps the Q of the hard queries is {-mean:.2g} nats per token below "
                 "that of random strings: the search finds nothing. Lower --langevin-noise-scale, raise "
-                "--langevin-steps, or lower --bridge-temperature-end, so that hard tokens are what was "
-                "optimised.",
+                "--langevin-steps, or lower --bridge-temperature-end, so that the optimum of the soft tokens "
+                "is one of hard tokens too.",
             )
 
-    def _tell(self, key: str, message: str) -> None:
+    def _warn_once(self, key: str, message: str) -> None:
         if key not in self._reported:
             self._reported.add(key)
             logger.warning(message)

@@ -8,14 +8,8 @@ K chains of L positions climb Q in the logits λ [K, L, V]. One step is: soft em
 
 so no graph holds [K, L, V] tensors, and the only one of that size is λ itself, which is updated in place.
 
-| letter | meaning |
-|---|---|
-| K | chains |
-| L | tokens of a query |
-| V | entries of the vocabulary that the chains may use |
-| e | width of the input embeddings |
-
-Every function works in float32 and in float64.
+Shapes are those of `curriq.types`; V counts the vocabulary entries that the chains may use, e is the width of
+the input embeddings. Every function works in float32 and in float64.
 """
 
 from typing import Literal, NamedTuple
@@ -27,20 +21,15 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 22
 """Gradient entries held at once in `langevin_step_`: 16 MB in float32, at least one chain's."""
 VOCABULARY_CHUNK = 8192
-"""Entries of the vocabulary whose probabilities are held at once in `soft_embed`."""
+"""Vocabulary entries whose probabilities are held at once."""
 
 GradientRule = Literal["clip", "chain", "position"]
-"""What bounds the gradient: `clip` shortens each chain's to at most the limit (Eq. 13); `chain` and
-`position` give that of each chain, or of each position, exactly this length."""
+"""`clip` shortens each chain's gradient to at most the limit (Eq. 13); `chain` and `position` rescale that of
+each chain, or of each position, to exactly the limit."""
 
 
 class SoftTokens(NamedTuple):
-    """Eq. 11 without p itself: p_v = exp(λ_v/τ − log_normaliser).
-
-    Attributes:
-        embeddings: ẽ = Σ_v p_v W_v.
-        log_normaliser: logsumexp(λ/τ).
-    """
+    """Soft embeddings ẽ = Σ_v p_v W_v (Eq. 11), and logsumexp(λ/τ): p_v = exp(λ_v/τ − log_normaliser)."""
 
     embeddings: Float[Tensor, "*batch e"]
     log_normaliser: Float[Tensor, "*batch"]
@@ -52,7 +41,7 @@ class StepRule(NamedTuple):
     Attributes:
         step_size: ε.
         limit: G, the length that the gradient is clipped or scaled to.
-        gradient: how.
+        gradient: which of the two, and over what.
         noise_scale: σ; 0 makes it plain gradient ascent.
     """
 
@@ -63,21 +52,16 @@ class StepRule(NamedTuple):
 
 
 def anneal(start: float, end: float, step: int, steps: int) -> float:
-    """Eq. 14, the bridge temperature of step t of T_max: linear, `start` at t = 0, `end` at T_max − 1."""
+    """Bridge temperature of step t of T_max (Eq. 14): linear, `start` at t = 0, `end` at T_max − 1."""
     return start + (end - start) * (step / (steps - 1)) if steps > 1 else end
 
 
 def one_hot_logits(
     tokens: Int[Tensor, "K L"], vocabulary: int, margin: float, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "K L V"]:
-    """λ_0: `margin` at the chains' first tokens, 0 elsewhere."""
+    """Initial logits λ_0: `margin` at the chains' first tokens, 0 elsewhere."""
     logits = torch.zeros((*tokens.shape, vocabulary), dtype=dtype, device=tokens.device)
     return logits.scatter_(2, tokens.unsqueeze(2), margin)
-
-
-def token_probs(logits: Float[Tensor, "*batch V"], temperature: float) -> Float[Tensor, "*batch V"]:
-    """Eq. 11, p = softmax(λ/τ), as a whole; the sampler itself never holds it."""
-    return torch.softmax(logits / temperature, dim=-1)
 
 
 def soft_embed(
@@ -86,13 +70,12 @@ def soft_embed(
     weight: Float[Tensor, "V e"],
     chunk: int = VOCABULARY_CHUNK,
 ) -> SoftTokens:
-    """Eq. 11, ẽ = p W, in one pass over λ with an online softmax over chunks of the vocabulary.
+    """Soft embeddings ẽ = p W with p = softmax(λ/τ) (Eq. 11), by an online softmax over vocabulary chunks.
 
     Args:
-        logits: λ.
-        temperature: τ_t.
+        logits, temperature: λ and τ_t.
         weight: W_e, frozen; in bfloat16 the products are taken in bfloat16 and summed in float32.
-        chunk: entries at a time.
+        chunk: vocabulary entries at a time.
     """
     rows = logits.flatten(0, -2)
     peak = rows.new_full((len(rows), 1), -torch.inf)
@@ -117,13 +100,11 @@ def bridge_gradient(
     soft: SoftTokens,
     gradient: Float[Tensor, "*batch e"],
 ) -> Float[Tensor, "*batch V"]:
-    """∂E/∂λ from g = ∂E/∂ẽ; the formula at the head of this file.
+    """∂E/∂λ from g = ∂E/∂ẽ (formula in the module docstring).
 
     Args:
-        logits: λ, the point.
-        temperature: τ_t.
-        weight: W_e.
-        soft: what `soft_embed` returned at the same point and temperature.
+        logits, temperature, weight: λ, τ_t and W_e.
+        soft: the result of `soft_embed` for these.
         gradient: g.
     """
     along = (gradient.to(weight.dtype) @ weight.T).to(logits.dtype)
@@ -158,12 +139,8 @@ def langevin_step_(
 ) -> Float[Tensor, "K"]:
     """Eq. 13 in place, λ ← λ + (ε/2) clip(∂E/∂λ, G) + √ε η with η ~ N(0, σ²I); climbs E.
 
-    Works on a few chains at a time: their gradient is formed, measured, applied, and its memory then
-    filled with their noise, so that beside λ only one block exists.
-
     Args:
-        logits: λ, overwritten.
-        temperature, weight, soft, gradient: as in `bridge_gradient`.
+        logits, temperature, weight, soft, gradient: as in `bridge_gradient`; λ is overwritten.
         rule: step size, limit and noise.
         generator: of the noise, on the device of λ.
         block_elements: gradient entries held at once; at least one chain's.
@@ -171,62 +148,23 @@ def langevin_step_(
     Returns:
         Norm of each chain's ∂E/∂λ before it was clipped or scaled.
     """
-    chains = max(1, block_elements // logits[0].numel())
+    # A block of chains at a time, its noise in the memory of its gradient: nothing else is as large as λ.
+    size = max(1, block_elements // logits[0].numel())
     norms = []
-    for start in range(0, len(logits), chains):
-        part = slice(start, start + chains)
-        block = logits[part]
-        part_soft = SoftTokens(soft.embeddings[part], soft.log_normaliser[part])
-        drift = bridge_gradient(block, temperature, weight, part_soft, gradient[part])
-        factor, part_norms = gradient_scale(drift, rule)
+    blocks = zip(*(x.split(size) for x in (logits, *soft, gradient)), strict=True)
+    for block, embeddings, log_normaliser, part in blocks:
+        drift = bridge_gradient(block, temperature, weight, SoftTokens(embeddings, log_normaliser), part)
+        factor, block_norms = gradient_scale(drift, rule)
         block.addcmul_(drift, factor, value=rule.step_size / 2)
         if rule.noise_scale > 0:
-            noise = drift.normal_(generator=generator)
-            block.add_(noise, alpha=rule.step_size**0.5 * rule.noise_scale)
-        norms.append(part_norms)
+            block.add_(drift.normal_(generator=generator), alpha=rule.step_size**0.5 * rule.noise_scale)
+        norms.append(block_norms)
     return torch.cat(norms)
 
 
 def extract(logits: Float[Tensor, "*batch V"]) -> Int[Tensor, "*batch"]:
-    """Eq. 15, t_i = argmax_v λ_{i,v}."""
+    """Hard tokens t_i = argmax_v λ_{i,v} (Eq. 15)."""
     return logits.argmax(-1)
-
-
-@torch.no_grad()
-def embedding_step_(
-    embeddings: Float[Tensor, "K L e"],
-    gradient: Float[Tensor, "K L e"],
-    rule: StepRule,
-    generator: torch.Generator,
-) -> Float[Tensor, "K"]:
-    """Eq. 13 on the embeddings themselves, the older sampler that the paper compares with.
-
-    Returns:
-        Norm of each chain's gradient before it was clipped or scaled.
-    """
-    factor, norms = gradient_scale(gradient, rule)
-    embeddings.addcmul_(gradient, factor, value=rule.step_size / 2)
-    if rule.noise_scale > 0:
-        noise = torch.empty_like(embeddings).normal_(generator=generator)
-        embeddings.add_(noise, alpha=rule.step_size**0.5 * rule.noise_scale)
-    return norms
-
-
-def nearest_tokens(
-    embeddings: Float[Tensor, "*batch e"], weight: Float[Tensor, "V e"], chunk: int = VOCABULARY_CHUNK
-) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """The token whose embedding has the greatest cosine with each vector, and that cosine."""
-    rows = torch.nn.functional.normalize(embeddings.flatten(0, -2), dim=-1)
-    best = rows.new_full((len(rows),), -torch.inf)
-    index = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    for number, part in enumerate(weight.split(chunk)):
-        cosine = rows @ torch.nn.functional.normalize(part, dim=-1).T
-        top, where = cosine.max(1)
-        better = top > best
-        best = torch.where(better, top, best)
-        index = torch.where(better, where + number * chunk, index)
-    shape = embeddings.shape[:-1]
-    return index.view(shape), best.view(shape)
 
 
 def soft_statistics(
@@ -237,11 +175,8 @@ def soft_statistics(
 ) -> tuple[float, float]:
     """Mean entropy of the positions' p in nats, and the mean of their greatest probability."""
     mean_scaled = torch.zeros_like(log_normaliser)
-    greatest = torch.full_like(log_normaliser, -torch.inf)
     for part in logits.split(chunk, 2):
         scaled = part / temperature
-        greatest = torch.maximum(greatest, scaled.amax(2))
-        probs = torch.exp(scaled - log_normaliser.unsqueeze(2))
-        mean_scaled += probs.mul_(scaled).sum(2)
-    entropy = log_normaliser - mean_scaled
-    return entropy.mean().item(), torch.exp(greatest - log_normaliser).mean().item()
+        mean_scaled += torch.exp(scaled - log_normaliser.unsqueeze(2)).mul_(scaled).sum(2)
+    greatest = torch.exp(logits.amax(2) / temperature - log_normaliser)
+    return (log_normaliser - mean_scaled).mean().item(), greatest.mean().item()

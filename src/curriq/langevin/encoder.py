@@ -1,6 +1,7 @@
-"""What embeds windows and queries: their text, or what the Q-network reads of their tokens."""
+"""Embeddings of windows and queries: of their text, or of what the Q-network reads of their tokens."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,63 +21,50 @@ class WindowEncoder(Protocol):
     """Embeds token strings of one length.
 
     Attributes:
-        follows_theta: the embedding is of the present θ, so that rows of the buffer grow old.
+        follows_theta: whether the embedding is of the present θ, so that rows of the buffer age.
     """
 
     follows_theta: bool
 
     def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        """Float32 embeddings, one row per string.
-
-        Args:
-            tokens: the strings.
-            texts: the same, decoded.
-        """
+        """Float32 embeddings, one row per string, of the tokens or of the same strings decoded."""
         ...
 
 
+@dataclass
 class TextEncoder:
-    """By the text, as the paper does; θ plays no part.
+    """Sentence embeddings of the text, as in the paper; independent of θ."""
 
-    Args:
-        encoder: text → unit vector.
-    """
-
+    encoder: Encoder
     follows_theta = False
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-
     def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        return self._encoder.encode(texts)
+        return self.encoder.encode(texts)
 
 
+@dataclass
 class HiddenStateEncoder:
-    """The unit vector of the very input that the Q-network reads (`QInputs`), by the model itself.
+    """The Q-network's own input (`QInputs`), scaled to length 1, from the model itself.
 
     Where Q is linear, Q = w·x + b, and its inputs have one length (`--q-layer-norm`), the inner product with
     the direction w orders windows as Q does: the best query retrieves exactly the windows of greatest Q.
 
-    Args:
+    Attributes:
         lm: θ.
-        inputs: what Q sees of a window's features.
+        inputs: a window's features → x.
         batch: strings per forward pass.
     """
 
+    lm: LanguageModel
+    inputs: Callable[[Features], Float[Tensor, "n w"]]
+    batch: int
     follows_theta = True
 
-    def __init__(
-        self, lm: LanguageModel, inputs: Callable[[Features], Float[Tensor, "n w"]], batch: int
-    ) -> None:
-        self._lm = lm
-        self._inputs = inputs
-        self._batch = batch
-
     def encode(self, tokens: Int[Tensor, "n T"], texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        with self._lm.measuring():
+        with self.lm.measuring():
             vectors = [
-                F.normalize(self._inputs(features_of(self._lm.trunk(part))), dim=1).float().cpu()
-                for part in tokens.to(self._lm.device).split(self._batch)
+                F.normalize(self.inputs(features_of(self.lm.trunk(part))), dim=1).float().cpu()
+                for part in tokens.to(self.lm.device).split(self.batch)
             ]
         return torch.cat(vectors).numpy()
 

@@ -1,7 +1,8 @@
 """Eq. 12: Q of K short strings of soft or hard tokens, and its gradient with respect to the embeddings."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -30,76 +31,53 @@ class EnergyPoint(NamedTuple):
     hidden: Float[Tensor, "K L d"]
 
 
-@runtime_checkable
-class Energy(Protocol):
-    """Q of strings, soft or hard."""
+@dataclass(frozen=True)
+class Energy:
+    """Q_φ of soft and of hard strings, through the trunk, with θ and φ frozen.
 
-    def point(self, embeddings: Float[Tensor, "K L e"]) -> EnergyPoint:
-        """Value and gradient at soft tokens."""
-        ...
-
-    def soft(self, embeddings: Float[Tensor, "K L e"]) -> Float[Tensor, "K"]:
-        """Value alone at soft tokens."""
-        ...
-
-    def hard(self, tokens: Int[Tensor, "K L"]) -> Float[Tensor, "K"]:
-        """Value of real tokens."""
-        ...
-
-
-class LanguageModelEnergy:
-    """Q_φ on the trunk's hidden state of a string; θ and φ are frozen meanwhile.
-
-    Args:
+    Attributes:
         lm: θ.
         inputs: its embeddings.
         q_function: Q_φ.
-        parameters: φ; frozen together with θ.
+        parameters: φ.
         batch: strings per forward (and backward) pass.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        inputs: InputEmbeddings,
-        q_function: QFunction,
-        parameters: Sequence[nn.Parameter],
-        batch: int,
-    ) -> None:
-        self._lm = lm
-        self._inputs = inputs
-        self._q_function = q_function
-        self._parameters = [*lm.network.parameters(), *parameters]
-        self._batch = batch
+    lm: LanguageModel
+    inputs: InputEmbeddings
+    q_function: QFunction
+    parameters: Sequence[nn.Parameter]
+    batch: int
 
     def point(self, embeddings: Float[Tensor, "K L e"]) -> EnergyPoint:
-        values, gradients, states = [], [], []
-        with self._lm.without_dropout(), frozen(self._parameters), torch.enable_grad():
-            for part in embeddings.split(self._batch):
+        """Value and gradient at soft tokens."""
+        points, parameters = [], [*self.lm.network.parameters(), *self.parameters]
+        with self.lm.without_dropout(), frozen(parameters), torch.enable_grad():
+            for part in embeddings.split(self.batch):
                 leaf = part.detach().requires_grad_()
-                hidden = self._inputs.trunk(leaf)
-                q = self._q_function(features_of(hidden))
+                hidden = self.inputs.trunk(leaf)
+                q = self.q_function(features_of(hidden))
                 (gradient,) = torch.autograd.grad(q.sum(), leaf)
-                values.append(q.detach())
-                gradients.append(gradient)
-                states.append(hidden.detach())
-        return EnergyPoint(torch.cat(values), torch.cat(gradients), torch.cat(states))
+                points.append((q.detach(), gradient, hidden.detach()))
+        return EnergyPoint(*map(torch.cat, zip(*points, strict=True)))
 
     def soft(self, embeddings: Float[Tensor, "K L e"]) -> Float[Tensor, "K"]:
-        return self._measured(self._inputs.trunk, embeddings)
+        """Value alone at soft tokens."""
+        return self._values(self.inputs.trunk, embeddings)
 
     def hard(self, tokens: Int[Tensor, "K L"]) -> Float[Tensor, "K"]:
-        return self._measured(self._lm.trunk, tokens)
+        """Value of real tokens."""
+        return self._values(self.lm.trunk, tokens.to(self.lm.device))
 
-    def _measured(self, trunk: Callable[[Tensor], Tensor], strings: Tensor) -> Float[Tensor, "K"]:
-        with self._lm.measuring():
-            return torch.cat([self._q_function(features_of(trunk(p))) for p in strings.split(self._batch)])
+    def _values(self, trunk: Callable[[Tensor], Tensor], strings: Tensor) -> Float[Tensor, "K"]:
+        with self.lm.measuring():
+            return torch.cat([self.q_function(features_of(trunk(p))) for p in strings.split(self.batch)])
 
 
 def features_of(hidden: Float[Tensor, "n L d"]) -> Features:
-    """What the Q-network reads, made of the trunk's hidden states as in training.
+    """Features for the Q-network, made of the trunk's hidden states as in training.
 
-    Soft tokens have no next token and so no loss: it is NaN, so that a Q-network which reads it says so.
+    Soft tokens have no next token and so no loss: it is NaN, so that a Q-network that reads it returns NaN.
     """
     last, pooled = last_and_pooled(hidden)
     return Features(hidden=last, pooled=pooled, loss=torch.full_like(last[:, 0], torch.nan))

@@ -92,7 +92,7 @@ class BufferProposer(Saved):
         return Offer.of(
             windows,
             queries=found.queries,
-            cost=cost + Cost(extra_flops=self._flops),
+            cost=cost + Cost(extra_flops=self._flops) + found.cost,
             epoch=epoch,
             metrics=metrics | found.metrics | times,
         )

@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
 
 
 def retrieval_probs(scores: Float[Tensor, "*batch k"], temperature: float) -> Float[Tensor, "*batch k"]:
-    """Eq. 16, p_j ∝ exp(score_j/τ_rag) over the top k of each query."""
+    """Retrieval probabilities p_j ∝ exp(score_j/τ_rag) over the top k of each query (Eq. 16)."""
     return torch.softmax(scores.double() / temperature, dim=-1)
 
 
@@ -31,39 +31,35 @@ def draw_windows(
     window_ids: Int[Tensor, "K k"],
     temperature: float,
     generator: torch.Generator,
-    *,
     draw: Literal["softmax", "top-1"] = "softmax",
     duplicates: Literal["redraw", "drop"] = "redraw",
 ) -> Drawn:
-    """One draw per query, and no window twice.
-
-    Every query takes two numbers from the generator, whatever becomes of it.
+    """At most one window per query, and no window twice.
 
     Args:
         scores: inner products, best first; −∞ where there is no window.
-        window_ids: what they belong to; two slots with one id hold the same window.
+        window_ids: their windows; two slots with one id hold the same window.
         temperature: τ_rag.
-        generator: CPU generator of the draws.
+        generator: CPU generator of the draws; every query takes two numbers from it.
         draw: by Eq. 16, or the nearest.
-        duplicates: what becomes of a query whose window is taken: it draws from the rest of its top k (by
-            Eq. 16 restricted to them), or drops out. It drops out too when all of them are taken.
+        duplicates: whether a query whose window is taken draws from the rest of its top k (by Eq. 16
+            restricted to them) or is dropped. It is dropped as well when all of them are taken.
     """
     # The second is for drawing again: the first, given that it led to a taken window, is not uniform.
     first, second = torch.rand(2, len(scores), generator=generator, dtype=torch.float64)
     taken: set[int] = set()
-    queries, ranks, collisions = [], [], 0
+    drawn, collisions = [], 0
     for query, (row, ids) in enumerate(zip(scores, window_ids.tolist(), strict=True)):
         rank = _pick(row, temperature, first[query], draw)
         if rank is not None and ids[rank] in taken:
             collisions += 1
-            rest = row.clone()
-            rest[torch.tensor([window in taken for window in ids])] = -torch.inf
+            rest = row.masked_fill(torch.tensor([window in taken for window in ids]), -torch.inf)
             rank = _pick(rest, temperature, second[query], draw) if duplicates == "redraw" else None
         if rank is not None:
             taken.add(ids[rank])
-            queries.append(query)
-            ranks.append(rank)
-    return Drawn(torch.tensor(queries, dtype=torch.long), torch.tensor(ranks, dtype=torch.long), collisions)
+            drawn.append((query, rank))
+    queries, ranks = torch.tensor(drawn, dtype=torch.long).view(-1, 2).T
+    return Drawn(queries, ranks, collisions)
 
 
 def _pick(scores: Float[Tensor, "k"], temperature: float, uniform: Tensor, draw: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The forward pass from embeddings instead of tokens, for what is no token: the soft tokens of Eq. 11."""
+"""The forward pass from embeddings instead of tokens, for the soft tokens of Eq. 11."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -14,27 +14,23 @@ from curriq.lm.model import LanguageModel
 class InputEmbeddings:
     """W_e of a language model, and its trunk behind it.
 
-    What the trunk takes as `inputs_embeds` is what the embedding module returns, and that is not always a
-    row of its weight: Gemma multiplies by `embed_scale`. The factor is measured, and the trunk from
-    embeddings is compared with the trunk from tokens, so a model of which this does not hold is refused.
-    Positions are those of training: 0 to L − 1, the model's own default.
-
-    Args:
-        lm: the language model.
+    The trunk reads what the embedding module returns, and that is not always a row of its weight: Gemma
+    multiplies by `embed_scale`. The factor is measured, and the trunk from embeddings is compared with the
+    trunk from tokens. Positions are those of training: 0 to L − 1, the model's own default.
 
     Raises:
-        CurriqError: the model's embeddings are no multiple of one matrix, or it reads the token ids
-            elsewhere too.
+        CurriqError: the embeddings are no multiple of one matrix, or the model reads the token ids elsewhere.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
         self._trunk = lm.network.get_decoder()
-        module = lm.network.get_input_embeddings()
-        assert isinstance(module, nn.Embedding), type(module)
-        self._module = module
-        self.scale = self._measured_scale()
-        self._check()
+        self._module = lm.network.get_input_embeddings()
+        self.scale = 1.0
+        if not isinstance(self._module, nn.Embedding):
+            raise self._unusable(f"its input embeddings are a {type(self._module).__name__}")
+        with lm.measuring():
+            self._measure()
 
     @property
     def width(self) -> int:
@@ -43,7 +39,7 @@ class InputEmbeddings:
 
     @property
     def weight(self) -> Float[Tensor, "V e"]:
-        """What the trunk takes for each token, detached; the parameter's own memory where the scale is 1."""
+        """Input of the trunk for each token, detached; the parameter's own memory where the scale is 1."""
         weight = self._module.weight.detach()
         return weight if self.scale == 1.0 else weight * self.scale
 
@@ -57,35 +53,29 @@ class InputEmbeddings:
         with self._lm.autocast():
             return self._trunk(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
-    def _sample(self) -> Tensor:
-        count = min(8, self._module.num_embeddings)
-        return torch.linspace(0, self._module.num_embeddings - 1, count, device=self._lm.device).long()
-
-    @torch.no_grad()
-    def _measured_scale(self) -> float:
-        tokens = self._sample()
-        rows, given = self._module.weight[tokens].double(), self._module(tokens).double()
-        scale = ((rows * given).sum() / rows.square().sum().clamp_min(1e-30)).item()
-        if not torch.allclose(given, rows * scale, rtol=1e-4, atol=1e-6):
-            raise CurriqError(
-                f"model {self._lm.network.config.model_type!r}: its input embeddings are no multiple of one "
-                "matrix, so it cannot read soft tokens: use --proposer stream, or another model."
-            )
-        return 1.0 if abs(scale - 1) < 1e-6 else scale
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        tokens = self._sample().unsqueeze(0)
-        with self._lm.measuring():
-            expected = self._lm.trunk(tokens)
-            ours = self.trunk(self._module(tokens))
-        gap = (ours - expected).abs().max().item()
+    def _measure(self) -> None:
+        """Fit the scale on a few tokens, and compare the two ways through the trunk on them."""
+        size = self._module.num_embeddings
+        tokens = torch.linspace(0, size - 1, min(8, size), device=self._lm.device).long().unsqueeze(0)
+        given = self._module(tokens)
+        rows, exact = self._module.weight[tokens].double(), given.double()
+        scale = ((rows * exact).sum() / rows.square().sum().clamp_min(1e-30)).item()
+        if not torch.allclose(exact, rows * scale, rtol=1e-4, atol=1e-6):
+            raise self._unusable("its input embeddings are no multiple of one matrix")
+        self.scale = 1.0 if abs(scale - 1) < 1e-6 else scale
+        expected = self._lm.trunk(tokens)
+        gap = (self.trunk(given) - expected).abs().max().item()
         if not gap <= 1e-3 * expected.abs().max().item():
-            raise CurriqError(
-                f"model {self._lm.network.config.model_type!r}: from embeddings its last hidden state "
-                f"differs by {gap:.3g} from that of the tokens, so it reads the token ids elsewhere too and "
-                "cannot read soft tokens: use --proposer stream, or another model."
+            raise self._unusable(
+                f"from embeddings its last hidden state differs by {gap:.3g} from that of the tokens, so it "
+                "reads the token ids elsewhere too"
             )
+
+    def _unusable(self, reason: str) -> CurriqError:
+        kind = self._lm.network.config.model_type
+        return CurriqError(
+            f"model {kind!r} cannot read soft tokens: {reason}. Use --proposer stream, or another model."
+        )
 
 
 @contextmanager

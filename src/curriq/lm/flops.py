@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,10 +11,9 @@ from curriq.lm.model import LanguageModel
 
 
 def forward_flops(lm: LanguageModel, window: int) -> int:
-    """Operations of one window's forward pass through trunk and head (a multiply-add counts as two).
+    """Operations of one window's forward pass through trunk and head; a multiply-add counts as two.
 
-    A backward pass costs twice as much. Attention is run through its plain-matmul form while counting,
-    because fused CPU kernels are unknown to the counter.
+    A backward pass costs twice as much.
     """
     return _count(lm, window, lambda tokens: lm.head(lm.trunk(tokens)))
 
@@ -25,9 +23,9 @@ def trunk_flops(lm: LanguageModel, window: int) -> int:
     return _count(lm, window, lm.trunk)
 
 
-def _count(lm: LanguageModel, window: int, part: Callable[[Int[Tensor, "1 T"]], Tensor]) -> int:
-    tokens = torch.zeros((1, window), dtype=torch.long, device=lm.device)
+def _count(lm: LanguageModel, window: int, part: Callable[[Tensor], Tensor]) -> int:
     counter = FlopCounterMode(display=False)
+    # Attention as plain matrix products: the counter does not know the fused CPU kernels.
     with lm.measuring(), sdpa_kernel(SDPBackend.MATH), counter:
-        part(tokens)
+        part(torch.zeros((1, window), dtype=torch.long, device=lm.device))
     return counter.get_total_flops()

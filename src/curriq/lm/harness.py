@@ -1,8 +1,8 @@
 """Downstream tasks by EleutherAI's lm-evaluation-harness, on a model in memory.
 
-The harness is the judge: prompts, choices, normalisation and standard errors are its own. What this module
-adds is that the run around it is left as it was. The harness seeds every global generator, switches the
-model to evaluation mode once and for all, and gives the tokenizer a padding token.
+The harness is the judge: prompts, choices, normalisation and standard errors are its own. It also seeds every
+global generator, switches the model to evaluation mode for good and gives the tokenizer a padding token; this
+module restores the generators and the mode, and hands it a copy of the tokenizer.
 """
 
 import copy
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 BOOTSTRAP = 1000
 """Resamples for the standard errors that have no closed form (those of perplexities)."""
-_log = logging.getLogger("curriq")
 
 
 class Harness:
@@ -70,7 +69,7 @@ class Harness:
         self._tasks = list(tasks)
         self._options = {"limit": limit, "num_fewshot": fewshot, "bootstrap_iters": BOOTSTRAP}
         own: Any = copy.deepcopy(tokenizer)  # the harness names narrower types than it takes
-        with _quiet(), _untouched(lm):
+        with _untouched(lm):
             # A task file may take the place of the harness's own, so the folder's names come first.
             self._manager = TaskManager(include_path=path or None, include_defaults=True)
             unknown = [task for task in tasks if task not in self._manager.all_tasks]
@@ -81,22 +80,17 @@ class Harness:
                     + ": `lm_eval ls tasks` lists them; a task file of your own goes into --eval-tasks-path "
                     "(for `curriq eval`: --path)."
                 )
-            self._model = HFLM(
-                pretrained=lm.network,
-                tokenizer=own,
-                backend="causal",
-                batch_size=batch_size,
-            )
+            self._model = HFLM(pretrained=lm.network, tokenizer=own, backend="causal", batch_size=batch_size)
 
     def scores(self) -> list[Score]:
-        """Judge the model as it is now.
+        """Scores of the model as it is now.
 
         Raises:
             CurriqError: the data of a task cannot be had, or a task asks for what the model cannot do.
         """
         from lm_eval import simple_evaluate
 
-        with _quiet(), _untouched(self._lm):
+        with _untouched(self._lm):
             try:
                 results = simple_evaluate(
                     model=self._model, tasks=self._tasks, task_manager=self._manager, **self._options
@@ -111,17 +105,8 @@ class Harness:
         return list(_scores(results, self._tasks))
 
 
-def score_folder(
-    folder: Path,
-    tasks: Sequence[str],
-    *,
-    limit: int | None = None,
-    fewshot: int | None = None,
-    path: str = "",
-    batch_size: int = 8,
-    device: str = "auto",
-) -> list[Score]:
-    """Open a Hugging Face folder and judge its model; the other arguments are those of `Harness`.
+def score_folder(folder: Path, tasks: Sequence[str], *, device: str = "auto", **options: Any) -> list[Score]:
+    """Scores of the model in a Hugging Face folder; the options are those of `Harness`.
 
     Raises:
         CurriqError: the model cannot be opened, or as `Harness`.
@@ -129,20 +114,18 @@ def score_folder(
     config = LMConfig(model=str(folder))
     tokenizer = load_tokenizer(TokenizerConfig(tokenizer=str(folder)), config, list)
     lm = load_language_model(config, tokenizer, 2, 0, pick_device(device))
-    harness = Harness(lm, tokenizer, tasks, limit=limit, fewshot=fewshot, path=path, batch_size=batch_size)
-    return harness.scores()
+    return Harness(lm, tokenizer, tasks, **options).scores()
 
 
-def _scores(results: Any, wanted: Iterable[str]) -> Iterable[Score]:
+def _scores(results: Any, wanted: Sequence[str]) -> Iterable[Score]:
     """The asked-for tasks and groups in their order; of a tag, its tasks."""
-    table = results["results"]
-    names = [name for name in wanted if name in table] or list(table)
-    tagged = [name for name in wanted if name not in table]
-    if tagged and len(names) < len(table):
-        inside = {member for name in names for member in _leaves(results, name)}
-        names += [name for name in table if name not in names and name not in inside]
+    table, samples = results["results"], results["samples"]
+    names = [name for name in wanted if name in table]
+    if len(names) < len(wanted):
+        inside = {leaf for name in names for leaf in _leaves(results, name)}
+        names += [name for name in table if name not in inside and name not in names]
     for name in names:
-        chance = _chance(results, name)
+        leaves, chance = _leaves(results, name), _chance_level(results, name)
         for key, value in table[name].items():
             measure, _, filtered = key.partition(",")
             if not filtered or measure.endswith("_stderr") or not isinstance(value, float | int):
@@ -155,7 +138,7 @@ def _scores(results: Any, wanted: Iterable[str]) -> Iterable[Score]:
                 value=float(value),
                 stderr=float(stderr) if known else None,
                 chance_level=chance if measure.startswith("acc") else None,
-                examples=sum(len(results["samples"].get(leaf, ())) for leaf in _leaves(results, name)),
+                examples=sum(len(samples.get(leaf, ())) for leaf in leaves),
             )
 
 
@@ -165,7 +148,7 @@ def _leaves(results: Any, name: str) -> list[str]:
     return [leaf for member in members for leaf in _leaves(results, member)] or [name]
 
 
-def _chance(results: Any, name: str) -> float | None:
+def _chance_level(results: Any, name: str) -> float | None:
     """Mean over the examples of 1 over the number of choices; None without choices."""
     guesses = []
     for leaf in _leaves(results, name):
@@ -177,10 +160,19 @@ def _chance(results: Any, name: str) -> float | None:
 
 @contextmanager
 def _untouched(lm: LanguageModel) -> Generator[None]:
-    """Global generators and the model's mode are afterwards what they were; no dropout in between."""
-    python, numpy = random.getstate(), np.random.get_state()
-    training = lm.network.training
+    """Evaluation mode inside, without the harness's messages and bars, which would tear the display of a run.
+
+    Restores the mode, the global generators, the log levels and the bars.
+    """
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
+    levels, bars = [logger.level for logger in loggers], datasets.is_progress_bar_enabled()
+    python, numpy, training = random.getstate(), np.random.get_state(), lm.network.training
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
         with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), torch.no_grad():
             lm.network.eval()
             yield
@@ -188,22 +180,6 @@ def _untouched(lm: LanguageModel) -> Generator[None]:
         lm.network.train(training)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """The harness's own messages and bars, which would tear the display of a run, are left out."""
-    import datasets
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "lm_eval.models.huggingface")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if bars:

@@ -1,18 +1,20 @@
-"""Opens a pretrained causal language model, or makes a random one; says what is wrong where it cannot."""
+"""Opens a pretrained causal language model or makes a random one, with one clear error where it cannot."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from curriq.config import LMConfig, did_you_mean, unknown_key
+from curriq.config import LMConfig, did_you_mean, require, unknown_key
 from curriq.errors import CurriqError
-from curriq.lm.activations import fuse_activations
+from curriq.lm.lora import apply_lora, base_model, merge_adapters
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
 
@@ -28,8 +30,12 @@ def load_language_model(
     window: int,
     seed: int,
     device: torch.device,
+    saved: Path | None = None,
 ) -> LanguageModel:
-    """Open a pretrained model or make a random one, fit for `window` tokens and the tokenizer.
+    """The language model of a run, fit for `window` tokens and the tokenizer.
+
+    `saved` is a folder that `LanguageModel.save` wrote for this configuration; its weights replace the
+    initial ones. With LoRA it holds the adapters alone, and the base model is opened or made again.
 
     Raises:
         CurriqError: the model cannot be found or made, is no causal language model, has a context shorter
@@ -39,24 +45,31 @@ def load_language_model(
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if saved is not None and not config.lora_rank:
+        # The folder has the architecture too, so a resume needs no hub.
+        config = dataclasses.replace(config, model=str(saved))
     entries = 1 + max(tokenizer.get_vocab().values())
     if config.model.startswith("random:"):
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
     else:
-        network = _pretrained(config, window)
+        base = None if saved is None else base_model(saved)
+        network = _pretrained(config, window, base and base.revision)
         _stop_at(network, tokenizer.eos_token_id)
     embeddings = network.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding), type(embeddings)
-    if entries > embeddings.num_embeddings:
-        raise CurriqError(
-            f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has "
-            f"{embeddings.num_embeddings} embeddings. Use the model's own tokenizer (--tokenizer auto) or "
-            "train from scratch."
-        )
-    fuse_activations(network)
+    require(
+        entries <= embeddings.num_embeddings,
+        f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has "
+        f"{embeddings.num_embeddings} embeddings. Use the model's own tokenizer (--tokenizer auto) or "
+        "train from scratch.",
+    )
+    _fuse_activations(network)
     if config.gradient_checkpointing:
         with _refusal(config.model, "has no gradient checkpointing; leave --gradient-checkpointing out"):
             network.activation_checkpointing_enable()
+    if config.lora_rank:
+        with _refusal(config.model, f"cannot take --lora-targets {' '.join(config.lora_targets)}"):
+            network = apply_lora(network, config, seed, saved)
     with _refusal(config.model, "cannot be run"):
         return LanguageModel(network, device, config.precision)
 
@@ -68,7 +81,6 @@ def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) ->
     _, what, text = (config.model + "::").split(":", 2)
     overrides = _parse_overrides(text.strip(":"))
     hf_config = _architecture(what, overrides)
-    _require_causal(hf_config, what)
     with _refusal(config.model, "cannot be made"):
         decoder = hf_config.get_text_config()
         if "vocab_size" not in overrides:
@@ -83,13 +95,22 @@ def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) ->
             return AutoModelForCausalLM.from_config(hf_config)
 
 
-def _pretrained(config: LMConfig, window: int) -> "PreTrainedModel":
-    hf_config = _open(config.model, "config")
-    _require_causal(hf_config, config.model)
+def _pretrained(config: LMConfig, window: int, revision: str | None = None) -> "PreTrainedModel":
+    """A model with its weights; of a folder of adapters, the base model with these added to its weights."""
+    folder = Path(config.model).expanduser()
+    if (base := base_model(folder)) is not None:
+        require(
+            not config.lora_rank,
+            f"--lora-rank {config.lora_rank} with --model {config.model!r}, a folder of adapters: new ones "
+            f"would not fit {base.name!r} without these. `curriq resume` trains the old ones further.",
+        )
+        network = _pretrained(dataclasses.replace(config, model=base.name), window, base.revision)
+        with _refusal(config.model, f"holds adapters that do not fit their base model {base.name!r}"):
+            return merge_adapters(network, folder)
+    hf_config = _open("AutoConfig", config.model, revision=revision)
     _prepare(hf_config, config, window)
-    network, report = _open(
-        config.model, "model", config=hf_config, dtype=torch.float32, output_loading_info=True
-    )
+    options = {"config": hf_config, "dtype": torch.float32, "output_loading_info": True}
+    network, report = _open("AutoModelForCausalLM", config.model, revision=revision, **options)
     if missing := sorted(report["missing_keys"]):
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise CurriqError(
@@ -102,7 +123,7 @@ def _pretrained(config: LMConfig, window: int) -> "PreTrainedModel":
 
 def _stop_at(network: "PreTrainedModel", eos: int) -> None:
     """Let the model end its texts where its training documents end: at the tokenizer's EOS."""
-    for settings in (network.config.get_text_config(), network.generation_config):
+    for settings in filter(None, (network.config.get_text_config(), network.generation_config)):
         theirs = getattr(settings, "eos_token_id", None)
         if eos in (theirs if isinstance(theirs, list) else [theirs]):
             continue
@@ -110,42 +131,33 @@ def _stop_at(network: "PreTrainedModel", eos: int) -> None:
             logger.warning(
                 f"the model's EOS token is {theirs}, its tokenizer's is {eos}: documents end with {eos}."
             )
-        if settings is not None:
-            settings.eos_token_id = eos
+        settings.eos_token_id = eos
 
 
 def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
-    """The configuration of an architecture, a folder or a hub model, with overrides.
-
-    The overrides go through the constructor, so that what derives from them (head sizes, key-value
-    heads) follows.
-    """
+    """The configuration of an architecture, a folder or a hub model, with overrides."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    if what in CONFIG_MAPPING:
-        plain = AutoConfig.for_model(what)
-    else:
-        try:
-            plain = _open(what, "config")
-        except CurriqError as error:
-            raise CurriqError(f"{error}{did_you_mean(what, CONFIG_MAPPING, 'random:{}')}") from error
+    known_type = what in CONFIG_MAPPING
+    make = partial(AutoConfig.for_model, what) if known_type else partial(_open, "AutoConfig", what)
+    try:
+        plain = make()
+    except CurriqError as error:
+        raise CurriqError(f"{error}{did_you_mean(what, CONFIG_MAPPING, 'random:{}')}") from error
     known = sorted({*plain.to_dict(), *plain.attribute_map})
     for key in overrides:
-        if key not in known:
-            raise CurriqError(f"--model {what}: override " + unknown_key(key, known))
-    if what not in CONFIG_MAPPING:
-        return _open(what, "config", **overrides)
+        require(key in known, f"--model {what}: override " + unknown_key(key, known))
+    # Through the constructor, so that what derives from the overrides (head sizes, key-value heads) follows.
     with _refusal(f"random:{what}", "cannot be made"):
-        return AutoConfig.for_model(what, **overrides)
+        return make(**overrides)
 
 
 def _parse_overrides(text: str) -> dict[str, Any]:
     """`n_layer=4,activation_function=relu` → {"n_layer": 4, "activation_function": "relu"}."""
     overrides: dict[str, Any] = {}
     for override in filter(None, text.split(",")):
-        key, separator, value = override.partition("=")
-        if not (key and separator and value):
-            raise CurriqError(f"--model override {override!r}: write key=value, for instance n_layer=4.")
+        key, _, value = override.partition("=")
+        require(bool(key and value), f"--model override {override!r}: write key=value, such as n_layer=4.")
         try:
             overrides[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -153,23 +165,21 @@ def _parse_overrides(text: str) -> dict[str, Any]:
     return overrides
 
 
-def _open(name: str, part: str, **options: Any) -> Any:
-    """A model's configuration or the model itself, from a folder or the hub, with one clear error."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _open(opener: str, name: str, **options: Any) -> Any:
+    """What one of transformers' Auto classes reads from a folder or the hub, with one clear error."""
+    import transformers
 
-    opener = {"config": AutoConfig, "model": AutoModelForCausalLM}[part]
     folder = Path(name).expanduser()
+    where = str(folder) if folder.is_dir() else name
     try:
         # Without trust_remote_code=False the library would ask on the terminal whether to run such code.
-        return opener.from_pretrained(
-            str(folder) if folder.is_dir() else name, trust_remote_code=False, **options
-        )
+        return getattr(transformers, opener).from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # the library raises whatever its readers of files and networks raise
         raise CurriqError(f"--model {name!r} " + _why_not(folder, error)) from error
 
 
 def _why_not(folder: Path, error: Exception) -> str:
-    """What is wrong with a model that could not be opened, and the way out."""
+    """What is wrong with a model that could not be opened, and how to fix it."""
     if "custom code" in str(error):
         return (
             "needs program code from its own repository (trust_remote_code), which curriq does not run: "
@@ -203,28 +213,26 @@ def _refusal(name: str, what: str) -> Generator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Type and first line of an error; the whole of it stays attached as the cause."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines[:2])}"[:300].rstrip(" .:")
-
-
-def _require_causal(hf_config: "PretrainedConfig", name: str) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise CurriqError(
-            f"--model {name!r} is of type {hf_config.model_type!r}, which transformers has no causal "
-            "language model for: take a decoder such as gpt2, llama, gpt_neox, qwen2 or opt."
-        )
+    """Type and first lines of an error; the whole of it stays attached as the cause."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:300].rstrip(" .:")
 
 
 def _prepare(hf_config: "PretrainedConfig", config: LMConfig, window: int) -> None:
+    """Check kind and context length, and set every dropout."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    require(
+        type(hf_config) in MODEL_FOR_CAUSAL_LM_MAPPING,
+        f"--model {config.model!r} is of type {hf_config.model_type!r}, which transformers has no causal "
+        "language model for: take a decoder such as gpt2, llama, gpt_neox, qwen2 or opt.",
+    )
     context = context_length(hf_config)
-    if context is not None and window > context:
-        raise CurriqError(
-            f"--window = {window} is longer than the context of {config.model!r}, {context} tokens: "
-            f"lower --window to at most {context}, or take a model with a longer context."
-        )
+    require(
+        context is None or window <= context,
+        f"--window = {window} is longer than the context of {config.model!r}, {context} tokens: "
+        f"lower --window to at most {context}, or take a model with a longer context.",
+    )
     with _refusal(config.model, f"refuses --dropout {config.dropout}"):
         for part, name in dropout_settings(hf_config):
             # LayerDrop leaves out whole layers, which is no dropout of activations.
@@ -233,8 +241,21 @@ def _prepare(hf_config: "PretrainedConfig", config: LMConfig, window: int) -> No
                 setattr(part, name, wanted)
 
 
+def _fuse_activations(network: nn.Module) -> None:
+    """Run GPT-2's GELU, eight elementwise operations that keep much of a pass's memory, as one kernel.
+
+    The formula is the same, and the modules have no weights: checkpoints and configuration do not change.
+    """
+    from transformers.activations import NewGELUActivation
+
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is NewGELUActivation:
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU when there is one, otherwise the CPU.
+    """The named device; `auto` is the first GPU when there is one, otherwise the CPU.
 
     Raises:
         CurriqError: the named device does not exist here.
@@ -245,6 +266,6 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CurriqError(f"--device {name!r} cannot be used here ({reason}): try auto or cpu.") from None
+        first, *_ = str(error).splitlines()
+        raise CurriqError(f"--device {name!r} cannot be used here ({first}): try auto or cpu.") from None
     return device

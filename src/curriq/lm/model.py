@@ -27,7 +27,7 @@ class LanguageModel:
     """θ: trunk, head, features and losses of one causal language model.
 
     Attributes:
-        network: the Hugging Face model, in training mode, float32 parameters.
+        network: the Hugging Face model, or a `PeftModel` around it, in training mode, float32 parameters.
         width: d, the width of the hidden state that the head reads (not always `config.hidden_size`).
         vocab_size: V, entries of the head; at least as many as the tokenizer has.
         has_dropout: whether a forward pass in training mode is random.
@@ -56,10 +56,14 @@ class LanguageModel:
         self.width: int = self._output.weight.shape[1]
         self.vocab_size: int = self._output.weight.shape[0]
         self.has_dropout = any(getattr(part, name) > 0 for part, name in dropout_settings(network.config))
+        self._has_adapters = hasattr(network, "peft_type")
+        if self._has_adapters:  # their dropout is not in the model's configuration
+            self.has_dropout |= any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
         self._check_cut()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """The trainable ones; of a `PeftModel` the adapters."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     def trunk(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n T d"]:
@@ -108,8 +112,10 @@ class LanguageModel:
             self.reduced_precision = reduced
 
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens."""
-        self.network.save_pretrained(folder)
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; of a `PeftModel` the adapters."""
+        # PEFT would otherwise ask the hub whether the base model's embeddings have been resized.
+        options = {"save_embedding_layers": False} if self._has_adapters else {}
+        self.network.save_pretrained(folder, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 

@@ -103,7 +103,7 @@ def build_rho(config: RunConfig, context: Context) -> Method:
 
 def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
     name = config.select.reference_model
-    lm_config = dataclasses.replace(config.lm, model=name, dropout=0.0)
+    lm_config = dataclasses.replace(config.lm, model=name, dropout=0.0, lora_rank=0)
     try:
         reference = load_language_model(
             lm_config, context.corpus.tokenizer, config.data.window, config.train.seed, context.lm.device

@@ -39,7 +39,7 @@ def model_card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, fl
         (name, f"{value:,}" if isinstance(value, int) else f"{value:.6g}") for name, value in facts.items()
     ]
     return f"""---
-library_name: transformers
+library_name: {"peft" if config.lm.lora_rank else "transformers"}
 pipeline_tag: text-generation
 tags: [curriq, curriculum-learning]{_hub_links(config)}
 ---

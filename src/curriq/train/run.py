@@ -1,6 +1,5 @@
 """Starts, resumes and opens runs; `train/build.py` puts them together."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from curriq.train.session import Probe, RunResult
 logger = logging.getLogger("curriq")
 
 FIXED = (
-    *("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size"),
+    *("run_dir", "model", "lora_rank", "lora_alpha", "lora_targets", "lora_dropout"),
+    *("selector", "difficulty", "q_hidden", "replay_size"),
     *("proposer", "buffer_size", "encoder", "encoder_precision", "curriculum", "curriculum_weights"),
 )
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
@@ -96,9 +96,12 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
     run_dir = Path(run_dir)
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
+    # With LoRA a random base model is made again from the seed.
+    remade = bool(saved.lm.lora_rank) and saved.lm.model.startswith("random:")
+    fixed = (*FIXED, "seed") if remade else FIXED
     for name, after, before in differences(config, saved):
         require(
-            name not in FIXED,
+            name not in fixed,
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
@@ -128,9 +131,10 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     corpus = own.corpus(config, read_ahead=read_ahead)
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
-    # The checkpoint's folder holds the weights and the architecture, so a resume needs no hub.
-    lm_config = config.lm if checkpoint is None else dataclasses.replace(config.lm, model=str(checkpoint.lm))
-    lm = load_language_model(lm_config, corpus.tokenizer, config.data.window, config.train.seed, device)
+    saved = None if checkpoint is None else checkpoint.lm
+    lm = load_language_model(
+        config.lm, corpus.tokenizer, config.data.window, config.train.seed, device, saved
+    )
     context = Context(corpus=corpus, lm=lm, generators=generators)
     session = build_session(config, context, own.method(config, context), own.probes)
     if checkpoint is not None:
