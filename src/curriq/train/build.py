@@ -114,7 +114,7 @@ class Run:
 def build_session(shop: Workshop) -> Session:
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     config = shop.config
-    subset = config.train.train_subset
+    subset = config.train.train_subset_size
     learner = Learner(
         shop.lm,
         config.optim,
@@ -280,9 +280,10 @@ def _soft_q(shop: Workshop) -> Selector:
     sources = len(corpus.source_names)
     inputs = QInputs(critic.q_features, shop.lm.width, sources, layer_norm=critic.q_layer_norm)
     steers = shop.config.train.max_read_ratio > 1
-    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, critic.target_fraction))
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, critic.accept_fraction))
     solve: Solve = {"share": acceptance, "memory": 1} if steers else {"share": effective_batch_fraction}
-    temperature = TEMPERATURES[critic.temperature](critic, solve)
+    fraction = critic.accept_fraction if steers else critic.effective_batch_fraction
+    temperature = TEMPERATURES[critic.temperature](critic, fraction, solve)
     shop.critic = TDCritic(critic, inputs, temperature, shop.lm.device, shop.generators, previous_action)
     target = None
     if "dsir_score" in critic.q_features:
@@ -296,8 +297,8 @@ def _soft_q(shop: Workshop) -> Selector:
     if not critic.q_weighting:
         selector = Uniform()
     return (
-        DirichletNoise(selector, critic.weight_jitter, shop.generators("jitter"))
-        if critic.weight_jitter
+        DirichletNoise(selector, critic.dirichlet_concentration, shop.generators("jitter"))
+        if critic.dirichlet_concentration
         else selector
     )
 
@@ -381,14 +382,14 @@ DIFFICULTIES: dict[str, Callable[[Workshop], Difficulty]] = {
 Solve = dict[str, Any]
 """What β is solved for: weights of a batch, or the share of the stream taken (`StreamFilter` remembers it)."""
 
-TEMPERATURES: dict[str, Callable[[CriticConfig, Solve], Temperature]] = {
-    "fixed": lambda critic, solve: FixedBeta(critic.beta),
-    "fraction": lambda critic, solve: SolvedBeta(FixedFraction(critic.target_fraction), **solve),
-    "gated": lambda critic, solve: SolvedBeta(
-        CalibrationGate(critic.target_fraction, full=critic.corr_for_full_sharpness), **solve
+TEMPERATURES: dict[str, Callable[[CriticConfig, float, Solve], Temperature]] = {
+    "fixed": lambda critic, fraction, solve: FixedBeta(critic.beta),
+    "fraction": lambda critic, fraction, solve: SolvedBeta(FixedFraction(fraction), **solve),
+    "gated": lambda critic, fraction, solve: SolvedBeta(
+        CalibrationGate(fraction, full=critic.corr_for_full_sharpness), **solve
     ),
-    "learned": lambda critic, solve: LearnedBeta(
-        FixedFraction(critic.target_fraction), critic.beta, critic.beta_lr
+    "learned": lambda critic, fraction, solve: LearnedBeta(
+        FixedFraction(fraction), critic.beta, critic.beta_lr
     ),
 }
 """The values of `--temperature`."""

@@ -28,7 +28,7 @@ from curriq.train.session import RunResult
 logger = logging.getLogger("curriq")
 
 FIXED = (
-    *("run_dir", "model", "selector", "difficulty", "q_hidden", "replay_size"),
+    *("run_dir", "model", "selector", "difficulty", "q_hidden", "q_replay_size"),
     *("proposer", "buffer_size", "encoder", "encoder_precision", "curriculum", "curriculum_weights"),
 )
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
