@@ -8,7 +8,9 @@ import functools
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
@@ -23,11 +25,11 @@ from curriq.config import (
     flag,
     load_run_config,
     load_toml,
+    refuse_unknown,
     source_from_dict,
     to_toml,
-    unknown_key,
 )
-from curriq.config.groups import GROUPS, field_types, group_of, help_texts
+from curriq.config.groups import FIRST, GROUPS, describe, group_of
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
@@ -52,14 +54,6 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq --version                      the version of this program
 """
 
-SETTINGS = "Defaults are those of the chosen preset or run file. Every setting may also stand in a run file."
-
-FIRST = (
-    *("sources", "target", "window", "model", "steps", "num_candidates", "lm_lr"),
-    *("selector", "max_read_ratio", "seed", "run_dir"),
-)
-"""The settings that most runs change."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 2 a mistake of the user's, 130 interrupted)."""
@@ -74,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     try:
-        if command not in COMMANDS:
-            raise CurriqError(unknown_key(command, list(COMMANDS), "command"))
+        refuse_unknown([command], COMMANDS, kind="command")
         status = COMMANDS[command](rest)
         sys.stdout.flush()
         return status
@@ -105,8 +98,8 @@ def resume_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="curriq resume",
         description="Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.",
-        epilog="Any setting of `curriq train --help-all` that does not change the data or the shape of the model "
-        "may follow, for instance --steps 600 or --lm-lr 1e-4.",
+        epilog="Any setting of `curriq train --help-all` that changes neither the data nor the shape of the "
+        "model may follow, for instance --steps 600 or --lm-lr 1e-4.",
     )
     parser.add_argument("RUN", type=Path, help="folder of the run")
     if not arguments or arguments[0].startswith("-"):
@@ -120,39 +113,11 @@ def resume_command(arguments: list[str]) -> int:
     return _report(resume(folder, **changed))
 
 
-def compare_command(arguments: list[str]) -> int:
-    """`curriq compare FILE`: arms × seeds × streams, and which of them gains."""
-    from curriq.evaluate.compare import main as compare
-
-    return compare(arguments)
-
-
-def eval_command(arguments: list[str]) -> int:
-    """`curriq eval RUN`: downstream tasks, and perplexity by source."""
-    from curriq.evaluate.tasks import main as evaluate
-
-    return evaluate(arguments)
-
-
 def report_command(arguments: list[str]) -> int:
     """`curriq report RUN…`: one page from the logs alone, and its charts as pictures."""
     from curriq.report.command import main as report
 
     return report(arguments, _load_embed)
-
-
-def watch_command(arguments: list[str]) -> int:
-    """`curriq watch RUN`: the report of a run that goes on."""
-    from curriq.report.watch import main as watch
-
-    return watch(arguments)
-
-
-def export_command(arguments: list[str]) -> int:
-    """`curriq export RUN`: the learned order and weights as Parquet."""
-    from curriq.runlog.export import main as export
-
-    return export(arguments)
 
 
 def _load_embed(encoder: str) -> "Embed":
@@ -174,14 +139,19 @@ def presets_command(arguments: list[str]) -> int:
     return 0
 
 
+def _main_of(module: str) -> Callable[[list[str]], int]:
+    """The command that a module defines; the module is imported when the command runs."""
+    return lambda arguments: import_module(module).main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
-    "compare": compare_command,
-    "eval": eval_command,
+    "compare": _main_of("curriq.evaluate.compare"),
+    "eval": _main_of("curriq.evaluate.tasks"),
     "report": report_command,
-    "watch": watch_command,
-    "export": export_command,
+    "watch": _main_of("curriq.report.watch"),
+    "export": _main_of("curriq.runlog.export"),
     "presets": presets_command,
 }
 
@@ -199,10 +169,10 @@ def parse_run_config(arguments: list[str]) -> RunConfig:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of the package."""
+    """A parser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise CurriqError(f"{message}. `curriq train --help-all` explains every setting.")
+        raise CurriqError(f"{message} `curriq train --help-all` explains every setting.")
 
 
 def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
@@ -225,7 +195,7 @@ def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
         raise SystemExit(0)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        parser.error(f"unknown flag {unknown[0]!r}.{did_you_mean(unknown[0], known)}".rstrip(".?"))
+        parser.error(f"unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     if "sources" in values:
         values["sources"] = tuple(map(parse_source, values["sources"]))
     return base.override(**values)
@@ -233,51 +203,51 @@ def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
 
 def _add_flag(parser: Any, name: str, base: RunConfig) -> None:
     """Add the flag of a setting. Its values stay words, because `override` converts and checks them."""
-    kind, value = field_types()[name], base.value(name)
-    shown = " ".join(getattr(v, "name", str(v)) for v in (value if isinstance(value, tuple) else (value,)))
-    text = f"{help_texts()[name]} (default: {shown or 'none'})".replace("%", "%%")
+    (kind, text), value = describe()[name], base.value(name)
+    several = isinstance(value, tuple)
+    shown = " ".join(getattr(item, "name", str(item)) for item in (value if several else (value,)))
+    text = f"{text} (default: {shown or 'none'})".replace("%", "%%")
     add = functools.partial(parser.add_argument, flag(name), dest=name, default=argparse.SUPPRESS, help=text)
     if kind is bool:
         add(action=argparse.BooleanOptionalAction)
-    elif isinstance(value, tuple):
-        add(nargs="*", metavar=_metavar(get_args(kind)[0]))
     else:
-        add(metavar=_metavar(kind))
+        item = get_args(kind)[0] if several else kind
+        choices = f"{{{','.join(get_args(item))}}}" if get_origin(item) is Literal else "TEXT"
+        known = {int: "INT", float: "FLOAT", SourceConfig: "KEY=VALUE,..."}
+        add(nargs="*" if several else None, metavar=known.get(item, choices))
 
 
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(get_args(kind)) + "}"
-    return {int: "INT", float: "FLOAT", SourceConfig: "KEY=VALUE,..."}.get(kind, "TEXT")
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)  # flags stay whole
 
 
 def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
-    """Print the settings of some groups; of none, those that most runs change, and what groups there are."""
+    """Print the settings of these groups; of none, those that most runs change, and the list of groups."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage=f"{prog} [--SETTING VALUE ...] [--help [GROUP] | --help-all]",
-        description=SETTINGS,
+        usage="%(prog)s [--SETTING VALUE ...] [--help [GROUP] | --help-all]",
+        description="Defaults are those of the preset or the run file, which may hold every setting.",
         add_help=False,
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
+        formatter_class=functools.partial(_HelpFormatter, max_help_position=30),
     )
+    refuse_unknown(groups, GROUPS, kind="group of settings")
     for group in groups:
-        if group not in GROUPS:
-            raise CurriqError(unknown_key(group, GROUPS, "group of settings"))
-        section = parser.add_argument_group(f"{group}: {GROUPS[group]}")
+        section = parser.add_argument_group(group, GROUPS[group])
         for name in field_owners():
             if group_of(name) == group:
                 _add_flag(section, name, base)
     if not groups:
-        section = parser.add_argument_group("the settings that most runs change")
+        section = parser.add_argument_group("settings that most runs change")
         if prog == "curriq train":
-            section.add_argument("--preset", metavar="NAME", help="start from a preset (`curriq presets`)")
+            section.add_argument("--preset", metavar="NAME", help="start from a preset; see `curriq presets`")
             section.add_argument(
                 "--config", metavar="RUN.toml", help="start from a run file, over the preset"
             )
         for name in FIRST:
             _add_flag(section, name, base)
         lines = (f"  {group:12} {content}" for group, content in GROUPS.items())
-        parser.epilog = "\n".join(("all others, with --help GROUP, or --help-all:", *lines))
+        parser.epilog = "\n".join(("more settings, with --help GROUP, or --help-all:", *lines))
     parser.print_help()
 
 

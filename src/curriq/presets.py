@@ -221,7 +221,7 @@ def preset(name: str) -> RunConfig:
     Raises:
         CurriqError: there is no preset of this name.
     """
-    refuse_unknown([name], PRESETS, "", "preset")
+    refuse_unknown([name], PRESETS, kind="preset")
     return PRESETS[name]()
 
 

@@ -23,22 +23,22 @@ RECOMMENDED = {
 EXTRAS: dict[str, dict[str, Any]] = {
     "no q-weighting": {"q_weighting": False},
     "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
-    "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
+    "mixture credit": {"credit": "mixture", "dirichlet_concentration": 2.0},
     "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
-    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
+    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "q_replay_batch": 16},
     "steered": {
         "credit": "counterfactual",
         "reward_every": 2,
         "max_read_ratio": 3,
         "q_features": ("source", "dsir_score"),
         "temperature": "fraction",
-        "target_fraction": 0.4,
+        "accept_fraction": 0.4,
     },
-    "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
+    "solved temperature": {"temperature": "fraction", "effective_batch_fraction": 0.5, "uniform_share": 0.1},
     "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
     "rewards in some steps": {"reward_every": 3, "reward": "paired"},
-    "subset": {"train_subset": 3},
-    "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
+    "subset": {"train_subset_size": 3},
+    "replay": {"q_replay_size": 3, "q_replay_batch": 4, "q_replay_updates": 2},
     "q warm-up": {"q_warmup_steps": 2},
     "reset theta": {"reset_theta": True},
     "alternating": {"alternating_period": 2},
@@ -61,7 +61,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "langevin, what q reads": RAG
     | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
     | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
-    | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
+    | {"credit": "counterfactual", "reward": "paired", "q_replay_size": 64, "q_lr": 0.1},
     "embedding-langevin": RAG | {"proposer": "embedding-langevin", "encode_ahead": False},
     "swaps": RAG | {"proposer": "swaps", "swap_candidates": 3},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},

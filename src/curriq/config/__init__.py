@@ -8,6 +8,7 @@ from curriq.config.aliases import FORMER as FORMER
 from curriq.config.checks import Count as Count
 from curriq.config.checks import Section as Section
 from curriq.config.checks import did_you_mean as did_you_mean
+from curriq.config.checks import errors_name as errors_name
 from curriq.config.checks import flag as flag
 from curriq.config.checks import missing_extra as missing_extra
 from curriq.config.checks import require as require
@@ -15,7 +16,6 @@ from curriq.config.checks import require_at_least as require_at_least
 from curriq.config.checks import unknown_key as unknown_key
 from curriq.config.critic import CriticConfig as CriticConfig
 from curriq.config.critic import FeatureName as FeatureName
-from curriq.config.evaluation import EvalConfig as EvalConfig
 from curriq.config.files import flat_settings as flat_settings
 from curriq.config.files import format_source as format_source
 from curriq.config.files import from_dict as from_dict
@@ -36,6 +36,7 @@ from curriq.config.run import field_owners as field_owners
 from curriq.config.sections import EMBEDDED_SOURCES as EMBEDDED_SOURCES
 from curriq.config.sections import CorruptionName as CorruptionName
 from curriq.config.sections import DataConfig as DataConfig
+from curriq.config.sections import EvalConfig as EvalConfig
 from curriq.config.sections import LMConfig as LMConfig
 from curriq.config.sections import LogConfig as LogConfig
 from curriq.config.sections import OptimConfig as OptimConfig

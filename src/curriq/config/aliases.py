@@ -1,4 +1,4 @@
-"""Former names of settings, of sources' keys and of values: all still read, each with a notice in the log."""
+"""Former names of settings, values and sources' keys: all are still read, each with a notice in the log."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ from curriq.config.checks import flag
 
 logger = logging.getLogger("curriq")
 
-SETTINGS = {
+_SETTINGS = {
     "oversample": "max_read_ratio",
     "target_kept": "min_target_accept_rate",
     "full_calibration": "corr_for_full_sharpness",
@@ -18,59 +18,49 @@ SETTINGS = {
     "replay_batch": "q_replay_batch",
     "replay_updates": "q_replay_updates",
 }
-"""Former name of a setting → its name."""
-
-SPLIT = "target_fraction"
-"""Former name of `accept_fraction` where a stream filter selects, of `effective_batch_fraction` elsewhere."""
-
-FORMER = (*SETTINGS, SPLIT)
-"""All former names of settings."""
-
-VALUES = {"temperature": {"governed": "gated"}, "q_features": {"likeness": "dsir_score"}}
-"""Setting → former value → its name."""
-
-SOURCE_KEYS = {"dirt": "corruption"}
-"""Former key of a source → its name."""
+_SPLIT = "target_fraction"  # meant `accept_fraction` with a stream filter, `effective_batch_fraction` without
+_VALUES = {("temperature", "governed"): "gated", ("q_features", "likeness"): "dsir_score"}
+_SOURCE_KEYS = {"dirt": "corruption"}
+FORMER = (*_SETTINGS, _SPLIT)
+"""Former names of settings."""
 
 
 def rename_settings(settings: dict[str, Any], max_read_ratio: int) -> dict[str, Any]:
-    """Settings by flat name, under the names and values of today; of two spellings the later one counts.
+    """Settings under today's flat names and values; if both names of one are there, the later counts.
 
     Args:
-        settings: flat name, former or not → value, which may be a string from the command line.
+        settings: flat name → value, which may be a word of the command line.
         max_read_ratio: of the configuration that the settings are laid over.
     """
-    named = {SETTINGS.get(name, name): value for name, value in settings.items()}
-    filters = str(named.get("max_read_ratio", max_read_ratio)) != "1"
-    names = SETTINGS | {SPLIT: "accept_fraction" if filters else "effective_batch_fraction"}
+    ratio = {_SETTINGS.get(name, name): value for name, value in settings.items()}.get("max_read_ratio")
+    filters = str(ratio or max_read_ratio) != "1"
+    names = _SETTINGS | {_SPLIT: "accept_fraction" if filters else "effective_batch_fraction"}
     renamed: dict[str, Any] = {}
     for former, value in settings.items():
         name = names.get(former, former)
         if name != former:
             _notify(flag(former), flag(name))
-        renamed[name] = _rename_value(name, value)
+        several = isinstance(value, list | tuple)
+        renamed[name] = [_value(name, v) for v in value] if several else _value(name, value)
     return renamed
 
 
 def rename_source_keys(source: dict[str, Any]) -> dict[str, Any]:
-    """A source's table under the keys of today."""
-    for former in source.keys() & SOURCE_KEYS.keys():
-        _notify(f"the source key {former!r}", repr(SOURCE_KEYS[former]))
-    return {SOURCE_KEYS.get(key, key): value for key, value in source.items()}
+    """A source's table under today's keys."""
+    for former in _SOURCE_KEYS.keys() & source.keys():
+        _notify(f"the source key {former}", _SOURCE_KEYS[former])
+    return {_SOURCE_KEYS.get(key, key): value for key, value in source.items()}
 
 
-def _rename_value(name: str, value: Any) -> Any:
-    """A setting's value, or each of its values, under the name of today."""
-    if isinstance(value, list | tuple):
-        return [_rename_value(name, item) for item in value]
-    former = VALUES.get(name, {})
-    if not isinstance(value, str) or value not in former:
-        return value
-    _notify(f"{flag(name)} {value}", former[value])
-    return former[value]
+def _value(name: str, value: Any) -> Any:
+    """One value of a setting under today's name."""
+    new = _VALUES.get((name, value), value) if isinstance(value, str) else value
+    if new is not value:
+        _notify(f"{flag(name)} {value}", new)
+    return new
 
 
 @functools.cache
 def _notify(former: str, name: str) -> None:
-    """Log once per process that something has another name now."""
+    """Log, once per process, that something is called otherwise now."""
     logger.warning("%s is now %s", former, name)

@@ -1,8 +1,8 @@
 """Checks that settings share; each error names the value and the rule."""
 
-import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_type_hints
@@ -16,28 +16,32 @@ def require(condition: bool, message: str) -> None:
         raise CurriqError(message)
 
 
+@contextmanager
+def errors_name(where: object) -> Generator[None]:
+    """Puts `where` in front of a CurriqError that is raised inside."""
+    try:
+        yield
+    except CurriqError as error:
+        raise CurriqError(f"{where}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Within:
-    """The bound of a numeric setting, in its annotation.
-
-    Attributes:
-        interval: such as "[0, 1)"; "(0, inf)" is every finite number greater than 0.
-        hint: what an error adds to the rule.
-    """
+    """The interval of a numeric setting, such as "[0, 1)", and what an error adds to that rule."""
 
     interval: str
     hint: str = ""
 
     def check(self, name: str, value: float) -> None:
-        """Raise CurriqError unless the value lies in the interval."""
+        """Raise CurriqError unless the value lies in the interval; infinity lies in none."""
         low, high = (float(end) for end in self.interval[1:-1].split(","))
-        rule = f"lie in {self.interval}"
+        above = value > low or (value == low and self.interval[0] == "[")
+        below = value < high or (value == high < math.inf and self.interval[-1] == "]")
+        rule = f"lie in {self.interval}" if high < math.inf else f"be at least {low:g}"
+        if self.interval.startswith("(") and high == math.inf:
+            rule = f"be greater than {low:g}"
         if value == math.inf:
             rule = "be finite"
-        elif high == math.inf:
-            rule = f"be {'greater than' if self.interval[0] == '(' else 'at least'} {low:g}"
-        above = value > low or (value == low and self.interval[0] == "[")
-        below = value < high or (value == high and self.interval[-1] == "]")
         require(above and below, f"{flag(name)} = {value}: it must {rule}{self.hint}.")
 
 
@@ -48,17 +52,17 @@ Fraction = Annotated[float, Within("(0, 1]")]
 Count = Annotated[int, Within("[1, inf)")]
 CountOrZero = Annotated[int, Within("[0, inf)")]
 
-
 Pairs = Iterator[tuple[str, str, str]]
-"""Two settings by name; why they exclude each other and how to fix it."""
+"""Two settings by name; why they exclude each other, and how to fix it."""
 
 
 class Section:
-    """Base of the dataclasses of settings: all are checked when one is made."""
+    """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs."""
 
     def __post_init__(self) -> None:
-        for name, bound in _bounds(type(self)).items():
-            bound.check(name, getattr(self, name))
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                bound.check(name, getattr(self, name))
         self.check()
         for first, second, why in self.illegal_pairs():
             raise CurriqError(f"{self.spelled(first)} with {self.spelled(second)}: {why}.")
@@ -80,14 +84,6 @@ class Section:
         if isinstance(value, bool):
             return flag(name if value else f"no_{name}")
         return " ".join((flag(name), *map(str, value if isinstance(value, tuple) else (value,))))
-
-
-@functools.cache
-def _bounds(section: type) -> dict[str, Within]:
-    """Setting → its bound, of those that have one."""
-    hints = get_type_hints(section, include_extras=True)
-    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: mark for name, found in marks.items() for mark in found if isinstance(mark, Within)}
 
 
 def require_at_least(minimum: float, **values: float) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config.aliases import FORMER
-from curriq.config.run import RunConfig
+from curriq.config.checks import errors_name
+from curriq.config.run import RunConfig, field_owners
 from curriq.config.sections import SourceConfig
 from curriq.config.values import refuse_unknown, source_tables, validated
 from curriq.errors import CurriqError
@@ -27,13 +28,13 @@ def flat_settings(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CurriqError: an unknown section or key.
     """
-    refuse_unknown(values, RunConfig.__dataclass_fields__, "")
+    refuse_unknown(values, RunConfig.__dataclass_fields__)
     flat: dict[str, Any] = {}
     for section, settings in values.items():
         if not isinstance(settings, dict):
             raise CurriqError(f"[{section}] must be a table of settings, not {settings!r}.")
-        known = [f.name for f in dataclasses.fields(getattr(RunConfig(), section))]
-        refuse_unknown([name for name in settings if name not in FORMER], known, f"[{section}] ")
+        own = [name for name, owner in field_owners().items() if owner == section]
+        refuse_unknown([name for name in settings if name not in FORMER], own, f"[{section}] ")
         flat |= settings
     return flat
 
@@ -44,38 +45,29 @@ def source_from_dict(values: dict[str, Any]) -> SourceConfig:
     Raises:
         CurriqError: an unknown key, a missing one, a value of the wrong type, or a refused value.
     """
-    return validated(SourceConfig, source_tables([values])[0], "sources.")
+    return validated(SourceConfig, source_tables([values])[0], "source: {}".format)
 
 
 def format_source(source: SourceConfig) -> str:
     """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
-    shown = [
-        f"{field.name}={getattr(source, field.name)}"
-        for field in dataclasses.fields(source)
-        if field.default is dataclasses.MISSING or getattr(source, field.name) != field.default
-    ]
-    return ",".join(shown)
+    defaults = {field.name: field.default for field in dataclasses.fields(source)}
+    return ",".join(f"{key}={value}" for key, value in vars(source).items() if value != defaults[key])
 
 
-def read_tables(path: str | Path, label: str, example: str = "") -> dict[str, Any]:
+def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
-
-    Args:
-        path: of the file.
-        label: what stands before its path in errors.
-        example: what to say if there is no such file.
 
     Raises:
         CurriqError: no such file, or no valid TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise CurriqError(f"{label}{path}: there is no such file{example}.") from None
+        raise CurriqError(f"{path}: there is no such file.") from None
     except OSError as error:
-        raise CurriqError(f"{label}{path} cannot be read: {error.strerror}.") from None
+        raise CurriqError(f"{path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CurriqError(f"{label}{path} is not valid TOML: {error}.") from None
+        raise CurriqError(f"{path} is not valid TOML: {error}.") from None
 
 
 def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
@@ -84,11 +76,9 @@ def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
     Raises:
         CurriqError: no such file, no valid TOML, or a setting that `from_dict` refuses.
     """
-    values = read_tables(path, "--config ")
-    try:
+    values = read_tables(Path(path))
+    with errors_name(path):
         return from_dict(values, base)
-    except CurriqError as error:
-        raise CurriqError(f"{path}: {error}") from None
 
 
 def load_run_config(run_dir: Path) -> RunConfig:

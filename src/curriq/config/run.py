@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, get_type_hints
 
 from curriq.config.aliases import rename_settings
-from curriq.config.checks import Pairs, Section, flag, unknown_key
+from curriq.config.checks import Pairs, Section, flag
 from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
-from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
 from curriq.config.sections import (
     DataConfig,
+    EvalConfig,
     LMConfig,
     LogConfig,
     OptimConfig,
@@ -19,8 +20,7 @@ from curriq.config.sections import (
     TokenizerConfig,
     TrainConfig,
 )
-from curriq.config.values import source_tables, validated
-from curriq.errors import CurriqError
+from curriq.config.values import refuse_unknown, source_tables, validated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,44 +67,32 @@ class RunConfig(Section):
         owners = field_owners()
         changed: dict[str, dict[str, Any]] = {}
         for name, value in rename_settings(values, self.train.max_read_ratio).items():
-            if name not in owners:
-                raise CurriqError(unknown_key(name, owners))
-            changed.setdefault(owners[name], {})[name] = source_tables(value) if name == "sources" else value
-        sections = {}
-        for section, settings in changed.items():
-            current = getattr(self, section)
-            kept = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)}
-            # `dataclasses.replace` would not check the types.
-            sections[section] = validated(type(current), kept | settings, f"{section}.")
-        return dataclasses.replace(self, **sections)
+            refuse_unknown([name], owners)
+            section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
+            section[name] = source_tables(value) if name == "sources" else value
+        # `dataclasses.replace` alone would not check the types.
+        made = {name: validated(type(getattr(self, name)), s, flag) for name, s in changed.items()}
+        return dataclasses.replace(self, **made)
 
 
 def _sizes(config: RunConfig) -> Pairs:
     """Sizes that another size bounds, and what the bandit needs."""
-    select, train = config.select, config.train
+    select, train, either = config.select, config.train, "lower the one or raise the other"
     if train.reward_windows > config.data.reward_set_size:
-        yield (
-            "reward_windows",
-            "reward_set_size",
-            "the subset is drawn from the set; lower the one or raise the other",
-        )
-    drawn = "that many cannot be drawn from the candidates; lower it"
+        yield "reward_windows", "reward_set_size", f"no more can be drawn; {either}"
     if select.selector == "random-k" and select.random_k > train.num_candidates:
-        yield "random_k", "num_candidates", drawn
+        yield "random_k", "num_candidates", f"no more can be drawn; {either}"
     if train.train_subset_size > train.num_candidates:
-        yield "train_subset_size", "num_candidates", drawn
+        yield "train_subset_size", "num_candidates", f"no more can be drawn; {either}"
     if select.selector == "bandit" and train.reward_every > 1:
         yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
 
 
 def _no_stream(config: RunConfig) -> list[str]:
     """The settings by which candidates come from elsewhere than the stream."""
-    elsewhere = {
-        "proposer": config.langevin.proposer != "stream",
-        "needle": config.data.needle,
-        "curriculum": bool(config.data.curriculum),
-    }
-    return [name for name, is_set in elsewhere.items() if is_set]
+    data, names = config.data, ("proposer", "needle", "curriculum")
+    is_set = (config.langevin.proposer != "stream", data.needle, bool(data.curriculum))
+    return list(compress(names, is_set))
 
 
 def _dsir_score(config: RunConfig) -> Pairs:
@@ -121,11 +109,7 @@ def _stream_filter(config: RunConfig) -> Pairs:
     if config.method != "soft-q" or train.max_read_ratio == 1:
         return
     for name in _no_stream(config):
-        yield (
-            this,
-            name,
-            f"the filter reads a stream until it has accepted enough; drop the latter, or use {off}",
-        )
+        yield this, name, f"the filter needs a stream to read; drop the latter, or use {off}"
     late = " and ".join(name for name in critic.q_features if name not in PRE_FORWARD_FEATURES)
     if late:
         use = f"use {' or '.join(PRE_FORWARD_FEATURES)}, or {off}"
@@ -134,12 +118,11 @@ def _stream_filter(config: RunConfig) -> Pairs:
         why = "the filter's temperature is fit to measured effects"
         yield this, "credit", f"{why}; use --credit counterfactual, or {off}"
     if critic.accept_fraction * train.max_read_ratio < 1:
-        why = f"it must be at least 1/{train.max_read_ratio}, or a step reads too few windows"
-        yield this, "accept_fraction", f"{why}; raise one of them"
+        why = f"it must be at least 1/{train.max_read_ratio}, or the filter cannot read enough windows"
+        yield this, "accept_fraction", f"{why}; raise either"
     for name in ("dirichlet_concentration", "uniform_share"):
         if getattr(critic, name):
-            why = "it changes weights, and accepted windows weigh the same"
-            yield this, name, f"{why}; use {flag(name)} 0, or {off}"
+            yield this, name, f"accepted windows all weigh the same; use {flag(name)} 0, or {off}"
     if not critic.q_weighting:
         yield this, "q_weighting", f"without a policy there is no filter; drop the latter, or use {off}"
     if train.train_subset_size:
@@ -168,11 +151,7 @@ def _langevin_rag(config: RunConfig) -> Pairs:
     if config.queries > first:
         chains = "chains" if langevin.chains else "num_candidates"
         held = "buffer_initial" if retrieval.buffer_initial else "buffer_size"
-        yield (
-            chains,
-            held,
-            "each query of the first step needs a window; lower the one or raise the other",
-        )
+        yield chains, held, "each query needs a window of its own; lower the one or raise the other"
 
 
 @functools.cache

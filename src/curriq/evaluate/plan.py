@@ -12,6 +12,7 @@ from curriq.config import (
     Section,
     SourceConfig,
     differences,
+    errors_name,
     field_owners,
     flat_settings,
     format_source,
@@ -104,9 +105,9 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
             compare.
     """
     out = out or Path("runs") / file.stem
-    tables = read_tables(file, "", "; examples/compare.toml is one")
-    try:
-        refuse_unknown(tables, ("compare", "arms", "streams"), "", "table")
+    tables = read_tables(file)
+    with errors_name(file):
+        refuse_unknown(tables, ("compare", "arms", "streams"), kind="table")
         compare = _compare_config(tables.get("compare", {}), workers)
         arms = _named(tables.get("arms", {}), "arms", file.parent)
         streams = _named(tables.get("streams", {}), "streams", file.parent) or {"default": {}}
@@ -121,8 +122,6 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         }
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
-    except CurriqError as error:
-        raise CurriqError(f"{file}: {error}") from None
     runs = tuple(
         PlannedRun(
             stream=stream,
@@ -144,11 +143,12 @@ def _compare_config(table: Any, workers: int | None) -> CompareConfig:
     refuse_unknown(table, CompareConfig.__dataclass_fields__, "[compare] ")
     for name in ("seeds", "baseline"):
         require(name in table, f"[compare] lacks {name}: write seeds = [0, 1, …] and baseline = ARM.")
-    return validated(CompareConfig, table if workers is None else table | {"workers": workers}, "[compare] ")
+    given = table if workers is None else table | {"workers": workers}
+    return validated(CompareConfig, given, "[compare] {}".format)
 
 
 def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Check the names and keys of [arms.*] or [streams.*], and put in what their presets and files say."""
+    """[arms.*] or [streams.*], checked, with the settings of their presets and files put in."""
     require(
         isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()),
         f"[{kind}] holds one table per name: write [{kind}.NAME] and its settings below.",
@@ -167,20 +167,22 @@ def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 def _expanded(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A table's settings over those of its `file`, a run file beside the plan, over those of its `preset`."""
-    of_preset = own_settings(settings["preset"]) if "preset" in settings else {}
-    of_file = flat_settings(read_tables(folder / settings["file"], "")) if "file" in settings else {}
-    own = {name: value for name, value in settings.items() if name not in ("preset", "file")}
-    return of_preset | of_file | own
+    own = dict(settings)
+    preset_name, file = own.pop("preset", None), own.pop("file", None)
+    expanded = {} if preset_name is None else own_settings(str(preset_name))
+    if file is not None:
+        tables = read_tables(folder / str(file))
+        with errors_name(folder / str(file)):
+            expanded |= flat_settings(tables)
+    return expanded | own
 
 
 def _resolve(
     start: RunConfig, stream: str, of_stream: dict[str, Any], arm: str, of_arm: dict[str, Any]
 ) -> RunConfig:
     """The stream's settings over the base, the arm's over both, checked together."""
-    try:
+    with errors_name(f"[arms.{arm}] on [streams.{stream}]"):
         return start.override(**(of_stream | of_arm))
-    except CurriqError as error:
-        raise CurriqError(f"[arms.{arm}] on [streams.{stream}]: {error}") from None
 
 
 def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compare: CompareConfig) -> None:
