@@ -8,7 +8,7 @@ from curriq.config import EMBEDDED_SOURCES, RunConfig, SourceConfig, flat_settin
 
 
 def default() -> RunConfig:
-    """A small model from scratch on Python's own documentation and source, mostly corrupted; minutes on a CPU."""
+    """A small model from scratch on Python's own documentation and source, mostly corrupted; minutes."""
     return RunConfig()
 
 
@@ -134,7 +134,7 @@ def paper_langevin() -> RunConfig:
 
 
 def langevin_rag() -> RunConfig:
-    """Algorithm 2 on the embedded corpus, with settings at which the search changes tokens; minutes on a CPU."""
+    """Algorithm 2 on the embedded corpus, with settings at which the search changes tokens; minutes."""
     return small().override(
         **MEASURED_CREDIT,
         steps=200,

@@ -6,20 +6,11 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, get_type_hints
 
+from curriq.config import sections
 from curriq.config.aliases import rename_settings
 from curriq.config.checks import Pairs, Section, flag
 from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
 from curriq.config.langevin import NEEDS_Q, LangevinConfig, RetrievalConfig
-from curriq.config.sections import (
-    DataConfig,
-    EvalConfig,
-    LMConfig,
-    LogConfig,
-    OptimConfig,
-    SelectConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
 from curriq.config.values import refuse_unknown, source_tables, validated
 
 
@@ -27,17 +18,17 @@ from curriq.config.values import refuse_unknown, source_tables, validated
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    lm: LMConfig = field(default_factory=LMConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: sections.DataConfig = field(default_factory=sections.DataConfig)
+    tokenizer: sections.TokenizerConfig = field(default_factory=sections.TokenizerConfig)
+    lm: sections.LMConfig = field(default_factory=sections.LMConfig)
+    optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    select: SelectConfig = field(default_factory=SelectConfig)
+    select: sections.SelectConfig = field(default_factory=sections.SelectConfig)
     langevin: LangevinConfig = field(default_factory=LangevinConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    tasks: EvalConfig = field(default_factory=EvalConfig)
+    train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
+    log: sections.LogConfig = field(default_factory=sections.LogConfig)
+    tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
     def illegal_pairs(self) -> Pairs:
         for rules in (_sizes, _dsir_score, _stream_filter, _langevin_rag):
