@@ -39,7 +39,7 @@ class LangevinConfig(Section):
     langevin_steps: Count = 20
     """T_max: steps of a search."""
     langevin_step_size: Positive = 20.0
-    """ε of Eq. 13."""
+    """ε of Eq. 13: the step size."""
     langevin_noise_scale: NonNegative = 0.1
     """σ: standard deviation of the noise η of Eq. 13; the noise of one step is √ε η."""
     langevin_margin: Positive = 6.0
