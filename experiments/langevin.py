@@ -1,7 +1,7 @@
 """Does the search find strings of high Q, and do they retrieve windows that are worth more?
 
     python experiments/langevin.py --folder runs/langevin     # some minutes on 2 cores
-    python experiments/langevin.py --set credit=sampled reward_every=1 replay_size=0 temperature=fixed
+    python experiments/langevin.py --set credit=sampled reward_every=1 q_replay_size=0 temperature=fixed
     python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
 For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`) and then

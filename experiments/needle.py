@@ -30,8 +30,8 @@ ARMS = {
     "soft-q, beta 0.01, Q replay": {
         "selector": "soft-q",
         "beta": 0.01,
-        "replay_size": 256,
-        "replay_updates": 4,
+        "q_replay_size": 256,
+        "q_replay_updates": 4,
     },
     "soft-q, mixture credit, beta 1": {"selector": "soft-q", "credit": "mixture"},
     "soft-q, mixture credit, beta 0.01": {"selector": "soft-q", "credit": "mixture", "beta": 0.01},

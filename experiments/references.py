@@ -11,8 +11,10 @@ import dataclasses
 from pathlib import Path
 
 import curriq
+from curriq.config import load_toml
 from curriq.presets import preset
 
+FOLDER = Path(__file__).parent / "streams"
 STREAMS = ("dirty", "half", "web", "domain", "clean", "levels")
 SEED = 100
 """None of the seeds that a comparison uses."""
@@ -20,7 +22,7 @@ SEED = 100
 
 def train_reference(stream: str, out: Path, threads: int) -> float:
     """Train on the stream's target alone; the test loss, nats per token."""
-    data = preset(f"dev-{stream}").data
+    data = load_toml(FOLDER / f"{stream}.toml").data
     sources = tuple(
         dataclasses.replace(source, weight=float(source.name == data.target)) for source in data.sources
     )

@@ -4,26 +4,32 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 """
 
 import argparse
-import contextlib
-import io
+import functools
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
+import curriq
 from curriq.config import (
+    FORMER,
     RunConfig,
     SourceConfig,
+    did_you_mean,
     differences,
-    format_source,
+    field_owners,
+    flag,
     load_run_config,
     load_toml,
+    refuse_unknown,
     source_from_dict,
     to_toml,
-    unknown_key,
 )
+from curriq.config.groups import FIRST, GROUPS, describe, group_of
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
@@ -37,7 +43,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --preset paper           the published method and numbers
   curriq train --config run.toml --beta 0.1
                                         a run file, with settings overridden
-  curriq train --help                   every setting, with what it does
+  curriq train --help                   the settings that most runs change; --help-all explains all
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
@@ -45,24 +51,24 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq watch RUN                      the same page while the run goes on, on this machine only
   curriq export RUN                     the learned order and weights, for curriq train --curriculum
   curriq presets [NAME]                 list the presets, or print one as a run file
+  curriq --version                      the version of this program
 """
-
-SETTINGS = """--preset NAME and --config RUN.toml choose what to start from; the settings below change it.
-The defaults shown are those of that choice."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 a mistake to mend, 130 interrupted)."""
+    """Run one command; returns the exit status (0 done, 2 a mistake of the user's, 130 interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("curriq").setLevel(logging.INFO)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"curriq {curriq.__version__}")
+        return 0
     command, *rest = arguments
     try:
-        if command not in COMMANDS:
-            raise CurriqError(unknown_key(command, list(COMMANDS), "command"))
+        refuse_unknown([command], COMMANDS, kind="command")
         status = COMMANDS[command](rest)
         sys.stdout.flush()
         return status
@@ -92,8 +98,8 @@ def resume_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="curriq resume",
         description="Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.",
-        epilog="Any setting of `curriq train --help` that does not change the data or the shape of the model "
-        "may follow, for instance --steps 600 or --lm-lr 1e-4.",
+        epilog="Any setting of `curriq train --help-all` that changes neither the data nor the shape of the "
+        "model may follow, for instance --steps 600 or --lm-lr 1e-4.",
     )
     parser.add_argument("RUN", type=Path, help="folder of the run")
     if not arguments or arguments[0].startswith("-"):
@@ -107,39 +113,11 @@ def resume_command(arguments: list[str]) -> int:
     return _report(resume(folder, **changed))
 
 
-def compare_command(arguments: list[str]) -> int:
-    """`curriq compare FILE`: arms × seeds × streams, and which of them gains."""
-    from curriq.evaluate.compare import main as compare
-
-    return compare(arguments)
-
-
-def eval_command(arguments: list[str]) -> int:
-    """`curriq eval RUN`: downstream tasks, and perplexity by source."""
-    from curriq.evaluate.tasks import main as evaluate
-
-    return evaluate(arguments)
-
-
 def report_command(arguments: list[str]) -> int:
     """`curriq report RUN…`: one page from the logs alone, and its charts as pictures."""
     from curriq.report.command import main as report
 
     return report(arguments, _load_embed)
-
-
-def watch_command(arguments: list[str]) -> int:
-    """`curriq watch RUN`: the report of a run that goes on."""
-    from curriq.report.watch import main as watch
-
-    return watch(arguments)
-
-
-def export_command(arguments: list[str]) -> int:
-    """`curriq export RUN`: the learned order and weights as Parquet."""
-    from curriq.runlog.export import main as export
-
-    return export(arguments)
 
 
 def _load_embed(encoder: str) -> "Embed":
@@ -161,21 +139,26 @@ def presets_command(arguments: list[str]) -> int:
     return 0
 
 
+def _main_of(module: str) -> Callable[[list[str]], int]:
+    """The command that a module defines; the module is imported when the command runs."""
+    return lambda arguments: import_module(module).main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
-    "compare": compare_command,
-    "eval": eval_command,
+    "compare": _main_of("curriq.evaluate.compare"),
+    "eval": _main_of("curriq.evaluate.tasks"),
     "report": report_command,
-    "watch": watch_command,
-    "export": export_command,
+    "watch": _main_of("curriq.report.watch"),
+    "export": _main_of("curriq.runlog.export"),
     "presets": presets_command,
 }
 
 
 def parse_run_config(arguments: list[str]) -> RunConfig:
-    """Preset or run file first, then the overrides that follow it."""
-    chooser = argparse.ArgumentParser(prog="curriq train", add_help=False, allow_abbrev=False)
+    """The settings of `curriq train`: the preset or the run file, and the flags laid over it."""
+    chooser = _Parser(prog="curriq train", add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset")
     chooser.add_argument("--config")
     chosen, rest = chooser.parse_known_args(arguments)
@@ -185,69 +168,87 @@ def parse_run_config(arguments: list[str]) -> RunConfig:
     return _parse(rest, base, prog="curriq train")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises its errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CurriqError(f"{message} `curriq train --help-all` explains every setting.")
+
+
 def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
-    """Overrides over `base`; tyro prints its own help and errors, and exits.
+    """`base` with flags laid over it; where help is asked for, prints it instead and exits.
 
     Raises:
-        CurriqError: a value that its component refuses; tyro alone would put the message in a box under
-            the name of an internal section.
+        CurriqError: an unknown flag or group, or a value that its component refuses.
     """
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_source_rule)
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                RunConfig,
-                args=arguments,
-                default=base,
-                prog=prog,
-                description=SETTINGS,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
-                registry=registry,
-            )
-    except (SystemExit, _Refused) as exit:
-        if (refusal := _cause(exit)) is not None:
-            raise refusal from None
-        sys.stderr.write(box.getvalue())
-        raise
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", nargs="?", const="")
+    parser.add_argument("--help-all", dest="help", action="store_const", const=" ".join(GROUPS))
+    for name in field_owners():
+        _add_flag(parser, name, base)
+    for name in FORMER:
+        parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS)
+    options, unknown = parser.parse_known_args(arguments)
+    values = vars(options)
+    if (groups := values.pop("help")) is not None:
+        _print_help(groups.split(), base, prog)
+        raise SystemExit(0)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        parser.error(f"unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+    if "sources" in values:
+        values["sources"] = tuple(map(parse_source, values["sources"]))
+    return base.override(**values)
 
 
-def _cause(error: BaseException) -> CurriqError | None:
-    """The CurriqError that an exception was raised in answer to."""
-    while error.__context__ is not None:
-        error = error.__context__
-        if isinstance(error, CurriqError):
-            return error
-    return None
+def _add_flag(parser: Any, name: str, base: RunConfig) -> None:
+    """Add the flag of a setting. Its values stay words, because `override` converts and checks them."""
+    (kind, text), value = describe()[name], base.value(name)
+    several = isinstance(value, tuple)
+    shown = " ".join(getattr(item, "name", str(item)) for item in (value if several else (value,)))
+    text = f"{text} (default: {shown or 'none'})".replace("%", "%%")
+    add = functools.partial(parser.add_argument, flag(name), dest=name, default=argparse.SUPPRESS, help=text)
+    if kind is bool:
+        add(action=argparse.BooleanOptionalAction)
+    else:
+        item = get_args(kind)[0] if several else kind
+        choices = f"{{{','.join(get_args(item))}}}" if get_origin(item) is Literal else "TEXT"
+        known = {int: "INT", float: "FLOAT", SourceConfig: "KEY=VALUE,..."}
+        add(nargs="*" if several else None, metavar=known.get(item, choices))
 
 
-def _source_rule(info: Any) -> Any:
-    """Reads and prints a SourceConfig as one word of key=value pairs."""
-    import tyro
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)  # flags stay whole
 
-    if info.type is not SourceConfig:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="KEY=VALUE,...",
-        instance_from_str=lambda words: _source(words[0]),
-        is_instance=lambda value: isinstance(value, SourceConfig),
-        str_from_instance=lambda source: [format_source(source)],
+
+def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
+    """Print the settings of these groups; of none, those that most runs change, and the list of groups."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--SETTING VALUE ...] [--help [GROUP] | --help-all]",
+        description="Defaults are those of the preset or the run file, which may hold every setting.",
+        add_help=False,
+        formatter_class=functools.partial(_HelpFormatter, max_help_position=30),
     )
-
-
-class _Refused(Exception):
-    """Carries a CurriqError past tyro, which takes a ValueError for "not of this type"."""
-
-
-def _source(text: str) -> SourceConfig:
-    try:
-        return parse_source(text)
-    except CurriqError as error:
-        raise _Refused from error
+    refuse_unknown(groups, GROUPS, kind="group of settings")
+    for group in groups:
+        section = parser.add_argument_group(group, GROUPS[group])
+        for name in field_owners():
+            if group_of(name) == group:
+                _add_flag(section, name, base)
+    if not groups:
+        section = parser.add_argument_group("settings that most runs change")
+        if prog == "curriq train":
+            section.add_argument("--preset", metavar="NAME", help="start from a preset; see `curriq presets`")
+            section.add_argument(
+                "--config", metavar="RUN.toml", help="start from a run file, over the preset"
+            )
+        for name in FIRST:
+            _add_flag(section, name, base)
+        lines = (f"  {group:12} {content}" for group, content in GROUPS.items())
+        parser.epilog = "\n".join(("more settings, with --help GROUP, or --help-all:", *lines))
+    parser.print_help()
 
 
 def parse_source(text: str) -> SourceConfig:

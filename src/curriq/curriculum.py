@@ -156,7 +156,7 @@ class Curriculum:
         self.target = list(target)
         require(bool(self.target), "target is empty: give examples of what the model is to get better at.")
         settings = {"reward_windows": min(8, len(self.target)), **settings}
-        base = preset_config(preset).override(num_candidates=batch_size, seed=seed, train_subset=0)
+        base = preset_config(preset).override(num_candidates=batch_size, seed=seed, train_subset_size=0)
         self.config = base.override(**settings)
         self.sources = tuple(sources)
         self.batch_size = batch_size
@@ -545,7 +545,7 @@ class _Weights:
         self._config = config
         self._sources = len(sources)
         self._generators = generators
-        fraction = config.critic.target_fraction
+        fraction = config.critic.effective_batch_fraction
         self._temperature = build_temperature(config.critic, fraction, share=effective_batch_fraction)
         self._critic: TDCritic | None = None
         self._step: Step | None = None

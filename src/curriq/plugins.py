@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from curriq.config import unknown_key
+from curriq.config import require_known
 from curriq.errors import CurriqError
 
 HOW_TO_NAME = "write package.module:name or path/to/file.py:name"
@@ -23,10 +23,9 @@ def find_builder(name: str, built_in: Mapping[str, Builder], *, setting: str, gr
     """
     if name in built_in:
         return built_in[name]
-    installed = {point.name: point for point in entry_points(group=group)}
-    if name not in installed and ":" not in name:
-        raise CurriqError(unknown_key(name, [*built_in, *installed], setting) + f" Or {HOW_TO_NAME}.")
-    found = installed[name].load() if name in installed else load_object(name)
+    require_known(setting, name, built_in, group)
+    installed = entry_points(group=group, name=name)
+    found = next(iter(installed)).load() if installed else load_object(name)
     if not callable(found):
         raise CurriqError(f"{setting} {name}: {found!r} is not a function; name one that builds the object.")
     return found

@@ -1,6 +1,7 @@
 """The program as a user meets it: what it prints, what it refuses and how, and what survives a kill."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from tests.runs import assert_same_run, tiny
 
-from curriq.cli import format_source, main, parse_run_config, parse_source
-from curriq.config import EMBEDDED_SOURCES, SourceConfig, load_toml
+import curriq
+from curriq.cli import main, parse_run_config, parse_source
+from curriq.config import EMBEDDED_SOURCES, SourceConfig, field_owners, flag, format_source, load_toml
+from curriq.config.groups import FIRST, GROUPS, describe
 from curriq.presets import PRESETS, preset
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import train
@@ -69,12 +72,39 @@ class TestHelp:
 
     def test_every_setting_is_explained(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "200")
+        assert main(["train", "--help-all"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        for name, (_, explanation) in describe().items():
+            assert f" {flag(name)} " in text or f" {flag(name)}, " in text
+            assert explanation in text
+
+    def test_help_shows_what_most_runs_change_and_the_names_of_the_groups(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "140")
         assert main(["train", "--help"]) == 0
         text = capsys.readouterr().out
-        assert "--beta" in text
-        assert "Boltzmann temperature" in text
-        assert "--preset NAME" in text
-        assert max(map(len, text.splitlines())) <= 200
+        shown = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
+        assert shown == ["--preset", "--config", *map(flag, FIRST)]
+        for group, content in GROUPS.items():
+            assert re.search(rf"^  {group} +{re.escape(content)}$", text, flags=re.MULTILINE)
+        assert max(map(len, text.splitlines())) <= 140
+        assert len(text.splitlines()) <= 60
+
+    def test_the_groups_hold_every_setting_once(self, capsys):
+        shown = []
+        for group in GROUPS:
+            assert main(["train", "--help", group]) == 0
+            shown += re.findall(r"^  (--[a-z0-9-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+        assert sorted(shown) == sorted(map(flag, field_owners()))
+
+    def test_the_defaults_shown_are_those_of_the_preset(self, capsys):
+        assert main(["train", "--preset", "recommended", "--help", "policy"]) == 0
+        assert "(default: 8)" in capsys.readouterr().out
+        assert main(["train", "--help", "policy"]) == 0
+        assert "(default: 8)" not in capsys.readouterr().out
+
+    def test_version(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"curriq {curriq.__version__}\n"
 
     def test_no_command_prints_the_overview(self, capsys):
         assert main([]) == 0
@@ -220,14 +250,22 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
-        [(["--bta", "1"], "--beta"), (["--steps", "many"], "--steps"), (["--selector", "softq"], "soft-q")],
+        [
+            (["--bta", "1"], ["'--bta'", "Did you mean '--beta'?", "--help-all"]),
+            (["--no-tensorboard", "extra"], ["unknown argument 'extra'", "--help-all"]),
+            (["--beta"], ["--beta", "expected one argument", "--help-all"]),
+            (["--steps", "many"], ["--steps = 'many'", "valid integer"]),
+            (["--beta", "low"], ["--beta = 'low'", "valid number"]),
+            (["--selector", "softq"], ["--selector = 'softq'", "'soft-q'"]),
+            (["--q-features", "source", "colour"], ["--q-features.1 = 'colour'", "'dsir_score'"]),
+            (["--help", "date"], ["'date'", "Did you mean 'data'?", "q-network"]),
+        ],
+        ids=lambda value: " ".join(value),
     )
     def test_what_the_parser_refuses(self, arguments, said, capsys):
-        assert main(["train", *QUICK, *arguments]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert said in err
-        assert "--help" in err
+        error = refused(capsys, "train", *QUICK, *arguments)
+        for words in said:
+            assert words in error
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -235,7 +273,7 @@ class TestRefused:
             ("[critic]\nbtea = 1\n", ["'btea'", "Did you mean 'beta'", "[critic]"]),
             ("[critc]\nbeta = 1\n", ["'critc'", "Did you mean 'critic'"]),
             ("[critic]\nbeta = 0\n", ["--beta = 0", "greater than 0"]),
-            ("[critic]\nbeta = 'low'\n", ["critic.beta", "'low'"]),
+            ("[critic]\nbeta = 'low'\n", ["--beta = 'low'", "valid number"]),
             ("beta 1\n", ["not valid TOML"]),
         ],
     )

@@ -104,6 +104,17 @@ class TestPlan:
         assert rates == {("s", "a"): 0.3, ("s", "b"): 0.2, ("t", "a"): 0.3, ("t", "b"): 0.1}
         assert all(config.train.steps == 7 and config.data.window == 32 for config in configs.values())
 
+    def test_a_stream_from_a_file_beside_the_plan(self, here: Path):
+        """Over its preset and under its own settings, wherever the command is called."""
+        (here / "plans" / "streams").mkdir(parents=True)
+        (here / "plans" / "streams" / "s.toml").write_text("[train]\nsteps = 7\n[data]\nwindow = 16\n")
+        (here / "plans" / "c.toml").write_text(
+            '[compare]\nseeds = [0]\nbaseline = "a"\n[arms.a]\n[arms.b]\nselector = "uniform"\n'
+            '[streams.s]\npreset = "smoke"\nfile = "streams/s.toml"\nwindow = 8\n'
+        )
+        config = load_plan(Path("plans/c.toml")).runs[0].config
+        assert (config.train.steps, config.data.window, config.data.shuffle_buffer) == (7, 8, 64)
+
     def test_without_streams_there_is_one(self, here: Path):
         (here / "c.toml").write_text(PREAMBLE.format(seeds=[0], workers=1))
         assert load_plan(here / "c.toml").streams == ("default",)
@@ -125,6 +136,11 @@ BAD = {
     "unknown key": ('[compare]\nseed = [0]\nbaseline = "a"\n', "Did you mean 'seeds'?"),
     "no workers": ('[compare]\nseeds = [0]\nbaseline = "a"\nworkers = 0\n', "it must be at least 1"),
     "unknown preset": ('base = "smok"', "Did you mean 'smoke'?"),
+    "missing file of a stream": ('[streams.s]\nfile = "gone.toml"\n', "gone.toml: there is no such file"),
+    "unknown section in a file": (
+        '[streams.s]\nfile = "bad.toml"\n',
+        "bad.toml: bad.toml: unknown setting 'compare'",
+    ),
     "missing run file": ('config = "gone.toml"', "gone.toml: there is no such file"),
     "unknown baseline": (
         '[compare]\nseeds = [0]\nbaseline = "unifrom"\n[arms.uniform]\n[arms.b]\n',
@@ -135,9 +151,9 @@ BAD = {
     "arm whose name is no folder": ('[arms."a/b"]\n', "becomes a folder"),
     "unknown setting": ("[arms.x]\nbetta = 0.1\n", "[arms.x] unknown setting 'betta'. Did you mean 'beta'?"),
     "setting of the comparison": ("[arms.x]\nseed = 3\n", "[arms.x] seed: take it out"),
-    "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: critic.beta = 'hot'"),
+    "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: --beta = 'hot'"),
     "refused value": ("[arms.x]\nbeta = 0\n", "--beta = 0"),
-    "unknown selector": ('[arms.x]\nselector = "best"\n', "select.selector = 'best'"),
+    "unknown selector": ('[arms.x]\nselector = "best"\n', "--selector = 'best'"),
     "unknown key of a source": (
         '[streams.s]\nsources = [{name = "a", pth = "b"}]\n',
         "unknown setting 'pth'",

@@ -21,7 +21,7 @@ from curriq.train.run import resume, train
 
 SETTINGS = {
     "selector": "soft-q",
-    "replay_size": 4,
+    "q_replay_size": 4,
     "alternating_period": 4,
     "checkpoint_every": 2,
     "eval_every": 3,

@@ -1,11 +1,11 @@
 """Every method that a run can be made of, as settings of a tiny run."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tests.runs import SETTINGS
 
-from curriq.config import SelectorName, field_owners
+from curriq.config import SELECTORS, field_owners
 from curriq.presets import preset
 
 CONTROLS = Path(__file__).resolve().parents[2] / "experiments" / "control_samplers.py"
@@ -25,22 +25,22 @@ RECOMMENDED = {
 EXTRAS: dict[str, dict[str, Any]] = {
     "no q-weighting": {"q_weighting": False},
     "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
-    "mixture credit": {"credit": "mixture", "weight_jitter": 2.0},
+    "mixture credit": {"credit": "mixture", "dirichlet_concentration": 2.0},
     "counterfactual credit": {"credit": "counterfactual", "reward": "paired", "q_features": ("mean", "loss")},
-    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "replay_batch": 16},
+    "recommended": RECOMMENDED | {"reward_every": 2, "probe_windows": 5, "q_replay_batch": 16},
     "steered": {
         "credit": "counterfactual",
         "reward_every": 2,
         "max_read_ratio": 3,
         "q_features": ("source", "dsir_score"),
         "temperature": "fraction",
-        "target_fraction": 0.4,
+        "accept_fraction": 0.4,
     },
-    "solved temperature": {"temperature": "fraction", "target_fraction": 0.5, "uniform_share": 0.1},
+    "solved temperature": {"temperature": "fraction", "effective_batch_fraction": 0.5, "uniform_share": 0.1},
     "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
     "rewards in some steps": {"reward_every": 3, "reward": "paired"},
-    "subset": {"train_subset": 3},
-    "replay": {"replay_size": 3, "replay_batch": 4, "replay_updates": 2},
+    "subset": {"train_subset_size": 3},
+    "replay": {"q_replay_size": 3, "q_replay_batch": 4, "q_replay_updates": 2},
     "q warm-up": {"q_warmup_steps": 2},
     "reset theta": {"reset_theta": True},
     "alternating": {"alternating_period": 2},
@@ -63,7 +63,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "langevin, what q reads": RAG
     | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
     | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
-    | {"credit": "counterfactual", "reward": "paired", "replay_size": 64, "q_lr": 0.1},
+    | {"credit": "counterfactual", "reward": "paired", "q_replay_size": 64, "q_lr": 0.1},
     "embedding-langevin": RAG | {"proposer": f"{CONTROLS}:embedding_langevin", "encode_ahead": False},
     "swaps": RAG | {"proposer": f"{CONTROLS}:swaps"},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},
@@ -71,5 +71,5 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},
     "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "low-loss"},
 }
-COMPOSITIONS = {name: {"selector": name} for name in get_args(SelectorName)} | EXTRAS
+COMPOSITIONS = {name: {"selector": name} for name in SELECTORS} | EXTRAS
 RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}

@@ -59,7 +59,7 @@ def test_what_a_steered_stream_passed_over_is_logged_but_no_part_of_the_curricul
         "credit": "counterfactual",
         "q_features": ("source",),
         "max_read_ratio": 3,
-        "target_fraction": 0.4,
+        "accept_fraction": 0.4,
         "reward_every": 2,
         "steps": 12,
     }

@@ -67,9 +67,13 @@ def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_th
 def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path, monkeypatch):
     """Forced on the CPU, where equal bits are promised; on a GPU it is how streams are read."""
     config = tiny(
-        max_read_ratio=3, credit="counterfactual", q_features=("source", "dsir_score"), reward_every=2
+        max_read_ratio=3,
+        credit="counterfactual",
+        q_features=("source", "dsir_score"),
+        reward_every=2,
+        temperature="fraction",
+        accept_fraction=0.4,
     )
-    config = config.override(temperature="fraction", target_fraction=0.4)
     train(config.override(run_dir=str(tmp_path / "plain")))
     monkeypatch.setattr(run_module, "open_corpus", lambda config, **_: open_corpus(config, read_ahead=True))
     run = prepare(config.override(run_dir=str(tmp_path / "ahead")))

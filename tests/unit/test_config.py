@@ -7,13 +7,14 @@ import string
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curriq.config import (
+    SELECTORS,
     CriticConfig,
     DataConfig,
     EvalConfig,
@@ -24,7 +25,6 @@ from curriq.config import (
     RetrievalConfig,
     RunConfig,
     SelectConfig,
-    SelectorName,
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
@@ -37,9 +37,11 @@ from curriq.config import (
     to_toml,
 )
 from curriq.errors import CurriqError
+from curriq.evaluate.plan import load_plan
 from curriq.presets import PRESETS, own_settings, preset
 
 SECTIONS = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 PROSE = SourceConfig(name="prose", path="embedded:prose")
 
 
@@ -80,14 +82,15 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (CriticConfig, "q_grad_clip", [0.0], [1e-9]),
     (CriticConfig, "q_weight_decay", [-0.1, math.nan, math.inf], [0.0]),
     (CriticConfig, "beta_lr", [0.0, math.nan, math.inf], [1e-9]),
-    (CriticConfig, "target_fraction", [0.0, 1.1, math.nan], [1e-9, 1.0]),
+    (CriticConfig, "effective_batch_fraction", [0.0, 1.1, math.nan], [1e-9, 1.0]),
+    (CriticConfig, "accept_fraction", [0.0, 1.1, math.nan], [1e-9, 1.0]),
     (CriticConfig, "corr_for_full_sharpness", [0.0, math.nan, math.inf], [1e-9]),
     (CriticConfig, "uniform_share", [-0.1, 1.0, math.nan], [0.0, 0.99]),
-    (CriticConfig, "weight_jitter", [-0.1, math.nan, math.inf], [0.0]),
+    (CriticConfig, "dirichlet_concentration", [-0.1, math.nan, math.inf], [0.0]),
     (CriticConfig, "probe_windows", [0], [1]),
     (CriticConfig, "min_target_accept_rate", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (CriticConfig, "probe_decay", [-0.1, 1.0, math.nan], [0.0, 0.99]),
-    (TrainConfig, "train_subset", [-1], [0]),
+    (TrainConfig, "train_subset_size", [-1], [0]),
     (LMConfig, "lora_rank", [-1], [0]),
     (LMConfig, "lora_alpha", [0], [1]),
     (LMConfig, "lora_dropout", [-0.1, 1.0, math.nan], [0.0, 0.99]),
@@ -98,9 +101,9 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (TrainConfig, "reward_every", [0], [1]),
     (CriticConfig, "q_hidden", [-1], [0, 1]),
     (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
-    (CriticConfig, "replay_size", [-1], [0]),
-    (CriticConfig, "replay_batch", [0], [1]),
-    (CriticConfig, "replay_updates", [0], [1]),
+    (CriticConfig, "q_replay_size", [-1], [0]),
+    (CriticConfig, "q_replay_batch", [0], [1]),
+    (CriticConfig, "q_replay_updates", [0], [1]),
     (SelectConfig, "selector_temperature", [0.0, math.nan, math.inf], [1e-9]),
     (SelectConfig, "random_k", [0], [1]),
     (SelectConfig, "competence_initial", [0.0, 1.1, math.nan], [1e-9, 1.0]),
@@ -120,8 +123,8 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LangevinConfig, "fluency", [-0.1, math.nan], [0.0]),
     (LangevinConfig, "random_strings", [0], [1]),
     (RetrievalConfig, "buffer_size", [0], [32]),
-    (RetrievalConfig, "buffer_initial", [-1, 2049], [0, 2048]),
-    (RetrievalConfig, "ingest", [0, 2049], [1, 2048]),
+    (RetrievalConfig, "buffer_initial", [-1], [0, 2048]),
+    (RetrievalConfig, "ingest", [0], [1, 2048]),
     (RetrievalConfig, "retrieval_top_k", [0], [1]),
     (RetrievalConfig, "retrieval_temperature", [0.0, math.inf], [1e-9]),
     (RetrievalConfig, "direct_pool", [-1], [0]),
@@ -174,7 +177,7 @@ def test_every_number_has_a_tested_bound() -> None:
         (section, field.name)
         for section in [SourceConfig, *SECTIONS.values()]
         for field in dataclasses.fields(section)
-        if field.type in (int, float)
+        if get_type_hints(section)[field.name] in (int, float)
     }
     assert sorted(f"{s.__name__}.{n}" for s, n in numeric - tested) == []
 
@@ -189,8 +192,8 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--credit mixture", "--td-into-theta", "--credit sampled"],
     ),
     (
-        lambda: CriticConfig(credit="mixture", replay_size=8),
-        ["--credit mixture", "--replay-size = 8", "--replay-size 0"],
+        lambda: CriticConfig(credit="mixture", q_replay_size=8),
+        ["--credit mixture", "--q-replay-size 8", "--q-replay-size 0"],
     ),
     (lambda: TrainConfig(num_candidates=0), ["--num-candidates = 0", "at least 1"]),
     (lambda: TokenizerConfig(vocab_size=100), ["--vocab-size = 100", "at least 257"]),
@@ -208,11 +211,11 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: SelectConfig(selector="rho"), ["--selector rho", "--reference-model", "reference"]),
     (
         lambda: RunConfig(train=TrainConfig(reward_windows=129)),
-        ["--reward-windows = 129", "--reward-set-size = 128", "lower the one or raise the other"],
+        ["--reward-windows 129", "--reward-set-size 128", "lower the one or raise the other"],
     ),
     (
         lambda: RunConfig(select=SelectConfig(selector="random-k", random_k=99)),
-        ["--random-k = 99", "--num-candidates = 32"],
+        ["--random-k 99", "--num-candidates 32"],
     ),
     (
         lambda: RunConfig().override(proposer="langevin", selector="uniform"),
@@ -229,6 +232,14 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--encoder hidden-state", "--q-features source", "last, mean"],
     ),
     (
+        lambda: RetrievalConfig(ingest=2049),
+        ["--ingest 2049", "--buffer-size 2048", "lower the one or raise the other"],
+    ),
+    (
+        lambda: RetrievalConfig(buffer_initial=2049),
+        ["--buffer-initial 2049", "--buffer-size 2048", "lower the one or raise the other"],
+    ),
+    (
         lambda: RunConfig().override(encoder="hashing", refresh=8),
         ["--refresh 8", "--encoder hashing", "--refresh 0"],
     ),
@@ -238,29 +249,29 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     ),
     (
         lambda: RunConfig().override(proposer="langevin", chains=65, buffer_initial=64),
-        ["--chains = 65", "64 windows", "--buffer-initial", "lower --chains"],
+        ["--chains 65", "--buffer-initial 64", "lower the one or raise the other"],
     ),
     (
         lambda: RunConfig().override(proposer="langevin", query_start="buffer", query_tokens=129),
-        ["--query-start buffer", "--query-tokens = 129", "--window = 128", "lower"],
+        ["--query-start buffer", "--query-tokens 129", "--window 128", "lower"],
     ),
     (lambda: RunConfig().override(bata=1.0), ["'bata'", "Did you mean 'beta'?", "Known:", "gamma"]),
     (lambda: from_dict({"critics": {}}), ["'critics'", "Did you mean 'critic'?", "Known:", "optim"]),
     (lambda: from_dict({"override": {}}), ["unknown setting 'override'"]),
     (lambda: from_dict({"critic": {"bta": 1}}), ["[critic]", "'bta'", "Did you mean 'beta'?"]),
     (lambda: from_dict({"critic": 3}), ["[critic]", "table", "3"]),
-    (lambda: from_dict({"critic": {"beta": "warm"}}), ["critic.beta = 'warm'", "valid number"]),
-    (lambda: from_dict({"train": {"steps": 1.5}}), ["train.steps = 1.5", "integer"]),
-    (lambda: from_dict({"select": {"selector": "best"}}), ["select.selector = 'best'", "'soft-q'"]),
+    (lambda: from_dict({"critic": {"beta": "warm"}}), ["--beta = 'warm'", "valid number"]),
+    (lambda: from_dict({"train": {"steps": 1.5}}), ["--steps = 1.5", "integer"]),
+    (lambda: from_dict({"select": {"selector": "best"}}), ["unknown --selector 'best'", "soft-q", "package.module:function"]),
     (lambda: from_dict({"critic": {"gamma": 2}}), ["--gamma = 2", "[0, 1)"]),
     (
         lambda: from_dict({"data": {"sources": [{"name": "a", "path": "b", "wieght": 1}]}}),
         ["[[data.sources]]", "'wieght'", "Did you mean 'weight'?"],
     ),
-    (lambda: from_dict({"data": {"sources": [{"path": "b"}]}}), ["data.sources.0.name"]),
+    (lambda: from_dict({"data": {"sources": [{"path": "b"}]}}), ["--sources.0.name is missing"]),
     (lambda: from_dict({"data": {"sources": ["name=a,path=b"]}}), ["data.sources", "[[data.sources]]"]),
     (lambda: from_dict({"data": {"sources": 5}}), ["data.sources = 5", "[[data.sources]]"]),
-    (lambda: from_dict({"train": {"reward_windows": 500}}), ["--reward-windows = 500"]),
+    (lambda: from_dict({"train": {"reward_windows": 500}}), ["--reward-windows 500"]),
 ]
 
 
@@ -338,7 +349,7 @@ def test_override_reaches_every_section_and_leaves_the_original_alone() -> None:
 def test_override_validates_the_fields_and_their_combination() -> None:
     with pytest.raises(CurriqError, match="--steps = 0"):
         RunConfig().override(steps=0)
-    with pytest.raises(CurriqError, match="--reward-windows = 200"):
+    with pytest.raises(CurriqError, match="--reward-windows 200"):
         RunConfig().override(reward_windows=200)
     assert RunConfig().override(reward_windows=200, reward_set_size=200).train.reward_windows == 200
 
@@ -346,10 +357,10 @@ def test_override_validates_the_fields_and_their_combination() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("selector", "best", r"select\.selector = 'best': .*'soft-q'"),
-        ("steps", "many", r"train\.steps = 'many': .*integer"),
-        ("steps", 1.5, r"train\.steps = 1\.5: .*integer"),
-        ("beta", None, r"critic\.beta = None: .*number"),
+        ("selector", "best", r"unknown --selector 'best'.*soft-q"),
+        ("steps", "many", r"--steps = 'many': .*integer"),
+        ("steps", 1.5, r"--steps = 1\.5: .*integer"),
+        ("beta", None, r"--beta = None: .*number"),
         ("sources", [{"name": "a", "pth": "x"}], "'pth'.*Did you mean 'path'"),
     ],
 )
@@ -433,6 +444,38 @@ def test_dictionary_holds_plain_values_only() -> None:
     check(to_dict(RunConfig()))
 
 
+def test_environment_variables_in_the_path_of_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def path_of(written: str) -> str:
+        table = {"name": "prose", "path": written}
+        return from_dict({"data": {"sources": [table]}}).data.sources[0].path
+
+    monkeypatch.setenv("CORPUS", "/big/disk")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert path_of("${CORPUS}/web-*.jsonl.gz") == "/big/disk/web-*.jsonl.gz"
+    assert path_of("${NOWHERE:-data}/a/${CORPUS:-x}") == "data/a//big/disk"
+    assert path_of("$CORPUS/{a}") == "$CORPUS/{a}"
+    with pytest.raises(CurriqError, match=r"NOWHERE is not set; set it, or .* \$\{NOWHERE:-data\}"):
+        path_of("${NOWHERE}/a")
+
+
+@pytest.mark.parametrize("file", sorted((EXPERIMENTS / "streams").glob("*.toml")), ids=lambda f: f.stem)
+def test_development_streams_are_run_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
+    config = load_toml(file, preset("recommended"))
+    paths = [source.path for source in config.data.sources]
+    assert all(path.startswith(("embedded:", "/dev-data/")) for path in paths)
+    assert math.isclose(sum(source.weight for source in config.data.sources), 1)
+
+
+def test_the_development_stream_of_corruption_is_the_default() -> None:
+    assert load_toml(EXPERIMENTS / "streams" / "dirty.toml") == RunConfig()
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda f: f.stem)
+def test_comparisons_of_the_experiments_are_plans(file: Path) -> None:
+    assert len(load_plan(file).runs) >= 12
+
+
 # Round trip ---------------------------------------------------------------------------------------
 
 # Any text that TOML can hold: everything but lone surrogates.
@@ -469,7 +512,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         lm=LMConfig(model=draw(TEXT.filter(bool)), precision=draw(st.sampled_from(["fp32", "bf16"]))),
         optim=OptimConfig(lm_lr=draw(POSITIVE), weight_decay=draw(st.floats(0, 10))),
         critic=CriticConfig(beta=draw(POSITIVE), gamma=draw(st.floats(0, 1, exclude_max=True))),
-        select=SelectConfig(selector=draw(st.sampled_from(sorted(set(get_args(SelectorName)) - {"rho"})))),
+        select=SelectConfig(selector=draw(st.sampled_from(sorted(set(SELECTORS) - {"rho"})))),
         train=TrainConfig(seed=draw(st.integers(0, 2**63 - 1)), num_candidates=draw(st.integers(8, 10**9))),
         log=LogConfig(run_dir=draw(TEXT), wandb=draw(TEXT), tensorboard=draw(st.booleans())),
     )

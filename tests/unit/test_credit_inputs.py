@@ -82,7 +82,7 @@ def test_the_loss_of_a_probe_is_calculated_by_hand():
 @pytest.mark.parametrize("scale", [1e-4, 1.0])
 def test_q_learns_the_ranking_of_effects_at_any_scale(scale):
     """Effects are a linear function of the window's state plus noise; Q must rank fresh windows by it."""
-    made = q_critic(q_standardise=True, replay_size=512, replay_batch=64, replay_updates=4)
+    made = q_critic(q_standardise=True, q_replay_size=512, q_replay_batch=64, q_replay_updates=4)
     direction = torch.tensor([1.0, -0.5, 0.0, 0.25])
     previous = None
     for step in range(60):
@@ -109,8 +109,8 @@ def test_credit_and_its_combinations_are_refused_where_they_have_no_meaning():
         CriticConfig(q_features=("loss", "loss"))
     with pytest.raises(CurriqError, match="--reward-every 2"):
         preset("smoke").override(selector="bandit", reward_every=2)
-    with pytest.raises(CurriqError, match="--train-subset"):
-        preset("smoke").override(train_subset=9)
+    with pytest.raises(CurriqError, match="--train-subset-size"):
+        preset("smoke").override(train_subset_size=9)
     with pytest.raises(CurriqError, match="a string that is searched has no source"):
         preset("smoke").override(proposer="langevin", q_features=("last", "source"))
 

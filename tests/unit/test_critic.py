@@ -279,7 +279,7 @@ def test_replay_state_does_not_follow_the_ring():
 
 def test_replay_updates_train_more_and_polyak_follows_them():
     """With τ = 1 the target equals φ after *all* updates of the step."""
-    made = critic(replay_size=16, replay_batch=4, replay_updates=3, polyak_tau=1.0)
+    made = critic(q_replay_size=16, q_replay_batch=4, q_replay_updates=3, polyak_tau=1.0)
     steps_taken = constant_reward_run(made, 5)
     assert steps_taken["critic/replay_loss"] > 0
     assert made.optimizer.state_dict()["state"][0]["step"].item() == 4 * (1 + 3)
@@ -290,9 +290,9 @@ def test_replay_updates_train_more_and_polyak_follows_them():
 # Resume
 
 
-@pytest.mark.parametrize("replay_size", [0, 5])
-def test_a_restored_critic_continues_bitwise(replay_size):
-    original, restored = (critic(seed=seed, replay_size=replay_size) for seed in (0, 9))
+@pytest.mark.parametrize("q_replay_size", [0, 5])
+def test_a_restored_critic_continues_bitwise(q_replay_size):
+    original, restored = (critic(seed=seed, q_replay_size=q_replay_size) for seed in (0, 9))
     constant_reward_run(original, 9)
     restored.load_state_dict(saved_and_loaded(original.state_dict()))
     assert constant_reward_run(original, 7) == constant_reward_run(restored, 7)
@@ -301,7 +301,7 @@ def test_a_restored_critic_continues_bitwise(replay_size):
 
 
 def test_one_seed_gives_one_critic_and_another_seed_another():
-    rows = [constant_reward_run(critic(seed=seed, replay_size=5), 6) for seed in (0, 0, 1)]
+    rows = [constant_reward_run(critic(seed=seed, q_replay_size=5), 6) for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
 
 
@@ -339,5 +339,5 @@ def test_sampled_credit_recovers_one_nth_of_the_scale_and_mixture_credit_all_of_
 def test_mixture_credit_is_refused_where_it_has_no_meaning():
     with pytest.raises(CurriqError, match="--td-into-theta"):
         CriticConfig(credit="mixture", td_into_theta=True)
-    with pytest.raises(CurriqError, match="--replay-size"):
-        CriticConfig(credit="mixture", replay_size=8)
+    with pytest.raises(CurriqError, match="--q-replay-size"):
+        CriticConfig(credit="mixture", q_replay_size=8)

@@ -47,13 +47,15 @@ def test_by_module_and_by_file(folder: Path) -> None:
 def test_by_entry_point(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def entry_points(group: str) -> EntryPoints:
-        asked.append(group)
-        return EntryPoints([EntryPoint("mine", "my_pkg.parts:build", group)])
+    def entry_points(**wanted: str) -> EntryPoints:
+        asked.append(wanted["group"])
+        points = EntryPoints([EntryPoint("mine", "my_pkg.parts:build", wanted["group"])])
+        return points.select(**wanted)
 
     monkeypatch.setattr("curriq.plugins.entry_points", entry_points)
+    monkeypatch.setattr("curriq.config.checks.entry_points", entry_points)
     assert find("mine")(2) == ["built", 2]
-    assert asked == ["curriq.selectors"]
+    assert set(asked) == {"curriq.selectors"}
     with pytest.raises(CurriqError, match=r"unknown --selector 'mines'\. Did you mean 'mine'\? Known: "):
         find("mines")
 
@@ -67,7 +69,7 @@ def test_no_entry_points_are_installed_by_the_package_itself() -> None:
     [
         (
             "bandits",
-            r"unknown --selector 'bandits'.*Did you mean 'bandit'\?.*Or write package\.module:name",
+            r"unknown --selector 'bandits'.*Did you mean 'bandit'\?.*Or write package\.module:function",
         ),
         ("my_pkg.part:build", r"there is no module 'my_pkg\.part'; write package\.module:name"),
         ("other.parts:build", r"there is no module 'other'"),

@@ -65,7 +65,7 @@ SAMPLERS: dict[str, Callable[[World], QuerySampler]] = {
     "langevin, fluency": lambda w: w.langevin(setting(fluency=0.1)),
     "langevin, bf16": lambda w: w.langevin(setting(bridge_precision="bf16")),
     "embedding-langevin": lambda w: EmbeddingLangevin(
-        setting(langevin_step_size=0.01), w.energy, w.inputs, w.vocabulary, w.noise
+        NO_COST, setting(langevin_step_size=0.01), w.energy, w.inputs, w.vocabulary, w.noise
     ),
     "swaps": lambda w: GuidedSwaps(NO_COST, 20, 32, 64, w.energy, w.inputs, w.vocabulary, w.generator),
     "best-of-random": lambda w: BestOfRandom(9, w.energy, w.vocabulary, w.generator),

@@ -210,7 +210,7 @@ class TestSteered:
     ):
         settings = STEERED | {
             "max_read_ratio": 20,
-            "target_fraction": fraction,
+            "accept_fraction": fraction,
             "run_dir": str(tmp_path / "run"),
         }
         selector = prepare(preset("smoke").override(**settings)).session.components.selector
@@ -290,7 +290,7 @@ STEERED = {
     "credit": "counterfactual",
     "max_read_ratio": 4,
     "q_features": ("source",),
-    "target_fraction": 0.5,
+    "accept_fraction": 0.5,
 }
 
 
@@ -299,11 +299,11 @@ STEERED = {
     [
         ({"q_features": ("source", "loss")}, "loss of a window is not known before its forward pass"),
         ({"credit": "sampled"}, "use --credit counterfactual"),
-        ({"target_fraction": 0.2}, "must be at least 1/4"),
-        ({"weight_jitter": 1.0}, "--weight-jitter 1.0"),
+        ({"accept_fraction": 0.2}, "must be at least 1/4"),
+        ({"dirichlet_concentration": 1.0}, "--dirichlet-concentration 1.0"),
         ({"uniform_share": 0.1}, "--uniform-share 0.1"),
         ({"q_weighting": False}, "--no-q-weighting"),
-        ({"train_subset": 4}, "--train-subset 4"),
+        ({"train_subset_size": 4}, "--train-subset-size 4"),
         ({"proposer": "uniform-buffer"}, "--proposer uniform-buffer"),
         ({"curriculum": "a.parquet", "curriculum_weights": False}, "--curriculum a.parquet"),
         ({"needle": True}, "--needle"),
@@ -325,7 +325,7 @@ def test_likeness_needs_a_stream():
         {"needle": True},
         {"curriculum": "a.parquet", "curriculum_weights": False},
     ):
-        with pytest.raises(CurriqError, match="name other --q-features"):
+        with pytest.raises(CurriqError, match="use other --q-features"):
             preset("smoke").override(selector="soft-q", q_features=("dsir_score",), **changes)
 
 

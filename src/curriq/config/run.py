@@ -1,157 +1,42 @@
-"""All settings of a run, and their way to a dictionary or a TOML file and back."""
+"""All settings of a run, and the pairs of settings that exclude each other."""
 
 import dataclasses
-import tomllib
+import functools
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from itertools import compress
+from typing import Any, get_type_hints
 
-from curriq.config.checks import flag, require, unknown_key
+from curriq.config import sections
+from curriq.config.aliases import rename_settings
+from curriq.config.checks import Pairs, Section, flag
 from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
-from curriq.config.evaluation import EvalConfig
 from curriq.config.langevin import WITHOUT_Q, LangevinConfig, RetrievalConfig
-from curriq.config.sections import (
-    DataConfig,
-    LMConfig,
-    LogConfig,
-    OptimConfig,
-    SelectConfig,
-    SourceConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
-from curriq.errors import CurriqError
+from curriq.config.values import refuse_unknown, source_tables, validated
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Section):
     """Everything that defines a run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    lm: LMConfig = field(default_factory=LMConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: sections.DataConfig = field(default_factory=sections.DataConfig)
+    tokenizer: sections.TokenizerConfig = field(default_factory=sections.TokenizerConfig)
+    lm: sections.LMConfig = field(default_factory=sections.LMConfig)
+    optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    select: SelectConfig = field(default_factory=SelectConfig)
+    select: sections.SelectConfig = field(default_factory=sections.SelectConfig)
     langevin: LangevinConfig = field(default_factory=LangevinConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    tasks: EvalConfig = field(default_factory=EvalConfig)
+    train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
+    log: sections.LogConfig = field(default_factory=sections.LogConfig)
+    tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
-    def __post_init__(self) -> None:
-        require(
-            self.train.reward_windows <= self.data.reward_set_size,
-            f"--reward-windows = {self.train.reward_windows} is larger than the reward set "
-            f"(--reward-set-size = {self.data.reward_set_size}): lower the one or raise the other.",
-        )
-        require(
-            self.select.random_k <= self.train.num_candidates or self.select.selector != "random-k",
-            f"--random-k = {self.select.random_k} is larger than --num-candidates = "
-            f"{self.train.num_candidates}: random-k draws from the candidates.",
-        )
-        require(
-            self.select.selector != "bandit" or self.train.reward_every == 1,
-            f"--selector bandit with --reward-every {self.train.reward_every}: the bandit learns from the "
-            "reward of every step; use --reward-every 1.",
-        )
-        require(
-            self.train.train_subset <= self.train.num_candidates,
-            f"--train-subset = {self.train.train_subset} is larger than --num-candidates = "
-            f"{self.train.num_candidates}: the subset is drawn from the candidates.",
-        )
-        self._check_retrieval()
-        self._check_steering()
+    def illegal_pairs(self) -> Pairs:
+        for rules in (_sizes, _dsir_score, _stream_filter, _langevin_rag):
+            yield from rules(self)
 
-    def _check_steering(self) -> None:
-        """What a policy over the stream asks of the other sections."""
-        critic, train = self.critic, self.train
-        if self.method != "soft-q":
-            return
-        other = [f"--proposer {self.langevin.proposer}"] * (self.langevin.proposer != "stream")
-        other += ["--needle"] * self.data.needle
-        other += [f"--curriculum {self.data.curriculum} --no-curriculum-weights"] * bool(self.data.curriculum)
-        asked = " ".join(critic.q_features)
-        require(
-            "dsir_score" not in critic.q_features or not other,
-            f"--q-features {asked} with {' '.join(other)}: dsir_score is measured on the windows of a stream "
-            "as they are read; name other --q-features, or drop the latter.",
-        )
-        if train.max_read_ratio == 1:
-            return
-        steered = f"--max-read-ratio {train.max_read_ratio}"
-        require(
-            not other,
-            f"{steered} with {' '.join(other)}: it reads on in a stream until it has taken enough windows; "
-            "drop the latter, or use --max-read-ratio 1.",
-        )
-        late = [name for name in critic.q_features if name not in PRE_FORWARD_FEATURES]
-        require(
-            not late,
-            f"{steered} with --q-features {asked}: {' and '.join(late)} of a window is "
-            f"not known before its forward pass; use {' or '.join(PRE_FORWARD_FEATURES)}, or --max-read-ratio 1.",
-        )
-        require(
-            critic.credit == "counterfactual",
-            f"{steered} with --credit {critic.credit}: how sharply to take windows is learnt from measured "
-            "effects; use --credit counterfactual, or --max-read-ratio 1.",
-        )
-        require(
-            critic.target_fraction * train.max_read_ratio >= 1,
-            f"{steered} with --target-fraction {critic.target_fraction}: that share of the windows read is "
-            f"taken at the sharpest, so it must be at least 1/{train.max_read_ratio}.",
-        )
-        for name in ("weight_jitter", "uniform_share"):
-            value = getattr(critic, name)
-            require(
-                not value, f"{steered} with {flag(name)} {value}: it changes weights, and these are even."
-            )
-        require(
-            critic.q_weighting, f"{steered} with --no-q-weighting: a uniform run needs --max-read-ratio 1."
-        )
-        require(
-            not train.train_subset,
-            f"{steered} with --train-subset {train.train_subset}: both spend the policy; use one of them.",
-        )
-
-    def _check_retrieval(self) -> None:
-        """What Langevin-RAG and its controls ask of the other sections."""
-        proposer, retrieval = self.langevin.proposer, self.retrieval
-        if proposer == "stream":
-            return
-        require(
-            proposer in WITHOUT_Q or self.select.selector == "soft-q",
-            f"--proposer {proposer} climbs Q, which --selector {self.select.selector} has not: use "
-            "--selector soft-q; to train uniformly on what was retrieved add --no-q-weighting.",
-        )
-        unknown = sorted({"loss", "source"} & set(self.critic.q_features))
-        require(
-            proposer in WITHOUT_Q or not unknown,
-            f"--q-features {' '.join(self.critic.q_features)} with --proposer {proposer}: a string "
-            f"that is searched has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
-        )
-        require(
-            retrieval.encoder != "hidden-state" or not unknown,
-            f"--encoder hidden-state with --q-features {' '.join(self.critic.q_features)}: it embeds what Q "
-            f"reads, and a query has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
-        )
-        require(
-            not self.data.needle,
-            f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
-            "--proposer stream.",
-        )
-        require(
-            self.langevin.query_start == "random" or self.langevin.query_tokens <= self.data.window,
-            f"--query-start buffer with --query-tokens = {self.langevin.query_tokens}: windows have "
-            f"--window = {self.data.window} tokens; lower --query-tokens.",
-        )
-        first = min(retrieval.buffer_size, retrieval.buffer_initial or retrieval.buffer_size)
-        require(
-            self.queries <= first,
-            f"--chains = {self.queries} is more than the {first} windows that the buffer holds in the first "
-            "step (--buffer-size, --buffer-initial): raise these, or lower --chains (0 means "
-            "--num-candidates).",
-        )
+    def value(self, name: str) -> Any:
+        """A setting by its flat name."""
+        return getattr(getattr(self, field_owners()[name]), name)
 
     @property
     def queries(self) -> int:
@@ -172,166 +57,102 @@ class RunConfig:
         """
         owners = field_owners()
         changed: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
-            if name not in owners:
-                raise CurriqError(unknown_key(name, list(owners)))
-            changed.setdefault(owners[name], {})[name] = value
-        check_source_tables([s for s in values.get("sources", ()) if not isinstance(s, SourceConfig)])
-        sections = {
-            section: _replaced(getattr(self, section), fields, section) for section, fields in changed.items()
-        }
-        return dataclasses.replace(self, **sections)
+        for name, value in rename_settings(values, self.train.max_read_ratio).items():
+            refuse_unknown([name], owners)
+            section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
+            section[name] = source_tables(value) if name == "sources" else value
+        # `dataclasses.replace` alone would not check the types.
+        made = {name: validated(type(getattr(self, name)), s, flag) for name, s in changed.items()}
+        return dataclasses.replace(self, **made)
 
 
+def _sizes(config: RunConfig) -> Pairs:
+    """Sizes that another size bounds, and what the bandit needs."""
+    select, train, either = config.select, config.train, "lower the one or raise the other"
+    if train.reward_windows > config.data.reward_set_size:
+        yield "reward_windows", "reward_set_size", f"no more can be drawn; {either}"
+    if select.selector == "random-k" and select.random_k > train.num_candidates:
+        yield "random_k", "num_candidates", f"no more can be drawn; {either}"
+    if train.train_subset_size > train.num_candidates:
+        yield "train_subset_size", "num_candidates", f"no more can be drawn; {either}"
+    if select.selector == "bandit" and train.reward_every > 1:
+        yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
+
+
+def _no_stream(config: RunConfig) -> list[str]:
+    """The settings by which candidates come from elsewhere than the stream."""
+    data, names = config.data, ("proposer", "needle", "curriculum")
+    is_set = (config.langevin.proposer != "stream", data.needle, bool(data.curriculum))
+    return list(compress(names, is_set))
+
+
+def _dsir_score(config: RunConfig) -> Pairs:
+    if config.method == "soft-q" and "dsir_score" in config.critic.q_features:
+        for name in _no_stream(config):
+            why = "dsir_score compares each window with the stream that it is read from"
+            yield "q_features", name, f"{why}; use other --q-features, or drop the latter"
+
+
+def _stream_filter(config: RunConfig) -> Pairs:
+    """What a policy that is applied before the forward pass excludes."""
+    critic, train = config.critic, config.train
+    this, off = "max_read_ratio", "--max-read-ratio 1"
+    if config.method != "soft-q" or train.max_read_ratio == 1:
+        return
+    for name in _no_stream(config):
+        yield this, name, f"the filter needs a stream to read; drop the latter, or use {off}"
+    late = " and ".join(name for name in critic.q_features if name not in PRE_FORWARD_FEATURES)
+    if late:
+        use = f"use {' or '.join(PRE_FORWARD_FEATURES)}, or {off}"
+        yield this, "q_features", f"{late} of a window is not known before its forward pass; {use}"
+    if critic.credit != "counterfactual":
+        why = "the filter's temperature is fit to measured effects"
+        yield this, "credit", f"{why}; use --credit counterfactual, or {off}"
+    if critic.accept_fraction * train.max_read_ratio < 1:
+        why = f"it must be at least 1/{train.max_read_ratio}, or the filter cannot read enough windows"
+        yield this, "accept_fraction", f"{why}; raise either"
+    for name in ("dirichlet_concentration", "uniform_share"):
+        if getattr(critic, name):
+            yield this, name, f"accepted windows all weigh the same; use {flag(name)} 0, or {off}"
+    if not critic.q_weighting:
+        yield this, "q_weighting", f"without a policy there is no filter; drop the latter, or use {off}"
+    if train.train_subset_size:
+        yield this, "train_subset_size", "both select by the policy; use one of them"
+
+
+def _langevin_rag(config: RunConfig) -> Pairs:
+    """What Langevin-RAG and its controls exclude."""
+    langevin, retrieval = config.langevin, config.retrieval
+    if langevin.proposer == "stream":
+        return
+    unknown = sorted({"loss", "source"} & set(config.critic.q_features))
+    last_mean = f"has no {' and no '.join(unknown)}; use --q-features last, mean, or both"
+    if langevin.proposer not in WITHOUT_Q and config.select.selector != "soft-q":
+        use = "use --selector soft-q, and for uniform weights --no-q-weighting"
+        yield "proposer", "selector", f"the proposer needs Q, and the selector learns none; {use}"
+    if langevin.proposer not in WITHOUT_Q and unknown:
+        yield "q_features", "proposer", f"a string that is searched {last_mean}"
+    if retrieval.encoder == "hidden-state" and unknown:
+        yield "encoder", "q_features", f"it embeds the inputs of Q, and a query {last_mean}"
+    if config.data.needle:
+        yield "needle", "proposer", "the needle comes from a proposer of its own; use --proposer stream"
+    if langevin.query_start == "buffer" and langevin.query_tokens > config.data.window:
+        yield "query_tokens", "window", "--query-start buffer takes tokens of a window; lower --query-tokens"
+    first = retrieval.buffer_initial or retrieval.buffer_size
+    if config.queries > first:
+        chains = "chains" if langevin.chains else "num_candidates"
+        held = "buffer_initial" if retrieval.buffer_initial else "buffer_size"
+        yield chains, held, "each query needs a window of its own; lower the one or raise the other"
+
+
+@functools.cache
 def field_owners() -> dict[str, str]:
     """Flat field name → section of RunConfig that owns it."""
-    defaults = RunConfig()
-    return {
-        setting.name: section.name
-        for section in dataclasses.fields(RunConfig)
-        for setting in dataclasses.fields(getattr(defaults, section.name))
-    }
+    sections = get_type_hints(RunConfig)
+    return {f.name: name for name, section in sections.items() for f in dataclasses.fields(section)}
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]]:
     """Flat name, value here, value there, of every setting that differs."""
-    found = []
-    for name, section in field_owners().items():
-        a, b = getattr(getattr(ours, section), name), getattr(getattr(theirs, section), name)
-        if a != b:
-            found.append((name, a, b))
-    return found
-
-
-def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
-    """A RunConfig from nested plain values; what is absent keeps the value it has in `base`.
-
-    Raises:
-        CurriqError: an unknown section or key, a value of the wrong type, or a refused value.
-    """
-    base = base or RunConfig()
-    sections: dict[str, Any] = {}
-    for section, settings in values.items():
-        if section not in RunConfig.__dataclass_fields__:
-            raise CurriqError(unknown_key(section, list(RunConfig.__dataclass_fields__)))
-        if not isinstance(settings, dict):
-            raise CurriqError(f"[{section}] must be a table of settings, not {settings!r}.")
-        current = getattr(base, section)
-        known = [f.name for f in dataclasses.fields(current)]
-        for name in settings:
-            if name not in known:
-                raise CurriqError(f"[{section}] " + unknown_key(name, known))
-        check_source_tables(settings.get("sources", []))
-        sections[section] = _replaced(current, settings, section)
-    return dataclasses.replace(base, **sections)
-
-
-def source_from_dict(values: dict[str, Any]) -> SourceConfig:
-    """One source from plain values.
-
-    Raises:
-        CurriqError: an unknown key, a missing one, a value of the wrong type, or a refused value.
-    """
-    check_source_tables([values])
-    return _validated(SourceConfig, values, "sources")
-
-
-def format_source(source: SourceConfig) -> str:
-    """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
-    shown = [
-        f"{field.name}={getattr(source, field.name)}"
-        for field in dataclasses.fields(source)
-        if field.default is dataclasses.MISSING or getattr(source, field.name) != field.default
-    ]
-    return ",".join(shown)
-
-
-def _replaced(current: Any, settings: dict[str, Any], name: str) -> Any:
-    """A copy of a section with some settings replaced; `dataclasses.replace` would not check their types."""
-    merged = {f.name: getattr(current, f.name) for f in dataclasses.fields(current)} | settings
-    return _validated(type(current), merged, name)
-
-
-def _validated(kind: type, values: dict[str, Any], name: str) -> Any:
-    """A dataclass from plain values, which may be strings.
-
-    Raises:
-        CurriqError: the first value that is missing, of the wrong type, or refused by the dataclass.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (name, *first["loc"]))
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, CurriqError):
-            raise CurriqError(str(cause)) from None
-        if first["type"] == "missing":
-            raise CurriqError(f"{where} is missing in {first['input']!r}.") from None
-        raise CurriqError(f"{where} = {first['input']!r}: {first['msg']}.") from None
-
-
-def check_source_tables(sources: Any) -> None:
-    """Refuse what is no list of source tables, and keys that no source has."""
-    known = list(SourceConfig.__dataclass_fields__)
-    if not isinstance(sources, list | tuple) or not all(isinstance(source, dict) for source in sources):
-        raise CurriqError(
-            f"data.sources = {sources!r}: write each source as a table of its own, [[data.sources]] "
-            'with name = "…" and path = "…".'
-        )
-    for source in sources:
-        for name in source:
-            if name not in known:
-                raise CurriqError("[[data.sources]] " + unknown_key(name, known))
-
-
-def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
-    """Read a run file over `base` (the defaults when None).
-
-    Raises:
-        CurriqError: no such file, no valid TOML, or a setting that `from_dict` refuses.
-    """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CurriqError(f"--config {path}: there is no such file.") from None
-    except OSError as error:
-        raise CurriqError(f"--config {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CurriqError(f"--config {path} is not valid TOML: {error}.") from None
-    try:
-        return from_dict(values, base)
-    except CurriqError as error:
-        raise CurriqError(f"{path}: {error}") from None
-
-
-def load_run_config(run_dir: Path) -> RunConfig:
-    """The configuration that a run wrote into its folder.
-
-    Raises:
-        CurriqError: the folder holds no run, or its configuration cannot be read.
-    """
-    settings = run_dir / "config.toml"
-    if not settings.exists():
-        raise CurriqError(f"{run_dir} is not the folder of a run: there is no {settings.name} in it.")
-    return load_toml(settings)
-
-
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Nested plain values, in TOML's and JSON's types; `from_dict(to_dict(c)) == c`."""
-    return {
-        section: {
-            name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
-        }
-        for section, settings in dataclasses.asdict(config).items()
-    }
-
-
-def to_toml(config: RunConfig) -> str:
-    """The whole configuration as a TOML document that `load_toml` reads back."""
-    import tomlkit
-
-    return tomlkit.dumps(to_dict(config))
+    both = [(name, ours.value(name), theirs.value(name)) for name in field_owners()]
+    return [(name, a, b) for name, a, b in both if a != b]

@@ -1,22 +1,26 @@
 """Reads the TOML of a comparison into the list of its runs, and refuses what would not compare."""
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curriq.config import (
+    FORMER,
+    Count,
     RunConfig,
+    Section,
     SourceConfig,
     differences,
+    errors_name,
     field_owners,
+    flat_settings,
     format_source,
-    from_dict,
     load_toml,
+    read_tables,
+    refuse_unknown,
     require,
-    require_at_least,
-    unknown_key,
+    validated,
 )
 from curriq.errors import CurriqError
 from curriq.presets import own_settings, preset
@@ -37,12 +41,12 @@ WORKER_LOG = "worker.log"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Section):
     """The table [compare]."""
 
     seeds: tuple[int, ...]
     baseline: str
-    workers: int = 1
+    workers: Count = 1
     base: str = ""
     """Preset that everything starts from; the defaults when empty."""
     config: str = ""
@@ -50,11 +54,10 @@ class CompareConfig:
     allow_constant_lr: bool = False
     """Compare at a learning rate that has not decayed."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(bool(self.seeds), "seeds is empty: list at least one, and six or more for a verdict.")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds = {list(self.seeds)}: one is there twice.")
         require(min(self.seeds) >= 0, f"seeds = {list(self.seeds)}: a seed is 0 or greater.")
-        require_at_least(1, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +105,13 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
             compare.
     """
     out = out or Path("runs") / file.stem
-    tables = _read(file)
-    try:
-        for table in tables:
-            if table not in ("compare", "arms", "streams"):
-                raise CurriqError(unknown_key(table, ["compare", "arms", "streams"], "table"))
-        settings = tables.get("compare", {})
-        compare = _compare_config(settings if workers is None else settings | {"workers": workers})
-        arms = _named(tables.get("arms", {}), "arms")
-        streams = _named(tables.get("streams", {}), "streams") or {"default": {}}
-        if compare.baseline not in arms:
-            raise CurriqError("[compare] baseline: " + unknown_key(compare.baseline, list(arms), "arm"))
+    tables = read_tables(file)
+    with errors_name(file):
+        refuse_unknown(tables, ("compare", "arms", "streams"), kind="table")
+        compare = _compare_config(tables.get("compare", {}), workers)
+        arms = _named(tables.get("arms", {}), "arms", file.parent)
+        streams = _named(tables.get("streams", {}), "streams", file.parent) or {"default": {}}
+        refuse_unknown([compare.baseline], arms, "[compare] baseline: ", "arm")
         require(len(arms) > 1, "there is one arm only: a comparison needs the baseline and another.")
         start = preset(compare.base) if compare.base else RunConfig()
         start = load_toml(compare.config, start) if compare.config else start
@@ -123,8 +122,6 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         }
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
-    except CurriqError as error:
-        raise CurriqError(f"{file}: {error}") from None
     runs = tuple(
         PlannedRun(
             stream=stream,
@@ -141,78 +138,51 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
     return Plan(file=file, out=out, compare=compare, streams=tuple(streams), arms=arms, runs=runs)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CurriqError(f"{file}: there is no such file; examples/compare.toml is one.") from None
-    except OSError as error:
-        raise CurriqError(f"{file} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CurriqError(f"{file} is not valid TOML: {error}.") from None
-
-
-def _compare_config(table: Any) -> CompareConfig:
-    from pydantic import TypeAdapter, ValidationError
-
+def _compare_config(table: Any, workers: int | None) -> CompareConfig:
     require(isinstance(table, dict), "[compare] must be a table of settings.")
-    known = list(CompareConfig.__dataclass_fields__)
-    for name in table:
-        if name not in known:
-            raise CurriqError("[compare] " + unknown_key(name, known))
+    refuse_unknown(table, CompareConfig.__dataclass_fields__, "[compare] ")
     for name in ("seeds", "baseline"):
         require(name in table, f"[compare] lacks {name}: write seeds = [0, 1, …] and baseline = ARM.")
-    try:
-        return TypeAdapter(CompareConfig).validate_python(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, CurriqError):
-            raise CurriqError(f"[compare] {cause}") from None
-        where = ".".join(map(str, first["loc"]))
-        raise CurriqError(f"[compare] {where} = {first['input']!r}: {first['msg']}.") from None
+    given = table if workers is None else table | {"workers": workers}
+    return validated(CompareConfig, given, "[compare] {}".format)
 
 
-def _named(tables: Any, kind: str) -> dict[str, dict[str, Any]]:
-    """Check the names and keys of [arms.*] or [streams.*], and put in what their presets say."""
+def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """[arms.*] or [streams.*], checked, with the settings of their presets and files put in."""
     require(
         isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()),
         f"[{kind}] holds one table per name: write [{kind}.NAME] and its settings below.",
     )
-    owners = list(field_owners())
     for name, settings in tables.items():
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None,
             f"[{kind}.{name!r}]: the name becomes a folder, so use letters, digits, '.', '_' and '-'.",
         )
-        for setting in (name for name in settings if name != "preset"):
-            if setting in OWN:
-                raise CurriqError(f"[{kind}.{name}] {setting}: take it out; {OWN[setting]}.")
-            if setting not in owners:
-                raise CurriqError(f"[{kind}.{name}] " + unknown_key(setting, owners))
-    return {name: _with_preset(settings) for name, settings in tables.items()}
+        own = [setting for setting in settings if setting not in ("preset", "file", *FORMER)]
+        for setting in own:
+            require(setting not in OWN, f"[{kind}.{name}] {setting}: take it out; {OWN.get(setting)}.")
+        refuse_unknown(own, field_owners(), f"[{kind}.{name}] ")
+    return {name: _expanded(settings, folder) for name, settings in tables.items()}
 
 
-def _with_preset(settings: dict[str, Any]) -> dict[str, Any]:
-    """`preset = NAME` stands for the settings in which that preset differs from the defaults."""
-    if "preset" not in settings:
-        return settings
-    own = {name: value for name, value in settings.items() if name != "preset"}
-    return own_settings(settings["preset"]) | own
+def _expanded(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A table's settings over those of its `file`, a run file beside the plan, over those of its `preset`."""
+    own = dict(settings)
+    preset_name, file = own.pop("preset", None), own.pop("file", None)
+    expanded = {} if preset_name is None else own_settings(str(preset_name))
+    if file is not None:
+        tables = read_tables(folder / str(file))
+        with errors_name(folder / str(file)):
+            expanded |= flat_settings(tables)
+    return expanded | own
 
 
 def _resolve(
     start: RunConfig, stream: str, of_stream: dict[str, Any], arm: str, of_arm: dict[str, Any]
 ) -> RunConfig:
     """The stream's settings over the base, the arm's over both, checked together."""
-    owners = field_owners()
-    nested: dict[str, dict[str, Any]] = {}
-    for name, value in (of_stream | of_arm).items():
-        nested.setdefault(owners[name], {})[name] = value
-    try:
-        return from_dict(nested, start)
-    except CurriqError as error:
-        raise CurriqError(f"[arms.{arm}] on [streams.{stream}]: {error}") from None
+    with errors_name(f"[arms.{arm}] on [streams.{stream}]"):
+        return start.override(**(of_stream | of_arm))
 
 
 def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compare: CompareConfig) -> None:

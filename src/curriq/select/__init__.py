@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from curriq.config import RunConfig
+from curriq.plugins import find_builder
 from curriq.select import bandit, base, competence, loss, recorded, soft_q
 from curriq.select.base import Context, Method
 from curriq.select.recorded import reorder
@@ -26,5 +27,9 @@ METHODS: dict[str, Callable[[RunConfig, Context], Method]] = {
 
 
 def builder(name: str) -> Callable[[RunConfig, Context], Method]:
-    """The function that builds the method called `name`."""
-    return METHODS[name]
+    """The function that builds the method called `name`, built in or the user's own.
+
+    Raises:
+        CurriqError: there is no such method.
+    """
+    return find_builder(name, METHODS, setting="--selector", group="curriq.selectors")

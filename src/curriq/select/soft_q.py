@@ -103,14 +103,16 @@ def build(config: RunConfig, context: Context) -> Method:
     if config.train.max_read_ratio > 1:
         return _filtering(config, context, stream, score)
     temperature = build_temperature(
-        config.critic, config.critic.target_fraction, share=effective_batch_fraction
+        config.critic, config.critic.effective_batch_fraction, share=effective_batch_fraction
     )
     critic = _critic(config, context, temperature)
     selector: Selector = SoftQ(critic, temperature, config.critic.uniform_share)
     if not config.critic.q_weighting:
         selector = Uniform()
-    if config.critic.weight_jitter:
-        selector = DirichletNoise(selector, config.critic.weight_jitter, context.generators("jitter"))
+    if config.critic.dirichlet_concentration:
+        selector = DirichletNoise(
+            selector, config.critic.dirichlet_concentration, context.generators("jitter")
+        )
     return replace(plain(selector, config, context, stream=stream), critic=critic)
 
 

@@ -379,8 +379,8 @@ def build_filter(
         device: of the critic.
     """
     settings = config.critic
-    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.target_fraction))
-    temperature = build_temperature(settings, settings.target_fraction, share=acceptance, memory=1)
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.accept_fraction))
+    temperature = build_temperature(settings, settings.accept_fraction, share=acceptance, memory=1)
     inputs = QInputs(settings.q_features, 0, sources, layer_norm=settings.q_layer_norm)
     critic = TDCritic(settings, inputs, temperature, device, generators)
     rate = settings.min_target_accept_rate

@@ -67,7 +67,7 @@ class MixtureCredit:
     """The mixture answers for the step, q̂ = Σ w_i Q(h_i): what was trained on is what is rewarded.
 
     Recovers the full scale where rewards are linear in the mixture weights, as long as the weights vary
-    (`--weight-jitter`). Reads the stored features of all candidates; the action plays no part.
+    (`--dirichlet-concentration`). Reads the stored features of all candidates; the action plays no part.
     """
 
     def regression(self, previous: Step) -> Regression:
@@ -277,8 +277,8 @@ class TDCritic(Saved):
         self._update_cost = update_cost
         self.credit = CREDIT_RULES[config.credit]
         self.replay = (
-            QReplay(config.replay_size, inputs.width, device, generators("critic/replay"))
-            if config.replay_size
+            QReplay(config.q_replay_size, inputs.width, device, generators("critic/replay"))
+            if config.q_replay_size
             else None
         )
 
@@ -373,8 +373,8 @@ class TDCritic(Saved):
     def _replay_updates(self, replay: QReplay) -> float:
         """Adam steps on past pairs; returns the mean of their losses before each step."""
         losses = []
-        for _ in range(self.config.replay_updates):
-            inputs, targets = replay.sample(self.config.replay_batch)
+        for _ in range(self.config.q_replay_updates):
+            inputs, targets = replay.sample(self.config.q_replay_batch)
             loss = 0.5 * (self.online(inputs) - targets).square().mean()
             self._backward(loss)
             self.optimizer.step()

@@ -91,7 +91,7 @@ def _sizes(config: RunConfig) -> dict[str, int]:
 
 
 def _learner(config: RunConfig, context: Context) -> Learner:
-    subset = config.train.train_subset
+    subset = config.train.train_subset_size
     mixture_pass = subset_pass(gumbel_top(subset, context.generators("subset"))) if subset else None
     return Learner(context.lm, config.optim, config.train.steps, mixture_pass=mixture_pass)
 
@@ -105,7 +105,7 @@ def _meter(config: RunConfig, context: Context, method: Method, learner: Learner
         window=window,
         forward_flops=forward_flops(lm, window),
         passes=learner.passes,
-        trains=config.train.train_subset or None,
+        trains=config.train.train_subset_size or None,
         cost_per_window=method.cost + Cost(extra_flops=recomputed),
     )
 
