@@ -69,7 +69,6 @@ class RunConfig:
         if self.method != "soft-q":
             return
         other = [f"--proposer {self.langevin.proposer}"] * (self.langevin.proposer != "stream")
-        other += ["--needle"] * self.data.needle
         other += [f"--curriculum {self.data.curriculum} --no-curriculum-weights"] * bool(self.data.curriculum)
         asked = " ".join(critic.q_features)
         require(
@@ -134,11 +133,6 @@ class RunConfig:
             retrieval.encoder != "hidden-state" or not unknown,
             f"--encoder hidden-state with --q-features {' '.join(self.critic.q_features)}: it embeds what Q "
             f"reads, and a query has no {' and no '.join(unknown)}; use --q-features last, mean, or both.",
-        )
-        require(
-            not self.data.needle,
-            f"--needle with --proposer {proposer}: the needle is offered by a proposer of its own; use "
-            "--proposer stream.",
         )
         require(
             self.langevin.query_start == "random" or self.langevin.query_tokens <= self.data.window,

@@ -112,9 +112,6 @@ class DataConfig:
     """Parquet file of `curriq export`: its windows, order and weights replace the stream and the selector."""
     curriculum_weights: bool = True
     """Replay the weights too; off keeps the windows and their order, and the selector weighs them."""
-    needle: bool = False
-    """Needle-in-a-haystack experiment: one fixed window of real text among N−1 constant-token windows;
-    the held-out sets are copies of the needle."""
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "--sources is empty: name at least one source, as name=…,path=….")

@@ -153,7 +153,6 @@ def data_fingerprint(
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
         "near_duplicate_threshold": str(data.near_duplicate_threshold),
         "topic": topic if data.topic_coherent else "none",
-        "needle": str(data.needle),
         # What all of it comes to: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),

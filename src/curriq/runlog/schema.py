@@ -272,15 +272,9 @@ GROUPS = (
         ),
     ),
     Group(
-        "Needle in a haystack",
-        "Present with `--needle`, where one candidate is real text and the others a constant token.",
-        (
-            Metric(
-                "needle/rank", "–", "Rank of the needle by weight: 1 is the greatest; ties share the middle."
-            ),
-            Metric("needle/weight", "–", "Mixture weight of the needle."),
-            Metric("needle/q_advantage", LOSS, "Q of the needle minus the mean Q of the other candidates."),
-        ),
+        "Own measurements",
+        "Present where the caller of `curriq.run` brings a selector or probes.",
+        (Metric("own/<name>", "–", "Measured by a selector or probe that is not part of curriq."),),
     ),
     Group(
         "Time",
