@@ -17,9 +17,9 @@ import torch
 
 from curriq.errors import CurriqError
 from curriq.runlog import schema as registry
+from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
 from curriq.runlog.writers import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
-from curriq.runlog import writers as module
 from curriq.types import Candidates, Effects
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -130,7 +130,7 @@ def test_the_probe_measures_weight_rank_and_advantage(weights, admitted, needle,
 
 
 def test_a_run_with_these_parts_equals_itself_when_it_is_interrupted(tmp_path):
-    """The checkpoint does not hold the parts: the caller brings them again, and a resume without is refused."""
+    """The caller brings the parts again, and a resume without them is refused."""
     settings = {**SETTINGS, "model": SMALL_MODEL, "selector": "soft-q", "beta": 0.01}
     curriq.run(recipe().override(**settings, run_dir=str(tmp_path / "whole")), **PARTS)
     own = Own(**PARTS)
