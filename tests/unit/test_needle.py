@@ -8,11 +8,12 @@ import torch
 from experiments.needle import PARTS, SOURCES, NeedleProbe, NeedleProposer, needle_corpus, recipe
 from tests.helpers import random_offer
 from tests.runs import SETTINGS, InterruptAt, assert_same_run
+from tests.steps import finished_step
 
 import curriq
 from curriq.config import SourceConfig
 from curriq.train.run import Own, prepare
-from curriq.types import Features, Offer, Proposer, Step, Windows
+from curriq.types import Offer, Proposer, Windows
 
 N = 12
 SMALL_MODEL = "random:gpt2:hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
@@ -94,23 +95,11 @@ def test_a_resumed_proposer_equals_the_uninterrupted_one(corpus, tmp_path):
         assert torch.equal(expected.ids, got.ids)
 
 
-def finished_step(weights: list[float], admitted: list[int], needle: int, q: list[float] | None) -> Step:
-    """A step on four windows, of which some were admitted; with weights and Q of these."""
-    offer = random_offer(4)
+def offer_with_needle(at: int) -> Offer:
+    """Four windows, of which the one at this position is the needle."""
     source = torch.ones(4, dtype=torch.int64)
-    source[needle] = 0
-    offer = Offer.of(replace(offer.windows, source=source))
-    n = len(admitted)
-    return Step(
-        index=0,
-        offer=offer,
-        trained=offer.take(torch.tensor(admitted)),
-        features=Features(hidden=torch.zeros(n, 2), loss=torch.ones(n)),
-        scores=torch.zeros(n),
-        weights=torch.tensor(weights),
-        loss=1.0,
-        q=None if q is None else torch.tensor(q),
-    )
+    source[at] = 0
+    return Offer.of(replace(random_offer(4).windows, source=source))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +113,14 @@ def finished_step(weights: list[float], admitted: list[int], needle: int, q: lis
     ],
 )
 def test_the_probe_measures_weight_rank_and_advantage(weights, admitted, needle, q, expected):
-    metrics = NeedleProbe().measure(finished_step(weights, admitted, needle, q))
+    step = finished_step(
+        0,
+        offer_with_needle(needle),
+        torch.tensor(admitted),
+        weights=torch.tensor(weights),
+        q=None if q is None else torch.tensor(q),
+    )
+    metrics = NeedleProbe().measure(step)
     names = ("own/needle_weight", "own/needle_rank", "own/needle_q_advantage")
     assert tuple(metrics.get(name) for name in names) == pytest.approx(expected)
 
