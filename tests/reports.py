@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.steps import finished_step
 
 from curriq.config import to_toml
 from curriq.data.stream import window_id
 from curriq.data.tokenizer import encode, serialised, train_tokenizer
 from curriq.presets import preset
-from curriq.runlog.queries import QueryLog
-from curriq.runlog.windows import WindowLog
-from curriq.runlog.writers import CandidateLog, MetricsLog, write_summary
-from curriq.types import Candidates, Effects, Queries
+from curriq.runlog.writers import RunLogs, write_summary
+from curriq.train.record import log_entry
+from curriq.types import Effects, Offer, Queries, Sampled, Windows
 
 SOURCES = ("prose", "code")
 TEXTS = (
@@ -48,31 +48,35 @@ def write_run(
             the weight is noise around uniform.
         effect: add the measured effect, which Q ranks perfectly, to the candidates table.
         tasks: log a downstream task.
-        steered: each step reads `n` windows more, all of the last source, and passes them over.
+        steered: each step reads `n` windows more, all of the last source, and rejects them.
         queries: texts of what a step asks for, in turn; query i of n draws window i, the last one none.
     """
     rng = np.random.default_rng(seed)
     tokenizer = train_tokenizer(texts, 300, 100_000)
     streams = [np.array(ids * math.ceil(4 * window / len(ids) + 1)) for ids in encode(tokenizer, list(texts))]
-    metrics, candidates = MetricsLog(folder, 0), CandidateLog(folder, sources, 0)
-    windows, asked = WindowLog(folder, 0, windows_mb, serialised(tokenizer)), QueryLog(folder, 0)
+    logs = RunLogs(
+        folder,
+        0,
+        source_names=sources,
+        tokenizer=serialised(tokenizer),
+        windows_mb=windows_mb,
+        candidates=True,
+    )
     for step in range(steps):
         source = rng.integers(len(sources), size=n)
         tokens = np.stack(
             [streams[s][(start := rng.integers(window)) : start + window] for s in source]
         ).astype(np.int32)
         ids = [window_id(sources[s], row) for s, row in zip(source, tokens, strict=True)]
-        proposed = Candidates(
+        windows = Windows(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
-            window_ids=torch.tensor(ids),
+            ids=torch.tensor(ids),
             source=torch.from_numpy(source),
-            rows=torch.arange(n),
-            queries=_queries(step, queries, tokenizer.batch_decode(tokens), torch.tensor(ids))
-            if queries
-            else None,
         )
+        asked = _queries(step, queries, tokenizer.batch_decode(tokens), windows.ids) if queries else None
+        offer = Offer.of(windows, queries=asked)
         if steered:
-            proposed = _steered(proposed, len(sources) - 1, sources[-1])
+            offer = _filtered(offer, len(sources) - 1, sources[-1])
         q = torch.from_numpy(rng.normal(size=n).astype(np.float32))
         if shift is not None and step >= shift:
             q += 6 * torch.from_numpy((source == 0).astype(np.float32))
@@ -80,15 +84,13 @@ def write_run(
         loss = torch.full((n,), 6.0 - 3.0 * step / steps)
         ranked = (q - q.mean()) * 1e-3
         effects = Effects(rows=torch.arange(n), effect=ranked, mixture=0.0) if effect else None
-        windows.append(step, proposed)
-        asked.append(step, proposed)
-        candidates.append(step, proposed, proposed, loss, q, weights, q, effects)
         row = _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
         row |= _steering(row, step, n, sources) if steered else {}
-        metrics.append(row | (_search_metrics(step) if queries else {}))
-    for log in (metrics, candidates, windows, asked):
-        log.flush()
-    metrics.close()
+        row |= _search_metrics(step) if queries else {}
+        made = finished_step(step, offer, loss=loss, scores=q, weights=weights, q=q, effects=effects)
+        logs.write(log_entry(made, row))
+    logs.flush()
+    logs.close()
     config = preset("smoke").override(
         steps=steps, num_candidates=n, window=window, run_dir=str(folder), seed=seed
     )
@@ -104,16 +106,23 @@ def write_run(
     return folder
 
 
-def _steered(taken: Candidates, source: int, name: str) -> Candidates:
-    tokens = taken.tokens.flip(1)
-    over = replace(
-        taken,
+def _filtered(offer: Offer, source: int, name: str) -> Offer:
+    """The same windows, accepted for sure, and as many rejected ones with their tokens in reverse."""
+    n = len(offer)
+    tokens = offer.windows.tokens.flip(1)
+    rejected = Windows(
         tokens=tokens,
-        window_ids=torch.tensor([window_id(name, row.astype(np.int32)) for row in tokens.numpy()]),
-        source=torch.full((len(taken),), source),
-        accept_prob=torch.full((len(taken),), 0.25, dtype=torch.float64),
+        ids=torch.tensor([window_id(name, row.astype(np.int32)) for row in tokens.numpy()]),
+        source=torch.full((n,), source),
     )
-    return replace(taken, accept_prob=torch.ones(len(taken), dtype=torch.float64), rejected=over)
+    return replace(offer, sampled=_sampled(n, 1.0), rejected=Offer.of(rejected, sampled=_sampled(n, 0.25)))
+
+
+def _sampled(n: int, accept_prob: float) -> Sampled:
+    return Sampled(
+        accept_prob=torch.full((n,), accept_prob, dtype=torch.float64),
+        unfiltered=torch.zeros(n, dtype=torch.bool),
+    )
 
 
 def _steering(row: dict, step: int, n: int, sources: Sequence[str]) -> dict[str, float]:

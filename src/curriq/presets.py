@@ -162,24 +162,6 @@ def langevin_rag() -> RunConfig:
     )
 
 
-def needle() -> RunConfig:
-    """Needle in a haystack: one window of real text among constant-token windows; does Q find it?"""
-    return RunConfig().override(
-        needle=True,
-        window=64,
-        num_candidates=16,
-        reward_windows=1,
-        reward_set_size=1,
-        validation_set_size=1,
-        test_set_size=1,
-        steps=200,
-        lm_lr=1e-3,
-        lr_schedule="constant",
-        lr_warmup_steps=0,
-        eval_every=20,
-    )
-
-
 def reference() -> RunConfig:
     """A reference model for `--selector rho`: the default model, trained on the default target alone."""
     sources = tuple(
@@ -210,7 +192,7 @@ def smoke() -> RunConfig:
 
 _FUNCTIONS = (
     *(default, recommended, weighted, paper, paper_replay, langevin_rag, paper_langevin),
-    *(needle, reference, smoke, small),
+    *(reference, smoke, small),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

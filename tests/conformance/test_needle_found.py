@@ -4,11 +4,11 @@ import statistics
 from typing import Any
 
 import pytest
+from experiments.needle import PARTS, recipe
 from tests.runs import SETTINGS
 
-from curriq.presets import preset
+import curriq
 from curriq.runlog.read import read_metrics
-from curriq.train.run import train
 
 N, STEPS, LAST = 8, 60, 20
 SMALL: dict[str, Any] = {
@@ -32,13 +32,13 @@ def reference(tmp_path_factory) -> str:
     """A model that has been trained on the needle alone."""
     folder = tmp_path_factory.mktemp("reference")
     alone = {"selector": "uniform", "num_candidates": 1, "run_dir": str(folder)}
-    return str(train(preset("needle").override(**(SMALL | FAST | alone))).model_dir)
+    return str(curriq.run(recipe().override(**(SMALL | FAST | alone)), **PARTS).model_dir)
 
 
 def needle_weights(folder, **overrides: Any) -> list[float]:
     """Mixture weight of the needle in the last steps of a run."""
-    train(preset("needle").override(**(SMALL | overrides), run_dir=str(folder)))
-    return [row["needle/weight"] for row in read_metrics(folder)[-LAST:]]
+    curriq.run(recipe().override(**(SMALL | overrides), run_dir=str(folder)), **PARTS)
+    return [row["own/needle_weight"] for row in read_metrics(folder)[-LAST:]]
 
 
 def test_excess_loss_over_a_reference_finds_it(reference, tmp_path):

@@ -37,7 +37,7 @@ class DirectionEncoder:
 
 def full_buffer(vectors: np.ndarray) -> RingBuffer:
     buffer = RingBuffer(len(vectors), TorchIndex(len(vectors)))
-    windows = random_offer(len(vectors))
+    windows = random_offer(len(vectors)).windows
     buffer.write(windows, decode(windows.tokens), vectors, 0)
     return buffer
 
@@ -59,7 +59,7 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
     inputs = QInputs(("mean",), lm.width, layer_norm=True)
     q = QNetwork(inputs.width, 0, generator=Generators(seed)("q"))
     energy = Energy(lm, InputEmbeddings(lm), lambda f: q(inputs(f)), list(q.parameters()), batch=64)
-    windows = random_offer(WINDOWS, seed=seed)
+    windows = random_offer(WINDOWS, seed=seed).windows
     buffer = full_buffer(HiddenStateEncoder(lm, inputs, 64).encode(windows.tokens, decode(windows.tokens)))
     direction = q.layer2.weight.detach().numpy()
     _, slots = buffer.search(direction / np.linalg.norm(direction), BEST)

@@ -244,10 +244,6 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--refresh 8", "--encoder hashing", "--refresh 0"],
     ),
     (
-        lambda: RunConfig().override(proposer="uniform-buffer", needle=True),
-        ["--needle", "--proposer uniform-buffer", "--proposer stream"],
-    ),
-    (
         lambda: RunConfig().override(proposer="langevin", chains=65, buffer_initial=64),
         ["--chains 65", "--buffer-initial 64", "lower the one or raise the other"],
     ),
@@ -262,7 +258,10 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: from_dict({"critic": 3}), ["[critic]", "table", "3"]),
     (lambda: from_dict({"critic": {"beta": "warm"}}), ["--beta = 'warm'", "valid number"]),
     (lambda: from_dict({"train": {"steps": 1.5}}), ["--steps = 1.5", "integer"]),
-    (lambda: from_dict({"select": {"selector": "best"}}), ["unknown --selector 'best'", "soft-q", "package.module:function"]),
+    (
+        lambda: from_dict({"select": {"selector": "best"}}),
+        ["unknown --selector 'best'", "soft-q", "package.module:function"],
+    ),
     (lambda: from_dict({"critic": {"gamma": 2}}), ["--gamma = 2", "[0, 1)"]),
     (
         lambda: from_dict({"data": {"sources": [{"name": "a", "path": "b", "wieght": 1}]}}),
@@ -507,7 +506,6 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
             target=draw(st.sampled_from([source.name for source in sources])),
             window=draw(st.integers(2, 10**6)),
             held_out_share=draw(st.floats(1e-9, 1 - 1e-9)),
-            needle=draw(st.booleans()),
         ),
         lm=LMConfig(model=draw(TEXT.filter(bool)), precision=draw(st.sampled_from(["fp32", "bf16"]))),
         optim=OptimConfig(lm_lr=draw(POSITIVE), weight_decay=draw(st.floats(0, 10))),

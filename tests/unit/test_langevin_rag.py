@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from tests.runs import tiny
+from tests.steps import finished_step
 
+from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.langevin.diagnostics import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
-from curriq.langevin.ingest import FreshWindows
-from curriq.runlog.queries import QueryLog
-from curriq.runlog.read import read_queries
-from curriq.train.run import prepare
-from curriq.types import Candidates, Queries
+from curriq.langevin.ingest import FILL_BATCH, FreshWindows
+from curriq.runlog.read import read_metrics, read_queries
+from curriq.runlog.writers import Entry, QueryLog
+from curriq.train.record import log_entry
+from curriq.train.run import prepare, train
+from curriq.types import NO_COST, Cost, Offer, Queries, Windows
 
 RAG: dict[str, Any] = {
     "proposer": "langevin",
@@ -37,17 +40,12 @@ class CountingStream:
     def __init__(self) -> None:
         self.position = 0
 
-    def next_batch(self, n: int) -> Candidates:
+    def read(self, n: int) -> Offer:
         ids = torch.arange(self.position, self.position + n)
         ids[ids % 5 == 0] = 0
         self.position += n
-        return Candidates(
-            tokens=ids[:, None].repeat(1, 3),
-            window_ids=ids,
-            source=torch.zeros_like(ids),
-            rows=torch.arange(n),
-            metrics={"data/epoch": 0.0},
-        )
+        windows = Windows(tokens=ids[:, None].repeat(1, 3), ids=ids, source=torch.zeros_like(ids))
+        return Offer.of(windows, cost=Cost(windows_read=n), epoch=0)
 
     def state_dict(self) -> dict:
         return {"position": self.position}
@@ -72,7 +70,7 @@ class Recorder:
 
 def fresh(encoder, ahead: bool, known=lambda window: None) -> FreshWindows:
     decode = lambda tokens: [str(int(row[0])) for row in tokens]  # noqa: E731
-    return FreshWindows(CountingStream(), 4, decode, encoder, known, ahead)
+    return FreshWindows(Unreadable(CountingStream()), 4, decode, encoder, known, ahead)
 
 
 def test_encoding_ahead_changes_no_number() -> None:
@@ -85,8 +83,10 @@ def test_encoding_ahead_changes_no_number() -> None:
             windows.begin_next()
             encoded = windows.next()
             read.append(encoded.vectors)
-            assert encoded.vectors[:, 0].tolist() == encoded.windows.window_ids.tolist()
-            assert encoded.texts == [str(i) for i in encoded.windows.window_ids.tolist()]
+            ids = encoded.offer.windows.ids.tolist()
+            assert encoded.vectors[:, 0].tolist() == ids
+            assert encoded.texts == [str(i) for i in ids]
+            assert (encoded.offer.cost, encoded.offer.epoch) == (Cost(windows_read=4), 0)
         results.append((read, recorder.batches))
     assert all(np.array_equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
     assert results[0][1] == results[1][1]
@@ -111,7 +111,8 @@ def test_pending_windows_survive_a_resume(ahead: bool, then: bool) -> None:
     resumed.load_state_dict(state)
     for _ in range(3):
         ours, theirs = resumed.next(), whole.next()
-        assert torch.equal(ours.windows.window_ids, theirs.windows.window_ids)
+        assert torch.equal(ours.offer.windows.ids, theirs.offer.windows.ids)
+        assert ours.offer.cost == theirs.offer.cost
         assert np.array_equal(ours.vectors, theirs.vectors)
         whole.begin_next()
         resumed.begin_next()
@@ -122,49 +123,48 @@ def test_no_window_is_proposed_twice_and_every_one_is_real(kind: str, tmp_path) 
     rag = proposer(tmp_path, proposer=kind, direct_pool=20)
     seen: set[int] = set()
     for step in range(5):
-        candidates = rag.propose(step)
-        ids = candidates.window_ids.tolist()
+        offer = rag.propose(step)
+        ids = offer.windows.ids.tolist()
         assert len(set(ids)) == len(ids) == 8
-        assert candidates.rows.tolist() == list(range(8))
+        assert offer.rows.tolist() == list(range(8))
         assert not seen & set(ids)
         seen |= set(ids)
-        assert not torch.isin(
-            rag.buffer.window_ids(rag.buffer.live.nonzero().flatten()), candidates.window_ids
-        ).any()
+        live = rag.buffer.window_ids(rag.buffer.live.nonzero().flatten())
+        assert not torch.isin(live, offer.windows.ids).any()
 
 
 def test_dropped_duplicates_propose_fewer_windows(tmp_path) -> None:
     rag = proposer(tmp_path, retrieval_duplicates="drop", retrieval_top_k=1, chains=20)
-    candidates = rag.propose(0)
-    collisions = candidates.metrics["retrieval/collisions"]
-    assert len(candidates) == round(20 * (1 - collisions))
-    assert (candidates.queries.row >= 0).sum() == len(candidates)
+    offer = rag.propose(0)
+    collisions = offer.metrics["retrieval/collisions"]
+    assert len(offer) == round(20 * (1 - collisions))
+    assert (offer.queries.row >= 0).sum() == len(offer)
 
 
 def test_direct_q_takes_the_best_of_the_whole_buffer(tmp_path) -> None:
     run = prepare(tiny(**(RAG | {"proposer": "direct-q", "direct_pool": 0, "run_dir": str(tmp_path)})))
     rag, critic = run.session.components.proposer, run.session.components.critic
-    candidates = rag.propose(0)
+    offer = rag.propose(0)
     everything = rag.buffer.take(torch.arange(len(rag.buffer)))
     with run.lm.measuring():
         q = {
             int(i): critic.online(run.lm.trunk(t[None])[:, -1]).item()
-            for i, t in zip(everything.window_ids, everything.tokens, strict=True)
+            for i, t in zip(everything.ids, everything.tokens, strict=True)
         }
     best = sorted(q, key=lambda window: -q[window])[:8]
-    assert set(candidates.window_ids.tolist()) == set(best)
+    assert set(offer.windows.ids.tolist()) == set(best)
 
 
 def test_queries_name_the_candidate_that_they_drew(tmp_path) -> None:
     run = prepare(tiny(**(RAG | {"run_dir": str(tmp_path)})))
-    candidates = run.session.components.proposer.propose(0)
-    queries = candidates.queries
+    offer = run.session.components.proposer.propose(0)
+    queries = offer.queries
     assert sorted(queries.row.tolist()) == list(range(8))
     for row, text in zip(queries.row.tolist(), queries.window_text, strict=True):
-        assert text == run.corpus.tokenizer.decode(candidates.tokens[row].tolist())
+        assert text == run.corpus.tokenizer.decode(offer.windows.tokens[row].tolist())
     # Nearest first, and what was drawn is in its own query's list with its own score.
     assert (queries.shortlist_scores.diff(dim=1) <= 0).all()
-    place = (queries.shortlist == candidates.window_ids[queries.row][:, None]).nonzero()
+    place = (queries.shortlist == offer.windows.ids[queries.row][:, None]).nonzero()
     assert place[:, 0].tolist() == list(range(8))
     assert torch.equal(queries.shortlist_scores[place[:, 0], place[:, 1]], queries.score)
 
@@ -220,9 +220,24 @@ def test_controls_without_a_query_embed_nothing(kind: str, tmp_path) -> None:
 
 
 def test_search_costs_are_counted(tmp_path) -> None:
-    assert proposer(tmp_path, proposer="uniform-buffer").propose(0).flops == 0
-    one, two = (proposer(tmp_path, langevin_steps=steps).propose(0).flops for steps in (3, 6))
+    assert proposer(tmp_path, proposer="uniform-buffer").propose(0).cost.extra_flops == 0
+    one, two = (proposer(tmp_path, langevin_steps=steps).propose(0).cost.extra_flops for steps in (3, 6))
     assert two == 2 * one > 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_window_that_goes_into_the_buffer_is_counted(ahead: bool, tmp_path) -> None:
+    """Also those that fill it before the first step, in several pieces."""
+    size = FILL_BATCH + 44
+    train(
+        tiny(
+            run_dir=str(tmp_path), steps=3, proposer="random-queries", encoder="hashing", buffer_size=size,
+            ingest=8, query_tokens=5, encode_ahead=ahead,
+        )
+    )  # fmt: skip
+    rows = read_metrics(tmp_path)
+    assert [row["data/windows_read"] for row in rows] == [size, 8, 8]
+    assert [row["x/windows_read"] for row in rows] == [size, size + 8, size + 16]
 
 
 def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
@@ -230,7 +245,7 @@ def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
     rag = proposer(tmp_path, proposer="uniform-buffer", buffer_size=8, ingest=1)
     assert len(rag.propose(0)) == 8
     assert len(rag.propose(1)) == 1
-    rag._ingest = lambda step: {}
+    rag._ingest = lambda step: (NO_COST, None)
     with pytest.raises(CurriqError, match=r"step 2: every window.*--ingest.*--buffer-size"):
         rag.propose(2)
 
@@ -284,32 +299,32 @@ def test_alarm_names_the_setting_once(caplog) -> None:
 
 
 def test_query_log_round_trip_and_resume(tmp_path) -> None:
-    def proposed(step: int) -> Candidates:
-        return Candidates(
+    def entry(step: int) -> Entry:
+        windows = Windows(
             tokens=torch.zeros(1, 2, dtype=torch.long),
-            window_ids=torch.tensor([70 + step]),
+            ids=torch.tensor([70 + step]),
             source=torch.zeros(1, dtype=torch.long),
-            rows=torch.arange(1),
-            queries=Queries(
-                text=("a query", "another"),
-                q=torch.tensor([0.5, torch.nan]),
-                soft_q=torch.tensor([0.625, torch.nan]),
-                start_q=torch.tensor([0.25, torch.nan]),
-                changed=torch.tensor([1.0, 0.0]),
-                row=torch.tensor([0, -1]),
-                score=torch.tensor([0.75, torch.nan]),
-                window_text=("x" * 999, ""),
-                shortlist=torch.tensor([[9, 70 + step], [9, -1]]),
-                shortlist_scores=torch.tensor([[1.5, 0.75], [0.5, -torch.inf]]),
-            ),
         )
+        queries = Queries(
+            text=("a query", "another"),
+            q=torch.tensor([0.5, torch.nan]),
+            soft_q=torch.tensor([0.625, torch.nan]),
+            start_q=torch.tensor([0.25, torch.nan]),
+            changed=torch.tensor([1.0, 0.0]),
+            row=torch.tensor([0, -1]),
+            score=torch.tensor([0.75, torch.nan]),
+            window_text=("x" * 999, ""),
+            shortlist=torch.tensor([[9, 70 + step], [9, -1]]),
+            shortlist_scores=torch.tensor([[1.5, 0.75], [0.5, -torch.inf]]),
+        )
+        return log_entry(finished_step(step, Offer.of(windows, queries=queries)), {})
 
     log = QueryLog(tmp_path, 0)
     for step in range(3):
-        log.append(step, proposed(step))
+        log.append(entry(step))
     log.flush()
     log = QueryLog(tmp_path, 2)  # resumed from step 2: the third is written again
-    log.append(2, proposed(2))
+    log.append(entry(2))
     log.flush()
     table = read_queries(tmp_path).to_pylist()
     assert [(row["step"], row["query"]) for row in table] == [(k, i) for k in range(3) for i in range(2)]

@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.steps import finished_step
 
 from curriq.errors import CurriqError
 from curriq.runlog import schema as registry
 from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
-from curriq.runlog.writers import CandidateLog, MetricsLog, TensorBoardSink, WandbSink, write_summary
-from curriq.types import Candidates, Effects
+from curriq.runlog.writers import CandidateLog, MetricsLog, RunLogs, write_summary
+from curriq.train.record import log_entry
+from curriq.train.sinks import TensorBoardSink, WandbSink
+from curriq.types import Effects, Offer, Sampled, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,12 +58,13 @@ class TestRegistry:
         [
             ("bandit/p_web", "bandit/p_<source>"),
             ("select/weight_share/my source/2", "select/weight_share/<source>"),
+            ("own/needle_weight", "own/<name>"),
         ],
     )
     def test_family(self, name, family):
         assert registry.find(name).name == family
 
-    @pytest.mark.parametrize("name", ["bandit/p_", "select/weight_share", "x/", ""])
+    @pytest.mark.parametrize("name", ["bandit/p_", "select/weight_share", "own/", "x/", ""])
     def test_family_needs_a_member(self, name):
         with pytest.raises(KeyError):
             registry.find(name)
@@ -202,18 +206,17 @@ def collect(
     log: CandidateLog, step: int, n: int = 4, trained: tuple[int, ...] = (3, 1), with_q: bool = True
 ) -> None:
     """A step with n candidates of which the rows `trained` were forwarded, in that order."""
-    proposed = Candidates(
+    windows = Windows(
         tokens=torch.zeros(n, 2, dtype=torch.long),
-        window_ids=torch.arange(n) + 2**62 + 100 * step,
+        ids=torch.arange(n) + 2**62 + 100 * step,
         source=torch.arange(n) % 2,
-        rows=torch.arange(n),
     )
     index = torch.tensor(trained)
     loss = index.float() + step
-    weights = torch.full((len(trained),), 1 / len(trained))
-    q = -loss if with_q else None
     effects = Effects(rows=torch.tensor([0]), effect=torch.tensor([0.25]), mixture=0.25) if with_q else None
-    log.append(step, proposed, proposed.take(index), loss, index * 0.5, weights, q, effects)
+    q = -loss if with_q else None
+    made = finished_step(step, Offer.of(windows), index, loss=loss, scores=index * 0.5, q=q, effects=effects)
+    log.append(log_entry(made, {}))
 
 
 def write_candidates(run_dir: Path, first: int, end: int, every: int) -> None:
@@ -260,21 +263,28 @@ class TestCandidateLog:
             "accept_prob": [None, None, None, None],
         }
 
-    def test_what_was_passed_over_follows_with_its_chance_and_no_weight(self, tmp_path):
+    def test_what_was_rejected_follows_with_its_probability_and_no_weight(self, tmp_path):
         log = CandidateLog(tmp_path, ["prose", "code"], 0)
         taken, rejected = (
-            Candidates(
-                tokens=torch.zeros(2, 2, dtype=torch.long),
-                window_ids=torch.arange(2) + 10 * number,
-                source=torch.full((2,), number),
+            replace(
+                Offer.of(
+                    Windows(
+                        tokens=torch.zeros(2, 2, dtype=torch.long),
+                        ids=torch.arange(2) + 10 * number,
+                        source=torch.full((2,), number),
+                    ),
+                    sampled=Sampled(
+                        accept_prob=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
+                        unfiltered=torch.zeros(2, dtype=torch.bool),
+                    ),
+                ),
                 rows=torch.tensor(rows),
-                accept_prob=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
             )
             for number, rows in enumerate(([0, 1], [1, 3]))
         )
-        proposed = replace(taken, rejected=rejected)
         index = torch.tensor([1, 0])
-        log.append(0, proposed, proposed.take(index), index + 4.0, index * 0.0, torch.full((2,), 0.5), None)
+        step = finished_step(0, replace(taken, rejected=rejected), index, loss=index + 4.0)
+        log.append(log_entry(step, {}))
         log.flush()
         rows = read_candidates(tmp_path).to_pydict()
         assert rows["row"] == [0, 1, 2, 3]
@@ -346,6 +356,25 @@ class TestCandidateLog:
     def test_none_logged(self, tmp_path):
         with pytest.raises(CurriqError, match="holds no candidates"):
             read_candidates(tmp_path)
+
+
+class TestRunLogs:
+    @pytest.mark.parametrize("candidates", [True, False])
+    def test_one_entry_goes_into_every_table_that_is_kept(self, tmp_path, candidates):
+        windows = Windows(tokens=torch.ones(2, 3).long(), ids=torch.arange(2), source=torch.zeros(2).long())
+        logs = RunLogs(
+            tmp_path, 0, source_names=["prose"], tokenizer="{}", windows_mb=1.0, candidates=candidates
+        )
+        for step in range(3):
+            logs.write(log_entry(finished_step(step, Offer.of(windows)), {"step": step}))
+        logs.flush()
+        logs.close()
+        assert steps(tmp_path) == [0, 1, 2]
+        made = {"metrics.jsonl", "windows"} | ({"candidates"} if candidates else set())
+        assert set(os.listdir(tmp_path)) == made  # nothing was searched, so there is no queries table
+        assert sorted(os.listdir(tmp_path / "windows")) == ["part-00000000.parquet", "tokenizer.json"]
+        if candidates:
+            assert len(read_candidates(tmp_path)) == 6
 
 
 class TestSummary:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from curriq.errors import CurriqError
 from curriq.langevin.retrieval import draw_windows, retrieval_probs
 from curriq.langevin.retrievers import uniform_slots
 from curriq.langevin.ring_buffer import FaissIndex, RebuiltFaissIndex, RingBuffer, TorchIndex, VectorIndex
-from curriq.types import Candidates
+from curriq.types import IGNORED, Windows
 
 CAPACITY, WIDTH, T = 20, 6, 4
 INDEXES: dict[str, Callable[[], VectorIndex]] = {
@@ -28,15 +29,11 @@ def unit(n: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def windows(ids: list[int], labelled: bool = False) -> Candidates:
+def windows(ids: list[int], labelled: bool = False) -> Windows:
     """Windows whose tokens repeat their id."""
     n = torch.tensor(ids)
-    return Candidates(
-        tokens=n[:, None].repeat(1, T),
-        window_ids=n,
-        source=n % 3,
-        difficulty=n.float() if labelled else None,
-        rows=torch.arange(len(ids)),
+    return Windows(
+        tokens=n[:, None].repeat(1, T), ids=n, source=n % 3, difficulty=n.float() if labelled else None
     )
 
 
@@ -105,10 +102,11 @@ def test_oldest_windows_go_first_and_everything_lies_beside_them() -> None:
     write(buffer, list(range(CAPACITY)), step=3)
     write(buffer, [100, 101], step=4)
     taken = buffer.take(torch.arange(CAPACITY))
-    assert taken.window_ids.tolist() == [100, 101, *range(2, CAPACITY)]
-    assert torch.equal(taken.tokens, taken.window_ids[:, None].repeat(1, T))
-    assert torch.equal(taken.source, taken.window_ids % 3)
+    assert taken.ids.tolist() == [100, 101, *range(2, CAPACITY)]
+    assert torch.equal(taken.tokens, taken.ids[:, None].repeat(1, T))
+    assert torch.equal(taken.source, taken.ids % 3)
     assert taken.difficulty is None
+    assert taken.labels is None
     assert [buffer.text(i) for i in (0, 1, 2)] == ["window 100", "window 101", "window 2"]
     assert buffer.written_at(torch.tensor([0, 2])).tolist() == [4, 3]
 
@@ -117,6 +115,25 @@ def test_difficulty_labels_come_back() -> None:
     buffer = RingBuffer(CAPACITY, TorchIndex(CAPACITY))
     buffer.write(windows([4, 9], labelled=True), ["a", "b"], unit(2, 0), 0)
     assert buffer.take(torch.tensor([1, 0])).difficulty.tolist() == [9.0, 4.0]
+
+
+def test_tokens_that_are_not_learnt_come_back_so_also_after_a_resume() -> None:
+    """Windows without labels, before and after, are learnt in full."""
+    buffer, resumed = (RingBuffer(CAPACITY, TorchIndex(CAPACITY)) for _ in range(2))
+    write(buffer, [1, 2])
+    partly = windows([3, 4])
+    labels = partly.tokens.clone()
+    labels[:, 1:] = IGNORED
+    buffer.write(replace(partly, labels=labels), ["three", "four"], unit(2, 0), 0)
+    write(buffer, [5])
+    resumed.load_state_dict(buffer.state_dict())
+    for ring in (buffer, resumed):
+        taken = ring.take(torch.tensor([0, 2, 3, 4]))
+        rows = [[1] * T, [3, *[IGNORED] * (T - 1)], [4, *[IGNORED] * (T - 1)], [5] * T]
+        assert taken.labels.tolist() == rows
+    for ring in (buffer, resumed):
+        write(ring, [6, 7])
+    assert_same_state(buffer.state_dict(), resumed.state_dict())
 
 
 def test_all_copies_of_a_used_window_are_retired_but_not_a_later_one() -> None:

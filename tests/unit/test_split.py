@@ -14,6 +14,7 @@ from curriq.data.contamination import ContaminationFilter, NearDuplicateIndex, S
 from curriq.data.documents import Document, MemorySource
 from curriq.data.split import build_held_out
 from curriq.errors import CurriqError
+from curriq.types import Windows
 
 VOCABULARY = [f"w{i}" for i in range(400)]
 FAMILIES = 200
@@ -128,7 +129,9 @@ def test_a_greater_share_holds_out_more_and_sizes_do_not_move_the_border(text, s
 
 def families(windows, tokenizer):
     """Families of documents that a set of windows has words of."""
-    return {int(family) for family in re.findall(r"f(\d+)w", " ".join(tokenizer.batch_decode(windows)))}
+    return {
+        int(family) for family in re.findall(r"f(\d+)w", " ".join(tokenizer.batch_decode(windows.tokens)))
+    }
 
 
 @settings(deadline=None, max_examples=15)
@@ -156,7 +159,7 @@ def test_documents_and_their_near_duplicates_are_on_one_side(tokenizer, share, t
 def test_the_filter_applies_to_other_sources_and_leaves_them_their_own_documents(tokenizer):
     documents = corpus()
     sets, contamination = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
-    used = families(torch.cat([sets.reward, sets.validation, sets.test]), tokenizer)
+    used = families(Windows.cat([sets.reward, sets.validation, sets.test]), tokenizer)
     held_out = next(d for d in documents if not contamination.allows(d) and family_of(d) in used)
     words = held_out.text.split()
     assert not contamination.allows(Document("  \n".join(words)))
@@ -188,9 +191,11 @@ def test_the_sets_do_not_depend_on_other_sources_and_are_disjoint(tokenizer):
     first, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
     more = (SourceConfig(name="web", path="unused"), SourceConfig(name="more", path="unused"))
     second, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config(sources=more))
-    windows = [tuple(row) for name in SIZES for row in getattr(first, name).tolist()]
+    windows = [tuple(row) for name in SIZES for row in getattr(first, name).tokens.tolist()]
     assert len(set(windows)) == sum(SIZES.values())
-    assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in SIZES)
+    for name in SIZES:
+        assert torch.equal(getattr(first, name).tokens, getattr(second, name).tokens)
+        assert torch.equal(getattr(first, name).ids, getattr(second, name).ids)
 
 
 def test_sets_are_spread_over_documents(tokenizer):

@@ -1,7 +1,9 @@
-"""The stream: what is in it, in which proportions, and that it resumes exactly."""
+"""The stream: how text is cut, what is in it, in which proportions, and that it resumes exactly."""
 
+import hashlib
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +17,120 @@ from curriq.data.documents import Document, MemorySource
 from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
 from curriq.data.stream import (
     DecontaminatedSource,
+    Packer,
     SourceMix,
     SourceReader,
-    StreamProposer,
+    Unreadable,
     WindowStream,
     check_fingerprint,
+    rows_from_state,
+    rows_to_state,
+    window_id,
 )
 from curriq.errors import CurriqError
-from curriq.types import Proposer
+from curriq.select.base import StreamProposer
+from curriq.types import IGNORED, Cost, Offer, Proposer, WindowSource
+
+EOS = 0
+some_documents = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 50_000), max_size=40),
+        st.one_of(st.just(math.nan), st.floats(-5, 5)),
+    ),
+    max_size=25,
+)
+
+
+def brute_force(texts, length):
+    """Every token with its label in one list, an EOS behind each non-empty document, cut by hand."""
+    stream = []
+    for tokens, label in texts:
+        if tokens:
+            stream += [(token, label) for token in [*tokens, EOS]]
+    return [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+
+
+@settings(deadline=None)
+@given(some_documents, st.integers(2, 17))
+def test_packing_is_concatenation_with_eos_cut_every_t_tokens(texts, length):
+    packer = Packer("web", length, EOS)
+    windows = [window for tokens, label in texts for window in packer.add(tokens, label)]
+    expected = brute_force(texts, length)
+    assert [w.tokens.tolist() for w in windows] == [[token for token, _ in e] for e in expected]
+    for window, pairs in zip(windows, expected, strict=True):
+        labels = [label for _, label in pairs if not math.isnan(label)]
+        mean = math.fsum(labels) / len(labels) if labels else math.nan
+        assert window.difficulty == pytest.approx(mean, nan_ok=True, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(some_documents, st.integers(2, 17), st.data())
+def test_a_packer_resumes_anywhere(texts, length, data):
+    cut = data.draw(st.integers(0, len(texts)))
+    whole, first, second = (Packer("web", length, EOS) for _ in range(3))
+    uninterrupted = [w for tokens, label in texts for w in whole.add(tokens, label)]
+    before = [w for tokens, label in texts[:cut] for w in first.add(tokens, label)]
+    second.load_state_dict(first.state_dict())
+    after = [w for tokens, label in texts[cut:] for w in second.add(tokens, label)]
+    assert [w.id for w in before + after] == [w.id for w in uninterrupted]
+    np.testing.assert_array_equal(
+        [w.difficulty for w in before + after], [w.difficulty for w in uninterrupted]
+    )
+
+
+def test_window_id_is_the_documented_hash():
+    tokens = np.array([1, 258, 3], np.int32)
+    content = b"web\0" + bytes([1, 0, 0, 0, 2, 1, 0, 0, 3, 0, 0, 0])
+    expected = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+    assert window_id("web", tokens) == expected
+    assert window_id("web", tokens.astype(np.int64)) == expected
+    assert window_id("code", tokens) != expected
+    assert 0 <= expected < 2**63
+
+
+def test_ids_of_many_windows_are_distinct_and_fit_int64():
+    ids = [window_id("web", np.array([i, i + 1])) for i in range(5000)]
+    assert len(set(ids)) == 5000
+    assert torch.tensor(ids).min() >= 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.booleans(), max_size=12), max_size=12), st.integers(2, 9))
+def test_what_is_not_learnt_has_no_label(masks, length):
+    """The EOS token of a document with a mask is not learnt; where all is learnt there are no labels."""
+    packer, learnt = Packer("chat", length, EOS), []
+    windows = []
+    for number, mask in enumerate(masks):
+        windows += packer.add([number + 1] * len(mask), learnt=None if number % 3 == 0 else mask)
+        if mask:
+            learnt += [*([True] * (len(mask) + 1) if number % 3 == 0 else [*mask, False])]
+    for number, window in enumerate(windows):
+        expected = learnt[number * length : (number + 1) * length]
+        if all(expected):
+            assert window.labels is None
+        else:
+            tokens = window.tokens.tolist()
+            wanted = [token if known else IGNORED for token, known in zip(tokens, expected, strict=True)]
+            assert window.labels.tolist() == wanted
+
+
+def test_rows_survive_a_checkpoint(tmp_path):
+    packer = Packer("web", 4, EOS, position=2)
+    rows = packer.add(range(1, 20), 2.5) + packer.add(range(1, 20))
+    rows += packer.add(range(1, 10), learnt=[True, False, True] * 3)
+    assert len({row.labels is None for row in rows}) == 2
+    torch.save(rows_to_state(rows), tmp_path / "state.pt")
+    restored = rows_from_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    for old, new in zip(rows, restored, strict=True):
+        np.testing.assert_array_equal(old.tokens, new.tokens)
+        assert (new.id, new.source) == (old.id, old.source) == (old.id, 2)
+        np.testing.assert_equal(new.difficulty, old.difficulty)
+        np.testing.assert_array_equal(new.labels, old.labels)
+
+
+def test_no_rows_survive_a_checkpoint():
+    assert rows_from_state(rows_to_state([])) == []
+
 
 WORDS = [f"w{i}" for i in range(1000)]
 T = 8
@@ -55,30 +163,39 @@ def make_stream(tokenizer, *, seed=0, weights=(0.5, 0.2, 0.3), dirts=("none", "s
         if weight > 0:
             source = MemorySource(f"s{i}", documents(count, i, labels=i == 0), seed)
             guarded = DecontaminatedSource(source, guard, of_target=i == 0)
-            readers[i] = SourceReader(guarded, corruption, tokenizer, T, seed)
+            readers[i] = SourceReader(guarded, corruption, tokenizer, T, seed, i)
     mix = SourceMix(readers=readers, weights=weights, labelled=labelled)
     generator = torch.Generator().manual_seed(seed)
     return WindowStream(mix, buffer, generator, {"seed": str(seed), "T": str(T)})
 
 
-def assert_equal_batches(left, right):
-    for name in ("tokens", "window_ids", "source", "rows"):
+def assert_equal_windows(left, right):
+    for name in ("tokens", "ids", "source"):
         assert torch.equal(getattr(left, name), getattr(right, name))
     torch.testing.assert_close(left.difficulty, right.difficulty, rtol=0, atol=0, equal_nan=True)
-    assert left.metrics == right.metrics
 
 
-def test_a_batch_has_the_documented_form(tokenizer):
+def assert_equal_offers(left, right):
+    assert_equal_windows(left.windows, right.windows)
+    assert torch.equal(left.rows, right.rows)
+    assert (left.epoch, left.cost) == (right.epoch, right.cost)
+
+
+def test_an_offer_has_the_documented_form(tokenizer):
     proposer = StreamProposer(make_stream(tokenizer), 5)
     assert isinstance(proposer, Proposer)
-    batch = proposer.propose(0)
-    assert batch.tokens.shape == (5, T)
-    assert batch.tokens.dtype == batch.window_ids.dtype == torch.int64
-    assert batch.rows.tolist() == list(range(5))
-    batch = make_stream(tokenizer).next_batch(300)
-    assert torch.isnan(batch.difficulty[batch.source != 0]).all()
-    assert not torch.isnan(batch.difficulty[batch.source == 0]).any()
-    assert make_stream(tokenizer, labelled=False).next_batch(5).difficulty is None
+    offer = proposer.propose(0)
+    windows = offer.windows
+    assert windows.tokens.shape == (5, T)
+    assert windows.tokens.dtype == windows.ids.dtype == torch.int64
+    assert windows.labels is None
+    assert offer.rows.tolist() == list(range(5))
+    assert offer.cost == Cost(windows_read=5)
+    assert offer.epoch == 1  # 16 windows in the buffer, and one source has three documents
+    windows = make_stream(tokenizer).read(300).windows
+    assert torch.isnan(windows.difficulty[windows.source != 0]).all()
+    assert not torch.isnan(windows.difficulty[windows.source == 0]).any()
+    assert make_stream(tokenizer, labelled=False).read(5).windows.difficulty is None
 
 
 def test_without_shuffling_one_source_is_its_documents_in_order(tokenizer):
@@ -88,17 +205,18 @@ def test_without_shuffling_one_source_is_its_documents_in_order(tokenizer):
                 for w in [*d.text.split(), "<eos>"]]  # fmt: skip
     reader = SourceReader(MemorySource("web", texts, 3), "none", tokenizer, T, 0)
     stream = WindowStream(SourceMix(readers={0: reader}, weights=[2.0]), 1, torch.Generator(), {})
-    got = stream.next_batch(len(expected) // T).tokens.flatten().tolist()
+    got = stream.read(len(expected) // T).windows.tokens.flatten().tolist()
     assert got == expected[: len(got)], "two epochs laid end to end"
 
 
 def test_the_buffer_emits_every_window_once(tokenizer):
-    ordered = make_stream(tokenizer, weights=(1,), dirts=("none",), counts=(400,), buffer=1).next_batch(500)
+    ordered = make_stream(tokenizer, weights=(1,), dirts=("none",), counts=(400,), buffer=1)
+    in_order = ordered.read(500).windows.ids.tolist()
     shuffled = make_stream(tokenizer, weights=(1,), dirts=("none",), counts=(400,), buffer=64)
-    ids = shuffled.next_batch(500 - 63).window_ids.tolist()
-    assert set(ids) <= set(ordered.window_ids.tolist())
+    ids = shuffled.read(500 - 63).windows.ids.tolist()
+    assert set(ids) <= set(in_order)
     assert len(set(ids)) == len(ids)
-    position = {window: i for i, window in enumerate(ordered.window_ids.tolist())}
+    position = {window: i for i, window in enumerate(in_order)}
     # An element waits for a geometric time of mean 64 in the buffer, so the places move by about as much.
     moves = [position[window] - i for i, window in enumerate(ids)]
     assert max(moves) == 63 or max(moves) > 55, "nothing comes before it has been read"
@@ -108,7 +226,7 @@ def test_the_buffer_emits_every_window_once(tokenizer):
 def test_sources_are_mixed_by_weight(tokenizer):
     weights, n = (3.0, 0.0, 5.0, 2.0), 3000
     stream = make_stream(tokenizer, weights=weights, dirts=("none",) * 4, counts=(50, 5, 50, 50))
-    counts = torch.bincount(stream.next_batch(n).source, minlength=4).tolist()
+    counts = torch.bincount(stream.read(n).windows.source, minlength=4).tolist()
     for count, weight in zip(counts, weights, strict=True):
         p = weight / sum(weights)
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))
@@ -119,22 +237,22 @@ def test_a_resumed_stream_equals_the_uninterrupted_one_from_any_point(tokenizer,
     for step in range(48):
         if step in (0, 1, 2, 7, 19, 30):
             torch.save(whole.state_dict(), tmp_path / f"{step}.pt")
-        uninterrupted.append(whole.next_batch(13))
-    assert uninterrupted[29].metrics["data/epoch"] >= 2
+        uninterrupted.append(whole.read(13))
+    assert uninterrupted[29].epoch >= 2
     for saved in tmp_path.iterdir():
         resumed = make_stream(tokenizer)
-        resumed.next_batch(3)  # a position of its own, to be forgotten
+        resumed.read(3)  # a position of its own, to be forgotten
         resumed.load_state_dict(torch.load(saved, weights_only=True))
         for expected in uninterrupted[int(saved.stem) :]:
-            assert_equal_batches(resumed.next_batch(13), expected)
+            assert_equal_offers(resumed.read(13), expected)
 
 
 def test_two_arms_with_one_seed_see_the_same_windows_however_they_are_cut(tokenizer):
-    one = make_stream(tokenizer).next_batch(120)
+    one = make_stream(tokenizer).read(120)
     parts = make_stream(tokenizer)
-    other = torch.cat([parts.next_batch(n).window_ids for n in (1, 50, 9, 60)])
-    assert torch.equal(one.window_ids, other)
-    assert not torch.equal(one.window_ids, make_stream(tokenizer, seed=1).next_batch(120).window_ids)
+    other = Offer.cat([parts.read(n) for n in (1, 50, 9, 60)])
+    assert_equal_offers(one, other)
+    assert not torch.equal(one.windows.ids, make_stream(tokenizer, seed=1).read(120).windows.ids)
 
 
 def test_equal_windows_have_equal_ids_for_every_seed(tokenizer):
@@ -145,7 +263,7 @@ def test_equal_windows_have_equal_ids_for_every_seed(tokenizer):
         stream = WindowStream(
             SourceMix(readers={0: reader}, weights=[1]), 4, torch.Generator().manual_seed(seed), {}
         )
-        ids.append(stream.next_batch(200).window_ids.tolist())
+        ids.append(stream.read(200).windows.ids.tolist())
     assert ids[0] != ids[1]
     assert set(ids[0]) == set(ids[1])
     assert len(set(ids[0])) == len(long)
@@ -168,14 +286,15 @@ def test_no_held_out_text_enters_many_epochs_of_the_stream(tokenizer, share, thr
             tokenizer,
             T,
             seed,
+            i,
         )
         for i, corruption in enumerate(["none", "shuffled-tokens"])
     }
     generator = torch.Generator().manual_seed(seed)
     stream = WindowStream(SourceMix(readers=readers, weights=[1, 1]), 8, generator, {})
-    seen = set(stream.next_batch(700).tokens.flatten().tolist()) - {0}
+    seen = set(stream.read(700).windows.tokens.flatten().tolist()) - {0}
     assert stream.epoch >= 2
-    held_out = [set(s.flatten().tolist()) - {0} for s in (sets.reward, sets.validation, sets.test)]
+    held_out = [set(s.tokens.flatten().tolist()) - {0} for s in (sets.reward, sets.validation, sets.test)]
     for left, right in [(0, 1), (0, 2), (1, 2)]:
         assert not held_out[left] & held_out[right]
     assert not seen & set.union(*held_out)
@@ -184,11 +303,11 @@ def test_no_held_out_text_enters_many_epochs_of_the_stream(tokenizer, share, thr
 def test_a_new_epoch_is_said_once_per_source(tokenizer, caplog):
     stream = make_stream(tokenizer, weights=(1, 1), dirts=("none", "none"), counts=(20, 30))
     with caplog.at_level(logging.WARNING, logger="curriq"):
-        batch = stream.next_batch(300)
+        offer = stream.read(300)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(set(said)) >= 4
     last = max(reader.source.epoch for reader in stream._mix.readers.values())
-    assert batch.metrics["data/epoch"] == last
+    assert offer.epoch == last
     assert any(f"'s0' is used up: epoch {last} begins" in text for text in said)
 
 
@@ -197,22 +316,62 @@ def test_duplicates_repeat_without_announcement(tokenizer, caplog):
     reader = SourceReader(source, "duplicates", tokenizer, T, 0)
     stream = WindowStream(SourceMix(readers={0: reader}, weights=[1]), 4, torch.Generator(), {})
     with caplog.at_level(logging.WARNING, logger="curriq"):
-        batch = stream.next_batch(200)
+        offer = stream.read(200)
     assert not caplog.records
-    assert batch.metrics == {"data/epoch": 0.0, "data/windows_read": 200.0}
+    assert (offer.epoch, offer.cost) == (0, Cost(windows_read=200))
 
 
 def test_a_source_without_training_documents_is_an_error(tokenizer):
     all_held_out = ContaminationFilter(SplitRule(1 - 1e-12, {"reward": 1, "validation": 1, "test": 1}), 1.0)
     with pytest.raises(CurriqError, match=r"'s0' has no text to train on.*--held-out-share"):
-        make_stream(tokenizer, guard=all_held_out).next_batch(1)
+        make_stream(tokenizer, guard=all_held_out).read(1)
 
 
 def test_a_source_shorter_than_a_window_is_repeated_until_it_fills_one(tokenizer):
     reader = SourceReader(MemorySource("tiny", [Document("w1 w2")], 0), "none", tokenizer, T, 0)
     stream = WindowStream(SourceMix(readers={0: reader}, weights=[1]), 2, torch.Generator(), {})
     one, two = (tokenizer.convert_tokens_to_ids(w) for w in ("w1", "w2"))
-    assert stream.next_batch(1).tokens[0].tolist() == ([one, two, 0] * 3)[:T]
+    assert stream.read(1).windows.tokens[0].tolist() == ([one, two, 0] * 3)[:T]
+
+
+def unread_stream(tokenizer, first):
+    """A stream that has read 20 windows, and taken the last 15 back in two parts, with their numbers."""
+    stream = Unreadable(make_stream(tokenizer))
+    assert isinstance(stream, WindowSource)
+    offer = stream.read(20)
+    assert_equal_offers(offer, first)
+    numbered = replace(offer, known={"number": torch.arange(20.0)})
+    for part in (slice(12, None), slice(5, 12), slice(5, 5)):
+        stream.unread(numbered.take(part))
+    return stream
+
+
+def test_what_is_unread_is_read_first_and_as_it_was(tokenizer):
+    plain = make_stream(tokenizer)
+    first, after = plain.read(20), plain.read(30)
+    stream = unread_stream(tokenizer, first)
+    for part in (slice(5, 15), slice(15, 20)):
+        offer = stream.read(10)  # at most: a reading does not go on into the stream
+        assert_equal_windows(offer.windows, first.windows.take(part))
+        assert offer.known["number"].tolist() == list(range(20))[part]
+        assert offer.rows.tolist() == list(range(len(offer)))
+        assert (offer.cost, offer.epoch) == (Cost(windows_read=len(offer)), first.epoch)
+    assert_equal_offers(stream.read(30), after)
+
+
+def test_a_resumed_stream_has_what_was_unread(tokenizer, tmp_path):
+    stream = unread_stream(tokenizer, make_stream(tokenizer).read(20))
+    stream.read(3)
+    torch.save(stream.state_dict(), tmp_path / "state.pt")
+    resumed = Unreadable(make_stream(tokenizer))
+    resumed.unread(resumed.read(7))  # to be forgotten
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for n in (10, 10, 8, 50):
+        expected, got = stream.read(n), resumed.read(n)
+        assert_equal_offers(got, expected)
+        assert {name: column.tolist() for name, column in got.known.items()} == {
+            name: column.tolist() for name, column in expected.known.items()
+        }
 
 
 def test_a_state_of_other_data_is_refused(tokenizer):

@@ -19,7 +19,18 @@ _SETTINGS = {
     "replay_updates": "q_replay_updates",
 }
 _SPLIT = "target_fraction"  # meant `accept_fraction` with a stream filter, `effective_batch_fraction` without
-_VALUES = {("temperature", "governed"): "gated", ("q_features", "likeness"): "dsir_score"}
+_VALUES = {
+    ("temperature", "governed"): "gated",
+    ("q_features", "likeness"): "dsir_score",
+    ("proposer", "swaps"): "experiments/control_samplers.py:swaps",
+    ("proposer", "embedding-langevin"): "experiments/control_samplers.py:embedding_langevin",
+}
+_LEFT = {
+    "needle": "experiments/needle.py",
+    "swap_candidates": "a constant of experiments/control_samplers.py",
+    "swap_top_k": "a constant of experiments/control_samplers.py",
+}
+"""Settings that left the package, and where what they did is now; older run files are read without them."""
 _SOURCE_KEYS = {"dirt": "corruption"}
 FORMER = (*_SETTINGS, _SPLIT)
 """Former names of settings."""
@@ -37,6 +48,9 @@ def rename_settings(settings: dict[str, Any], max_read_ratio: int) -> dict[str, 
     names = _SETTINGS | {_SPLIT: "accept_fraction" if filters else "effective_batch_fraction"}
     renamed: dict[str, Any] = {}
     for former, value in settings.items():
+        if former in _LEFT:
+            _notify(flag(former), _LEFT[former])
+            continue
         name = names.get(former, former)
         if name != former:
             _notify(flag(former), flag(name))

@@ -81,9 +81,8 @@ def _sizes(config: RunConfig) -> Pairs:
 
 def _no_stream(config: RunConfig) -> list[str]:
     """The settings by which candidates come from elsewhere than the stream."""
-    data, names = config.data, ("proposer", "needle", "curriculum")
-    is_set = (config.langevin.proposer != "stream", data.needle, bool(data.curriculum))
-    return list(compress(names, is_set))
+    is_set = (config.langevin.proposer != "stream", bool(config.data.curriculum))
+    return list(compress(("proposer", "curriculum"), is_set))
 
 
 def _dsir_score(config: RunConfig) -> Pairs:
@@ -134,8 +133,6 @@ def _langevin_rag(config: RunConfig) -> Pairs:
         yield "q_features", "proposer", f"a string that is searched {last_mean}"
     if retrieval.encoder == "hidden-state" and unknown:
         yield "encoder", "q_features", f"it embeds the inputs of Q, and a query {last_mean}"
-    if config.data.needle:
-        yield "needle", "proposer", "the needle comes from a proposer of its own; use --proposer stream"
     if langevin.query_start == "buffer" and langevin.query_tokens > config.data.window:
         yield "query_tokens", "window", "--query-start buffer takes tokens of a window; lower --query-tokens"
     first = retrieval.buffer_initial or retrieval.buffer_size

@@ -117,9 +117,6 @@ class DataConfig(Section):
     replace the stream and the selector."""
     curriculum_weights: bool = True
     """Use the recorded weights too; off keeps windows and order, and the selector weighs them."""
-    needle: bool = False
-    """Needle-in-a-haystack experiment: one fixed window of real text among N−1 constant-token windows; the
-    held-out sets are copies of the needle."""
 
     def check(self) -> None:
         require(bool(self.sources), "--sources is empty: name at least one source, as name=…,path=….")

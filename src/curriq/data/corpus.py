@@ -133,7 +133,7 @@ def data_fingerprint(
         f"source {data.sources[i].name}": f"{reader.source.fingerprint()} corruption={reader.corruption}"
         for i, reader in mix.readers.items()
     }
-    settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold", "needle")
+    settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
     return {
         **sources,

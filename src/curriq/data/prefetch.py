@@ -12,6 +12,7 @@ import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -25,7 +26,19 @@ _log = logging.getLogger("curriq")
 SNAPSHOT_BLOCKS = 4
 """Blocks between two states that the worker sends along: at most so many are read again for a checkpoint."""
 
-Item = tuple[State | None, Offer] | CurriqError
+
+class Block(NamedTuple):
+    """What the worker sends.
+
+    Attributes:
+        offer: the windows, or why there are none and will be none.
+        state: of the stream before them, in every few blocks.
+        messages: level and text of what was logged meanwhile.
+    """
+
+    offer: Offer | CurriqError
+    state: State | None
+    messages: list[tuple[int, str]]
 
 
 class Prefetched:
@@ -41,7 +54,8 @@ class Prefetched:
         self._stream = stream
         self._block = block
         self._ahead = ahead
-        self._blocks: Iterator[Item] | None = None
+        self._blocks: Iterator[Block] | None = None
+        self._error: CurriqError | None = None
         self._rest: Offer | None = None
         self._snapshot: State = stream.state_dict()
         self._since = 0  # windows handed out since the snapshot
@@ -67,7 +81,13 @@ class Prefetched:
         return self._stream.fingerprint()
 
     def state_dict(self) -> State:
-        """That of a `WindowStream` which has handed out the same windows: either can go on from it."""
+        """That of a `WindowStream` which has handed out the same windows: either can go on from it.
+
+        Raises:
+            CurriqError: the last read failed. The windows that it lost would be missing from the state.
+        """
+        if self._error is not None:
+            raise self._error
         self._stream.load_state_dict(self._snapshot)
         if self._since:
             with _silenced():  # the worker has logged this already
@@ -83,28 +103,33 @@ class Prefetched:
         """
         self._stream.load_state_dict(state)
         self._snapshot, self._since = state, 0
-        self._blocks = self._rest = None
+        self._blocks = self._rest = self._error = None
 
     def _next(self) -> Offer:
+        if self._error is not None:
+            raise self._error
         if self._rest is not None:
             return self._rest
         if self._blocks is None:
             self._blocks = self._start()
         try:
-            item = next(self._blocks)
+            offer, state, messages = next(self._blocks)
         except RuntimeError as error:
-            raise CurriqError(
+            self._error = CurriqError(
                 f"the process that reads the data has ended ({error}). If it was killed, the machine may "
                 "have had too little memory."
-            ) from error
-        if isinstance(item, CurriqError):
-            raise item
-        state, block = item
+            )
+            raise self._error from error
+        for level, message in messages:
+            _log.log(level, message)
+        if isinstance(offer, CurriqError):
+            self._error = offer
+            raise offer
         if state is not None:
             self._snapshot, self._since = state, 0  # all blocks before this one have been handed out
-        return block
+        return offer
 
-    def _start(self) -> Iterator[Item]:
+    def _start(self) -> Iterator[Block]:
         self._stream.load_state_dict(self._snapshot)
         loader = DataLoader(
             _Blocks(self._stream, self._block),
@@ -114,7 +139,13 @@ class Prefetched:
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=_ignore_interrupts,
         )
-        return iter(loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        blocks = iter(loader)
+        if signal.getsignal(signal.SIGCHLD) != before:
+            # PyTorch's handler would raise RuntimeError in the middle of a training step; the next read says
+            # that the worker has ended.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return blocks
 
 
 class _Blocks(IterableDataset):
@@ -124,13 +155,32 @@ class _Blocks(IterableDataset):
         self._stream = stream
         self._size = size
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Block]:
+        captured = LogCapture()
+        _log.handlers[:] = [captured]  # the terminal belongs to the process that trains
+        _log.propagate = False
         try:
             for number in itertools.count():
                 state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
-                yield state, self._stream.read(self._size)
+                yield Block(self._stream.read(self._size), state, captured.take())
         except CurriqError as error:
-            yield error
+            yield Block(error, None, captured.take())
+
+
+class LogCapture(logging.Handler):
+    """Keeps the messages that are logged in the worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        """The messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
 
 def _ignore_interrupts(worker: int) -> None:

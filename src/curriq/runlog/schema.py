@@ -199,12 +199,10 @@ retrieval/q | nats per token | Mean Q of the retrieved windows (`--retrieval-pro
 retrieval/buffer_q | nats per token | Mean Q of random windows of the buffer at the same time.
 retrieval/q_advantage | nats per token | The first minus the second.
 
-# Needle in a haystack
-Present with `--needle`, where one candidate is real text and the others a constant token.
+# Parts of the caller's own
+Present where the caller of `curriq.run` brings parts that measure something.
 
-needle/rank | – | Rank of the needle by weight: 1 is the largest; ties share the middle.
-needle/weight | – | Mixture weight of the needle.
-needle/q_advantage | nats per token | Q of the needle minus the mean Q of the other candidates.
+own/<name> | – | Measured by a selector or probe that is not part of curriq.
 
 # Time
 Wall time of the parts of this step. These, `time/tasks` and `x/seconds` are the only numbers of a log that

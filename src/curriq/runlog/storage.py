@@ -41,6 +41,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     fsync(path.parent)
 
 
+_locks: set[int] = set()
+
+
+def _close_locks() -> None:
+    """In a forked child: a worker that reads data must not hold a folder after this process has ended."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_close_locks)
+
+
 @contextmanager
 def exclusive(folder: Path, refusal: str) -> Generator[int]:
     """Hold the folder's lock, as a context manager that gives its descriptor.
@@ -62,8 +75,10 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
             raise CurriqError(refusal) from None
         except OSError:
             pass  # some network file systems have no locks
+        _locks.add(descriptor)
         yield descriptor
     finally:
+        _locks.discard(descriptor)
         os.close(descriptor)
 
 

@@ -1,0 +1,207 @@
+"""Reading in a worker process: the same windows, the same state, and an end that says why."""
+
+import gc
+import json
+import logging
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tests.runs import Finished, InterruptAt, assert_same_state, tiny
+
+import curriq.train.run as run_module
+from curriq.config import SourceConfig
+from curriq.data import open_corpus
+from curriq.data.corpus import LEAST_BLOCKS_AHEAD
+from curriq.data.prefetch import SNAPSHOT_BLOCKS, Prefetched
+from curriq.errors import CurriqError
+from curriq.runlog.storage import exclusive
+from curriq.train.run import Own, prepare, resume, train
+
+CUTS = (1, 8, 30, 3, 17, 64, 2, 40)
+
+
+def batches(stream, cuts):
+    return [stream.read(n) for n in cuts]
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("tokens", "ids", "source"):
+            assert torch.equal(getattr(a.windows, name), getattr(b.windows, name)), name
+        assert torch.equal(a.rows, b.rows)
+        assert a.cost == b.cost
+
+
+def opened(config):
+    """A stream that is read ahead; its process ends with it."""
+    stream = open_corpus(config, read_ahead=True).stream
+    assert isinstance(stream, Prefetched)
+    return stream
+
+
+def worker_of(stream):
+    """The process that reads."""
+    return stream._blocks._workers[0]
+
+
+def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_the_others_state():
+    config = tiny(shuffle_buffer=16)
+    plain, ahead = open_corpus(config).stream, opened(config)
+    assert ahead.fingerprint() == plain.fingerprint()
+    assert_equal(batches(ahead, CUTS), batches(plain, CUTS))
+    assert len(ahead._rest) > 0  # or a block ends here, and this test shows less
+    saved_ahead, saved_plain = ahead.state_dict(), plain.state_dict()
+    assert_same_state(saved_ahead, saved_plain)
+    expected = batches(plain, CUTS)
+    assert_equal(batches(ahead, CUTS), expected)
+    again = open_corpus(config).stream
+    again.load_state_dict(saved_ahead)
+    assert_equal(batches(again, CUTS[:3]), expected[:3])
+    middle = again.state_dict()
+    assert_equal(batches(again, CUTS[3:]), expected[3:])
+    for state, rest in ((saved_plain, slice(None)), (saved_ahead, slice(None)), (middle, slice(3, None))):
+        ahead.load_state_dict(state)
+        assert_equal(batches(ahead, CUTS[rest]), expected[rest])
+
+
+def test_the_state_is_right_after_every_read():
+    """Whether the worker has sent a state with the last block, or several blocks ago."""
+    config = tiny(shuffle_buffer=16)
+    block = config.train.num_candidates
+    plain, ahead = open_corpus(config).stream, opened(config)
+    for n in (block, block - 1, 2, SNAPSHOT_BLOCKS * block, 1, 3 * block, block):
+        assert_equal([ahead.read(n)], [plain.read(n)])
+        assert_same_state(ahead.state_dict(), plain.state_dict())
+    fresh = opened(config)
+    assert_same_state(fresh.state_dict(), open_corpus(config).stream.state_dict())
+
+
+def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
+    """Forced on the CPU, where equal bits are promised; on a GPU it is how streams are read."""
+    config = tiny(
+        max_read_ratio=3, credit="counterfactual", q_features=("source", "dsir_score"), reward_every=2
+    )
+    config = config.override(temperature="fraction", target_fraction=0.4)
+    train(config.override(run_dir=str(tmp_path / "plain")))
+    own = Own(corpus=lambda config, **_: open_corpus(config, read_ahead=True))
+    run = prepare(config.override(run_dir=str(tmp_path / "ahead")), own=own)
+    assert isinstance(run.corpus.stream, Prefetched)
+    run.session.probes.append(InterruptAt(2))
+    assert not run.session.train().finished
+    assert resume(tmp_path / "ahead", own=own).finished
+    ours, theirs = Finished(tmp_path / "ahead"), Finished(tmp_path / "plain")
+    assert ours.candidates == theirs.candidates
+    assert ours.weights == theirs.weights
+    assert ours.summary["test_loss"] == theirs.summary["test_loss"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_a_gpu_has_its_stream_read_ahead(monkeypatch, device):
+    asked = []
+
+    def open_one(config, **options):
+        asked.append(options)
+        raise CurriqError("enough")
+
+    monkeypatch.setattr(run_module, "pick_device", lambda name: torch.device(device))
+    with pytest.raises(CurriqError, match="enough"):
+        prepare(tiny(), own=Own(corpus=open_one))
+    assert asked == [{"read_ahead": device == "cuda"}]
+
+
+def test_an_error_ahead_comes_when_its_windows_do(tmp_path):
+    """Until then training goes on. What would resume behind it cannot be saved."""
+    rows = [json.dumps({"text": f"Row {i} says " + f"word{i % 9} " * 40}) for i in range(400)]
+    rows[300] = "{broken"
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    web = SourceConfig(name="web", path=str(tmp_path / "rows.jsonl"), weight=1)
+    config = tiny(sources=(*tiny().data.sources[:1], web), shuffle_buffer=1, target="prose")
+
+    stream, plain = opened(config), open_corpus(config).stream
+    state = stream.state_dict()
+    read = []
+
+    def read_on(stream):
+        while True:
+            read.append(stream.read(8))
+
+    with pytest.raises(CurriqError, match=r"line 301 of .*rows\.jsonl"):
+        read_on(stream)
+    assert len(read) > LEAST_BLOCKS_AHEAD
+    assert_equal(read, batches(plain, len(read) * [8]))
+    with pytest.raises(CurriqError, match="line 301"):
+        plain.read(8)
+    for again in (lambda: stream.read(1), lambda: stream.read(8), stream.state_dict):
+        with pytest.raises(CurriqError, match="line 301"):
+            again()
+    stream.load_state_dict(state)
+    assert_equal(batches(stream, 3 * [8]), read[:3])
+
+
+def test_what_the_worker_logs_is_logged_here_once(caplog, tmp_path):
+    (tmp_path / "few.txt").write_text("\n\n".join(f"row {i} says something of its own" for i in range(30)))
+    few = SourceConfig(name="few", path=str(tmp_path / "few.txt"), weight=3)
+    stream = opened(tiny(sources=(*tiny().data.sources[:1], few), target="prose", shuffle_buffer=1))
+    with caplog.at_level(logging.WARNING, "curriq"):
+        while "epoch 2 begins" not in caplog.text:
+            assert len(stream.read(5)) == 5
+        messages = [record.getMessage() for record in caplog.records]
+        stream.state_dict()  # reads some windows again
+    assert [record.getMessage() for record in caplog.records] == messages
+    assert sum("'few' is used up: epoch 1 begins" in message for message in messages) == 1
+
+
+def test_a_worker_that_is_killed_fails_the_next_read_and_nothing_else():
+    stream = opened(tiny())
+    stream.read(4)
+    worker, handler = worker_of(stream), signal.getsignal(signal.SIGCHLD)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    began = time.monotonic()
+    while time.monotonic() - began < 0.2:
+        torch.ones(100, 100) @ torch.ones(100, 100)  # a training step goes on
+    for again in (lambda: batches(stream, 100 * [50]), lambda: stream.read(1), stream.state_dict):
+        with pytest.raises(CurriqError, match=r"has ended .*exited unexpectedly.*too little memory"):
+            again()
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_ctrl_c_does_not_reach_the_worker():
+    stream = opened(tiny())
+    stream.read(4)
+    worker = worker_of(stream)
+    os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert len(stream.read(500)) == 500
+    assert worker.is_alive()
+
+
+def test_the_worker_does_not_hold_the_folder_of_the_run(tmp_path):
+    """Or a run that was killed could not be resumed until the worker has noticed."""
+    stream = opened(tiny())
+    with exclusive(tmp_path, "somebody holds it"):
+        stream.read(4)
+        with pytest.raises(CurriqError, match="somebody holds it"), exclusive(tmp_path, "somebody holds it"):
+            pass
+    assert worker_of(stream).is_alive()
+    with exclusive(tmp_path, "somebody holds it"):
+        pass
+
+
+def test_a_stream_that_nobody_uses_leaves_no_process():
+    stream = opened(tiny())
+    stream.read(4)
+    first = worker_of(stream)
+    assert first.is_alive()
+    stream.load_state_dict(stream.state_dict())
+    gc.collect()
+    assert not first.is_alive()
+    stream.read(4)
+    second = worker_of(stream)
+    assert second.is_alive()
+    del stream
+    gc.collect()
+    assert not second.is_alive()
