@@ -73,8 +73,8 @@ class InterruptAt:
 
     step: int
 
-    def measure(self, record) -> dict[str, float]:
-        if record.step == self.step:
+    def measure(self, step) -> dict[str, float]:
+        if step.index == self.step:
             os.kill(os.getpid(), signal.SIGINT)
         return {}
 

@@ -73,11 +73,11 @@ def mixtures() -> dict[str, Any]:
     lm.network.double()
     results: dict[str, Any] = {}
     for n in (8, 7, 1):
-        candidates = random_offer(n)
+        offer = random_offer(n)
         for step in (single_pass, two_pass):
             mixture = step(
                 lm,
-                candidates,
+                offer,
                 lambda batch, features: 3 * features.loss + batch.rows.double() / 5,
                 micro_batch=2,
                 chunk_tokens=8,
@@ -91,7 +91,7 @@ def mixtures() -> dict[str, Any]:
                 "loss": torch.tensor(mixture.loss),
             }
         results[f"held-out loss of {n}"] = torch.tensor(
-            held_out_loss(lm, candidates.tokens, micro_batch=2, chunk_tokens=8)
+            held_out_loss(lm, offer.windows, micro_batch=2, chunk_tokens=8)
         )
     return results
 
@@ -144,8 +144,8 @@ def test_whole_runs_and_only_rank_0_writes(tmp_path):
 
 
 class InterruptRankOne:
-    def measure(self, record) -> dict[str, float]:
-        if record.step == 2 and parallel.rank() == 1:
+    def measure(self, step) -> dict[str, float]:
+        if step.index == 2 and parallel.rank() == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return {}
 
