@@ -76,9 +76,9 @@ def rows_from_state(state: State | None) -> list[Window]:
     if state is None:
         return []
     columns = {name: value.numpy().copy() for name, value in state.items() if value is not None}
-    labels = columns.get("labels", [None] * len(columns["ids"]))
+    labels = columns.get("labels", columns["tokens"])
     return [
-        Window(tokens, int(id), float(difficulty), int(source), label)
+        Window(tokens, int(id), float(difficulty), int(source), None if (label == tokens).all() else label)
         for tokens, id, difficulty, source, label in zip(
             columns["tokens"], columns["ids"], columns["difficulty"], columns["source"], labels, strict=True
         )
