@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from curriq.lm.held_out import held_out_loss
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import load_run, prepare, resume, train
+from curriq.types import IGNORED
 
 WORLD = 2
 REPOSITORY = Path(__file__).parents[2]
@@ -92,6 +94,11 @@ def mixtures() -> dict[str, Any]:
             }
         results[f"held-out loss of {n}"] = torch.tensor(
             held_out_loss(lm, offer.windows, micro_batch=2, chunk_tokens=8)
+        )
+        tokens = offer.windows.tokens
+        labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
+        results[f"held-out loss of the learnt tokens of {n}"] = torch.tensor(
+            held_out_loss(lm, labelled, micro_batch=2, chunk_tokens=8)
         )
     return results
 

@@ -200,6 +200,16 @@ def test_flops_count_td_into_theta_from_the_second_step_on(runs):
     assert flops(runs("td into theta")) == expected
 
 
+def test_a_buffer_that_is_filled_in_pieces_counts_every_window_that_it_read(tmp_path):
+    """Pieces of 256, 256 and 88 before the first step, which ingests none, and 8 in each later step."""
+    buffer = {"proposer": "uniform-buffer", "encoder": "hashing", "buffer_size": 600, "ingest": 8}
+    train(tiny(selector="uniform", steps=3, run_dir=str(tmp_path), **buffer))
+    rows = read_metrics(tmp_path)
+    assert [row["x/windows_read"] for row in rows] == [600, 608, 616]
+    assert [row["data/windows_read"] for row in rows] == [600, 8, 8]
+    assert read_summary(tmp_path)["windows_read"] == 616
+
+
 def test_gradient_checkpointing_changes_no_number_but_its_cost(runs):
     def rows(name: str) -> list[dict[str, float]]:
         return [row | {"x/flops": 0} for row in runs(name).rows]

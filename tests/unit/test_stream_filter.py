@@ -342,3 +342,11 @@ def test_windows_of_several_readings_are_one_offer():
     assert windows.ids.tolist() == joined.rows.tolist() == windows.difficulty.tolist() == [0, 1, 2, 3, 4]
     assert joined.known == {}
     assert joined.cost == Cost(windows_read=5)
+
+
+def test_an_offer_of_which_only_a_part_was_sampled_has_no_probabilities():
+    """Those of one part would be taken for those of other windows."""
+    judged, unjudged = filtered(by_source(1.0), n=4).propose(0), Numbered().read(2)
+    assert Offer.cat([judged, unjudged]).sampled is None
+    assert Offer.cat([unjudged, judged]).sampled is None
+    assert Offer.cat([judged, judged]).sampled.unfiltered.shape == (8,)
