@@ -7,7 +7,7 @@ import torch
 from curriq.config import LMConfig
 from curriq.lm.load import load_language_model
 from curriq.lm.model import LanguageModel
-from curriq.types import Offer, Windows
+from curriq.types import Effects, Features, Offer, Step, Windows
 
 VOCAB = 61
 
@@ -63,4 +63,35 @@ def random_offer(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Of
             source=torch.randint(sources, (n,), generator=generator),
             difficulty=torch.rand(n, generator=generator),
         )
+    )
+
+
+def finished_step(
+    features: Features,
+    *,
+    offer: Offer | None = None,
+    index: int = 0,
+    weights: torch.Tensor | None = None,
+    action: int = 0,
+    reward: float | None = None,
+    q: torch.Tensor | None = None,
+    effects: Effects | None = None,
+) -> Step:
+    """A step whose windows had these features and, where nothing else is said, even weights."""
+    n = len(features)
+    even = torch.full((n,), 1 / n)
+    offer = random_offer(n) if offer is None else offer
+    return Step(
+        index=index,
+        offer=offer,
+        trained=offer,
+        features=features,
+        scores=torch.zeros(n),
+        weights=even if weights is None else weights,
+        loss=features.loss.mean().item(),
+        q=q,
+        policy=even,
+        action=action,
+        reward=reward,
+        effects=effects,
     )

@@ -47,7 +47,7 @@ def _captured(value: Any) -> Any:
         return value.detach().to("cpu", copy=True)
     if isinstance(value, list | deque):
         return [_captured(item) for item in value]
-    return dict(value) if isinstance(value, dict) else value
+    return {name: _captured(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _restored(current: Any, saved: Any) -> Any:
@@ -61,6 +61,5 @@ def _restored(current: Any, saved: Any) -> Any:
         return saved.numpy().copy()
     if isinstance(saved, torch.Tensor):
         return saved.to(current.device if isinstance(current, torch.Tensor) else "cpu", copy=True)
-    if isinstance(current, deque):
-        return deque(saved, maxlen=current.maxlen)
-    return list(saved) if isinstance(saved, list) else saved
+    copied = _captured(saved)  # what the object changes in place must not change the state
+    return deque(copied, maxlen=current.maxlen) if isinstance(current, deque) else copied

@@ -46,6 +46,7 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _cat(parts: Sequence[Any]) -> Any:
     """Tensors, or mappings of tensors, one after another; anything else is that of the last part."""
     first = parts[0]
+    assert all((part is None) == (first is None) for part in parts), "some parts lack a column of others"
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, Mapping):
@@ -264,7 +265,7 @@ class Offer:
         return Offer.of(
             Windows.cat([part.windows for part in parts]),
             known=_cat([part.known for part in parts]),
-            sampled=Sampled.cat(sampled) if sampled else None,
+            sampled=Sampled.cat(sampled) if len(sampled) == len(parts) else None,
             cost=sum((part.cost for part in parts), NO_COST),
             epoch=parts[-1].epoch,
         )

@@ -82,7 +82,7 @@ def test_a_run_resumed_on_the_gpu_goes_on_as_it_would_have(name, on_cuda, config
 @pytest.mark.parametrize("micro_batch", [2, 11])
 def test_the_gradient_of_the_mixture(dtype, micro_batch):
     """Against the CPU's in float64, with scores of hundreds of nats whose maximum grows late."""
-    candidates = random_offer(11)
+    offer = random_offer(11)
     table = torch.linspace(-300, 5, 11, dtype=torch.float64).square().neg().sort().values
 
     def gradient(device: str, dtype: torch.dtype) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
         score_table = table.to(device)
         single_pass(
             lm,
-            candidates.to(device),
+            offer.to(device),
             lambda part, features: score_table[part.rows],
             micro_batch=micro_batch,
             chunk_tokens=16,
@@ -107,8 +107,8 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
 def test_measured_effects(precision):
     exact = Setting()
     rounded = Setting(precision=precision, device="cuda")
-    ours = rounded.probe.before(0, rounded.candidates.to("cuda"), rounded.mixture()).effect.double().cpu()
-    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    ours = rounded.probe.before(0, rounded.offer.to("cuda"), rounded.mixture()).effect.double().cpu()
+    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
     assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > {"float32": 0.999, "bf16": 0.8}[precision]
 
 
@@ -116,12 +116,12 @@ def test_the_logits_of_a_batch_are_never_held_at_once():
     """V = 61 is small; a large vocabulary would make them the largest thing of all."""
     n, length, vocabulary = 64, 256, 32_000
     lm = tiny_lm("llama", window=length, vocabulary=vocabulary, device="cuda")
-    candidates = random_offer(n, length).to("cuda")
+    offer = random_offer(n, length).to("cuda")
     sizes = {"micro_batch": n, "chunk_tokens": 2 * length}
-    single_pass(lm, candidates, uniform, **sizes)
+    single_pass(lm, offer, uniform, **sizes)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    single_pass(lm, candidates, uniform, **sizes)
+    single_pass(lm, offer, uniform, **sizes)
     logits = 4 * n * length * vocabulary
     assert torch.cuda.max_memory_allocated() - before < logits / 4
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from curriq.lm.held_out import held_out_loss
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import load_run, prepare, resume, train
+from curriq.types import IGNORED
 
 WORLD = 2
 REPOSITORY = Path(__file__).parents[2]
@@ -73,11 +75,11 @@ def mixtures() -> dict[str, Any]:
     lm.network.double()
     results: dict[str, Any] = {}
     for n in (8, 7, 1):
-        candidates = random_offer(n)
+        offer = random_offer(n)
         for step in (single_pass, two_pass):
             mixture = step(
                 lm,
-                candidates,
+                offer,
                 lambda batch, features: 3 * features.loss + batch.rows.double() / 5,
                 micro_batch=2,
                 chunk_tokens=8,
@@ -91,7 +93,12 @@ def mixtures() -> dict[str, Any]:
                 "loss": torch.tensor(mixture.loss),
             }
         results[f"held-out loss of {n}"] = torch.tensor(
-            held_out_loss(lm, candidates.tokens, micro_batch=2, chunk_tokens=8)
+            held_out_loss(lm, offer.windows, micro_batch=2, chunk_tokens=8)
+        )
+        tokens = offer.windows.tokens
+        labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
+        results[f"held-out loss of the learnt tokens of {n}"] = torch.tensor(
+            held_out_loss(lm, labelled, micro_batch=2, chunk_tokens=8)
         )
     return results
 
@@ -144,8 +151,8 @@ def test_whole_runs_and_only_rank_0_writes(tmp_path):
 
 
 class InterruptRankOne:
-    def measure(self, record) -> dict[str, float]:
-        if record.step == 2 and parallel.rank() == 1:
+    def measure(self, step) -> dict[str, float]:
+        if step.index == 2 and parallel.rank() == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return {}
 

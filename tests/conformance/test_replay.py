@@ -9,7 +9,7 @@ from tests.runs import Finished, tiny
 
 from curriq.cli import main
 from curriq.errors import CurriqError
-from curriq.runlog.curriculum import Curriculum
+from curriq.runlog.curriculum import RecordedCurriculum
 from curriq.runlog.read import read_candidates, read_metrics
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import resume, train
@@ -128,7 +128,7 @@ def test_what_is_no_curriculum_is_refused(exported, tmp_path, capsys):
         (run / "metrics.jsonl", "it is no curriculum"),
     ):
         with pytest.raises(CurriqError, match=said):
-            Curriculum(file)
+            RecordedCurriculum(file)
     train(tiny(run_dir=str(tmp_path / "bare"), steps=2, log_windows_mb=0))
     assert main(["export", str(tmp_path / "bare")]) == 2
     assert "--log-windows-mb 0" in capsys.readouterr().err

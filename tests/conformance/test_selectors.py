@@ -9,23 +9,21 @@ import torch
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
-from curriq.select import (
-    ByLoss,
+from curriq.select.bandit import SourceBandit
+from curriq.select.base import RandomK, Uniform, UniformUntil
+from curriq.select.competence import (
     Competence,
-    DirichletNoise,
-    ExcessLoss,
-    RandomK,
-    SoftQ,
-    SourceBandit,
-    Uncertainty,
-    Uniform,
-    UniformUntil,
+    LabelDifficulty,
+    LabelOrRarity,
+    LengthDifficulty,
+    RarityDifficulty,
 )
-from curriq.select.competence import LabelDifficulty, LabelOrRarity, LengthDifficulty, RarityDifficulty
+from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
+from curriq.select.soft_q import DirichletNoise, SoftQ
 from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import CalibrationGate, FixedBeta, FixedFraction, LearnedBeta, SolvedBeta
-from curriq.types import Candidates, Effects, Features, Outcome, Selector
+from curriq.types import Effects, Features, Offer, Selector, Step, Windows
 
 VOCAB, WINDOW, WIDTH, N = 50, 12, 6, 16
 SOURCES = ("prose", "code", "noise")
@@ -44,7 +42,7 @@ def bandit(seed: int) -> Selector:
 
 
 def excess_loss(seed: int) -> Selector:
-    return ExcessLoss(lambda tokens: tokens.float().mean(1) / VOCAB, temperature=0.5)
+    return ExcessLoss(lambda windows: windows.tokens.float().mean(1) / VOCAB, temperature=0.5)
 
 
 SELECTORS: dict[str, Callable[[int], Selector]] = {
@@ -72,20 +70,20 @@ SELECTORS: dict[str, Callable[[int], Selector]] = {
 every_selector = pytest.mark.parametrize("make", SELECTORS.values(), ids=SELECTORS.keys())
 
 
-def proposal(step: int) -> Candidates:
+def proposal(step: int) -> Offer:
     generator = torch.Generator().manual_seed(1000 + step)
-    return Candidates(
+    windows = Windows(
         tokens=torch.randint(VOCAB, (N, WINDOW), generator=generator),
-        window_ids=torch.randint(2**62, (N,), generator=generator),
+        ids=torch.randint(2**62, (N,), generator=generator),
         source=torch.randint(len(SOURCES), (N,), generator=generator),
         difficulty=torch.randn(N, generator=generator),
-        rows=torch.arange(N),
     )
+    return Offer.of(windows)
 
 
-def measure(candidates: Candidates) -> Features:
+def measure(offer: Offer) -> Features:
     """Stands for the forward pass: a function of each window alone."""
-    per_window = [torch.Generator().manual_seed(int(i) % 2**31) for i in candidates.window_ids]
+    per_window = [torch.Generator().manual_seed(int(i) % 2**31) for i in offer.windows.ids]
     return Features(
         hidden=torch.stack([torch.randn(WIDTH, generator=g) for g in per_window]),
         loss=torch.stack([3 + torch.rand((), generator=g) for g in per_window]),
@@ -97,20 +95,25 @@ def play(selector: Selector, steps: range) -> list:
     """The part of the loop that a selector sees; returns all it said."""
     said = []
     for step in steps:
-        kept = selector.narrow(step, proposal(step))
+        offered = proposal(step)
+        kept = selector.admit(step, offered)
         seen = measure(kept)
-        scores = selector.scores(step, kept, seen)
+        scores = selector.score(step, kept, seen)
         reward = -3.0 + torch.rand((), generator=torch.Generator().manual_seed(step)).item()
         rows = torch.arange(0, len(kept), 2)
-        outcome = Outcome(
-            candidates=kept,
+        finished = Step(
+            index=step,
+            offer=offered,
+            trained=kept,
             features=seen,
+            scores=scores,
             weights=scores.softmax(0),
+            loss=3.0,
             reward=reward,
             q=seen.hidden.sum(1),
             effects=Effects(rows=rows, effect=seen.hidden.sum(1)[rows] + seen.loss[rows], mixture=0.1),
         )
-        said.append((kept.rows.tolist(), scores.tolist(), selector.observe(step, outcome)))
+        said.append((kept.rows.tolist(), scores.tolist(), selector.observe(finished)))
     return said
 
 
@@ -126,11 +129,11 @@ def test_conforms_to_the_protocol(make):
 def test_scores_are_finite_and_one_per_window(make):
     selector = make(0)
     for step in range(6):
-        kept = selector.narrow(step, proposal(step))
+        kept = selector.admit(step, proposal(step))
         seen = measure(kept)
         if not selector.needs_entropy:
             seen = replace(seen, entropy=None)
-        scores = selector.scores(step, kept, seen)
+        scores = selector.score(step, kept, seen)
         assert scores.shape == (len(kept),)
         assert scores.is_floating_point()
         assert scores.isfinite().all()
@@ -138,16 +141,16 @@ def test_scores_are_finite_and_one_per_window(make):
 
 
 @every_selector
-def test_narrow_keeps_whole_windows_of_the_proposal_and_at_least_one(make):
+def test_admits_whole_windows_of_the_proposal_and_at_least_one(make):
     selector = make(0)
     for step in range(6):
         offered = proposal(step)
-        kept = selector.narrow(step, offered)
+        kept = selector.admit(step, offered)
         rows = kept.rows
         assert 1 <= len(kept) <= N
         assert rows.tolist() == sorted(set(rows.tolist()))
-        for name in ("tokens", "window_ids", "source", "difficulty"):
-            assert torch.equal(getattr(kept, name), getattr(offered, name)[rows])
+        for name in ("tokens", "ids", "source", "difficulty"):
+            assert torch.equal(getattr(kept.windows, name), getattr(offered.windows, name)[rows])
 
 
 @every_selector
@@ -156,14 +159,14 @@ def test_scores_of_the_parts_are_the_parts_of_the_scores(make, size):
     """The single-pass step asks per micro-batch, before it has seen the rest."""
     selector = make(0)
     for step in range(5):
-        kept = selector.narrow(step, proposal(step))
+        kept = selector.admit(step, proposal(step))
         seen = measure(kept)
-        whole = selector.scores(step, kept, seen)
+        whole = selector.score(step, kept, seen)
         parts = []
         for start in range(0, len(kept), size):
             part = slice(start, start + size)
             features = Features(hidden=seen.hidden[part], loss=seen.loss[part], entropy=seen.entropy[part])
-            parts.append(selector.scores(step, kept.take(part), features))
+            parts.append(selector.score(step, kept.take(part), features))
         torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-6)
 
 

@@ -12,11 +12,12 @@ from curriq.config import CriticConfig, OptimConfig
 from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.rng import Generators
-from curriq.select import SoftQ, Uniform
+from curriq.select.base import Uniform
+from curriq.select.soft_q import SoftQ
 from curriq.softq.critic import TDCritic, stored_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.train.loop import Components, LoopState, never, train_step
+from curriq.train.loop import Components, LoopState, theta_reset_schedule, train_step
 
 N, T, D, M, STEPS = 6, 8, 10, 4, 5
 LR, WEIGHT_DECAY, CLIP = 1e-2, 0.01, 0.05
@@ -50,7 +51,7 @@ def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
     previous, log = None, []
     for batch in batches:
         with torch.no_grad():
-            _, hidden = losses_and_hidden(network, batch.tokens)
+            _, hidden = losses_and_hidden(network, batch.windows.tokens)
             q = q_net(hidden)
         td_theta = None
         y = None
@@ -82,7 +83,7 @@ def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
         action = int((policy.cumsum(0) <= draw).sum())
         weights = policy if settings.q_weighting else torch.full((N,), 1 / N, dtype=torch.float64)
         network.zero_grad()
-        nll, _ = losses_and_hidden(network, batch.tokens)
+        nll, _ = losses_and_hidden(network, batch.windows.tokens)
         mixture_loss = weights @ nll
         mixture_loss.backward()
         if td_theta is not None:
@@ -92,8 +93,8 @@ def naive_algorithm1(network, q_net, batches, reward_set, settings, generators):
         lm_optimizer.step()
         subset = torch.randperm(D, generator=generators("reward"))[:M]
         with torch.no_grad():
-            reward = -losses_and_hidden(network, reward_set[subset])[0].mean().item()
-        previous = (batch.tokens[action : action + 1], hidden[action : action + 1], reward)
+            reward = -losses_and_hidden(network, reward_set.tokens[subset])[0].mean().item()
+        previous = (batch.windows.tokens[action : action + 1], hidden[action : action + 1], reward)
         log.append((reward, mixture_loss.item(), None if y is None else y.item()))
     return log
 
@@ -113,7 +114,7 @@ def test_five_steps_agree(settings):
     lm.network.double()
     network = copy.deepcopy(lm.network)
     batches = [random_offer(N, T, seed=k) for k in range(STEPS)]
-    reward_set = random_offer(D, T, seed=99).tokens
+    reward_set = random_offer(D, T, seed=99).windows
 
     learner = Learner(
         lm,
@@ -144,20 +145,20 @@ def test_five_steps_agree(settings):
         critic=critic,
         learner=learner,
         held_out=reward,
-        resets=never,
+        theta_resets=theta_reset_schedule(always=False, warmup=0, period=0),
         action_generator=generators("action"),
     )
     state = LoopState()
-    records = [train_step(components, state) for _ in range(STEPS)]
+    steps = [train_step(components, state) for _ in range(STEPS)]
 
     expected = naive_algorithm1(network, q_net, batches, reward_set, settings, Generators(2))
-    for record, (expected_reward, expected_loss, expected_target) in zip(records, expected, strict=True):
-        assert record.reward == pytest.approx(expected_reward, abs=1e-9)
-        assert record.metrics["train/loss"] == pytest.approx(expected_loss, abs=1e-9)
-        assert record.metrics.get("critic/td_target") == pytest.approx(expected_target, abs=1e-9)
+    for step, (expected_reward, expected_loss, expected_target) in zip(steps, expected, strict=True):
+        assert step.reward == pytest.approx(expected_reward, abs=1e-9)
+        assert step.metrics["train/loss"] == pytest.approx(expected_loss, abs=1e-9)
+        assert step.metrics.get("critic/td_target") == pytest.approx(expected_target, abs=1e-9)
     for ours, theirs in zip(lm.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
     for ours, theirs in zip(critic.online.parameters(), q_net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
-    assert records[0].metrics.keys().isdisjoint({"critic/td_loss"})
-    assert "critic/td_loss" in records[1].metrics
+    assert steps[0].metrics.keys().isdisjoint({"critic/td_loss"})
+    assert "critic/td_loss" in steps[1].metrics

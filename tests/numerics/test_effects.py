@@ -8,21 +8,22 @@ import torch
 from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, window_losses_of
+from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.types import Candidates, Features, Mixture
+from curriq.lm.model import window_losses_of
+from curriq.types import NO_COST, Cost, Features, Mixture, Offer, Sampled
 
 N, T, M = 8, 8, 5
 SIZES = {"micro_batch": 4, "chunk_tokens": 64}
 
 
-def uniform(part: Candidates, features: Features) -> torch.Tensor:
+def uniform(part: Offer, features: Features) -> torch.Tensor:
     return torch.zeros_like(features.loss)
 
 
 class Setting:
-    """A small model in float64 that has been trained for a few steps, its held-out text and candidates."""
+    """A small model in float64 that has been trained for a few steps, its held-out text and an offer."""
 
     def __init__(
         self,
@@ -41,8 +42,8 @@ class Setting:
         for k in range(steps):
             self.learner.accumulate(random_offer(N, T, seed=50 + k), uniform, False)
             self.learner.update(k)
-        self.held_out = random_offer(M, T, seed=7).tokens
-        self.candidates = random_offer(N, T, seed=3)
+        self.held_out = random_offer(M, T, seed=7).windows
+        self.offer = random_offer(N, T, seed=3)
         generator = torch.Generator().manual_seed(0)
         self.reward = HeldOutReward(self.lm, self.held_out, M, generator, paired=True, **SIZES)
         self.probe = EffectProbe(
@@ -56,7 +57,7 @@ class Setting:
         )
 
     def mixture(self) -> Mixture:
-        return self.learner.accumulate(self.candidates, uniform, False)
+        return self.learner.accumulate(self.offer, uniform, False)
 
 
 MICRO = {"micro_batch": 4, "head_chunk_tokens": 64}
@@ -71,7 +72,7 @@ def brute_force(setting: Setting, size: float) -> list[float]:
     beta2 = setting.learner.config.adam_beta2
     gains = []
     for i in range(N):
-        single_pass(lm, setting.candidates.take(slice(i, i + 1)), uniform, **SIZES)
+        single_pass(lm, setting.offer.take(slice(i, i + 1)), uniform, **SIZES)
         with torch.no_grad():
             for index, p in enumerate(lm.parameters):
                 state = frozen[index]
@@ -87,7 +88,7 @@ def brute_force(setting: Setting, size: float) -> list[float]:
 def test_effects_are_what_training_on_a_window_alone_does() -> None:
     """In the limit of small steps; exact but for the held-out gradient's own share of the second moment."""
     setting = Setting(steps=100)  # long enough for one gradient to be a small share of the second moment
-    effects = setting.probe.before(0, setting.candidates, setting.mixture())
+    effects = setting.probe.before(0, setting.offer, setting.mixture())
     measured = effects.effect / setting.learner.rate(0)
     expected = torch.tensor(brute_force(setting, 1e-7), dtype=torch.float64)
     assert effects.rows.tolist() == list(range(N))
@@ -98,24 +99,24 @@ def test_effects_are_what_training_on_a_window_alone_does() -> None:
 
 def test_the_mixture_is_the_weighted_mean_of_the_windows_effects() -> None:
     setting = Setting()
-    mixture = setting.learner.accumulate(setting.candidates, lambda part, f: f.loss * 2, False)
-    effects = setting.probe.before(0, setting.candidates, mixture)
+    mixture = setting.learner.accumulate(setting.offer, lambda part, f: f.loss * 2, False)
+    effects = setting.probe.before(0, setting.offer, mixture)
     assert effects.mixture == pytest.approx((mixture.weights * effects.effect).sum().item())
 
 
 def test_float32_agrees_with_float64() -> None:
     """Rounding stays far below the effects, at the step size that the probe takes."""
     exact, rounded = Setting(), Setting(precision="float32")
-    ours = rounded.probe.before(0, rounded.candidates, rounded.mixture()).effect.double()
-    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    ours = rounded.probe.before(0, rounded.offer, rounded.mixture()).effect.double()
+    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_bfloat16_keeps_the_order_of_the_windows() -> None:
     """The effects are differences of losses of training, whose products are rounded to eight bits."""
     exact, rounded = Setting(steps=50), Setting(precision="bf16", steps=50)
-    ours = rounded.probe.before(0, rounded.candidates, rounded.mixture()).effect.double()
-    theirs = exact.probe.before(0, exact.candidates, exact.mixture()).effect
+    ours = rounded.probe.before(0, rounded.offer, rounded.mixture()).effect.double()
+    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
     assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.9
 
 
@@ -124,7 +125,7 @@ def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
     mixture = setting.mixture()
     theta = [p.detach().clone() for p in setting.lm.parameters]
     gradient = [p.grad.clone() for p in setting.lm.parameters]
-    setting.probe.before(0, setting.candidates, mixture)
+    setting.probe.before(0, setting.offer, mixture)
     for p, value, grad in zip(setting.lm.parameters, theta, gradient, strict=True):
         assert torch.equal(p, value)
         assert torch.equal(p.grad, grad)
@@ -133,26 +134,26 @@ def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
 def test_the_paired_reward_uses_the_loss_that_the_gradient_has_measured() -> None:
     setting = Setting()
     before = held_out_loss(setting.lm, setting.held_out, **SIZES)
-    setting.probe.before(0, setting.candidates, setting.mixture())
+    setting.probe.before(0, setting.offer, setting.mixture())
     setting.learner.update(0)
-    reward, metrics = setting.probe.after(0)
+    reward, cost = setting.probe.after(0)
     assert reward == pytest.approx(before - held_out_loss(setting.lm, setting.held_out, **SIZES), abs=1e-12)
     # Gradient: forward and backward of M; effects: a forward of N; reward: a forward of M.
-    assert metrics == {"held_out/forwards": 3 * M + N + M}
+    assert cost == Cost(forwards=3 * M + N + M)
 
 
 def test_a_part_of_the_windows_is_drawn_and_has_the_same_effects() -> None:
     whole, part = Setting(), Setting(probed=3)
-    all_effects = whole.probe.before(0, whole.candidates, whole.mixture())
-    some = part.probe.before(0, part.candidates, part.mixture())
+    all_effects = whole.probe.before(0, whole.offer, whole.mixture())
+    some = part.probe.before(0, part.offer, part.mixture())
     assert len(set(some.rows.tolist())) == 3
     torch.testing.assert_close(some.effect, all_effects.effect[some.rows])
 
 
 def test_shuffled_effects_are_the_same_numbers_at_other_windows() -> None:
     plain, shuffled = Setting(), Setting(shuffle=True)
-    ours = shuffled.probe.before(0, shuffled.candidates, shuffled.mixture()).effect
-    theirs = plain.probe.before(0, plain.candidates, plain.mixture()).effect
+    ours = shuffled.probe.before(0, shuffled.offer, shuffled.mixture()).effect
+    theirs = plain.probe.before(0, plain.offer, plain.mixture()).effect
     assert not torch.equal(ours, theirs)
     torch.testing.assert_close(ours.sort().values, theirs.sort().values)
 
@@ -162,38 +163,38 @@ def test_the_average_of_gradients_is_bias_corrected_and_resumes() -> None:
     setting = Setting()
     setting.probe._decay = 0.9
     mixture = setting.mixture()
-    first = setting.probe.before(0, setting.candidates, mixture).effect
+    first = setting.probe.before(0, setting.offer, mixture).effect
     state = setting.probe.state_dict()
-    second = setting.probe.before(1, setting.candidates, mixture).effect
+    second = setting.probe.before(1, setting.offer, mixture).effect
     torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-12)
     setting.probe.load_state_dict(state)
-    assert torch.equal(setting.probe.before(1, setting.candidates, mixture).effect, second)
+    assert torch.equal(setting.probe.before(1, setting.offer, mixture).effect, second)
 
 
 def test_nothing_is_probed_between_rewards_or_before_the_first_update() -> None:
     setting = Setting()
     setting.reward._every = 2
-    assert setting.probe.before(1, setting.candidates, setting.mixture()) is None
-    assert setting.probe.after(1) == (None, {})
+    assert setting.probe.before(1, setting.offer, setting.mixture()) is None
+    assert setting.probe.after(1) == (None, NO_COST)
     setting.learner.optimizer.state.clear()
-    assert setting.probe.before(2, setting.candidates, setting.mixture()) is None
+    assert setting.probe.before(2, setting.offer, setting.mixture()) is None
     assert setting.probe.after(2)[0] is not None
 
 
 def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
     """Which windows were drawn moves the level, and hardly the gain, of one and the same small update."""
     lm = tiny_lm()
-    held_out = random_offer(60, T, seed=7).tokens
-    held_out[::2] = 5  # half of the windows repeat one token, so losses differ between windows
+    held_out = random_offer(60, T, seed=7).windows
+    held_out.tokens[::2] = 5  # half of the windows repeat one token, so losses differ between windows
     optimizer = torch.optim.SGD(lm.parameters, lr=0.01)
     rewards: dict[bool, list[float]] = {False: [], True: []}
     for paired, found in rewards.items():
         reward = HeldOutReward(lm, held_out, 6, torch.Generator().manual_seed(0), paired=paired, **SIZES)
-        candidates = random_offer(4, T)
+        offer = random_offer(4, T)
         for step in range(20):
             theta = [p.detach().clone() for p in lm.parameters]
-            mixture = single_pass(lm, candidates, uniform, **SIZES)
-            reward.before(step, candidates, mixture)
+            mixture = single_pass(lm, offer, uniform, **SIZES)
+            reward.before(step, offer, mixture)
             optimizer.step()
             found.append(reward.after(step)[0])
             with torch.no_grad():
@@ -206,22 +207,23 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
 def test_window_losses_are_those_of_training() -> None:
     setting = Setting()
     mixture = setting.mixture()
-    losses = window_losses_of(setting.lm, setting.candidates.tokens, **SIZES)
+    losses = window_losses_of(setting.lm, setting.offer.windows, **SIZES)
     torch.testing.assert_close(losses, mixture.features.loss)
 
 
-def test_a_fair_sample_is_probed_before_what_was_chosen():
-    """Three of the windows were taken as they came; where four are probed, these three are among them."""
+def test_the_unfiltered_windows_are_probed_before_what_was_accepted():
+    """Three of the windows were accepted unjudged; where four are probed, these three are among them."""
     setting = Setting(probed=4)
-    fair = torch.tensor([1, 5, 6])
+    ours = torch.tensor([1, 5, 6])
     unfiltered = torch.zeros(N, dtype=torch.bool)
-    unfiltered[fair] = True
+    unfiltered[ours] = True
     others = set()
     for _ in range(12):
-        candidates = replace(setting.candidates, unfiltered=unfiltered)
-        rows = setting.probe.before(0, candidates, setting.mixture()).rows
+        sampled = Sampled(accept_prob=torch.ones(N), unfiltered=unfiltered)
+        offer = replace(setting.offer, sampled=sampled)
+        rows = setting.probe.before(0, offer, setting.mixture()).rows
         assert torch.equal(rows, rows.sort().values)
         assert len(rows) == 4
-        assert torch.isin(fair, rows).all()
-        others |= set(rows.tolist()) - set(fair.tolist())
+        assert torch.isin(ours, rows).all()
+        others |= set(rows.tolist()) - set(ours.tolist())
     assert len(others) > 1  # the rest is drawn

@@ -11,7 +11,10 @@ from curriq.config import CriticConfig
 from curriq.lm import mixture as mixture_module
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
-from curriq.select import ByLoss, ExcessLoss, RandomK, SoftQ, SourceBandit, Uncertainty, Uniform
+from curriq.select.bandit import SourceBandit
+from curriq.select.base import RandomK, Uniform
+from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
+from curriq.select.soft_q import SoftQ
 from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
@@ -31,11 +34,12 @@ def gradients(lm):
     )
 
 
-def plain_autograd(lm, candidates, scores):
+def plain_autograd(lm, offer, scores):
     """Σ softmax(s)_i ℓ_i by the model's own logits and one backward pass; nothing of curriq in it."""
+    tokens = offer.windows.tokens
     lm.network.zero_grad(set_to_none=True)
-    logits = lm.network(input_ids=candidates.tokens, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.transpose(1, 2), candidates.tokens[:, 1:], reduction="none").mean(1)
+    logits = lm.network(input_ids=tokens, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
     (torch.softmax(scores.double(), 0) @ losses).backward()
     return gradients(lm), losses.detach()
 
@@ -55,7 +59,7 @@ SELECTORS = {
     "low-loss": lambda lm: ByLoss(0.5, -1),
     "uncertainty": lambda lm: Uncertainty(0.01),
     "random-k": lambda lm: RandomK(4, torch.Generator().manual_seed(0)),
-    "rho": lambda lm: ExcessLoss(lambda tokens: tokens.double().mean(1) / 10, 0.1),
+    "rho": lambda lm: ExcessLoss(lambda windows: windows.tokens.double().mean(1) / 10, 0.1),
     "bandit": lambda lm: SourceBandit(("a", "b", "c"), 0.1, 0.1, torch.Generator().manual_seed(0)),
 }
 
@@ -65,17 +69,17 @@ SELECTORS = {
 def test_single_pass_equals_two_pass_and_autograd(name, micro_batch):
     lm = double_lm()
     selector = SELECTORS[name](lm)
-    candidates = selector.narrow(0, random_offer(N, T))
+    offer = selector.admit(0, random_offer(N, T))
 
     def score(part, features):
-        return selector.scores(0, part, features)
+        return selector.score(0, part, features)
 
     sizes = {"micro_batch": micro_batch, "chunk_tokens": 2 * T, "with_entropy": selector.needs_entropy}
-    one = single_pass(lm, candidates, score, **sizes)
+    one = single_pass(lm, offer, score, **sizes)
     gradient = gradients(lm)
-    two = two_pass(lm, candidates, score, **sizes)
+    two = two_pass(lm, offer, score, **sizes)
     torch.testing.assert_close(gradients(lm), gradient, rtol=0, atol=1e-13)
-    expected, losses = plain_autograd(lm, candidates, one.scores)
+    expected, losses = plain_autograd(lm, offer, one.scores)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(one.features.loss, losses, rtol=0, atol=1e-12)
     torch.testing.assert_close(one.weights, two.weights, rtol=0, atol=1e-13)
@@ -93,24 +97,24 @@ def test_any_scores_and_any_cut(scores, micro_batch, chunk):
     """Running maxima that grow late, by hundreds of nats, in any order and any chunking."""
     lm = double_lm()
     table = torch.tensor(scores, dtype=torch.float64)
-    candidates = random_offer(len(scores), T)
+    offer = random_offer(len(scores), T)
 
     def score(part, features):
         return table[part.rows]
 
-    single_pass(lm, candidates, score, micro_batch=micro_batch, chunk_tokens=chunk)
+    single_pass(lm, offer, score, micro_batch=micro_batch, chunk_tokens=chunk)
     gradient = gradients(lm)
-    expected, _ = plain_autograd(lm, candidates, table)
+    expected, _ = plain_autograd(lm, offer, table)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
 
 
 def test_maximum_that_grows_at_the_last_window():
     lm = double_lm()
     table = torch.cat([torch.linspace(-5, 0, N - 1), torch.tensor([40.0])]).double()
-    candidates = random_offer(N, T)
-    result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    offer = random_offer(N, T)
+    result = single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
     gradient = gradients(lm)
-    last, _ = plain_autograd(lm, candidates.take(slice(N - 1, N)), torch.zeros(1))
+    last, _ = plain_autograd(lm, offer.take(slice(N - 1, N)), torch.zeros(1))
     assert result.weights[-1].item() == pytest.approx(1, abs=1e-15)
     torch.testing.assert_close(gradient, last, rtol=0, atol=1e-12)
 
@@ -119,10 +123,10 @@ def test_windows_of_weight_zero_leave_no_trace():
     lm = double_lm()
     table = torch.zeros(N).double()
     table[:4] = -torch.inf
-    candidates = random_offer(N, T)
-    result = single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=3, chunk_tokens=T)
+    offer = random_offer(N, T)
+    result = single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=3, chunk_tokens=T)
     gradient = gradients(lm)
-    expected, _ = plain_autograd(lm, candidates.take(slice(4, N)), torch.zeros(N - 4))
+    expected, _ = plain_autograd(lm, offer.take(slice(4, N)), torch.zeros(N - 4))
     assert result.weights[:4].tolist() == [0, 0, 0, 0]
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
 
@@ -142,10 +146,10 @@ def test_scores_that_leave_no_window_say_so():
 def test_every_architecture(architecture):
     """Llama-like models normalise in float32 inside, hence the wider margin."""
     lm = double_lm(architecture)
-    candidates = random_offer(N, T)
-    result = single_pass(lm, candidates, lambda part, f: 5 * f.loss, micro_batch=4, chunk_tokens=2 * T)
+    offer = random_offer(N, T)
+    result = single_pass(lm, offer, lambda part, f: 5 * f.loss, micro_batch=4, chunk_tokens=2 * T)
     gradient = gradients(lm)
-    expected, _ = plain_autograd(lm, candidates, result.scores)
+    expected, _ = plain_autograd(lm, offer, result.scores)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-6)
 
 
@@ -170,11 +174,11 @@ def test_logits_of_a_whole_batch_never_exist(monkeypatch):
 
 def test_dropout_scores_without_noise_and_trains_with_it():
     lm = tiny_lm(dropout=0.5)
-    candidates = random_offer(N, T)
+    offer = random_offer(N, T)
     sizes = {"micro_batch": 4, "chunk_tokens": 64}
-    first = two_pass(lm, candidates, lambda p, f: f.loss, **sizes)
+    first = two_pass(lm, offer, lambda p, f: f.loss, **sizes)
     one = gradients(lm)
-    second = two_pass(lm, candidates, lambda p, f: f.loss, **sizes)
+    second = two_pass(lm, offer, lambda p, f: f.loss, **sizes)
     torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=0)
     assert not torch.equal(one, gradients(lm))
     assert lm.network.training
@@ -185,8 +189,8 @@ def test_gradient_scaling_is_the_online_softmax(monkeypatch):
     monkeypatch.setattr(mixture_module, "_scale_gradients", lambda tensors, log_factor: None)
     lm = double_lm()
     table = torch.linspace(-3, 3, N).double()
-    candidates = random_offer(N, T)
-    single_pass(lm, candidates, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    offer = random_offer(N, T)
+    single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
     wrong = gradients(lm)
-    expected, _ = plain_autograd(lm, candidates, table)
+    expected, _ = plain_autograd(lm, offer, table)
     assert (wrong - expected).abs().max() > 1e-3

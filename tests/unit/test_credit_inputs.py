@@ -4,19 +4,20 @@ import math
 
 import pytest
 import torch
-from tests.helpers import random_offer, tiny_lm
+from tests.helpers import finished_step, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.lm.mixture import gumbel_top, score_pass, subset_pass, two_pass, weighted_gradient
 from curriq.presets import preset
 from curriq.rng import Generators
-from curriq.select import DirichletNoise, SoftQ, Uniform
+from curriq.select.base import Uniform
+from curriq.select.soft_q import DirichletNoise, SoftQ
 from curriq.softq.critic import CounterfactualCredit, Scale, TDCritic
 from curriq.softq.equations import effective_batch_size
 from curriq.softq.features import LOSS_SCALE, SOURCE_SCALE, STATE_SCALE, QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.types import Effects, Features, Outcome, Transition
+from curriq.types import NO_COST, Effects, Features, Step
 
 SIZES = {"micro_batch": 4, "chunk_tokens": 32}
 
@@ -31,17 +32,8 @@ def seen(n: int = 6, width: int = 4, seed: int = 0) -> Features:
     )
 
 
-def finished(features: Features, effects: Effects | None, reward: float = 0.01) -> Transition:
-    uniform = torch.full((len(features),), 1 / len(features))
-    return Transition(
-        tokens=torch.zeros(len(features), 4, dtype=torch.int64),
-        features=features,
-        policy=uniform,
-        weights=uniform,
-        action=0,
-        reward=reward,
-        effects=effects,
-    )
+def finished(features: Features, effects: Effects | None, reward: float = 0.01) -> Step:
+    return finished_step(features, reward=reward, effects=effects)
 
 
 # Counterfactual credit
@@ -65,7 +57,9 @@ def q_critic(sources: int = 1, **settings) -> TDCritic:
 def test_a_step_without_effects_teaches_nothing():
     made = q_critic()
     before = [p.clone() for p in made.online.parameters()]
-    assert "critic/td_loss" not in made.learn(finished(seen(), None), seen(seed=1))
+    row, cost = made.learn(finished(seen(), None), seen(seed=1))
+    assert "critic/td_loss" not in row
+    assert cost == NO_COST
     assert all(torch.equal(a, b) for a, b in zip(before, made.online.parameters(), strict=True))
 
 
@@ -74,7 +68,7 @@ def test_the_loss_of_a_probe_is_calculated_by_hand():
     made = q_critic(q_standardise=True)
     made.scale._fixed = True  # in nats
     effects = Effects(rows=torch.tensor([0, 3]), effect=torch.tensor([0.4, -0.2]), mixture=0.0)
-    row = made.learn(finished(seen(), effects, reward=0.0), seen(seed=1))
+    row, _ = made.learn(finished(seen(), effects, reward=0.0), seen(seed=1))
     assert row["critic/td_loss"] == pytest.approx((0.4**2 + 0.2**2) / 4)
     assert row["critic/td_target"] == pytest.approx(0.1)
 
@@ -152,12 +146,12 @@ def test_the_loss_is_measured_from_its_running_mean_in_running_deviations():
 def test_the_scale_follows_rewards_and_spread():
     scale = Scale(fixed=False, memory=0.5)
     scale.observe(2.0, torch.tensor([1.0, 3.0]))  # spread 1 around their mean
-    assert (scale.place, scale.scale) == (2.0, 1.0)
+    assert (scale.loc, scale.scale) == (2.0, 1.0)
     scale.observe(4.0, torch.tensor([0.0, 6.0]))  # spread 3: √((1 + 9)/2)
-    assert (scale.place, scale.scale) == (3.0, pytest.approx(math.sqrt(5)))
+    assert (scale.loc, scale.scale) == (3.0, pytest.approx(math.sqrt(5)))
     fixed = Scale(fixed=True)
     fixed.observe(2.0, torch.tensor([5.0]))
-    assert (fixed.place, fixed.scale) == (0.0, 1.0)
+    assert (fixed.loc, fixed.scale) == (0.0, 1.0)
 
 
 # Weights
@@ -166,11 +160,11 @@ def test_the_scale_follows_rewards_and_spread():
 def test_jitter_of_a_uniform_policy_is_a_dirichlet_draw():
     """Symmetric Dirichlet of concentration c over N: mean 1/N, variance (1 − 1/N)/(N (N c + 1))."""
     selector = DirichletNoise(Uniform(), 2.0, Generators(0)("jitter"))
-    candidates, features = random_offer(8), seen(8)
+    offer, features = random_offer(8), seen(8)
     weights = []
     for step in range(4000):
-        kept = selector.narrow(step, candidates)
-        weights.append(selector.scores(step, kept, features).softmax(0))
+        kept = selector.admit(step, offer)
+        weights.append(selector.score(step, kept, features).softmax(0))
     drawn = torch.stack(weights)
     assert drawn.mean(0).tolist() == pytest.approx([1 / 8] * 8, rel=0.05)
     assert drawn.var().item() == pytest.approx((7 / 8) / (8 * 17), rel=0.1)
@@ -182,15 +176,8 @@ def test_the_uniform_share_keeps_every_window_alive():
     critic = q_critic()
     critic.values = lambda features: torch.tensor([50.0] + [0.0] * 5)
     selector = SoftQ(critic, FixedBeta(1.0), uniform_share=0.3)
-    outcome = Outcome(
-        candidates=random_offer(6),
-        features=seen(),
-        weights=torch.full((6,), 1 / 6),
-        reward=None,
-        q=torch.tensor([50.0] + [0.0] * 5),
-    )
-    selector.observe(0, outcome)
-    weights = selector.scores(1, random_offer(6), seen()).softmax(0)
+    selector.observe(finished_step(seen(), q=torch.tensor([50.0] + [0.0] * 5)))
+    weights = selector.score(1, random_offer(6), seen()).softmax(0)
     assert weights[1:].tolist() == pytest.approx([0.3 / 6] * 5, rel=1e-4)
 
 
@@ -211,11 +198,11 @@ def test_gumbel_top_draws_without_replacement_in_the_right_proportions():
 
 
 def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
-    lm, candidates = tiny_lm(), random_offer(8)
+    lm, offer = tiny_lm(), random_offer(8)
     chosen = torch.tensor([1, 2, 6])
-    mixture = subset_pass(lambda scores: chosen)(lm, candidates, lambda c, f: f.loss, **SIZES)
+    mixture = subset_pass(lambda scores: chosen)(lm, offer, lambda c, f: f.loss, **SIZES)
     ours = [p.grad.clone() for p in lm.parameters]
-    expected = two_pass(lm, candidates.take(chosen), lambda c, f: torch.zeros_like(f.loss), **SIZES)
+    expected = two_pass(lm, offer.take(chosen), lambda c, f: torch.zeros_like(f.loss), **SIZES)
     for gradient, p in zip(ours, lm.parameters, strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-7)
     assert mixture.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -225,14 +212,14 @@ def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
 
 
 def test_weighted_gradient_adds_to_what_is_there_and_skips_weight_zero():
-    lm, candidates = tiny_lm(), random_offer(4)
+    lm, offer = tiny_lm(), random_offer(4)
     weights = torch.tensor([0.5, 0.0, 0.5, 0.0])
     for p in lm.parameters:
         p.grad = None
-    loss = weighted_gradient(lm, candidates.tokens, weights, **SIZES)
+    loss = weighted_gradient(lm, offer.windows, weights, **SIZES)
     first = [p.grad.clone() for p in lm.parameters]
-    weighted_gradient(lm, candidates.tokens, weights, **SIZES)
+    weighted_gradient(lm, offer.windows, weights, **SIZES)
     for gradient, p in zip(first, lm.parameters, strict=True):
         torch.testing.assert_close(p.grad, 2 * gradient)
-    scored = score_pass(lm, candidates, lambda c, f: f.loss, **SIZES)
+    scored = score_pass(lm, offer, lambda c, f: f.loss, **SIZES)
     assert loss == pytest.approx((weights @ scored.features.loss).item(), rel=1e-5)

@@ -5,15 +5,16 @@ import math
 
 import pytest
 import torch
+from tests.helpers import finished_step
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
-from curriq.softq.critic import MixtureCredit, NoCritic, QNetwork, Replay, SampledCredit, TDCritic
-from curriq.softq.equations import uniform_policy
+from curriq.select.base import NoCritic
+from curriq.softq.critic import MixtureCredit, QNetwork, QReplay, SampledCredit, TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.types import Critic, Features, Transition
+from curriq.types import NO_COST, Critic, Features, Step
 
 TD_NAMES = {"critic/td_loss", "critic/td_target", "critic/q_pred", "critic/grad_norm"}
 VALUE_NAMES = {f"critic/{name}" for name in ("q_mean", "q_std", "q_min", "q_max", "soft_value")}
@@ -23,15 +24,8 @@ def features(hidden: torch.Tensor) -> Features:
     return Features(hidden=hidden, loss=torch.zeros(len(hidden)))
 
 
-def transition(hidden: torch.Tensor, action: int, reward: float) -> Transition:
-    return Transition(
-        tokens=torch.zeros(len(hidden), 4, dtype=torch.int64),
-        features=features(hidden),
-        policy=uniform_policy(hidden[:, 0]),
-        weights=uniform_policy(hidden[:, 0]),
-        action=action,
-        reward=reward,
-    )
+def transition(hidden: torch.Tensor, action: int, reward: float) -> Step:
+    return finished_step(features(hidden), action=action, reward=reward)
 
 
 def critic(width: int = 3, seed: int = 0, previous_action=None, **settings) -> TDCritic:
@@ -114,7 +108,8 @@ def test_two_steps_calculated_by_hand():
 
     # Step 0 has no pending transition: Q(1) = 2.5 and Q(2) = 4.5 are reported and nothing moves.
     # V = log((e^2.5 + e^4.5)/2) = 4.5 + log((1 + e^-2)/2).
-    row = made.learn(None, features(h0))
+    row, cost = made.learn(None, features(h0))
+    assert cost == NO_COST
     assert set(row) == VALUE_NAMES
     assert row["critic/q_mean"] == 3.5
     assert row["critic/q_std"] == 1.0
@@ -127,7 +122,7 @@ def test_two_steps_calculated_by_hand():
     # ∂W1 = δ·W2·h = 15, ∂b1 = δ·W2 = 7.5, ∂W2 = δ·relu = 7.5, ∂b2 = δ = 3.75;
     # norm = 3.75·√(16 + 4 + 4 + 1) = 18.75. Adam's first step is lr·sign: every parameter loses 0.1.
     # Polyak with τ = 0.5: the target is half-way, 0.05 below its start.
-    row = made.learn(transition(h0, action=1, reward=-1.0), features(h1))
+    row, _ = made.learn(transition(h0, action=1, reward=-1.0), features(h1))
     assert set(row) == VALUE_NAMES | TD_NAMES
     assert row["critic/soft_value"] == 2.5
     assert row["critic/td_target"] == 0.75
@@ -144,7 +139,7 @@ def test_two_steps_calculated_by_hand():
     # ∂b2 = δ. Adam: m̂ = (0.09·3.75 + 0.1·0.89125)/0.19 = 2.24539474,
     # v̂ = (0.000999·14.0625 + 0.001·0.79432656)/0.001999 = 7.42509833, √v̂ = 2.72490336,
     # b2 ← 0.4 − 0.1·2.24539474/2.72490336 = 0.31759730;  target: (0.45 + 0.31759730)/2 = 0.38379865.
-    row = made.learn(transition(h1, action=0, reward=-2.0), features(h2))
+    row, _ = made.learn(transition(h1, action=0, reward=-2.0), features(h2))
     assert row["critic/q_mean"] == pytest.approx(3.63, rel=1e-5)
     assert row["critic/soft_value"] == pytest.approx(4.0575, rel=1e-5)
     assert row["critic/td_target"] == pytest.approx(1.02875, rel=1e-5)
@@ -157,7 +152,7 @@ def test_two_steps_calculated_by_hand():
 def test_clipping_bounds_the_gradient_and_reports_the_norm_before_it():
     made = one_unit_critic(q_grad_clip=0.5)
     made.optimizer = torch.optim.SGD(made.online.parameters(), lr=1.0)  # Adam would hide the scale
-    row = made.learn(transition(torch.tensor([[2.0]]), 0, -1.0), features(torch.tensor([[1.0]])))
+    row, _ = made.learn(transition(torch.tensor([[2.0]]), 0, -1.0), features(torch.tensor([[1.0]])))
     moved = torch.tensor(parameters(made.online)) - torch.tensor([1.0, 0.0, 2.0, 0.5])
     assert row["critic/grad_norm"] == pytest.approx(18.75)
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
@@ -171,7 +166,7 @@ def constant_reward_run(made: TDCritic, steps: int, reward: float = -3.0) -> dic
     previous, row = None, {}
     for step in range(steps):
         now = torch.randn(8, 3, generator=generator)
-        row = made.learn(previous, features(now))
+        row, _ = made.learn(previous, features(now))
         previous = transition(now, action=step % 8, reward=reward)
     return row
 
@@ -205,7 +200,7 @@ def test_td_gradient_reaches_the_forwarded_hidden_state_once_and_unclipped():
     leaf = theta.detach().clone().requires_grad_()
     q = made.online(leaf)
     (slope,) = torch.autograd.grad(q.sum(), leaf)
-    row = made.learn(transition(h, 0, -50.0), features(h))
+    row, _ = made.learn(transition(h, 0, -50.0), features(h))
     error = row["critic/q_pred"] - row["critic/td_target"]
     torch.testing.assert_close(theta.grad, error * slope)
     assert abs(error) > 1
@@ -230,7 +225,7 @@ def test_no_critic_conforms_and_does_nothing():
     h = torch.ones(4, 3)
     assert nobody.values(features(h)) is None
     assert nobody.policy(torch.tensor([1.0, 2.0])).tolist() == [0.5, 0.5]
-    assert nobody.learn(transition(h, 0, -1.0), features(h)) == {}
+    assert nobody.learn(transition(h, 0, -1.0), features(h)) == ({}, NO_COST)
     nobody.load_state_dict(nobody.state_dict())
 
 
@@ -238,7 +233,7 @@ def test_no_critic_conforms_and_does_nothing():
 
 
 def test_replay_keeps_the_last_pairs_and_overwrites_the_oldest():
-    ring = Replay(3, 1, "cpu", torch.Generator().manual_seed(0))
+    ring = QReplay(3, 1, "cpu", torch.Generator().manual_seed(0))
     for number in range(5):
         ring.add(torch.tensor([[float(number)]]), torch.tensor([10.0 * number]))
         assert len(ring) == min(number + 1, 3)
@@ -248,7 +243,7 @@ def test_replay_keeps_the_last_pairs_and_overwrites_the_oldest():
 
 
 def test_replay_never_draws_empty_slots():
-    ring = Replay(100, 1, "cpu", torch.Generator().manual_seed(0))
+    ring = QReplay(100, 1, "cpu", torch.Generator().manual_seed(0))
     ring.add(torch.tensor([[7.0]], requires_grad=True), torch.tensor([1.0]))
     hidden, targets = ring.sample(50)
     assert hidden.unique().tolist() == [7.0]
@@ -257,7 +252,7 @@ def test_replay_never_draws_empty_slots():
 
 
 def test_replay_resumes_with_the_same_draws_after_it_has_wrapped():
-    ring, other = (Replay(4, 2, "cpu", torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    ring, other = (QReplay(4, 2, "cpu", torch.Generator().manual_seed(seed)) for seed in (0, 1))
     for number in range(6):
         ring.add(torch.full((1, 2), float(number)), torch.tensor([float(number)]))
     ring.sample(3)
@@ -268,13 +263,13 @@ def test_replay_resumes_with_the_same_draws_after_it_has_wrapped():
 
 
 def test_replay_state_does_not_follow_the_ring():
-    ring = Replay(2, 1, "cpu", torch.Generator().manual_seed(0))
+    ring = QReplay(2, 1, "cpu", torch.Generator().manual_seed(0))
     ring.add(torch.tensor([[1.0]]), torch.tensor([2.0]))
     state = ring.state_dict()
     for _ in range(2):
         ring.add(torch.tensor([[7.0]]), torch.tensor([8.0]))
-    assert state["hidden"].tolist() == [[1.0]]
-    assert state["targets"].tolist() == [2.0]
+    assert state["hidden"].tolist() == [[1.0], [0.0]]
+    assert state["targets"].tolist() == [2.0, 0.0]
 
 
 def test_replay_updates_train_more_and_polyak_follows_them():

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import random_offer, tiny_lm
+from tests.helpers import finished_step, random_offer, tiny_lm
 
 from curriq.config import OptimConfig
 from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedAction
 from curriq.lm.mixture import single_pass, two_pass
-from curriq.types import Features, Transition
+from curriq.types import Features, Step
 
 N, T = 6, 8
 
@@ -84,13 +84,13 @@ class TestUpdate:
         options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
         reference = torch.optim.AdamW(lm.parameters, foreach=False, **options)
         for k in range(3):
-            candidates = random_offer(N, T, seed=k)
-            mixture = learner.accumulate(candidates, by_loss, False)
+            offer = random_offer(N, T, seed=k)
+            tokens = offer.windows.tokens
+            mixture = learner.accumulate(offer, by_loss, False)
             metrics = learner.update(k)
             reference.zero_grad()
-            logits = lm.network(input_ids=candidates.tokens).logits[:, :-1]
-            targets = candidates.tokens[:, 1:]
-            losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
+            logits = lm.network(input_ids=tokens).logits[:, :-1]
+            losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
             loss = torch.softmax(losses.detach(), 0) @ losses
             loss.backward()
             norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in lm.parameters))
@@ -294,23 +294,14 @@ class TestResume:
 
 
 class TestReforwardedAction:
-    def transition(self) -> Transition:
-        candidates = random_offer(N, T)
-        uniform = torch.full((N,), 1 / N)
+    def step(self) -> Step:
         features = Features(hidden=torch.zeros(N, 16), loss=torch.arange(N).float())
-        return Transition(
-            tokens=candidates.tokens,
-            features=features,
-            policy=uniform,
-            weights=uniform,
-            action=4,
-            reward=-1.0,
-        )
+        return finished_step(features, offer=random_offer(N, T), action=4, reward=-1.0)
 
     def test_is_the_last_hidden_state_of_the_action_under_the_present_model(self) -> None:
-        lm, transition = tiny_lm(), self.transition()
-        expected = lm.network.transformer(transition.tokens).last_hidden_state[4]
-        features = ReforwardedAction(lm, 1.0)(transition)
+        lm, step = tiny_lm(), self.step()
+        expected = lm.network.transformer(step.trained.windows.tokens).last_hidden_state[4]
+        features = ReforwardedAction(lm, 1.0)(step)
         torch.testing.assert_close(features.hidden, expected[None, -1])
         torch.testing.assert_close(features.pooled, expected.mean(0)[None])
         assert features.loss.tolist() == [4.0]  # as it was stored, without a gradient
@@ -318,12 +309,12 @@ class TestReforwardedAction:
     @pytest.mark.parametrize("td_lambda", [0.0, 0.5, 1.0])
     def test_scales_only_the_gradient(self, td_lambda: float) -> None:
         """The gradient lands on top of what is there already: one AdamW step takes both."""
-        lm, transition = tiny_lm(), self.transition()
+        lm, step = tiny_lm(), self.step()
         direction = torch.linspace(-1, 1, 16)
-        (lm.network.transformer(transition.tokens).last_hidden_state[4, -1] @ direction).backward()
+        (lm.network.transformer(step.trained.windows.tokens).last_hidden_state[4, -1] @ direction).backward()
         expected = [p.grad.clone() for p in lm.parameters]
         for p in lm.parameters:
             p.grad.fill_(3.0)
-        (ReforwardedAction(lm, td_lambda)(transition).hidden[0] @ direction).backward()
+        (ReforwardedAction(lm, td_lambda)(step).hidden[0] @ direction).backward()
         for p, gradient in zip(lm.parameters, expected, strict=True):
             torch.testing.assert_close(p.grad, 3.0 + td_lambda * gradient, rtol=1e-5, atol=1e-6)

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import TINY, VOCAB, open_lm
+from tests.helpers import TINY, VOCAB, open_lm, random_offer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MptConfig
 
 from curriq.errors import CurriqError
 from curriq.lm.model import LanguageModel, dropout_settings, window_losses
+from curriq.types import Windows
 
 WIDE = "hidden_size=16,intermediate_size=32,num_hidden_layers=2,num_attention_heads=2"
 ARCHITECTURES = TINY | {
@@ -25,8 +26,8 @@ ARCHITECTURES = TINY | {
 """Beside the models that all tests share: what differs in the head, the norm, the attention's reach."""
 
 
-def tokens_of(n: int = 5, length: int = 12) -> torch.Tensor:
-    return torch.randint(VOCAB, (n, length), generator=torch.Generator().manual_seed(1))
+def windows_of(n: int = 5, length: int = 12) -> Windows:
+    return random_offer(n, length, seed=1).windows
 
 
 def tiny(architecture: str = "gpt2", **options) -> LanguageModel:
@@ -40,9 +41,9 @@ def tiny(architecture: str = "gpt2", **options) -> LanguageModel:
     return lm
 
 
-def gradients(lm: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+def gradients(lm: LanguageModel, windows: Windows) -> torch.Tensor:
     lm.network.zero_grad(set_to_none=True)
-    losses, _ = window_losses(lm, lm.trunk(tokens), tokens, 1000)
+    losses, _ = window_losses(lm, lm.trunk(windows.tokens), windows, 1000)
     losses.sum().backward()
     return torch.cat([p.grad.flatten() for p in lm.parameters if p.grad is not None])
 
@@ -50,7 +51,7 @@ def gradients(lm: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 class TestEveryArchitecture:
     def test_trunk_and_head_are_the_whole_model(self, architecture: str) -> None:
-        lm, tokens = tiny(architecture), tokens_of()
+        lm, tokens = tiny(architecture), windows_of().tokens
         with torch.no_grad():
             hidden = lm.trunk(tokens)
             assert hidden.shape == (5, 12, lm.width)
@@ -60,10 +61,11 @@ class TestEveryArchitecture:
 
     def test_losses_are_those_of_the_model_itself(self, architecture: str) -> None:
         """In float64; the models that normalise in float32 inside do so on both sides."""
-        lm, tokens = tiny(architecture), tokens_of()
+        lm, windows = tiny(architecture), windows_of()
+        tokens = windows.tokens
         lm.network.double()
         with torch.no_grad():
-            losses, entropy = window_losses(lm, lm.trunk(tokens), tokens, 24, with_entropy=True)
+            losses, entropy = window_losses(lm, lm.trunk(tokens), windows, 24, with_entropy=True)
             for window, loss, uncertainty in zip(tokens, losses, entropy, strict=True):
                 alone = lm.network(input_ids=window[None], labels=window[None], use_cache=False)
                 # transformers takes the loss in float32, whatever the model.
@@ -74,7 +76,7 @@ class TestEveryArchitecture:
                 assert uncertainty.item() == pytest.approx(direct.mean().item(), rel=1e-6)
 
     def test_saved_folder_opens_everywhere(self, architecture: str, tmp_path: Path) -> None:
-        lm, tokens = tiny(architecture), tokens_of()
+        lm, tokens = tiny(architecture), windows_of().tokens
         lm.save(tmp_path)
         by_transformers = AutoModelForCausalLM.from_pretrained(tmp_path)
         again = open_lm(str(tmp_path))
@@ -92,17 +94,17 @@ class TestEveryArchitecture:
 
 class TestForward:
     def test_entropy_of_a_uniform_and_of_a_certain_prediction(self) -> None:
-        lm, tokens = tiny(), tokens_of()
+        lm, windows = tiny(), windows_of()
         with torch.no_grad():
             lm.network.lm_head.weight.zero_()
-            _, entropy = window_losses(lm, lm.trunk(tokens), tokens, 1000, with_entropy=True)
+            _, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, 1000, with_entropy=True)
             torch.testing.assert_close(entropy, torch.full((5,), VOCAB).log(), rtol=1e-6, atol=0)
         head = nn.Linear(lm.width, VOCAB)
         with torch.no_grad():
             head.weight.zero_()
             head.bias.zero_()[7] = 1000.0
         lm._output = head
-        _, entropy = window_losses(lm, lm.trunk(tokens), tokens, 1000, with_entropy=True)
+        _, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, 1000, with_entropy=True)
         assert entropy.abs().max() == 0
 
     def test_projection_of_opt_sets_the_width(self) -> None:
@@ -111,12 +113,12 @@ class TestForward:
         assert lm.width == 8
 
     def test_a_window_longer_than_a_chunk_gives_equal_losses_and_gradients(self) -> None:
-        lm, tokens = tiny(), tokens_of(3, 20)
+        lm, windows = tiny(), windows_of(3, 20)
         lm.network.double()
         results = []
         for chunk in (1000, 7, 1):
             lm.network.zero_grad(set_to_none=True)
-            losses, entropy = window_losses(lm, lm.trunk(tokens), tokens, chunk, with_entropy=True)
+            losses, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, chunk, with_entropy=True)
             losses.sum().backward()
             gradient = torch.cat([p.grad.flatten() for p in lm.parameters])
             results.append((losses.detach(), entropy, gradient))
@@ -124,31 +126,31 @@ class TestForward:
             torch.testing.assert_close(other, results[0], rtol=0, atol=1e-12)
 
     def test_bf16_is_close_and_keeps_float32_weights(self) -> None:
-        exact, rough, tokens = tiny(), tiny(precision="bf16"), tokens_of()
-        hidden = rough.trunk(tokens)
+        exact, rough, windows = tiny(), tiny(precision="bf16"), windows_of()
+        hidden = rough.trunk(windows.tokens)
         assert rough.head(hidden).dtype == torch.float32
         assert {p.dtype for p in rough.parameters} == {torch.float32}
-        losses, _ = window_losses(rough, hidden, tokens, 1000)
-        expected, _ = window_losses(exact, exact.trunk(tokens), tokens, 1000)
+        losses, _ = window_losses(rough, hidden, windows, 1000)
+        expected, _ = window_losses(exact, exact.trunk(windows.tokens), windows, 1000)
         assert not torch.equal(losses, expected)
         torch.testing.assert_close(losses, expected, rtol=0.02, atol=0)
-        cosine = F.cosine_similarity(gradients(rough, tokens), gradients(exact, tokens), dim=0)
+        cosine = F.cosine_similarity(gradients(rough, windows), gradients(exact, windows), dim=0)
         assert cosine > 0.99
 
     @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
     def test_gradient_checkpointing_changes_no_gradient(self, architecture: str) -> None:
         plain, saving = tiny(architecture), tiny(architecture, gradient_checkpointing=True)
-        tokens = tokens_of()
+        windows = windows_of()
         calls = []
         layer = next(m for m in saving.network.modules() if isinstance(m, nn.ModuleList))[0]
         next(layer.children()).register_forward_pre_hook(lambda *_: calls.append(1))
-        torch.testing.assert_close(gradients(saving, tokens), gradients(plain, tokens), rtol=0, atol=1e-7)
+        torch.testing.assert_close(gradients(saving, windows), gradients(plain, windows), rtol=0, atol=1e-7)
         assert len(calls) == 2  # forward, and once more in the backward pass
 
 
 class TestDropout:
     def test_is_zero_unless_asked_for(self) -> None:
-        lm, tokens = tiny(), tokens_of()
+        lm, tokens = tiny(), windows_of().tokens
         assert GPT2Config().resid_pdrop == 0.1
         assert not lm.has_dropout
         assert lm.network.training
@@ -156,7 +158,7 @@ class TestDropout:
 
     @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "opt", "llama"])
     def test_is_set_wherever_the_model_has_one(self, architecture: str) -> None:
-        lm, tokens = tiny(architecture, dropout=0.25), tokens_of()
+        lm, tokens = tiny(architecture, dropout=0.25), windows_of().tokens
         assert lm.has_dropout
         values = {name: getattr(part, name) for part, name in dropout_settings(lm.network.config)}
         assert values.pop("layerdrop", 0.0) == 0
@@ -173,7 +175,7 @@ class TestDropout:
             open_lm("random:mpt:d_model=16,n_heads=2,n_layers=1", dropout=0.25)
 
     def test_measuring_is_free_of_noise_and_restores_the_mode(self) -> None:
-        lm, tokens = tiny(dropout=0.5), tokens_of()
+        lm, tokens = tiny(dropout=0.5), windows_of().tokens
         expected = tiny().trunk(tokens)
         with lm.measuring():
             with lm.measuring():

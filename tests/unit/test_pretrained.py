@@ -14,12 +14,18 @@ from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
 from curriq.lm.model import LanguageModel, window_losses
 from curriq.train.run import train
+from curriq.types import Windows
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big red ball. She wanted to play with it, but it was too high in the tree. "
     'Her mom said, "Lily, let\'s go home." Lily was sad, but she was happy to go home with her mom.'
 )
+
+
+def windows_of(tokens: torch.Tensor) -> Windows:
+    rows = torch.arange(len(tokens))
+    return Windows(tokens=tokens, ids=rows, source=torch.zeros_like(rows))
 
 
 class TestStories260k:
@@ -44,8 +50,8 @@ class TestStories260k:
         tokens = torch.tensor([[eos_id(tokenizer), *encode(tokenizer, [STORY])[0]]])
         shuffled = tokens[:, torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))]
         with lm.measuring():
-            (story,), _ = window_losses(lm, lm.trunk(tokens), tokens, 1000)
-            (noise,), _ = window_losses(lm, lm.trunk(shuffled), shuffled, 1000)
+            (story,), _ = window_losses(lm, lm.trunk(tokens), windows_of(tokens), 1000)
+            (noise,), _ = window_losses(lm, lm.trunk(shuffled), windows_of(shuffled), 1000)
         assert story < 2.0 < torch.tensor(512.0).log() < noise
 
     @pytest.fixture

@@ -3,30 +3,32 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import VOCAB, tiny_lm
+from tests.helpers import VOCAB, random_offer, tiny_lm
 
-from curriq.lm import reward as reward_module
+from curriq.lm import held_out as held_out_module
 from curriq.lm.held_out import HeldOutReward, held_out_loss
+from curriq.types import Windows
 
 SIZES = {"micro_batch": 4, "chunk_tokens": 64}
 
 
-def windows(n: int = 13, length: int = 8) -> torch.Tensor:
-    return torch.randint(VOCAB, (n, length), generator=torch.Generator().manual_seed(5))
+def windows(n: int = 13, length: int = 8) -> Windows:
+    return random_offer(n, length, seed=5).windows
 
 
-def brute_force(lm, held_out: torch.Tensor) -> float:
+def brute_force(lm, held_out: Windows) -> float:
     """Every prediction on its own, in float64: −log p of each token that has a token before it."""
     double = tiny_lm()
     double.network.load_state_dict(lm.network.state_dict())
     double.network.double().eval()
+    tokens = held_out.tokens
     with torch.no_grad():
-        log_probs = F.log_softmax(double.network(input_ids=held_out).logits, dim=-1)
-    picked = [log_probs[i, t, held_out[i, t + 1]].item() for i in range(len(held_out)) for t in range(7)]
+        log_probs = F.log_softmax(double.network(input_ids=tokens).logits, dim=-1)
+    picked = [log_probs[i, t, tokens[i, t + 1]].item() for i in range(len(tokens)) for t in range(7)]
     return -sum(picked) / len(picked)
 
 
-def reward_of(seed: int = 0, m: int = 6, reward_set: torch.Tensor | None = None, lm=None) -> HeldOutReward:
+def reward_of(seed: int = 0, m: int = 6, reward_set: Windows | None = None, lm=None) -> HeldOutReward:
     generator = torch.Generator().manual_seed(seed)
     reward_set = windows() if reward_set is None else reward_set
     return HeldOutReward(lm or tiny_lm(), reward_set, m, generator, **SIZES)
@@ -39,20 +41,20 @@ def measure(reward: HeldOutReward, step: int = 0) -> float | None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Windows]:
     """The subsets whose loss was asked for, in order."""
-    seen: list[torch.Tensor] = []
+    seen: list[Windows] = []
 
     def watch(lm, subset, **sizes):
         seen.append(subset)
         return held_out_loss(lm, subset, **sizes)
 
-    monkeypatch.setattr(reward_module, "held_out_loss", watch)
+    monkeypatch.setattr(held_out_module, "held_out_loss", watch)
     return seen
 
 
-def rows(tokens: torch.Tensor) -> list[tuple[int, ...]]:
-    return [tuple(row) for row in tokens.tolist()]
+def rows(drawn: Windows) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in drawn.tokens.tolist()]
 
 
 class TestHeldOutLoss:
@@ -84,13 +86,13 @@ class TestHeldOutLoss:
 
 
 class TestHeldOutReward:
-    def test_is_the_mean_log_likelihood_of_its_subset(self, drawn: list[torch.Tensor]) -> None:
+    def test_is_the_mean_log_likelihood_of_its_subset(self, drawn: list[Windows]) -> None:
         lm = tiny_lm()
         measured = measure(reward_of(lm=lm))
         assert measured < 0
         assert measured == pytest.approx(-brute_force(lm, drawn[0]), abs=1e-6)
 
-    def test_draws_without_replacement(self, drawn: list[torch.Tensor]) -> None:
+    def test_draws_without_replacement(self, drawn: list[Windows]) -> None:
         reward = reward_of()
         for _ in range(20):
             measure(reward)
@@ -103,7 +105,7 @@ class TestHeldOutReward:
         everything = measure(reward_of(m=13, lm=lm))
         assert everything == pytest.approx(-held_out_loss(lm, windows(), **SIZES), abs=1e-6)
 
-    def test_subsets_are_fresh_and_cover_the_set(self, drawn: list[torch.Tensor]) -> None:
+    def test_subsets_are_fresh_and_cover_the_set(self, drawn: list[Windows]) -> None:
         reward = reward_of()
         for _ in range(40):
             measure(reward)
@@ -115,7 +117,7 @@ class TestHeldOutReward:
         # Each window is in a subset with probability 6/13: 18.5 of 40 times, standard deviation 3.2.
         assert 6 < min(counts.values()) <= max(counts.values()) < 31
 
-    def test_has_a_generator_of_its_own(self, drawn: list[torch.Tensor]) -> None:
+    def test_has_a_generator_of_its_own(self, drawn: list[Windows]) -> None:
         state = torch.get_rng_state()
         one, two, other = reward_of(0), reward_of(0), reward_of(1)
         torch.manual_seed(123)
@@ -137,7 +139,8 @@ class TestHeldOutReward:
         optimizer = torch.optim.AdamW(lm.parameters, lr=1e-2)
         for _ in range(5):
             optimizer.zero_grad()
-            logits = lm.network(input_ids=windows()).logits[:, :-1]
-            F.cross_entropy(logits.flatten(0, 1), windows()[:, 1:].flatten()).backward()
+            tokens = windows().tokens
+            logits = lm.network(input_ids=tokens).logits[:, :-1]
+            F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
             optimizer.step()
         assert measure(reward) > before + 0.1

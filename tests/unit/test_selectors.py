@@ -6,22 +6,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.helpers import finished_step
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
-from curriq.select import (
-    ByLoss,
-    Competence,
-    ExcessLoss,
-    RandomK,
-    SoftQ,
-    SourceBandit,
-    Uncertainty,
-    Uniform,
-    UniformUntil,
-)
+from curriq.select.bandit import SourceBandit
+from curriq.select.base import RandomK, Uniform, UniformUntil
 from curriq.select.competence import (
+    Competence,
     LabelDifficulty,
     LabelOrRarity,
     LengthDifficulty,
@@ -29,22 +22,27 @@ from curriq.select.competence import (
     root_competence,
     token_characters,
 )
+from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
+from curriq.select.soft_q import SoftQ
 from curriq.softq.critic import TDCritic
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
-from curriq.types import Candidates, Features, Outcome
+from curriq.types import Features, Offer, Step, Windows
 
 
-def windows(tokens=None, n: int = 4, source=None, difficulty=None) -> Candidates:
+def windows(tokens=None, n: int = 4, source=None, difficulty=None) -> Windows:
     tokens = torch.zeros(n, 3, dtype=torch.int64) if tokens is None else torch.tensor(tokens)
     n = len(tokens)
-    return Candidates(
+    return Windows(
         tokens=tokens,
-        window_ids=torch.arange(n),
+        ids=torch.arange(n),
         source=torch.zeros(n, dtype=torch.int64) if source is None else torch.tensor(source),
         difficulty=None if difficulty is None else torch.tensor(difficulty, dtype=torch.float32),
-        rows=torch.arange(n),
     )
+
+
+def offered(**columns) -> Offer:
+    return Offer.of(windows(**columns))
 
 
 def measured(loss, entropy=None, width: int = 2) -> Features:
@@ -62,7 +60,7 @@ def test_soft_q_weights_are_the_critics_policy():
     temperature = FixedBeta(0.05)
     critic = TDCritic(CriticConfig(), QInputs(("last",), 2), temperature, "cpu", Generators(0))
     seen = measured([1.0, 2.0, 3.0, 4.0])
-    scores = SoftQ(critic, temperature).scores(0, windows(), seen)
+    scores = SoftQ(critic, temperature).score(0, offered(), seen)
     torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen)))
 
 
@@ -74,26 +72,26 @@ def test_scores_by_loss_and_entropy_have_their_odds_at_the_temperature():
         (ByLoss(0.5, sign=-1), 1 / math.e),
         (Uncertainty(0.5), math.e),
     ):
-        weights = selector.scores(0, windows(n=2), seen).softmax(0)
+        weights = selector.score(0, offered(n=2), seen).softmax(0)
         assert (weights[1] / weights[0]).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_excess_loss_cancels_noise_and_prefers_what_the_reference_has_learnt():
     """Window 0 is noise (both models fail), 1 is learnt (both succeed), 2 is worth learning."""
     reference = torch.tensor([7.0, 1.0, 2.0])
-    scores = ExcessLoss(lambda tokens: reference, 0.5).scores(0, windows(n=3), measured([7.0, 1.0, 5.0]))
+    scores = ExcessLoss(lambda windows: reference, 0.5).score(0, offered(n=3), measured([7.0, 1.0, 5.0]))
     assert scores.tolist() == [0, 0, 6]
 
 
 def test_uncertainty_declares_that_it_needs_entropy():
     assert Uncertainty(1.0).needs_entropy
     with pytest.raises(AssertionError, match="entropy"):
-        Uncertainty(1.0).scores(0, windows(n=1), measured([1.0]))
+        Uncertainty(1.0).score(0, offered(n=1), measured([1.0]))
 
 
 def test_random_k_draws_every_window_equally_often():
     selector = RandomK(3, torch.Generator().manual_seed(0))
-    drawn = torch.cat([selector.narrow(0, windows(n=8)).rows for _ in range(1500)])
+    drawn = torch.cat([selector.admit(0, offered(n=8)).rows for _ in range(1500)])
     counts = torch.bincount(drawn, minlength=8)
     assert counts.sum() == 3 * 1500
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
@@ -103,10 +101,10 @@ def test_warm_up_is_uniform_and_then_hands_over():
     inner = ByLoss(0.5, sign=1)
     selector = UniformUntil(inner, 2)
     seen = measured([1.0, 3.0])
-    assert selector.scores(1, windows(n=2), seen).tolist() == [0, 0]
-    assert selector.scores(2, windows(n=2), seen).tolist() == inner.scores(2, windows(n=2), seen).tolist()
+    assert selector.score(1, offered(n=2), seen).tolist() == [0, 0]
+    assert selector.score(2, offered(n=2), seen).tolist() == inner.score(2, offered(n=2), seen).tolist()
     narrowing = UniformUntil(RandomK(1, torch.Generator().manual_seed(0)), 2)
-    assert [len(narrowing.narrow(step, windows(n=5))) for step in range(4)] == [5, 5, 1, 1]
+    assert [len(narrowing.admit(step, offered(n=5))) for step in range(4)] == [5, 5, 1, 1]
     assert UniformUntil(Uncertainty(1.0), 2).needs_entropy
     assert not UniformUntil(Uniform(), 2).needs_reward
 
@@ -127,37 +125,37 @@ def test_competence_opens_the_easiest_share_of_the_windows(step):
     """Without ties this is the paper's rule CDF ≤ c: ⌈c·n⌉ windows up to rounding, the easiest ones."""
     difficulty = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
     selector = Competence(LabelDifficulty(), total_steps=100, initial=0.1)
-    kept = selector.narrow(step, windows(n=200, difficulty=difficulty))
+    kept = selector.admit(step, offered(n=200, difficulty=difficulty))
     level = root_competence(step, 100, 0.1)
-    assert sorted(kept.difficulty.tolist()) == list(range(math.ceil(200 * level - 1e-9)))
-    outcome = Outcome(candidates=kept, features=measured([0.0]), weights=torch.ones(1), reward=None)
-    assert selector.observe(step, outcome) == {"competence/level": level}
+    assert sorted(kept.windows.difficulty.tolist()) == list(range(math.ceil(200 * level - 1e-9)))
+    done = finished_step(measured([0.0] * len(kept)), offer=kept, index=step)
+    assert selector.observe(done) == {"competence/level": level}
 
 
 def test_competence_ranks_against_the_past_and_keeps_at_least_one():
     selector = Competence(LabelDifficulty(), total_steps=100, initial=0.2, history=8)
-    selector.narrow(0, windows(n=8, difficulty=[0.0] * 8))
-    hard = windows(n=2, difficulty=[9.0, 8.0])
-    assert selector.narrow(0, hard).rows.tolist() == [1]
+    selector.admit(0, offered(n=8, difficulty=[0.0] * 8))
+    hard = offered(n=2, difficulty=[9.0, 8.0])
+    assert selector.admit(0, hard).rows.tolist() == [1]
     for _ in range(10):  # the memory rolls: what is hard becomes ordinary
-        selector.narrow(0, windows(n=8, difficulty=[9.0] * 8))
-    assert selector.narrow(0, hard).rows.tolist() == [0, 1]
+        selector.admit(0, offered(n=8, difficulty=[9.0] * 8))
+    assert selector.admit(0, hard).rows.tolist() == [0, 1]
 
 
 def test_competence_starts_with_the_easiest_class_of_a_coarse_label():
     selector = Competence(LabelDifficulty(), total_steps=100, initial=0.1)
-    classes = windows(n=6, difficulty=[1.0, 2.0, 3.0, 1.0, 2.0, 3.0])
-    assert selector.narrow(0, classes).rows.tolist() == [0, 3]
-    assert len(selector.narrow(100, classes)) == 6
+    classes = offered(n=6, difficulty=[1.0, 2.0, 3.0, 1.0, 2.0, 3.0])
+    assert selector.admit(0, classes).rows.tolist() == [0, 3]
+    assert len(selector.admit(100, classes)) == 6
 
 
 def test_windows_without_a_label_come_last():
     selector = Competence(LabelDifficulty(), total_steps=100, initial=0.5)
-    mixed = windows(n=4, difficulty=[math.nan, 5.0, 1.0, math.nan])
-    assert selector.narrow(0, mixed).rows.tolist() == [1, 2]
-    assert len(selector.narrow(100, mixed)) == 4
-    unlabelled = windows(n=2, difficulty=[math.nan, math.nan])
-    assert len(Competence(LabelDifficulty(), 100, 0.1).narrow(0, unlabelled)) == 2
+    mixed = offered(n=4, difficulty=[math.nan, 5.0, 1.0, math.nan])
+    assert selector.admit(0, mixed).rows.tolist() == [1, 2]
+    assert len(selector.admit(100, mixed)) == 4
+    unlabelled = offered(n=2, difficulty=[math.nan, math.nan])
+    assert len(Competence(LabelDifficulty(), 100, 0.1).admit(0, unlabelled)) == 2
 
 
 def test_label_difficulty_without_labels_names_the_way_out():
@@ -193,10 +191,8 @@ def make_bandit(seed: int = 0, exploration: float = 0.1) -> SourceBandit:
     return SourceBandit(("a", "b", "c"), exploration, 0.05, Generators(seed)("bandit"))
 
 
-def finished(kept: Candidates, reward: float) -> Outcome:
-    n = len(kept)
-    weights = torch.full((n,), 1 / n)
-    return Outcome(candidates=kept, features=measured([1.0] * n), weights=weights, reward=reward)
+def finished(kept: Offer, reward: float) -> Step:
+    return finished_step(measured([1.0] * len(kept)), offer=kept, reward=reward)
 
 
 @pytest.mark.parametrize("best", [0, 2])
@@ -204,11 +200,11 @@ def test_exp3_finds_the_best_arm_of_a_stationary_bandit(best):
     """Each step improves the reward by noise, and by one more standard deviation with the best source."""
     selector = make_bandit(seed=best)
     noise = np.random.default_rng(best)
-    offered, reward, metrics = windows(n=6, source=[0, 1, 2, 0, 1, 2]), -5.0, {}
+    offer, reward, metrics = offered(n=6, source=[0, 1, 2, 0, 1, 2]), -5.0, {}
     for step in range(1500):
-        kept = selector.narrow(step, offered)
-        reward += 0.01 * (noise.normal() + (kept.source[0].item() == best))
-        metrics = selector.observe(step, finished(kept, reward))
+        kept = selector.admit(step, offer)
+        reward += 0.01 * (noise.normal() + (kept.windows.source[0].item() == best))
+        metrics = selector.observe(finished(kept, reward))
     policy = [metrics[f"bandit/p_{name}"] for name in "abc"]
     assert sum(policy) == pytest.approx(1)
     assert policy[best] > 0.8
@@ -218,7 +214,7 @@ def test_exp3_finds_the_best_arm_of_a_stationary_bandit(best):
 def test_bandit_trains_on_one_present_source_per_step():
     selector = make_bandit()
     for step in range(30):
-        kept = selector.narrow(step, windows(n=5, source=[1, 2, 2, 1, 2]))
+        kept = selector.admit(step, offered(n=5, source=[1, 2, 2, 1, 2]))
         assert kept.rows.tolist() in ([0, 3], [1, 2, 4])
 
 
@@ -229,14 +225,14 @@ def test_bandit_without_a_past_is_uniform_over_the_present_sources():
 
 def test_bandit_learns_nothing_from_the_first_reward():
     selector = make_bandit()
-    metrics = selector.observe(0, finished(selector.narrow(0, windows(source=[0, 1, 2, 0])), -3.0))
+    metrics = selector.observe(finished(selector.admit(0, offered(source=[0, 1, 2, 0])), -3.0))
     assert metrics == {f"bandit/p_{name}": pytest.approx(1 / 3) for name in "abc"}
 
 
 def test_bandit_gives_no_probability_to_a_source_that_is_never_offered():
     """A target with weight 0 is a source of the run, but no arm."""
     selector = make_bandit()
-    metrics = selector.observe(0, finished(selector.narrow(0, windows(source=[0, 2, 2, 0])), -3.0))
+    metrics = selector.observe(finished(selector.admit(0, offered(source=[0, 2, 2, 0])), -3.0))
     assert metrics == {"bandit/p_a": 0.5, "bandit/p_b": 0.0, "bandit/p_c": 0.5}
 
 
@@ -248,8 +244,8 @@ def test_bandit_gain_is_the_improvement_between_its_quantiles():
     selector, gains, reward = make_bandit(), [], 0.0
     for step, improvement in enumerate([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 3.0]):
         reward += improvement
-        kept = selector.narrow(step, windows(source=[0, 1, 2, 0]))
-        gains.append(selector.observe(step, finished(kept, reward)).get("bandit/gain"))
+        kept = selector.admit(step, offered(source=[0, 1, 2, 0]))
+        gains.append(selector.observe(finished(kept, reward)).get("bandit/gain"))
     assert gains[0] is None
     assert gains[1] == 0.0  # one improvement has no spread
     assert gains[5] == 1.0
@@ -259,12 +255,12 @@ def test_bandit_gain_is_the_improvement_between_its_quantiles():
 def test_bandit_importance_weight_by_hand():
     """p = 1/3 at the start; a gain of +1 adds 0.05·1/(1/3) = 0.15 to the drawn source's log-weight."""
     selector = make_bandit(exploration=0.0)
-    offered = windows(n=3, source=[0, 1, 2])
+    offer = offered(n=3, source=[0, 1, 2])
     for step, reward in enumerate([0.0, 0.0]):  # improvement 0: no spread, no gain
-        selector.observe(step, finished(selector.narrow(step, offered), reward))
-    kept = selector.narrow(2, offered)
-    metrics = selector.observe(2, finished(kept, 1.0))  # above the 80 % quantile: gain +1
-    drawn = "abc"[kept.source[0]]
+        selector.observe(finished(selector.admit(step, offer), reward))
+    kept = selector.admit(2, offer)
+    metrics = selector.observe(finished(kept, 1.0))  # above the 80 % quantile: gain +1
+    drawn = "abc"[kept.windows.source[0]]
     assert metrics["bandit/gain"] == 1.0
     expected = math.exp(0.15) / (math.exp(0.15) + 2)
     assert metrics[f"bandit/p_{drawn}"] == pytest.approx(expected)

@@ -28,14 +28,17 @@ from curriq.types import NO_COST, Cost, Effects, Mixture, Offer, Windows
 
 
 def held_out_loss(lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
-    """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout."""
+    """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout.
+
+    It is 0 where no token is learnt.
+    """
     share = windows.take(parallel.shard())
     local = window_losses_of(lm, share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
     if windows.labels is None:
         return parallel.reduce_sum_(local.sum()).item() / len(windows)
-    counts = torch.as_tensor(token_counts(share), device=local.device)
-    total = parallel.reduce_sum_((local * counts).sum()).item()
-    return total / torch.as_tensor(token_counts(windows)).sum().item()
+    counts = token_counts(windows.labels)
+    total = parallel.reduce_sum_((local * counts[parallel.shard()].to(local.device)).sum()).item()
+    return total / max(1, int(counts.sum()))
 
 
 class HeldOutReward(Saved):
@@ -278,8 +281,8 @@ def _shares(windows: Windows) -> Float[Tensor, "M"]:
     """Each window's share of the learnt tokens."""
     if windows.labels is None:
         return torch.full((len(windows),), 1 / len(windows), dtype=torch.float64)
-    counts = torch.as_tensor(token_counts(windows)).double()
-    return counts / counts.sum()
+    counts = token_counts(windows.labels).double()
+    return counts / counts.sum().clamp(min=1)
 
 
 @contextmanager

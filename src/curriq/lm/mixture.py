@@ -172,7 +172,8 @@ def weighted_gradient(
     Windows of weight 0 are not forwarded.
     """
     used = weights.nonzero().squeeze(1)[parallel.shard()]
-    windows, weights = windows.take(used.to(windows.tokens.device)), weights[used]
+    # Ids and sources lie on the CPU, wherever the tokens are: an index there serves both.
+    windows, weights = windows.take(used.cpu()), weights[used]
     chunk = max(1, chunk_tokens // windows.tokens.shape[1])
     total = torch.zeros((), dtype=torch.float64, device=lm.device)
     for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows

@@ -205,15 +205,13 @@ def window_losses(
         losses = losses + loss
         if entropies is not None and entropy is not None:
             entropies = entropies + entropy
-    count = token_counts(windows)
+    count = length - 1 if windows.labels is None else token_counts(labels).clamp(min=1)
     return losses / count, None if entropies is None else entropies / count
 
 
-def token_counts(windows: Windows) -> Int[Tensor, "n"] | int:
-    """Predicted tokens of each window, at least 1; one number where all tokens of all windows are learnt."""
-    if (learnt := windows.learnt) is None:
-        return windows.tokens.shape[1] - 1
-    return learnt[:, 1:].sum(1).clamp(min=1)
+def token_counts(labels: Int[Tensor, "n T"]) -> Int[Tensor, "n"]:
+    """Predicted tokens of each window: those that are learnt and have a token before them."""
+    return (labels[:, 1:] != IGNORED).sum(1)
 
 
 def _piece(

@@ -1,0 +1,350 @@
+"""The stream filter: what it accepts is Boltzmann, and even probabilities change nothing."""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.helpers import finished_step
+from torch import Tensor
+
+from curriq.data.stream import Unreadable
+from curriq.errors import CurriqError
+from curriq.presets import preset
+from curriq.select.base import NoCritic
+from curriq.select.stream_filter import FilteredStream, StreamFilter
+from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
+from curriq.train.run import prepare
+from curriq.types import Cost, Effects, Features, Offer, Proposer, Sampled, Selector, Step, Windows
+
+SHARES = torch.tensor([0.5, 0.3, 0.2])
+Q = torch.tensor([0.0, 1.0, 2.0])
+
+
+class Numbered:
+    """Windows of three sources in fixed proportions; the window's number is its id."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.position = 0
+
+    def read(self, n: int) -> Offer:
+        ids = torch.arange(self.position, self.position + n)
+        self.position += n
+        windows = Windows(
+            tokens=ids[:, None].repeat(1, 4),
+            ids=ids,
+            source=torch.multinomial(SHARES, n, replacement=True, generator=self.generator),
+        )
+        return Offer.of(windows, cost=Cost(windows_read=n), epoch=0)
+
+    def state_dict(self):
+        return {"generator": self.generator.get_state(), "position": self.position}
+
+    def load_state_dict(self, state) -> None:
+        self.generator.set_state(state["generator"])
+        self.position = state["position"]
+
+
+def filtered(
+    accept_prob: Callable[[Offer], Tensor],
+    *,
+    n: int = 32,
+    max_read_ratio: int = 100,
+    unfiltered: int = 0,
+    stream: Numbered | None = None,
+) -> FilteredStream:
+    return FilteredStream(
+        Unreadable(stream or Numbered()),
+        n,
+        max_read_ratio=max_read_ratio,
+        accept_prob=accept_prob,
+        num_unfiltered=lambda step: unfiltered,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def by_source(beta: float) -> Callable[[Offer], Tensor]:
+    return lambda offer: ((Q[offer.windows.source] - Q.max()) / beta).exp()
+
+
+def test_what_is_accepted_is_the_stream_tilted_by_the_policy():
+    """π_s ∝ share_s · exp(Q_s/β), within four standard errors; its normaliser says how many are read."""
+    proposer, beta = filtered(by_source(1.5)), 1.5
+    offers = [proposer.propose(k) for k in range(400)]
+    share = torch.bincount(torch.cat([offer.windows.source for offer in offers])).double() / (400 * 32)
+    expected = SHARES.double() * (Q.double() / beta).exp()
+    accepted = (SHARES * ((Q - Q.max()) / beta).exp()).sum().item()
+    assert torch.allclose(share, expected / expected.sum(), atol=4 * 0.5 / math.sqrt(400 * 32))
+    read = sum(offer.cost.windows_read for offer in offers)
+    assert 400 * 32 / read == pytest.approx(accepted, rel=0.02)
+
+
+def test_even_probabilities_are_nextbatch():
+    """No window is read in vain, so the windows are those of plain training."""
+    proposer, plain = filtered(lambda offer: torch.ones(len(offer))), Numbered()
+    for k in range(5):
+        ours, theirs = proposer.propose(k), plain.read(32)
+        assert torch.equal(ours.windows.ids, theirs.windows.ids)
+        assert ours.cost == Cost(windows_read=32)
+        assert len(ours.rejected) == 0
+
+
+def test_windows_keep_their_order_and_no_window_comes_twice():
+    proposer = filtered(by_source(0.5))
+    ids = torch.cat([proposer.propose(k).windows.ids for k in range(20)])
+    assert torch.equal(ids, ids.sort().values)
+    assert len(ids.unique()) == len(ids) == 20 * 32
+
+
+def test_what_was_read_too_far_is_judged_in_the_next_step():
+    """Each window is judged once, in its turn: a step ends at the last window that it accepts."""
+    stream, judged = Numbered(), 0
+    proposer = filtered(by_source(1.0), n=8, stream=stream)
+    for k in range(30):
+        offer = proposer.propose(k)
+        judged += offer.cost.windows_read
+        assert offer.windows.ids[-1] == judged - 1
+        assert len(offer.rejected) == offer.cost.windows_read - 8
+    assert stream.position > judged  # or nothing would have been read ahead
+
+
+def test_unfiltered_windows_are_accepted_unjudged():
+    proposer = filtered(lambda offer: (offer.windows.source == 2).float(), unfiltered=16)
+    offer = proposer.propose(0)
+    windows, rejected = offer.windows, offer.rejected.windows
+    assert offer.sampled.unfiltered.tolist() == [True] * 16 + [False] * 16
+    assert torch.equal(windows.ids[:16], torch.arange(16))
+    assert set(windows.source[16:].tolist()) == {2}
+    assert len(rejected) + 32 == offer.cost.windows_read
+    assert set(rejected.source.tolist()) == {0, 1}
+    # The policy's probability, accepted or not.
+    assert torch.equal(offer.sampled.accept_prob, (windows.source == 2).double())
+    assert offer.rejected.sampled.accept_prob.max() == 0
+    assert not offer.rejected.sampled.unfiltered.any()
+    read = torch.cat([windows.ids, rejected.ids])
+    assert torch.equal(read.sort().values, torch.arange(len(read)))
+
+
+def test_the_limit_fills_up_with_those_that_came_nearest():
+    """All are rejected, so the best of what may be read are accepted."""
+    odds = torch.tensor([1e-6, 1e-3, 1e-2], dtype=torch.float64)
+    proposer = filtered(lambda offer: odds[offer.windows.source] * 1e-9, n=8, max_read_ratio=4)
+    offer = proposer.propose(0)
+    assert offer.cost.windows_read == 32
+    assert len(offer) == 8
+    assert (offer.windows.source == 0).sum() <= 1  # a thousandth of the odds
+
+
+def test_probability_zero_is_never_accepted_before_the_limit():
+    proposer = filtered(lambda offer: (offer.windows.source == 1).double(), max_read_ratio=50)
+    assert all(set(proposer.propose(k).windows.source.tolist()) == {1} for k in range(20))
+
+
+def test_a_filtered_stream_continues_bitwise_from_its_state():
+    one, other = filtered(by_source(1.0)), filtered(by_source(1.0))
+    assert isinstance(one, Proposer)
+    for k in range(3):
+        one.propose(k)
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    ours, theirs = one.propose(3), other.propose(3)
+    assert torch.equal(ours.windows.ids, theirs.windows.ids)
+    assert torch.equal(ours.rejected.windows.ids, theirs.rejected.windows.ids)
+
+
+class SourceCritic(NoCritic):
+    """Q of a window is that of its source, and its dsir_score; a level that drifts is added."""
+
+    level = 0.0
+
+    def values(self, features: Features) -> Tensor:
+        assert features.source is not None
+        q = Q[features.source] + self.level
+        return q + features.known["dsir_score"] if "dsir_score" in features.known else q
+
+
+def played(
+    temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None, **settings
+) -> tuple[StreamFilter, SourceCritic]:
+    critic = SourceCritic()
+    selector = StreamFilter(critic, temperature, acceptance or Acceptance(), **settings)
+    proposer = filtered(selector.accept_prob, unfiltered=16)
+    for k in range(probes):
+        critic.level += 5.0
+        offer = proposer.propose(k)
+        selector.observe(probed(offer, critic.values(Features.before_forward(offer)), index=k))
+    return selector, critic
+
+
+def probed(offer: Offer, q: Tensor, index: int = 0) -> Step:
+    """A step in which the effect of every window turned out to be its Q."""
+    n = len(offer)
+    effects = Effects(rows=torch.arange(n), effect=q.clone(), mixture=0.0)
+    features = Features(hidden=torch.zeros(n, 1), loss=torch.zeros(n))
+    return finished_step(features, offer=offer, index=index, reward=0.0, q=q, effects=effects)
+
+
+class TestStreamFilter:
+    def test_accepts_everything_before_the_first_probe(self):
+        selector = StreamFilter(SourceCritic(), FixedBeta(1.0), Acceptance())
+        assert isinstance(selector, Selector)
+        assert selector.accept_prob(Numbered().read(9)).tolist() == [1.0] * 9
+
+    def test_probability_is_boltzmann_below_the_greatest_q_of_unfiltered_windows(self):
+        """Also when the level of Q has moved since the probe."""
+        selector, critic = played(FixedBeta(0.7))
+        critic.level += 100.0
+        offer = Numbered(5).read(50)
+        expected = ((Q[offer.windows.source] - Q.max()) / 0.7).exp()
+        assert torch.allclose(selector.accept_prob(offer), expected, atol=1e-4)
+
+    def test_the_best_share_is_accepted_at_any_temperature(self):
+        """A fifth of the windows are of the best source, three tenths of the second: c is the second's Q."""
+        selector, _ = played(FixedBeta(1e-3), probes=8, acceptance=Acceptance(0.35))
+        offer = Numbered(5).read(50)
+        assert selector.accept_prob(offer).tolist() == (offer.windows.source > 0).float().tolist()
+
+    @pytest.mark.parametrize(("fraction", "always"), [(0.5, 0.1), (0.05, 0.05)])
+    def test_a_run_always_accepts_its_best_tenth_or_all_that_it_accepts_where_that_is_less(
+        self, fraction, always, tmp_path
+    ):
+        settings = FILTERED | {
+            "max_read_ratio": 20,
+            "accept_fraction": fraction,
+            "run_dir": str(tmp_path / "run"),
+        }
+        selector = prepare(preset("smoke").override(**settings)).session.components.selector
+        assert isinstance(selector, StreamFilter)
+        assert selector.acceptance._always_accept == always
+
+    def test_accepts_the_share_that_is_asked_for(self):
+        """Of unfiltered windows, so up to the noise of the three probes' 48."""
+        selector, _ = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
+        assert selector.accept_prob(Numbered(5).read(4000)).mean().item() == pytest.approx(0.4, abs=0.12)
+
+    def test_accepts_everything_where_no_sharpness_is_asked_for(self):
+        selector, _ = played(SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1))
+        assert selector.accept_prob(Numbered(5).read(20)).tolist() == [1.0] * 20
+
+    def test_the_temperature_sees_unfiltered_windows_only(self):
+        seen = []
+
+        class Watching(FixedBeta):
+            def observe(self, q, effects):
+                seen.append((len(q), effects))
+                return {}
+
+        played(Watching(0.1))
+        lengths, effects = zip(*seen, strict=True)
+        assert lengths == (16, 32, 48)  # unfiltered windows of all probes so far
+        assert [e.rows.tolist() for e in effects] == [list(range(n - 16, n)) for n in lengths]
+        assert all(len(e.effect) == 16 for e in effects)
+
+    @pytest.mark.parametrize("rate", [0.0, 7 / 12])
+    def test_accepts_the_targets_own_windows(self, rate):
+        """Those of the best source have Q = c, c − 1 and c − 2, so they are accepted with probability 1, x
+        and x² for x = exp(−1/β): at x = 1/2 the mean is 7/12."""
+        target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "min_target_accept_rate": rate}
+        least = 1 / math.log(2) if rate else 0.0
+        for beta in (0.1, 1.4, 1.5, 30.0):
+            selector, _ = played(FixedBeta(beta), **target)
+            assert selector.beta == pytest.approx(max(beta, least), rel=1e-5)
+            offer = Numbered(5).read(50)
+            expected = ((Q[offer.windows.source] - Q.max()) / selector.beta).exp()
+            assert torch.allclose(selector.accept_prob(offer), expected, atol=1e-4)
+
+    def test_reports_how_much_of_the_target_it_accepts(self):
+        selector, critic = played(FixedBeta(0.1), target=lambda: torch.tensor([-2.0, 0.0, -1.0]))
+        sampled = Sampled(accept_prob=torch.ones(32), unfiltered=torch.ones(32, dtype=torch.bool))
+        offer = replace(Numbered(5).read(32), sampled=sampled)
+        step = probed(offer, critic.values(Features.before_forward(offer)), index=9)
+        rate = (1 + math.exp(-10) + math.exp(-20)) / 3
+        assert selector.observe(step)["policy/target_accept_rate"] == pytest.approx(rate, rel=1e-4)
+
+    def test_a_uniform_policy_accepts_everything(self):
+        sharpness = SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1)
+        selector, _ = played(
+            sharpness, target=lambda: torch.tensor([-2.0, 0.0, -1.0]), min_target_accept_rate=0.5
+        )
+        assert selector.beta == math.inf
+
+    def test_continues_from_its_state(self):
+        target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "min_target_accept_rate": 0.9}
+        one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), **target)
+        temperature = SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1)
+        other = StreamFilter(critic, temperature, Acceptance(), **target)
+        buffer = io.BytesIO()
+        torch.save(one.state_dict(), buffer)
+        buffer.seek(0)
+        other.load_state_dict(torch.load(buffer, weights_only=True))
+        offer = Numbered(7).read(20)
+        assert torch.equal(one.accept_prob(offer), other.accept_prob(offer))
+
+
+FILTERED = {
+    "selector": "soft-q",
+    "credit": "counterfactual",
+    "max_read_ratio": 4,
+    "q_features": ("source",),
+    "accept_fraction": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_features": ("source", "loss")}, "loss of a window is not known before its forward pass"),
+        ({"credit": "sampled"}, "use --credit counterfactual"),
+        ({"accept_fraction": 0.2}, "must be at least 1/4"),
+        ({"dirichlet_concentration": 1.0}, "--dirichlet-concentration 1.0"),
+        ({"uniform_share": 0.1}, "--uniform-share 0.1"),
+        ({"q_weighting": False}, "--no-q-weighting"),
+        ({"train_subset_size": 4}, "--train-subset-size 4"),
+        ({"proposer": "uniform-buffer"}, "--proposer uniform-buffer"),
+        ({"curriculum": "a.parquet", "curriculum_weights": False}, "--curriculum a.parquet"),
+        ({"max_read_ratio": 0}, "--max-read-ratio = 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+    with pytest.raises(CurriqError, match=message):
+        preset("smoke").override(**(FILTERED | changes))
+
+
+def test_a_baseline_accepts_the_settings_and_ignores_them():
+    assert preset("smoke").override(**(FILTERED | {"selector": "uniform"})).train.max_read_ratio == 4
+
+
+def test_the_dsir_score_needs_a_stream():
+    for changes in (
+        {"proposer": "uniform-buffer"},
+        {"curriculum": "a.parquet", "curriculum_weights": False},
+    ):
+        with pytest.raises(CurriqError, match="use other --q-features"):
+            preset("smoke").override(selector="soft-q", q_features=("dsir_score",), **changes)
+
+
+def test_windows_of_several_readings_are_one_offer():
+    stream = Numbered()
+    first, second = stream.read(3), stream.read(2)
+    labelled = [
+        replace(part, windows=replace(part.windows, difficulty=part.windows.ids.float()))
+        for part in (first, second)
+    ]
+    joined = Offer.cat(labelled)
+    windows = joined.windows
+    assert windows.ids.tolist() == joined.rows.tolist() == windows.difficulty.tolist() == [0, 1, 2, 3, 4]
+    assert joined.known == {}
+    assert joined.cost == Cost(windows_read=5)
+
+
+def test_an_offer_of_which_only_a_part_was_sampled_has_no_probabilities():
+    """Those of one part would be taken for those of other windows."""
+    judged, unjudged = filtered(by_source(1.0), n=4).propose(0), Numbered().read(2)
+    assert Offer.cat([judged, unjudged]).sampled is None
+    assert Offer.cat([unjudged, judged]).sampled is None
+    assert Offer.cat([judged, judged]).sampled.unfiltered.shape == (8,)
