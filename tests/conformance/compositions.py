@@ -46,7 +46,6 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "competence by length": {"selector": "competence", "difficulty": "length"},
     "competence by rarity": {"selector": "competence", "difficulty": "rarity"},
     "competence by label": {"selector": "competence", "difficulty": "label"},
-    "needle": {"needle": True},
     "topic-coherent": {"topic_coherent": True, "topic_encoder": "hashing", "topic_pool_size": 64},
     "dropout": {"dropout": 0.2},
     "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True},

@@ -18,7 +18,7 @@ N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
 WIDTH, VOCAB = 32, SETTINGS["vocab_size"]
 
-OTHER_WINDOWS = {"needle", "topic-coherent", "competence by label", "steered"} | RETRIEVING
+OTHER_WINDOWS = {"topic-coherent", "competence by label", "steered"} | RETRIEVING
 """Compositions that change the data, and so the windows."""
 
 
@@ -118,7 +118,6 @@ class TestEveryComposition:
         owners = {
             "random-k": ("selector", "generator"),
             "bandit": ("selector", "generator"),
-            "needle": ("proposer", "generator"),
             "steer": ("proposer", "generator"),
             "critic/replay": ("critic", "replay", "generator"),
         }

@@ -232,10 +232,6 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--refresh 8", "--encoder hashing", "--refresh 0"],
     ),
     (
-        lambda: RunConfig().override(proposer="uniform-buffer", needle=True),
-        ["--needle", "--proposer uniform-buffer", "--proposer stream"],
-    ),
-    (
         lambda: RunConfig().override(proposer="langevin", chains=65, buffer_initial=64),
         ["--chains = 65", "64 windows", "--buffer-initial", "lower --chains"],
     ),
@@ -463,7 +459,6 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
             target=draw(st.sampled_from([source.name for source in sources])),
             window=draw(st.integers(2, 10**6)),
             held_out_share=draw(st.floats(1e-9, 1 - 1e-9)),
-            needle=draw(st.booleans()),
         ),
         lm=LMConfig(model=draw(TEXT.filter(bool)), precision=draw(st.sampled_from(["fp32", "bf16"]))),
         optim=OptimConfig(lm_lr=draw(POSITIVE), weight_decay=draw(st.floats(0, 10))),

@@ -306,7 +306,6 @@ STEERED = {
         ({"train_subset": 4}, "--train-subset 4"),
         ({"proposer": "uniform-buffer"}, "--proposer uniform-buffer"),
         ({"curriculum": "a.parquet", "curriculum_weights": False}, "--curriculum a.parquet"),
-        ({"needle": True}, "--needle"),
         ({"max_read_ratio": 0}, "--max-read-ratio = 0"),
     ],
 )
@@ -322,7 +321,6 @@ def test_a_baseline_takes_the_settings_and_ignores_them():
 def test_likeness_needs_a_stream():
     for changes in (
         {"proposer": "uniform-buffer"},
-        {"needle": True},
         {"curriculum": "a.parquet", "curriculum_weights": False},
     ):
         with pytest.raises(CurriqError, match="name other --q-features"):
