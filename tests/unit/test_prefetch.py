@@ -96,6 +96,7 @@ def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
     assert not run.session.train().finished
     assert resume(tmp_path / "ahead", own=own).finished
     ours, theirs = Finished(tmp_path / "ahead"), Finished(tmp_path / "plain")
+    assert min(theirs.candidates["accept_prob"]) < 1  # or nothing is rejected, and this test shows less
     assert ours.candidates == theirs.candidates
     assert ours.weights == theirs.weights
     assert ours.summary["test_loss"] == theirs.summary["test_loss"]
