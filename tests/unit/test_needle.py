@@ -7,7 +7,7 @@ import pytest
 import torch
 from experiments.needle import PARTS, SOURCES, NeedleProbe, NeedleProposer, needle_corpus, recipe
 from tests.helpers import random_offer
-from tests.runs import SETTINGS, InterruptAt, assert_same_run
+from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run
 from tests.steps import finished_step
 
 import curriq
@@ -137,3 +137,5 @@ def test_a_run_with_these_parts_equals_itself_when_it_is_interrupted(tmp_path):
         curriq.resume(tmp_path / "parts")
     assert curriq.resume(tmp_path / "parts", own=own).finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    state = Finished(tmp_path / "parts").state
+    assert torch.equal(state["proposer"]["generator"], state["generators"]["needle"])

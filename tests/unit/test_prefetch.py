@@ -82,9 +82,12 @@ def test_the_state_is_right_after_every_read():
 def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
     """Forced on the CPU, where equal bits are promised; on a GPU it is how streams are read."""
     config = tiny(
-        max_read_ratio=3, credit="counterfactual", q_features=("source", "dsir_score"), reward_every=2
+        max_read_ratio=4,
+        credit="counterfactual",
+        q_features=("source", "dsir_score"),
+        reward_every=2,
+        temperature="fraction",
     )
-    config = config.override(temperature="fraction", target_fraction=0.4)
     train(config.override(run_dir=str(tmp_path / "plain")))
     own = Own(corpus=lambda config, **_: open_corpus(config, read_ahead=True))
     run = prepare(config.override(run_dir=str(tmp_path / "ahead")), own=own)
@@ -93,6 +96,7 @@ def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
     assert not run.session.train().finished
     assert resume(tmp_path / "ahead", own=own).finished
     ours, theirs = Finished(tmp_path / "ahead"), Finished(tmp_path / "plain")
+    assert min(theirs.candidates["accept_prob"]) < 1  # or nothing is rejected, and this test shows less
     assert ours.candidates == theirs.candidates
     assert ours.weights == theirs.weights
     assert ours.summary["test_loss"] == theirs.summary["test_loss"]
