@@ -155,7 +155,7 @@ def test_unknown_public_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{path} has {lines} lines: split it"
+    assert lines <= 600, f"{path} has {lines} lines: split it"
 
 
 def test_config_field_names_are_unique_over_sections() -> None:
