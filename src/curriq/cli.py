@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 import argparse
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -15,34 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 import curriq
-from curriq.config import (
-    FORMER,
-    RunConfig,
-    SourceConfig,
-    did_you_mean,
-    differences,
-    field_owners,
-    flag,
-    load_run_config,
-    load_toml,
-    refuse_unknown,
-    source_from_dict,
-    to_toml,
-)
+from curriq.config.aliases import FORMER
+from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
 from curriq.config.groups import FIRST, GROUPS, describe, group_of
+from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
+from curriq.config.sections import SourceConfig
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from curriq.report.topics import Embed
     from curriq.train.session import RunResult
 
 USAGE = """curriq: a language model that learns which data to learn from.
 
   curriq train                          the embedded default: minutes on a laptop, no download
   curriq train --preset paper           the published method and numbers
-  curriq train --config run.toml --beta 0.1
-                                        a run file, with settings overridden
+  curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
@@ -69,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = arguments
     try:
         refuse_unknown([command], COMMANDS, kind="command")
-        status = COMMANDS[command](rest)
+        run = COMMANDS[command]
+        if run in (resume_command, presets_command) and rest[:1] in (["-h"], ["--help"]):
+            print(inspect.getdoc(run))  # the other commands have parsers of their own
+            return 0
+        status = import_module(run).main(rest) if isinstance(run, str) else run(rest)
         sys.stdout.flush()
         return status
     except CurriqError as error:
@@ -94,19 +87,16 @@ def train_command(arguments: list[str]) -> int:
 
 
 def resume_command(arguments: list[str]) -> int:
-    """`curriq resume RUN`: go on from the newest valid checkpoint."""
-    parser = argparse.ArgumentParser(
-        prog="curriq resume",
-        description="Go on with a run from its newest valid checkpoint, bitwise as if it had never stopped.",
-        epilog="Any setting of `curriq train --help-all` that changes neither the data nor the shape of the "
-        "model may follow, for instance --steps 600 or --lm-lr 1e-4.",
-    )
-    parser.add_argument("RUN", type=Path, help="folder of the run")
-    if not arguments or arguments[0].startswith("-"):
-        parser.parse_args(arguments[:1])  # help, or what is missing
+    """usage: curriq resume RUN [--SETTING VALUE ...] [--help [GROUP] | --help-all]
+
+    Resume the run in the folder RUN from its newest valid checkpoint, bitwise as if it had never stopped.
+    Settings that change neither the data nor the model's shape may follow, such as --steps 600.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    require(named, "the folder of the run is missing: write curriq resume RUN [--SETTING VALUE ...].")
     folder, rest = Path(arguments[0]), arguments[1:]
     saved = load_run_config(folder)
-    wanted = _parse(rest, saved, prog=f"curriq resume {folder}")
+    wanted = parse_run_config(rest, saved, prog=f"curriq resume {folder}")
     changed = {name: value for name, value, _ in differences(wanted, saved)}
     from curriq.train.run import resume
 
@@ -117,21 +107,20 @@ def report_command(arguments: list[str]) -> int:
     """`curriq report RUN…`: one page from the logs alone, and its charts as pictures."""
     from curriq.report.command import main as report
 
-    return report(arguments, _load_embed)
+    def load_embed(encoder: str) -> Any:  # the report itself loads no model
+        from curriq.data.encoder import load_encoder
 
+        return load_encoder(encoder).encode
 
-def _load_embed(encoder: str) -> "Embed":
-    """Embeds texts with a model, which the report itself does not load."""
-    from curriq.data.encoder import load_encoder
-
-    return load_encoder(encoder).encode
+    return report(arguments, load_embed)
 
 
 def presets_command(arguments: list[str]) -> int:
-    """`curriq presets [NAME]`: the list, or one preset as a run file."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: curriq presets [NAME]\n\nList the presets, or print one as a run file (TOML).")
-    elif arguments:
+    """usage: curriq presets [NAME]
+
+    List the presets, or print one as a run file (TOML).
+    """
+    if arguments:
         print(to_toml(preset(arguments[0])), end="")
     else:
         for name, function in PRESETS.items():
@@ -139,33 +128,17 @@ def presets_command(arguments: list[str]) -> int:
     return 0
 
 
-def _main_of(module: str) -> Callable[[list[str]], int]:
-    """The command that a module defines; the module is imported when the command runs."""
-    return lambda arguments: import_module(module).main(arguments)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "resume": resume_command,
-    "compare": _main_of("curriq.evaluate.compare"),
-    "eval": _main_of("curriq.evaluate.tasks"),
+    "compare": "curriq.evaluate.compare",
+    "eval": "curriq.evaluate.tasks",
     "report": report_command,
-    "watch": _main_of("curriq.report.watch"),
-    "export": _main_of("curriq.runlog.export"),
+    "watch": "curriq.report.watch",
+    "export": "curriq.runlog.export",
     "presets": presets_command,
 }
-
-
-def parse_run_config(arguments: list[str]) -> RunConfig:
-    """The settings of `curriq train`: the preset or the run file, and the flags laid over it."""
-    chooser = _Parser(prog="curriq train", add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset")
-    chooser.add_argument("--config")
-    chosen, rest = chooser.parse_known_args(arguments)
-    base = preset(chosen.preset) if chosen.preset else RunConfig()
-    if chosen.config:
-        base = load_toml(chosen.config, base)
-    return _parse(rest, base, prog="curriq train")
+"""Command → its function, or the module whose `main` it is."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -175,29 +148,36 @@ class _Parser(argparse.ArgumentParser):
         raise CurriqError(f"{message} `curriq train --help-all` explains every setting.")
 
 
-def _parse(arguments: list[str], base: RunConfig, prog: str) -> RunConfig:
-    """`base` with flags laid over it; where help is asked for, prints it instead and exits.
+def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str = "curriq train") -> RunConfig:
+    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it.
 
     Raises:
-        CurriqError: an unknown flag or group, or a value that its component refuses.
+        CurriqError: an unknown preset, flag or group, an invalid run file, or a value that is refused.
+        SystemExit: the words ask for help, which is printed.
     """
     parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", nargs="?", const="")
     parser.add_argument("--help-all", dest="help", action="store_const", const=" ".join(GROUPS))
+    for name in () if run else ("preset", "config"):
+        parser.add_argument(flag(name))
+    base = run or RunConfig()
     for name in field_owners():
         _add_flag(parser, name, base)
     for name in FORMER:
-        parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS)
-    options, unknown = parser.parse_known_args(arguments)
-    values = vars(options)
-    if (groups := values.pop("help")) is not None:
+        parser.add_argument(flag(name), dest=name, nargs="?", const="", default=argparse.SUPPRESS)
+    namespace, unknown = parser.parse_known_args(words)
+    values = vars(namespace)
+    groups, chosen, file = (values.pop(name, None) for name in ("help", "preset", "config"))
+    base = preset(chosen) if chosen else base
+    base = load_toml(file, base) if file else base
+    if groups is not None:
         _print_help(groups.split(), base, prog)
         raise SystemExit(0)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         parser.error(f"unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     if "sources" in values:
-        values["sources"] = tuple(map(parse_source, values["sources"]))
+        values["sources"] = list(map(parse_source, values["sources"]))
     return base.override(**values)
 
 
@@ -206,15 +186,16 @@ def _add_flag(parser: Any, name: str, base: RunConfig) -> None:
     (kind, text), value = describe()[name], base.value(name)
     several = isinstance(value, tuple)
     shown = " ".join(getattr(item, "name", str(item)) for item in (value if several else (value,)))
-    text = f"{text} (default: {shown or 'none'})".replace("%", "%%")
-    add = functools.partial(parser.add_argument, flag(name), dest=name, default=argparse.SUPPRESS, help=text)
+    how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if kind is bool:
-        add(action=argparse.BooleanOptionalAction)
+        shown = "on" if value else "off"
     else:
         item = get_args(kind)[0] if several else kind
         choices = f"{{{','.join(get_args(item))}}}" if get_origin(item) is Literal else "TEXT"
-        known = {int: "INT", float: "FLOAT", SourceConfig: "KEY=VALUE,..."}
-        add(nargs="*" if several else None, metavar=known.get(item, choices))
+        known = {int: "INT", float: "FLOAT", SourceConfig: "SOURCE"}
+        how = {"nargs": "*" if several else None, "metavar": known.get(item, choices)}
+    text = f"{text} (default: {shown or 'none'})".replace("%", "%%")
+    parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **how)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -227,52 +208,41 @@ def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [--SETTING VALUE ...] [--help [GROUP] | --help-all]",
-        description="Defaults are those of the preset or the run file, which may hold every setting.",
+        description="Flags override the run file, which overrides the preset; defaults shown include both.",
         add_help=False,
         formatter_class=functools.partial(_HelpFormatter, max_help_position=30),
     )
     refuse_unknown(groups, GROUPS, kind="group of settings")
-    for group in groups:
-        section = parser.add_argument_group(group, GROUPS[group])
-        for name in field_owners():
-            if group_of(name) == group:
-                _add_flag(section, name, base)
+    shown = {group: [name for name in field_owners() if group_of(name) == group] for group in groups}
     if not groups:
-        section = parser.add_argument_group("settings that most runs change")
         if prog == "curriq train":
-            section.add_argument("--preset", metavar="NAME", help="start from a preset; see `curriq presets`")
-            section.add_argument(
-                "--config", metavar="RUN.toml", help="start from a run file, over the preset"
-            )
-        for name in FIRST:
-            _add_flag(section, name, base)
+            add = parser.add_argument_group("where settings come from").add_argument
+            add("--preset", metavar="NAME", help="Start from a preset; `curriq presets` lists them.")
+            add("--config", metavar="RUN.toml", help="Start from a run file, over the preset.")
+        shown = {"settings that most runs change": FIRST}
         lines = (f"  {group:12} {content}" for group, content in GROUPS.items())
         parser.epilog = "\n".join(("more settings, with --help GROUP, or --help-all:", *lines))
+    for title, names in shown.items():
+        section = parser.add_argument_group(title, GROUPS.get(title))
+        for name in names:
+            _add_flag(section, name, base)
     parser.print_help()
 
 
-def parse_source(text: str) -> SourceConfig:
-    """`name=web,path=data/*.jsonl,weight=0.3` → SourceConfig.
-
-    Raises:
-        CurriqError: not key=value, an unknown or repeated key, or a refused value.
-    """
+def parse_source(text: str) -> dict[str, str]:
+    """`name=web,path=data/*.jsonl,weight=0.3` → key → value; CurriqError if it is not of this form."""
     pairs: dict[str, str] = {}
     for part in text.split(","):
         key, separator, value = part.partition("=")
         if not separator:
-            raise CurriqError(
-                f"--sources {text!r}: {part!r} is not key=value. Write each source as "
-                "name=NAME,path=PATH[,weight=W,…]; a path with a comma must go into a run file "
-                "([[data.sources]])."
-            )
+            how = "Write each source as name=NAME,path=PATH[,weight=W,…]"
+            comma = "a path with a comma must go into a run file ([[data.sources]])"
+            raise CurriqError(f"--sources {text!r}: {part!r} is not key=value. {how}; {comma}.")
         if key in pairs:
-            raise CurriqError(
-                f"--sources {text!r}: {key} is given twice, as {pairs[key]!r} and {value!r}: keep one of "
-                "them. Two sources are two words with a space between them."
-            )
+            twice = f"{key} is given twice, as {pairs[key]!r} and {value!r}: keep one of them"
+            raise CurriqError(f"--sources {text!r}: {twice}. Separate two sources by a space.")
         pairs[key] = value
-    return source_from_dict(pairs)
+    return pairs
 
 
 def _report(result: "RunResult") -> int:
@@ -283,7 +253,3 @@ def _report(result: "RunResult") -> int:
     if parallel.rank() == 0:
         print_summary(result.run_dir, result.summary)
     return 0 if result.finished else 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Named full runs: plain functions that return a RunConfig. `curriq presets` lists them."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from curriq.config import EMBEDDED_SOURCES, RunConfig, SourceConfig, flat_settings, refuse_unknown, to_dict
@@ -83,12 +83,10 @@ def paper() -> RunConfig:
         reward_set_size=2048,
         validation_set_size=512,
         test_set_size=1024,
-        tokenizer="auto",
         model="gpt2",
         lm_lr=5e-5,
         lr_schedule="constant",
         lr_warmup_steps=0,
-        micro_batch=8,
         grad_clip=1.0,
         selector="soft-q",
         beta=1.0,
@@ -164,9 +162,7 @@ def langevin_rag() -> RunConfig:
 
 def reference() -> RunConfig:
     """A reference model for `--selector rho`: the default model, trained on the default target alone."""
-    sources = tuple(
-        dataclasses.replace(source, weight=float(source.name == "prose")) for source in EMBEDDED_SOURCES
-    )
+    sources = tuple(replace(source, weight=float(source.name == "prose")) for source in EMBEDDED_SOURCES)
     return RunConfig().override(sources=sources, selector="uniform", steps=200)
 
 
@@ -198,20 +194,12 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f f
 
 
 def preset(name: str) -> RunConfig:
-    """The configuration of a preset.
-
-    Raises:
-        CurriqError: there is no preset of this name.
-    """
+    """The configuration of a preset; CurriqError if there is none of this name."""
     refuse_unknown([name], PRESETS, kind="preset")
     return PRESETS[name]()
 
 
 def own_settings(name: str) -> dict[str, Any]:
-    """The settings in which a preset differs from the defaults: flat name → plain value, for `override`.
-
-    Raises:
-        CurriqError: there is no preset of this name.
-    """
+    """The settings in which a preset differs from the defaults: flat name → plain value, for `override`."""
     chosen, defaults = flat_settings(to_dict(preset(name))), flat_settings(to_dict(RunConfig()))
     return {setting: value for setting, value in chosen.items() if value != defaults[setting]}

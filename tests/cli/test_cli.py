@@ -13,7 +13,7 @@ import pytest
 from tests.runs import assert_same_run, tiny
 
 import curriq
-from curriq.cli import main, parse_run_config, parse_source
+from curriq.cli import main, parse_run_config
 from curriq.config import EMBEDDED_SOURCES, SourceConfig, field_owners, flag, format_source, load_toml
 from curriq.config.groups import FIRST, GROUPS, describe
 from curriq.presets import PRESETS, preset
@@ -110,6 +110,16 @@ class TestHelp:
         assert main([]) == 0
         assert "curriq train" in capsys.readouterr().out
 
+    @pytest.mark.parametrize(
+        ("command", "word"), [("resume", "newest valid checkpoint"), ("presets", "[NAME]")]
+    )
+    def test_commands_without_a_parser_of_their_own(self, command, word, capsys):
+        for option in ("-h", "--help"):
+            assert main([command, option]) == 0
+            text = capsys.readouterr().out
+            assert text.startswith(f"usage: curriq {command} ")
+            assert word in text
+
     def test_a_reader_that_goes_away_is_no_error(self):
         command = f"{sys.executable} -m curriq train --help | head -1"
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
@@ -149,8 +159,11 @@ class TestSources:
         unusual = SourceConfig(
             name="a b", path="/x/*.jsonl.gz", weight=0.125, text_field="t", documents="line", corruption="ocr"
         )
+        clean = SourceConfig(name="clean", path="embedded:prose")
         for source in (*EMBEDDED_SOURCES, unusual):
-            assert parse_source(format_source(source)) == source
+            words = [format_source(clean), format_source(source)]
+            config = parse_run_config(["--sources", *words, "--target", "clean"])
+            assert config.data.sources == (clean, source)
 
     def test_sources_on_the_command_line(self):
         words = [format_source(source) for source in EMBEDDED_SOURCES]
@@ -256,7 +269,7 @@ class TestRefused:
             (["--beta"], ["--beta", "expected one argument", "--help-all"]),
             (["--steps", "many"], ["--steps = 'many'", "valid integer"]),
             (["--beta", "low"], ["--beta = 'low'", "valid number"]),
-            (["--selector", "softq"], ["--selector = 'softq'", "'soft-q'"]),
+            (["--selector", "softq"], ["unknown --selector 'softq'", "Did you mean 'soft-q'?"]),
             (["--q-features", "source", "colour"], ["--q-features.1 = 'colour'", "'dsir_score'"]),
             (["--help", "date"], ["'date'", "Did you mean 'data'?", "q-network"]),
         ],
@@ -355,6 +368,17 @@ def copied(finished, tmp_path) -> Path:
 
 
 class TestResume:
+    @pytest.mark.parametrize("arguments", [[], ["--steps", "8"]])
+    def test_no_folder(self, arguments, capsys):
+        assert "write curriq resume RUN" in refused(capsys, "resume", *arguments)
+
+    def test_help_shows_the_settings_of_the_run(self, finished, capsys):
+        assert main(["resume", str(finished), "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: curriq resume {finished} ")
+        assert "(default: 6)" in text
+        assert "--preset" not in text
+
     def test_no_run(self, capsys, tmp_path):
         assert "is not the folder of a run" in refused(capsys, "resume", str(tmp_path))
 

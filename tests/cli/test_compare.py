@@ -153,10 +153,10 @@ BAD = {
     "setting of the comparison": ("[arms.x]\nseed = 3\n", "[arms.x] seed: take it out"),
     "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: --beta = 'hot'"),
     "refused value": ("[arms.x]\nbeta = 0\n", "--beta = 0"),
-    "unknown selector": ('[arms.x]\nselector = "best"\n', "--selector = 'best'"),
+    "unknown selector": ('[arms.x]\nselector = "best"\n', "unknown --selector 'best'"),
     "unknown key of a source": (
         '[streams.s]\nsources = [{name = "a", pth = "b"}]\n',
-        "unknown setting 'pth'",
+        "unknown source key 'pth'",
     ),
     "other data": ("[arms.x]\nwindow = 16\n", "[arms.x] window = 16, but [arms.uniform] has 32"),
     "other tokenizer": ("[arms.x]\nvocab_size = 300\n", "vocab_size = 300, but"),

@@ -1,13 +1,13 @@
 """Former names of settings, values and sources' keys are still read everywhere, with one notice each."""
 
 import logging
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from curriq.cli import parse_run_config
-from curriq.config import FORMER, RunConfig, aliases, field_owners, flag, from_dict, load_toml
-from curriq.config.values import source_tables
+from curriq.config import FORMER, RunConfig, aliases, field_owners, flag, from_dict, load_toml, to_dict
 from curriq.evaluate.plan import load_plan
 from curriq.presets import preset
 
@@ -33,7 +33,7 @@ BASE = RunConfig().override(credit="counterfactual", q_features=("source",))
 @pytest.fixture(autouse=True)
 def notices(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The log, with every notice still to come."""
-    aliases._notify.cache_clear()
+    aliases._warn.cache_clear()
     caplog.set_level(logging.WARNING, logger="curriq")
     return caplog
 
@@ -79,7 +79,8 @@ class TestSettings:
 
 
 def test_all_former_names_are_tried_above():
-    assert {name for former, _ in RENAMED for name in former} >= set(FORMER)
+    tried = {name for former, _ in RENAMED for name in former}
+    assert tried >= set(FORMER) - {"needle", "swap_candidates", "swap_top_k"}
     assert not set(FORMER) & set(field_owners())
 
 
@@ -104,7 +105,7 @@ def test_each_notice_comes_once_and_names_both(notices):
     for _ in range(2):
         RunConfig().override(replay_size=8)
         RunConfig().override(credit="counterfactual", temperature="governed")
-        source_tables([{"name": "a", "path": "b", "dirt": "ocr"}])
+        aliases.rename_source_keys({"name": "a", "path": "b", "dirt": "ocr"})
     assert notices.messages == [
         "--replay-size is now --q-replay-size",
         "--temperature governed is now gated",
@@ -125,6 +126,66 @@ def test_sources_of_an_old_run():
     assert from_dict({"data": {"sources": old}}).data.sources[1].corruption == "ocr"
     given = ["--sources", "name=prose,path=embedded:prose", "name=ocr,path=embedded:prose,dirt=ocr"]
     assert parse_run_config(given).data.sources[1].corruption == "ocr"
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({}, {"target_fraction": "accept_fraction"}),
+        (
+            {"oversample = 6": "oversample = 1", "weight_jitter = 0.0": "weight_jitter = 2.0"},
+            {"target_fraction": "effective_batch_fraction"},
+        ),
+    ],
+    ids=["stream filter", "weights"],
+)
+def test_the_whole_file_of_an_old_run(changes, moved, notices, tmp_path: Path):
+    """Each setting of a file that the package wrote before the renaming lands under today's name."""
+    text = (Path(__file__).parent / "former_config.toml").read_text(encoding="utf-8")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    config = load_toml(tmp_path / "config.toml")
+    today = to_dict(RunConfig())
+    moved = moved | {
+        "oversample": "max_read_ratio",
+        "target_kept": "min_target_accept_rate",
+        "full_calibration": "corr_for_full_sharpness",
+        "weight_jitter": "dirichlet_concentration",
+        "train_subset": "train_subset_size",
+        "replay_size": "q_replay_size",
+        "replay_batch": "q_replay_batch",
+        "replay_updates": "q_replay_updates",
+    }
+    values = {"governed": "gated", "likeness": "dsir_score"}
+    for section, settings in tomllib.loads(text).items():
+        for name in settings.keys() - {"sources", "needle", "swap_candidates", "swap_top_k"}:
+            value = settings[name]
+            value = [values.get(v, v) for v in value] if isinstance(value, list) else values.get(value, value)
+            today[section][moved.get(name, name)] = value
+    today["data"]["sources"] = tomllib.loads(text)["data"]["sources"]
+    for source in today["data"]["sources"]:
+        source["corruption"] = source.pop("dirt")
+    assert to_dict(config) == today
+    gone = [message for message in notices.messages if "no effect any more" in message]
+    assert [message.split()[0] for message in gone] == ["--swap-candidates", "--swap-top-k"]
+
+
+def test_settings_that_left_the_package_are_named(notices, tmp_path: Path):
+    """Read without effect, and with a notice unless they say what holds anyway."""
+    for value in ("false", "true"):
+        (tmp_path / "run.toml").write_text(f"[data]\nneedle = {value}\n[langevin]\nswap_top_k = 64\n")
+        assert load_toml(tmp_path / "run.toml") == RunConfig()
+    assert notices.messages == ["--needle has no effect any more: see experiments/needle.py"]
+    aliases._warn.cache_clear()
+    assert parse_run_config(["--needle", "--swap-candidates", "8"]) == RunConfig()
+    assert [message.split()[0] for message in notices.messages[1:]] == ["--needle", "--swap-candidates"]
+
+
+@pytest.mark.parametrize("arguments", [["--oversample"], ["--oversample", "--steps", "3"]])
+def test_a_former_name_without_its_value(arguments):
+    with pytest.raises(ValueError, match=r"--max-read-ratio = '': .*valid integer"):
+        parse_run_config(arguments)
 
 
 def test_a_former_name_in_a_foreign_section_is_no_way_round_its_checks():

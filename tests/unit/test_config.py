@@ -265,7 +265,7 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: from_dict({"critic": {"gamma": 2}}), ["--gamma = 2", "[0, 1)"]),
     (
         lambda: from_dict({"data": {"sources": [{"name": "a", "path": "b", "wieght": 1}]}}),
-        ["[[data.sources]]", "'wieght'", "Did you mean 'weight'?"],
+        ["unknown source key 'wieght'", "Did you mean 'weight'?"],
     ),
     (lambda: from_dict({"data": {"sources": [{"path": "b"}]}}), ["--sources.0.name is missing"]),
     (lambda: from_dict({"data": {"sources": ["name=a,path=b"]}}), ["data.sources", "[[data.sources]]"]),

@@ -25,35 +25,33 @@ _VALUES = {
     ("proposer", "swaps"): "experiments/control_samplers.py:swaps",
     ("proposer", "embedding-langevin"): "experiments/control_samplers.py:embedding_langevin",
 }
-_LEFT = {
-    "needle": "experiments/needle.py",
-    "swap_candidates": "a constant of experiments/control_samplers.py",
-    "swap_top_k": "a constant of experiments/control_samplers.py",
+_REMOVED = {
+    "needle": (False, "see experiments/needle.py"),
+    "swap_candidates": (32, "it is a constant of experiments/control_samplers.py"),
+    "swap_top_k": (64, "it is a constant of experiments/control_samplers.py"),
 }
-"""Settings that left the package, and where what they did is now; older run files are read without them."""
-_SOURCE_KEYS = {"dirt": "corruption"}
-FORMER = (*_SETTINGS, _SPLIT)
-"""Former names of settings."""
+"""Settings that left the package: the value that still holds, and where to find what they did."""
+FORMER = (*_SETTINGS, _SPLIT, *_REMOVED)
 
 
 def rename_settings(settings: dict[str, Any], max_read_ratio: int) -> dict[str, Any]:
-    """Settings under today's flat names and values; if both names of one are there, the later counts.
+    """Flat settings under today's names and values, to lay over a configuration with this `max_read_ratio`.
 
-    Args:
-        settings: flat name → value, which may be a word of the command line.
-        max_read_ratio: of the configuration that the settings are laid over.
+    Values may be words of the command line. If both names of a setting are there, the later counts.
     """
     ratio = {_SETTINGS.get(name, name): value for name, value in settings.items()}.get("max_read_ratio")
     filters = str(ratio or max_read_ratio) != "1"
     names = _SETTINGS | {_SPLIT: "accept_fraction" if filters else "effective_batch_fraction"}
     renamed: dict[str, Any] = {}
     for former, value in settings.items():
-        if former in _LEFT:
-            _notify(flag(former), _LEFT[former])
+        if former in _REMOVED:
+            kept, where = _REMOVED[former]
+            if str(value) != str(kept):
+                _warn(f"{flag(former)} has no effect any more: {where}")
             continue
         name = names.get(former, former)
         if name != former:
-            _notify(flag(former), flag(name))
+            _warn(f"{flag(former)} is now {flag(name)}")
         several = isinstance(value, list | tuple)
         renamed[name] = [_value(name, v) for v in value] if several else _value(name, value)
     return renamed
@@ -61,20 +59,20 @@ def rename_settings(settings: dict[str, Any], max_read_ratio: int) -> dict[str, 
 
 def rename_source_keys(source: dict[str, Any]) -> dict[str, Any]:
     """A source's table under today's keys."""
-    for former in _SOURCE_KEYS.keys() & source.keys():
-        _notify(f"the source key {former}", _SOURCE_KEYS[former])
-    return {_SOURCE_KEYS.get(key, key): value for key, value in source.items()}
+    if "dirt" in source:
+        _warn("the source key dirt is now corruption")
+    return {"corruption" if key == "dirt" else key: value for key, value in source.items()}
 
 
 def _value(name: str, value: Any) -> Any:
     """One value of a setting under today's name."""
     new = _VALUES.get((name, value), value) if isinstance(value, str) else value
     if new is not value:
-        _notify(f"{flag(name)} {value}", new)
+        _warn(f"{flag(name)} {value} is now {new}")
     return new
 
 
 @functools.cache
-def _notify(former: str, name: str) -> None:
-    """Log, once per process, that something is called otherwise now."""
-    logger.warning("%s is now %s", former, name)
+def _warn(notice: str) -> None:
+    """Log a notice, once per process."""
+    logger.warning(notice)

@@ -14,34 +14,26 @@ FIRST = (
 )
 """The settings that most runs change."""
 
-GROUPS = {
-    "data": "the stream of candidate windows, the held-out sets, a recorded curriculum",
-    "tokenizer": "which tokenizer, or how one is trained",
-    "model": "the language model θ: weights, precision, device",
-    "optimizer": "of θ: learning rate and its schedule, gradient clipping, micro-batches",
-    "q-network": "φ: inputs of Q, credit, learning, experience replay",
-    "policy": "from Q to weights, or to a stream filter: temperature, sharpness, noise",
-    "selector": "the paper's method or a baseline, and the settings of the baselines",
-    "langevin": "Langevin search (Algorithm 2): queries of high Q",
-    "retrieval": "retrieval buffer (Algorithm 2): what queries retrieve from, and how",
-    "loop": "steps, candidates, rewards, seed, threads, ablations",
-    "log": "log and checkpoints: where, how often, how much",
-    "tasks": "downstream tasks during training",
-}
-"""Group of settings → what is in it."""
-
-_SECTIONS = dict(lm="model", optim="optimizer", critic="q-network", select="selector", train="loop")
 _POLICY = (
-    *("temperature", "beta", "beta_lr", "effective_batch_fraction", "accept_fraction", "max_read_ratio"),
+    *("temperature", "beta", "beta_lr", "effective_batch_fraction", "max_read_ratio", "accept_fraction"),
     *("min_target_accept_rate", "corr_for_full_sharpness", "uniform_share", "dirichlet_concentration"),
     *("q_weighting", "train_subset_size"),
 )
+_NAMES = {"lm": "model", "optim": "optimizer", "critic": "q-network", "select": "selector", "train": "loop"}
+
+
+GROUPS: dict[str, str] = {}
+"""Group of settings → what is in it: the sections, and the policy."""
+for _section, _type in get_type_hints(RunConfig).items():
+    GROUPS[_NAMES.get(_section, _section)] = _type.__doc__
+    if _section == "critic":
+        GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
 def group_of(name: str) -> str:
     """The group of a setting: its section, except for the settings of the policy."""
     section = field_owners()[name]
-    return "policy" if name in _POLICY else _SECTIONS.get(section, section)
+    return "policy" if name in _POLICY else _NAMES.get(section, section)
 
 
 @functools.cache

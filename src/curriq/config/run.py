@@ -1,37 +1,39 @@
-"""All settings of a run, and the pairs of settings that exclude each other."""
+"""All settings of a run, the pairs that exclude each other, and their form as plain values and TOML."""
 
 import dataclasses
 import functools
+import os
+import re
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import compress
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from curriq.config import sections
-from curriq.config.aliases import rename_settings
-from curriq.config.checks import Pairs, Section, flag
-from curriq.config.critic import PRE_FORWARD_FEATURES, CriticConfig
-from curriq.config.langevin import WITHOUT_Q, LangevinConfig, RetrievalConfig
-from curriq.config.values import refuse_unknown, source_tables, validated
+from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
+from curriq.config.checks import errors_name, flag, refuse_unknown, require
+from curriq.errors import CurriqError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Section):
+class RunConfig(sections.Section):
     """Everything that defines a run."""
 
     data: sections.DataConfig = field(default_factory=sections.DataConfig)
     tokenizer: sections.TokenizerConfig = field(default_factory=sections.TokenizerConfig)
     lm: sections.LMConfig = field(default_factory=sections.LMConfig)
     optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
+    critic: sections.CriticConfig = field(default_factory=sections.CriticConfig)
     select: sections.SelectConfig = field(default_factory=sections.SelectConfig)
-    langevin: LangevinConfig = field(default_factory=LangevinConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    langevin: sections.LangevinConfig = field(default_factory=sections.LangevinConfig)
+    retrieval: sections.RetrievalConfig = field(default_factory=sections.RetrievalConfig)
     train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
     log: sections.LogConfig = field(default_factory=sections.LogConfig)
     tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
-    def illegal_pairs(self) -> Pairs:
-        for rules in (_sizes, _dsir_score, _stream_filter, _langevin_rag):
+    def illegal_pairs(self) -> sections.Pairs:
+        for rules in (_sizes, _stream_inputs, _stream_filter, _langevin_rag):
             yield from rules(self)
 
     def value(self, name: str) -> Any:
@@ -50,59 +52,70 @@ class RunConfig(Section):
         return "replay" if replays else self.select.selector
 
     def override(self, **values: Any) -> "RunConfig":
-        """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`.
-
-        Raises:
-            CurriqError: an unknown name, a value of the wrong type, or one that its component refuses.
-        """
+        """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`; CurriqError
+        for an unknown name, a value of the wrong type, or one that its component refuses."""
         owners = field_owners()
         changed: dict[str, dict[str, Any]] = {}
         for name, value in rename_settings(values, self.train.max_read_ratio).items():
             refuse_unknown([name], owners)
             section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
-            section[name] = source_tables(value) if name == "sources" else value
+            section[name] = _source_tables(value) if name == "sources" else value
         # `dataclasses.replace` alone would not check the types.
         made = {name: validated(type(getattr(self, name)), s, flag) for name, s in changed.items()}
         return dataclasses.replace(self, **made)
 
 
-def _sizes(config: RunConfig) -> Pairs:
+@functools.cache
+def field_owners() -> dict[str, str]:
+    """Flat field name → section of RunConfig that owns it."""
+    owned = get_type_hints(RunConfig)
+    return {f.name: name for name, section in owned.items() for f in dataclasses.fields(section)}
+
+
+def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Flat name, value here, value there, of every setting that differs."""
+    both = [(name, ours.value(name), theirs.value(name)) for name in field_owners()]
+    return [(name, a, b) for name, a, b in both if a != b]
+
+
+# Pairs of settings that exclude each other ------------------------------------------------------------
+
+
+def _sizes(config: RunConfig) -> sections.Pairs:
     """Sizes that another size bounds, and what the bandit needs."""
-    select, train, either = config.select, config.train, "lower the one or raise the other"
+    select, train = config.select, config.train
+    too_many = "no more can be drawn; lower the one or raise the other"
     if train.reward_windows > config.data.reward_set_size:
-        yield "reward_windows", "reward_set_size", f"no more can be drawn; {either}"
+        yield "reward_windows", "reward_set_size", too_many
     if select.selector == "random-k" and select.random_k > train.num_candidates:
-        yield "random_k", "num_candidates", f"no more can be drawn; {either}"
+        yield "random_k", "num_candidates", too_many
     if train.train_subset_size > train.num_candidates:
-        yield "train_subset_size", "num_candidates", f"no more can be drawn; {either}"
+        yield "train_subset_size", "num_candidates", too_many
     if select.selector == "bandit" and train.reward_every > 1:
         yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
 
 
-def _no_stream(config: RunConfig) -> list[str]:
-    """The settings by which candidates come from elsewhere than the stream."""
-    is_set = (config.langevin.proposer != "stream", bool(config.data.curriculum))
-    return list(compress(("proposer", "curriculum"), is_set))
-
-
-def _dsir_score(config: RunConfig) -> Pairs:
-    if config.method == "soft-q" and "dsir_score" in config.critic.q_features:
-        for name in _no_stream(config):
+def _stream_inputs(config: RunConfig) -> sections.Pairs:
+    """What needs the stream, when candidates come from elsewhere."""
+    other = [name for name in ("proposer", "curriculum") if config.value(name) not in ("stream", "")]
+    for name in other if config.method == "soft-q" else ():
+        if "dsir_score" in config.critic.q_features:
             why = "dsir_score compares each window with the stream that it is read from"
             yield "q_features", name, f"{why}; use other --q-features, or drop the latter"
+        if config.train.max_read_ratio > 1:
+            why = "the filter needs a stream to read; drop the latter, or use --max-read-ratio 1"
+            yield "max_read_ratio", name, why
 
 
-def _stream_filter(config: RunConfig) -> Pairs:
+def _stream_filter(config: RunConfig) -> sections.Pairs:
     """What a policy that is applied before the forward pass excludes."""
     critic, train = config.critic, config.train
     this, off = "max_read_ratio", "--max-read-ratio 1"
     if config.method != "soft-q" or train.max_read_ratio == 1:
         return
-    for name in _no_stream(config):
-        yield this, name, f"the filter needs a stream to read; drop the latter, or use {off}"
-    late = " and ".join(name for name in critic.q_features if name not in PRE_FORWARD_FEATURES)
+    late = " and ".join(name for name in critic.q_features if name not in sections.PRE_FORWARD_FEATURES)
     if late:
-        use = f"use {' or '.join(PRE_FORWARD_FEATURES)}, or {off}"
+        use = f"use {' or '.join(sections.PRE_FORWARD_FEATURES)}, or {off}"
         yield this, "q_features", f"{late} of a window is not known before its forward pass; {use}"
     if critic.credit != "counterfactual":
         why = "the filter's temperature is fit to measured effects"
@@ -119,37 +132,138 @@ def _stream_filter(config: RunConfig) -> Pairs:
         yield this, "train_subset_size", "both select by the policy; use one of them"
 
 
-def _langevin_rag(config: RunConfig) -> Pairs:
+def _langevin_rag(config: RunConfig) -> sections.Pairs:
     """What Langevin-RAG and its controls exclude."""
     langevin, retrieval = config.langevin, config.retrieval
     if langevin.proposer == "stream":
         return
     unknown = sorted({"loss", "source"} & set(config.critic.q_features))
     last_mean = f"has no {' and no '.join(unknown)}; use --q-features last, mean, or both"
-    if langevin.proposer not in WITHOUT_Q and config.select.selector != "soft-q":
+    if langevin.proposer not in sections.WITHOUT_Q and config.select.selector != "soft-q":
         use = "use --selector soft-q, and for uniform weights --no-q-weighting"
         yield "proposer", "selector", f"the proposer needs Q, and the selector learns none; {use}"
-    if langevin.proposer not in WITHOUT_Q and unknown:
+    if langevin.proposer not in sections.WITHOUT_Q and unknown:
         yield "q_features", "proposer", f"a string that is searched {last_mean}"
     if retrieval.encoder == "hidden-state" and unknown:
         yield "encoder", "q_features", f"it embeds the inputs of Q, and a query {last_mean}"
     if langevin.query_start == "buffer" and langevin.query_tokens > config.data.window:
         yield "query_tokens", "window", "--query-start buffer takes tokens of a window; lower --query-tokens"
-    first = retrieval.buffer_initial or retrieval.buffer_size
-    if config.queries > first:
+    if config.queries > (retrieval.buffer_initial or retrieval.buffer_size):
         chains = "chains" if langevin.chains else "num_candidates"
         held = "buffer_initial" if retrieval.buffer_initial else "buffer_size"
         yield chains, held, "each query needs a window of its own; lower the one or raise the other"
 
 
-@functools.cache
-def field_owners() -> dict[str, str]:
-    """Flat field name → section of RunConfig that owns it."""
-    sections = get_type_hints(RunConfig)
-    return {f.name: name for name, section in sections.items() for f in dataclasses.fields(section)}
+# Plain values, of TOML files or of the command line ---------------------------------------------------
 
 
-def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Flat name, value here, value there, of every setting that differs."""
-    both = [(name, ours.value(name), theirs.value(name)) for name in field_owners()]
-    return [(name, a, b) for name, a, b in both if a != b]
+def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -> Any:
+    """A dataclass from plain values, which may be strings; CurriqError for the first that is missing, of the
+    wrong type or refused by the dataclass, with its field named as `spell` writes it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CurriqError):
+            raise CurriqError(str(cause)) from None
+        name = ".".join((spell(str(first["loc"][0])), *map(str, first["loc"][1:])))
+        if first["type"] == "missing":
+            raise CurriqError(f"{name} is missing in {first['input']!r}.") from None
+        raise CurriqError(f"{name} = {first['input']!r}: {first['msg']}.") from None
+
+
+def _source_tables(sources: Any) -> list[Any]:
+    """Sources as `validated` takes them: objects as they are, tables with today's keys and paths expanded."""
+    kinds = dict | sections.SourceConfig
+    listed = isinstance(sources, list | tuple) and all(isinstance(source, kinds) for source in sources)
+    rule = 'write each source as a table of its own, [[data.sources]] with name = "…" and path = "…".'
+    require(listed, f"data.sources = {sources!r}: {rule}")
+    return [_source_table(source) if isinstance(source, dict) else source for source in sources]
+
+
+def _source_table(table: dict[str, Any]) -> dict[str, Any]:
+    table = rename_source_keys(table)
+    refuse_unknown(table, sections.SourceConfig.__dataclass_fields__, kind="source key")
+    if isinstance(path := table.get("path"), str):
+        table["path"] = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _expand, path)
+    return table
+
+
+def _expand(variable: re.Match[str]) -> str:
+    """The value of an environment variable, written ${NAME} or ${NAME:-DEFAULT}."""
+    name, default = variable.groups()
+    value = os.environ.get(name) or default
+    if value is None:
+        raise CurriqError(
+            f"path = {variable.string!r}: the environment variable {name} is not set; set it, or write a "
+            f"default as in ${{{name}:-data}}."
+        )
+    return value
+
+
+def format_source(source: sections.SourceConfig) -> str:
+    """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
+    defaults = {field.name: field.default for field in dataclasses.fields(source)}
+    return ",".join(f"{key}={value}" for key, value in vars(source).items() if value != defaults[key])
+
+
+def flat_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Flat name → plain value, from nested plain values; CurriqError for an unknown section or key."""
+    refuse_unknown(values, RunConfig.__dataclass_fields__)
+    flat: dict[str, Any] = {}
+    for section, settings in values.items():
+        require(isinstance(settings, dict), f"[{section}] must be a table of settings, not {settings!r}.")
+        own = [name for name, owner in field_owners().items() if owner == section]
+        refuse_unknown([name for name in settings if name not in FORMER], own, f"[{section}] ")
+        flat |= settings
+    return flat
+
+
+def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """A RunConfig from nested plain values over `base` (the defaults when None); CurriqError for an unknown
+    section or key, a value of the wrong type, or a refused one."""
+    return (base or RunConfig()).override(**flat_settings(values))
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values, in TOML's and JSON's types; `from_dict(to_dict(c)) == c`."""
+    return {
+        section: {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+        for section, settings in dataclasses.asdict(config).items()
+    }
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; CurriqError if it is missing, unreadable or invalid."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise CurriqError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise CurriqError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CurriqError(f"{path} is not valid TOML: {error}.") from None
+
+
+def load_toml(path: str | Path, base: RunConfig | None = None) -> RunConfig:
+    """The settings of a run file over `base` (the defaults when None); a CurriqError names the file."""
+    values = read_tables(Path(path))
+    with errors_name(path):
+        return from_dict(values, base)
+
+
+def load_run_config(run_dir: Path) -> RunConfig:
+    """The configuration that a run wrote into its folder; CurriqError if there is none or it is invalid."""
+    file = run_dir / "config.toml"
+    require(file.exists(), f"{run_dir} is not the folder of a run: there is no {file.name} in it.")
+    return load_toml(file)
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as a TOML document that `load_toml` reads back."""
+    import tomlkit
+
+    return tomlkit.dumps(to_dict(config))

@@ -1,28 +1,88 @@
 """The settings of each component: their defaults, their help texts and their bounds."""
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from curriq.config.checks import (
-    Count,
-    CountOrZero,
-    Fraction,
-    NonNegative,
-    Positive,
-    Section,
-    Share,
-    Within,
-    require,
-    require_known,
-)
+from curriq.config.checks import flag, require, require_known
+from curriq.errors import CurriqError
 
 SELECTORS = (
     *("soft-q", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
     *("competence", "rho", "bandit"),
 )
 """The built-in selectors."""
+PROPOSERS = ("stream", "langevin", "best-of-random", "random-queries", "direct-q", "uniform-buffer")
+"""The built-in proposers."""
+WITHOUT_Q = ("stream", "random-queries", "uniform-buffer")
+"""Proposers that read no Q; a sampler of the user's own may read it."""
+WITHOUT_QUERY = ("direct-q", "uniform-buffer")
+"""Proposers that take windows of the buffer without a query, so that nothing is embedded."""
 CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
+FeatureName = Literal["last", "mean", "loss", "source", "dsir_score"]
+PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "dsir_score")
+"""Features of a window that need no forward pass."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """The interval of a numeric setting, such as "[0, 1)", and what an error adds to that rule."""
+
+    interval: str
+    hint: str = ""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise CurriqError unless the value lies in the interval."""
+        low, high = (float(end) for end in self.interval[1:-1].split(","))
+        with_low, with_high = self.interval[0] == "[", self.interval[-1] == "]"
+        inside = low < value < high or (with_low and value == low) or (with_high and value == high)
+        rule = f"be {'at least' if with_low else 'greater than'} {low:g}"
+        if high < math.inf or value == math.inf:
+            rule = f"lie in {self.interval}" if high < math.inf else "be finite"
+        require(inside, f"{flag(name)} = {value}: it must {rule}{self.hint}.")
+
+
+Positive = Annotated[float, Within("(0, inf)")]
+NonNegative = Annotated[float, Within("[0, inf)")]
+Share = Annotated[float, Within("[0, 1)")]
+Fraction = Annotated[float, Within("(0, 1]")]
+Count = Annotated[int, Within("[1, inf)")]
+CountOrZero = Annotated[int, Within("[0, inf)")]
+
+Pairs = Iterator[tuple[str, str, str]]
+"""Two settings by name; why they exclude each other, and how to fix it."""
+
+
+class Section:
+    """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                bound.check(name, getattr(self, name))
+        self.check()
+        for first, second, why in self.illegal_pairs():
+            raise CurriqError(f"{self.spelled(first)} with {self.spelled(second)}: {why}.")
+
+    def check(self) -> None:
+        """Raise CurriqError for what is neither a bound nor a pair."""
+
+    def illegal_pairs(self) -> Pairs:
+        """The pairs of settings that are both set and exclude each other."""
+        yield from ()
+
+    def value(self, name: str) -> Any:
+        """A setting by its name."""
+        return getattr(self, name)
+
+    def spelled(self, name: str) -> str:
+        """A setting as the user writes it: `--beta 0.1`, `--no-q-weighting`, `--q-features last mean`."""
+        value = self.value(name)
+        if isinstance(value, bool):
+            return flag(name if value else f"no_{name}")
+        return " ".join((flag(name), *map(str, value if isinstance(value, tuple) else (value,))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +102,17 @@ class SourceConfig:
     weight: float = 1.0
     """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
     text_field: str = "text"
-    """Column that holds the text."""
+    """Column of the text, or of the messages of a chat."""
     difficulty_field: str = ""
-    """Column that holds a numeric difficulty label (higher is harder); empty for none."""
+    """Column of a numeric difficulty label (higher is harder); empty for none."""
     hub_split: str = "train"
     """Split of a hub data set."""
     hub_revision: str = ""
-    """Revision (branch, tag, commit) of a hub data set; empty takes the newest and pins it in the run's
-    config.toml."""
+    """Revision (branch, tag, commit) of a hub data set; empty pins the newest in the run's config.toml."""
     documents: Literal["file", "paragraph", "line"] = "paragraph"
     """What one document is in a .txt file."""
     corruption: CorruptionName = "none"
-    """Noise that is added to the documents before they are packed."""
+    """Noise added to the documents before they are packed."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "a source needs a name: write name=NAME,path=PATH.")
@@ -83,29 +142,29 @@ EMBEDDED_SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """The stream of candidate windows and the three held-out sets."""
+    """The stream of candidate windows, the held-out sets, a recorded curriculum."""
 
     sources: tuple[SourceConfig, ...] = EMBEDDED_SOURCES
-    """Sources of the stream, each as name=…,path=…[,weight=…][,corruption=…]."""
+    """Sources of the stream, each written name=…,path=…[,weight=…][,corruption=…]."""
     target: str = "prose"
     """Source to get better at: its held-out documents are the reward, validation and test sets."""
     window: Annotated[int, Within("[2, inf)")] = 128
-    """T: tokens per window."""
+    """Tokens per window (T)."""
     shuffle_buffer: Count = 1024
     """Windows in the shuffle buffer; 1 keeps the order of the sources."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
     reward_set_size: Count = 128
-    """|D|: windows of the reward set."""
+    """Windows of the reward set (|D|)."""
     validation_set_size: Count = 64
     """Windows of the validation set."""
     test_set_size: Count = 128
     """Windows of the test set."""
     near_duplicate_threshold: Fraction = 0.6
-    """Jaccard similarity of word 5-shingles from which two documents are on the same side of the held-out
-    split; 1 compares exact copies only."""
+    """Jaccard similarity of word 5-shingles from which two documents stay on one side of the held-out split;
+    1 compares exact copies only."""
     topic_coherent: bool = False
-    """Draw the held-out windows around a random anchor window by embedding similarity."""
+    """Draw the held-out windows from one topic: by embedding similarity to a random anchor window."""
     topic_pool_size: Count = 4096
     """Windows that are embedded to choose the topic-coherent sets from."""
     topic_temperature: Positive = 0.1
@@ -113,8 +172,7 @@ class DataConfig(Section):
     topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Sentence-transformer by name or folder, or `hashing` for a fast one without weights."""
     curriculum: str = ""
-    """Recorded curriculum to train on, a Parquet file of `curriq export`: its windows, order and weights
-    replace the stream and the selector."""
+    """Recorded curriculum (Parquet, from `curriq export`) to train on in place of stream and selector."""
     curriculum_weights: bool = True
     """Use the recorded weights too; off keeps windows and order, and the selector weighs them."""
 
@@ -141,13 +199,13 @@ class DataConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(Section):
-    """Which tokenizer turns text into tokens."""
+    """Which tokenizer turns text into tokens, or how one is trained."""
 
     tokenizer: str = "auto"
     """`train` (byte-level BPE trained on the clean sources and cached), a folder, a hub name, or `auto`: the
     model's own if the model is pretrained, otherwise `train`."""
     vocab_size: Annotated[int, Within("[257, inf)", " for byte-level BPE (256 bytes and EOS)")] = 2048
-    """V of a tokenizer trained here."""
+    """Vocabulary size V of a tokenizer trained here."""
     tokenizer_sample_bytes: Count = 4_000_000
     """Bytes of UTF-8 text to train a tokenizer on."""
 
@@ -159,27 +217,25 @@ DEFAULT_MODEL = "random:llama:hidden_size=128,intermediate_size=344,num_hidden_l
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig(Section):
-    """θ: any Hugging Face causal language model."""
+    """The language model θ (any Hugging Face causal LM): weights, precision, device, LoRA."""
 
     model: str = DEFAULT_MODEL
     """Hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...], where
     WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name."""
     dropout: Share = 0.0
-    """Dropout rate everywhere in the model. Above 0, a step scores without dropout in a pass of its own."""
+    """Dropout rate throughout the model; above 0, scoring takes a forward pass of its own without dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the forward and backward pass in bfloat16 autocast; weights stay float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Save memory by recomputing activations in the backward pass."""
     device: str = "auto"
-    """`auto` takes a GPU if there is one; otherwise a torch device such as cpu or cuda:0."""
+    """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
     lora_rank: CountOrZero = 0
-    """Rank of LoRA adapters, which alone are then trained and saved, as PEFT does; 0 trains all weights.
-    Needs the extra [peft]."""
+    """Train and save LoRA adapters of this rank only, as PEFT does (extra [peft]); 0 trains all weights."""
     lora_alpha: Count = 16
     """Scale of the adapters' output: they are multiplied by α/rank."""
     lora_targets: tuple[str, ...] = ("all-linear",)
-    """Layers that get adapters, by the end of their names (q_proj v_proj); `all-linear` is all but the
-    head."""
+    """Layers that get adapters, by the end of their names (q_proj v_proj); all-linear is all but the head."""
     lora_dropout: Share = 0.0
     """Dropout on the adapters' input."""
 
@@ -190,12 +246,12 @@ class LMConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
-    """AdamW for θ, and how a step is split into micro-batches."""
+    """AdamW for the language model: learning rate and its schedule, clipping, micro-batches."""
 
     lm_lr: Positive = 2e-3
-    """α: peak learning rate of θ."""
+    """Peak learning rate of the language model (α)."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Decay from the peak to zero, which it would reach one step after the last, or no decay (`constant`)."""
+    """Decay from the peak to zero, which it would reach one step after the last; `constant` for none."""
     lr_warmup_steps: CountOrZero = 20
     """Steps of linear warm-up to the peak."""
     weight_decay: NonNegative = 0.01
@@ -203,38 +259,139 @@ class OptimConfig(Section):
     adam_beta2: Annotated[float, Within("(0, 1)")] = 0.999
     """AdamW's second-moment decay; the first-moment decay is 0.9."""
     grad_clip: Positive = 1.0
-    """Maximum global gradient norm of θ."""
+    """Maximum global gradient norm of the language model."""
     micro_batch: Count = 8
-    """Windows per forward and backward pass. Changes memory and speed, never the gradient."""
+    """Windows per forward and backward pass; changes memory and speed, never the gradient."""
     head_chunk_tokens: Count = 512
     """Tokens whose logits are in memory at once, at least one window's."""
 
 
+_BETA = "; for a nearly greedy policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting"
+_GAMMA = ", or the soft value has no fixed point; for a long horizon use 0.99"
+_Selected = Annotated[float, Within("(0, 1]", "; 1 selects nothing")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig(Section):
+    """The Q-network φ: its inputs, what it credits, how it learns, experience replay."""
+
+    temperature: Literal["fixed", "fraction", "gated", "learned"] = "fixed"
+    """How the policy's temperature β is set. `fixed`: to --beta (the paper). `fraction`: solved for
+    --effective-batch-fraction, or in a stream filter for --accept-fraction. `gated`: the same, but only as
+    sharp as Q's rank correlation with measured effects warrants. `learned`: by gradient, as in soft
+    actor-critic."""
+    beta: Annotated[float, Within("(0, inf)", _BETA)] = 1.0
+    """Boltzmann temperature β of the policy, in units of Q (nats per token); the lower, the sharper. With
+    --temperature learned, the initial one."""
+    beta_lr: Positive = 0.01
+    """Learning rate of log β with --temperature learned."""
+    effective_batch_fraction: _Selected = 0.7
+    """Share of the windows that a step effectively trains on, 1/(N‖π‖²); the lower, the sharper the policy.
+    β is solved for it; with --temperature gated it is the lowest allowed."""
+    accept_fraction: _Selected = 0.25
+    """Share of the windows read that the stream filter (--max-read-ratio) accepts; the lower, the more
+    selective. With --temperature gated it is the lowest allowed."""
+    min_target_accept_rate: Share = 0.8
+    """Minimum acceptance rate of the target's own text in the stream filter, so that it does not select among
+    windows that are all on target. Needs dsir_score in --q-features; 0 for no minimum."""
+    corr_for_full_sharpness: Positive = 0.2
+    """How well Q must rank windows before --temperature gated lets the policy be as sharp as it may: the rank
+    correlation of Q with measured effects, at its lower confidence bound."""
+    uniform_share: Share = 0.0
+    """Share ε of the weight that is spread uniformly over all windows."""
+    dirichlet_concentration: NonNegative = 0.0
+    """Concentration of Dirichlet noise on the weights, which mixture credit needs to explore; the lower, the
+    more noise, and 0 for none."""
+    gamma: Annotated[float, Within("[0, 1)", _GAMMA)] = 0.9
+    """Discount factor γ."""
+    polyak_tau: Fraction = 0.01
+    """Share τ of the online network that is averaged into the target network per step (Eq. 5)."""
+    q_lr: Positive = 1e-3
+    """Learning rate η of the Q-network (Adam)."""
+    q_grad_clip: Positive = 1.0
+    """Maximum global gradient norm of the Q-network."""
+    q_hidden: CountOrZero = 32
+    """Hidden units of the Q-network (d → q_hidden → 1); 0 makes it linear."""
+    q_features: tuple[FeatureName, ...] = ("last",)
+    """What the Q-network sees of a window: `last` (hidden state of its last token, the paper), `mean` (mean
+    hidden state), `loss`; and, known before the forward pass, `source` (which source it is from) and
+    `dsir_score` (n-gram similarity to the target). Name one or more."""
+    q_layer_norm: bool = False
+    """Apply layer normalisation to each hidden state before the Q-network."""
+    q_standardise: bool = False
+    """Standardise rewards and effects by running statistics, and start from the same Q for all windows."""
+    q_weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay of the Q-network."""
+    q_weighting: bool = True
+    """Weigh the windows by the policy; off keeps the uniform mixture of Eqs. 9–10 while Q still learns."""
+    td_into_theta: bool = False
+    """Train the language model on the TD loss too, by forwarding the previous action again (Section 2.7)."""
+    td_lambda: NonNegative = 1.0
+    """Scale λ of the TD loss's gradient in the language model (not the λ of eligibility traces)."""
+    credit: Literal["sampled", "mixture", "counterfactual"] = "sampled"
+    """What the TD update credits with a reward: `sampled`, the sampled window (the paper); `mixture`, all
+    windows through Σ π_i Q(h_i); `counterfactual`, each probed window with its own measured effect."""
+    probe_windows: Count = 32
+    """Windows whose effects are measured in each step that has a reward, at most all candidates."""
+    probe_decay: Share = 0.9
+    """Decay of the running average of held-out gradients from probe to probe; 0 uses each alone."""
+    shuffle_effects: bool = False
+    """Ablation: permute a step's measured effects among its windows, so that they carry no information."""
+    q_replay_size: CountOrZero = 0
+    """Past (h, y) pairs kept for experience replay of Q; 0 switches replay off."""
+    q_replay_batch: Count = 32
+    """Pairs per replay update."""
+    q_replay_updates: Count = 1
+    """Replay updates of the Q-network per step."""
+
+    def check(self) -> None:
+        require(
+            bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
+            f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, source "
+            "and dsir_score, each once.",
+        )
+
+    def illegal_pairs(self) -> Pairs:
+        if self.credit != "counterfactual":
+            effects = "measured effects need --credit counterfactual; use it, or"
+            if self.temperature == "gated":
+                why = f"the gate correlates Q with effects, and {effects} --temperature fraction"
+                yield "temperature", "credit", why
+            if self.shuffle_effects:
+                yield "shuffle_effects", "credit", f"{effects} drop --shuffle-effects"
+        if self.td_into_theta and self.credit != "sampled":
+            why = "only the sampled window is forwarded again with gradient"
+            yield "td_into_theta", "credit", f"{why}; use --credit sampled, or drop --td-into-theta"
+        if self.q_replay_size and self.credit == "mixture":
+            why = "replay keeps single windows with targets, and a mixture has one target for all"
+            yield "q_replay_size", "credit", f"{why}; use another --credit, or --q-replay-size 0"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(Section):
-    """The selector, and the settings of the baselines."""
+    """The paper's method or a baseline, and the settings of the baselines."""
 
     selector: str = "soft-q"
     """What weighs the candidates: `soft-q`, the paper's method; a baseline (`uniform`, `random-single`,
     `random-k`, `high-loss`, `low-loss`, `uncertainty`, `competence`, `rho`, `bandit`); or your own,
     `package.module:function` or `path/to/file.py:function`, which builds a `curriq.select.base.Method`."""
     selector_temperature: Positive = 0.5
-    """Temperature of high-loss, low-loss, uncertainty and rho, in nats per token; low takes the extreme."""
+    """Temperature of high-loss, low-loss, uncertainty and rho, in nats per token; the lower, the sharper."""
     random_k: Count = 8
     """Windows that random-k trains on per step."""
     competence_initial: Fraction = 0.1
-    """c0: share of the difficulty range that competence opens at step 0."""
+    """Share of the difficulty range that competence opens at step 0 (c0)."""
     competence_steps: CountOrZero = 0
-    """Step from which the whole range is open; 0 takes half of --steps."""
+    """Step from which competence opens the whole range; 0 takes half of --steps."""
     difficulty: Literal["auto", "label", "length", "rarity"] = "auto"
     """What competence sorts by: a label, characters per window, or mean unigram rarity; `auto` takes the
     label if there is one, otherwise rarity."""
     reference_model: str = ""
     """Folder or hub name of the reference model whose loss rho subtracts."""
     bandit_exploration: Annotated[float, Within("[0, 1]")] = 0.1
-    """EXP3's exploration: share of the uniform distribution over sources."""
+    """Exploration of the bandit (EXP3): share of the uniform distribution over sources."""
     bandit_lr: Positive = 0.05
-    """EXP3's learning rate."""
+    """Learning rate of the bandit (EXP3)."""
 
     def check(self) -> None:
         require_known("--selector", self.selector, SELECTORS, "curriq.selectors")
@@ -246,24 +403,115 @@ class SelectConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LangevinConfig(Section):
+    """Where candidates come from; Langevin search for queries of high Q (Algorithm 2)."""
+
+    proposer: str = "stream"
+    """Where candidates come from. `stream`: the next N windows (Algorithm 1). `langevin`: Algorithm 2.
+    Controls: `best-of-random` (no gradient), `random-queries` (no search), `direct-q` (Q of a pool of
+    windows, no query), `uniform-buffer` (no Q). `package.module:function` or `path/to/file.py:function`:
+    Algorithm 2 with the sampler of queries that this function builds."""
+    chains: CountOrZero = 0
+    """Chains per step, each of which gives one query (K); 0 takes as many as --num-candidates."""
+    query_tokens: Count = 16
+    """Tokens of a query (L)."""
+    query_start: Literal["random", "buffer"] = "random"
+    """Initial tokens of the chains: uniform over the vocabulary, or the first tokens of buffered windows."""
+    langevin_steps: Count = 20
+    """Steps of a search (T_max)."""
+    langevin_step_size: Positive = 20.0
+    """Step size ε of Eq. 13."""
+    langevin_noise_scale: NonNegative = 0.1
+    """Standard deviation σ of the noise η of Eq. 13; the noise of one step is √ε η."""
+    langevin_margin: Positive = 6.0
+    """Initial logit of the chains' initial tokens, all others having 0. Compare it with log V: far above, no
+    token is ever overtaken; far below, the initial tokens have little of the probability."""
+    langevin_gradient: Literal["clip", "chain", "position"] = "chain"
+    """`clip`: clip each chain's gradient to norm --langevin-limit (the paper). `chain`, `position`: rescale
+    the gradient of each chain, or of each position, to exactly that norm, whatever the scale of Q."""
+    langevin_limit: Positive = 1.0
+    """Norm G that gradients are clipped or rescaled to."""
+    energy_temperature: Positive = 1.0
+    """Temperature τ_sgld of Eq. 12, in units of Q (nats per token). No effect on rescaled gradients."""
+    bridge_temperature_start: Positive = 1.0
+    """Temperature τ_start of the softmax bridge in the first step (Eq. 14). If it is high for the margin, the
+    relaxed string is close to the mean embedding and unlike any text."""
+    bridge_temperature_end: Positive = 0.5
+    """Temperature τ_end of the softmax bridge in the last step."""
+    fluency: NonNegative = 0.0
+    """Weight of the fluency prior, the model's own predictions, on the scale of q/τ_sgld; 0 for none."""
+    bridge_precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 multiplies by the embedding matrix in bfloat16; λ stays float32."""
+    random_strings: Count = 40
+    """Random strings per chain of best-of-random, of which it keeps the best."""
+
+    def check(self) -> None:
+        require_known("--proposer", self.proposer, PROPOSERS, "curriq.samplers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(Section):
+    """The ring buffer of real windows that queries retrieve from, and how (Algorithm 2, Eq. 16)."""
+
+    buffer_size: Count = 2048
+    """Windows in the ring buffer (I)."""
+    buffer_initial: CountOrZero = 0
+    """Windows read into the buffer before the first step; 0 fills it."""
+    ingest: Count = 32
+    """New windows per step, written over the oldest ones (n_ingest)."""
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence-transformer by name or folder; `hashing`, a fast one without weights; or `hidden-state`, the
+    model's own hidden state as the Q-network reads it, at unit norm."""
+    encoder_precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps the sentence-transformer's weights in bfloat16, which is faster on hardware that has it."""
+    encode_ahead: bool = True
+    """Encode the next step's new windows while the model trains on this step's."""
+    index: Literal["torch", "faiss"] = "torch"
+    """Nearest-neighbour search: a matrix product and top-k, or FAISS (IndexFlatIP). The results are equal."""
+    retrieval_top_k: Count = 16
+    """Nearest windows of a query, of which one is drawn (k)."""
+    retrieval_temperature: Positive = 0.1
+    """Softmax temperature τ_rag over the cosine similarity (Eq. 16)."""
+    retrieval_draw: Literal["softmax", "top-1"] = "softmax"
+    """Draw one of the top k by Eq. 16, or take the nearest."""
+    retrieval_duplicates: Literal["redraw", "drop"] = "redraw"
+    """If two queries of a step draw the same window: redraw from the rest of the second's top k, so that R =
+    K, or drop it (the paper), so that R ≤ K."""
+    centre_queries: bool = False
+    """Subtract the buffer's mean embedding from the queries, to ignore what all windows have in common."""
+    refresh: CountOrZero = 0
+    """Rows of the buffer re-embedded per step, in turn, as hidden states change (--encoder hidden-state)."""
+    direct_pool: CountOrZero = 256
+    """Windows that direct-q draws uniformly from the buffer per step to evaluate Q on; 0 takes all."""
+    retrieval_probe: CountOrZero = 0
+    """Random windows of the buffer per step whose Q is logged beside that of the retrieved ones."""
+
+    def illegal_pairs(self) -> Pairs:
+        if self.refresh and self.encoder != "hidden-state":
+            yield "refresh", "encoder", "its embeddings do not change while the model trains; use --refresh 0"
+        for name in ("buffer_initial", "ingest"):
+            if getattr(self, name) > self.buffer_size:
+                yield name, "buffer_size", "the buffer holds no more; lower the one or raise the other"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """The loop: how long, how many candidates, which seed."""
+    """The training loop: steps, candidates, rewards, seed, threads, ablations."""
 
     steps: Count = 300
-    """Optimiser steps."""
+    """Optimiser steps of the language model."""
     num_candidates: Count = 32
-    """N: windows proposed per step."""
+    """Windows proposed per step (N)."""
     max_read_ratio: Count = 1
-    """Maximum number of windows read per window trained on. Above 1, the policy is a stream filter, applied
-    before the forward pass: it accepts windows with a probability that grows with their Q, and accepted
-    windows weigh the same. --q-features may then be source and dsir_score only."""
+    """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
+    rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
+    are accepted weigh the same. --q-features may then be source and dsir_score only."""
     train_subset_size: CountOrZero = 0
-    """B: train on B windows, drawn from the policy without replacement after a scoring pass; 0 trains on
-    all."""
+    """Train on this many windows (B), drawn from the policy without replacement after scoring; 0 for all."""
     reward: Literal["absolute", "paired"] = "absolute"
     """`absolute`: held-out log-probability after the step (the paper). `paired`: its gain over the step."""
     reward_windows: Count = 16
-    """M: windows of the fresh reward subset of each step that has a reward."""
+    """Windows of the fresh reward subset of each step that has a reward (M)."""
     reward_every: Count = 1
     """Steps between rewards. Q learns, and effects are measured, in the steps that have one."""
     seed: CountOrZero = 0
@@ -271,16 +519,16 @@ class TrainConfig(Section):
     threads: CountOrZero = 0
     """CPU threads of torch; 0 takes all cores. Results are bitwise equal only at equal thread counts."""
     q_warmup_steps: CountOrZero = 0
-    """Initial steps with a uniform mixture and θ reset after each, so that only Q learns."""
+    """Initial steps in which only Q learns: the mixture is uniform, and the model is reset after each."""
     reset_theta: bool = False
-    """Ablation: reset θ after every step, so that only Q learns."""
+    """Ablation: reset the model after every step, so that only Q learns."""
     alternating_period: CountOrZero = 0
-    """Alternate periods of this many steps, with θ reset after each step and without; 0 never resets."""
+    """Steps per period; in the first and every other one, the model is reset after each step. 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
-    """Where the run writes, how often it evaluates and saves."""
+    """Log and checkpoints: where, how often, how much."""
 
     run_dir: str = ""
     """Folder of the run; empty makes runs/SELECTOR-SEED, with a number appended if that exists."""
@@ -305,7 +553,7 @@ class LogConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Section):
-    """Tasks of lm-evaluation-harness during training (extra [eval])."""
+    """Downstream tasks of lm-evaluation-harness during training (extra [eval])."""
 
     eval_tasks: tuple[str, ...] = ()
     """Tasks or groups by the harness's names, such as hellaswag mmlu lambada_openai wikitext. It downloads
