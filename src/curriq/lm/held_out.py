@@ -14,23 +14,48 @@ whose first loss the mixture step has measured already.
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from curriq import parallel
-from curriq.lm.learner import Learner
-from curriq.lm.mixture import weighted_gradient
-from curriq.lm.model import LanguageModel, token_counts, window_losses_of
+from curriq.config import RunConfig
+from curriq.lm.model import token_counts
+from curriq.rng import Generators
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Effects, Mixture, Offer, Windows
 
 
-def held_out_loss(lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
+@runtime_checkable
+class MeasuredModel(Protocol):
+    """A language model: `lm.model.LanguageModel`, or that of a loop of the user's own."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+    @property
+    def reduced_precision(self) -> bool: ...
+    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Tensor: ...
+
+
+@runtime_checkable
+class MeasuredLearner(Protocol):
+    """A language model and its optimizer; `lm.learner.Learner` documents the methods."""
+
+    @property
+    def lm(self) -> MeasuredModel: ...
+    def held_out_gradient(
+        self, windows: Windows, weights: Tensor, *, micro_batch: int, chunk_tokens: int
+    ) -> tuple[float, list[Tensor]]: ...
+    def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None: ...
+    def rate(self, step: int) -> float: ...
+
+
+def held_out_loss(lm: MeasuredModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
     """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout."""
     share = windows.take(parallel.shard())
-    local = window_losses_of(lm, share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
+    local = lm.window_losses(share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
     if windows.labels is None:
         return parallel.reduce_sum_(local.sum()).item() / len(windows)
     counts = torch.as_tensor(token_counts(share), device=local.device)
@@ -61,7 +86,7 @@ class HeldOutReward(Saved):
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: MeasuredModel,
         reward_set: Windows,
         windows: int,
         generator: torch.Generator,
@@ -72,7 +97,7 @@ class HeldOutReward(Saved):
         paired: bool = False,
     ) -> None:
         self._lm = lm
-        self._reward_set = reward_set
+        self.reward_set = reward_set
         self._generator = generator
         self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._every = every
@@ -86,11 +111,11 @@ class HeldOutReward(Saved):
         """Begin a step: D̂_k, or None where the step has no reward."""
         self.drawn, self.loss_before, self.forwards = None, None, 0
         if step % self._every == 0:
-            order = torch.randperm(len(self._reward_set), generator=self._generator)
-            self.drawn = self._reward_set.take(order[: self.windows])
+            order = torch.randperm(len(self.reward_set), generator=self._generator)
+            self.drawn = self.reward_set.take(order[: self.windows])
         return self.drawn
 
-    def before(self, step: int, offer: Offer, mixture: Mixture) -> None:
+    def before(self, step: int, offer: Offer | None = None, mixture: Mixture | None = None) -> None:
         """At θ_k, before the update."""
         if self.draw(step) is not None and self._paired:
             self.loss_before = self._loss()
@@ -201,11 +226,11 @@ class EffectProbe(Saved):
         micro_batch, chunk_tokens: pieces that fit memory, as in training.
     """
 
-    SAVED = ("_average", "_generator", "_reward")
+    SAVED = ("_average", "_generator", "reward")
 
     def __init__(
         self,
-        learner: Learner,
+        learner: MeasuredLearner,
         reward: HeldOutReward,
         *,
         windows: int,
@@ -217,7 +242,7 @@ class EffectProbe(Saved):
     ) -> None:
         self._learner = learner
         self._lm = learner.lm
-        self._reward = reward
+        self.reward = reward
         self._windows = windows
         self._average = AveragedGradient(decay)
         self._generator = generator
@@ -229,16 +254,35 @@ class EffectProbe(Saved):
 
         The mixture's gradient on θ stays as it is.
         """
-        drawn = self._reward.draw(step)
-        if drawn is None:
-            return None
-        direction = self._learner.precondition(self._average.update(self._held_out_gradient(drawn)))
+        drawn = self.reward.draw(step)
+        return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
+
+    def effects(
+        self,
+        step: int,
+        offer: Offer,
+        weights: Float[Tensor, "n"],
+        losses: Float[Tensor, "n"] | None = None,
+    ) -> Effects | None:
+        """Effects on the windows that were drawn; None before the optimizer's first step.
+
+        Args:
+            step: k.
+            offer: the windows of the step.
+            weights: their weights in the mixture.
+            losses: their losses at the present θ; None where nobody has measured them.
+        """
+        assert self.reward.drawn is not None
+        direction = self._learner.precondition(
+            self._average.update(self._held_out_gradient(self.reward.drawn))
+        )
         if direction is None:
             return None
         rows = probed_rows(offer, self._windows, self._generator)
+        probed = offer.windows.take(rows)
         effect = first_order_effects(
-            mixture.features.loss[rows.to(mixture.features.loss.device)],
-            lambda: self._losses(offer.windows.take(rows)),
+            self._losses(probed) if losses is None else losses[rows.to(losses.device)],
+            lambda: self._losses(probed),
             self._lm.parameters,
             direction,
             rate=self._learner.rate(step),
@@ -246,32 +290,50 @@ class EffectProbe(Saved):
         )
         if self._shuffle:
             effect = effect[torch.randperm(len(effect), generator=self._generator).to(effect.device)]
-        weights = mixture.weights[rows.to(mixture.weights.device)]
-        return Effects(rows=rows.to(effect.device), effect=effect, mixture=weighted_mean(effect, weights))
+        mixture = weighted_mean(effect, weights[rows.to(weights.device)])
+        return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture)
 
     def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""
-        return self._reward.after(step)
+        return self.reward.after(step)
 
     def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
-        """∇ℓ_D at θ_k, on every rank; leaves the loss with the reward and the gradients on θ as they were."""
-        parameters = self._lm.parameters
-        kept = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        with self._lm.without_dropout():
-            loss = weighted_gradient(self._lm, windows, _shares(windows).to(self._lm.device), **self._sizes)
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for parameter, grad in zip(parameters, kept, strict=True):
-            parameter.grad = grad
-        self._reward.loss_before = loss
-        self._reward.forwards += 3 * len(windows)
+        """∇ℓ_D at θ_k; leaves the loss with the reward."""
+        loss, gradient = self._learner.held_out_gradient(windows, _shares(windows), **self._sizes)
+        self.reward.loss_before = loss
+        self.reward.forwards += 3 * len(windows)
         return gradient
 
     def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
-        self._reward.forwards += len(windows)
-        local = window_losses_of(self._lm, windows.take(parallel.shard()), **self._sizes)
+        self.reward.forwards += len(windows)
+        local = self._lm.window_losses(windows.take(parallel.shard()), **self._sizes)
         return parallel.gather_rows(local, len(windows))
+
+
+def effect_probe(
+    config: RunConfig, learner: MeasuredLearner, reward_set: Windows, generators: Generators
+) -> EffectProbe:
+    """What a configuration measures on the reward set; `reward` of it measures no effects."""
+    train, critic = config.train, config.critic
+    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
+    reward = HeldOutReward(
+        learner.lm,
+        reward_set,
+        train.reward_windows,
+        generators("reward"),
+        every=train.reward_every,
+        paired=train.reward == "paired",
+        **sizes,
+    )
+    return EffectProbe(
+        learner,
+        reward,
+        windows=critic.probe_windows,
+        decay=critic.probe_decay,
+        generator=generators("probe"),
+        shuffle=critic.shuffle_effects,
+        **sizes,
+    )
 
 
 def _shares(windows: Windows) -> Float[Tensor, "M"]:
