@@ -28,7 +28,7 @@ from curriq import parallel
 from curriq.config import CriticConfig, RunConfig, require, unknown_key
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
-from curriq.lm.held_out import effect_probe
+from curriq.lm.held_out import build_probe, build_reward
 from curriq.lm.learner import gradients_set_aside, preconditioned
 from curriq.presets import preset as preset_config
 from curriq.rng import Generators
@@ -156,9 +156,8 @@ class Curriculum(Saved):
         self.batch_size = batch_size
         self.step = 0
         self._generators = Generators(seed)
-        self._model = _UserModel(
-            target=examples, loss=per_example_loss, collate=collate, autocast=reduced_precision
-        )
+        self.reduced_precision = reduced_precision
+        self._model = _UserModel(target=examples, loss=per_example_loss, collate=collate)
         parts = (self.config, self.sources, self._generators, self._model)
         filters = self.config.train.max_read_ratio > 1
         require(
@@ -252,6 +251,7 @@ class Curriculum(Saved):
         """
         require(parallel.world_size() == 1, "a Curriculum learns in one process: train without torchrun.")
         self._model.model, self._model.optimizer = model, optimizer
+        self._model.autocast = self.reduced_precision
         metrics = self._part.finish(self.step)
         self.step += 1
         return metrics | self._part.begin(self.step)
@@ -286,7 +286,7 @@ class _UserModel(Saved):
     target: list[Example]
     loss: LossFunction
     collate: Callable[[list[Example]], Any]
-    autocast: bool
+    autocast: bool = False
     examples: dict[int, Example] = field(default_factory=dict)
     model: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
@@ -364,8 +364,8 @@ class _Part(Saved):
     def __init__(self, config: RunConfig, generators: Generators, model: _UserModel) -> None:
         self._model = model
         target = _numbered(torch.arange(-1, -len(model.target) - 1, -1))
-        self._probe = effect_probe(config, model, target, generators)
-        self._reward = self._probe.reward
+        self._reward = build_reward(config, model, target, generators)
+        self._probe = build_probe(config, model, self._reward, generators)
         self._step: Step | None = None
 
     def _end(self, step: Step, policy: Any) -> tuple[Step, Metrics]:
@@ -550,7 +550,8 @@ class _Filter(_Part):
                 loss=math.nan,
                 effects=self._probe.effects(step, offer, torch.full((n,), 1 / n)),
             )
-        return self._critic.learn(previous, features)[0]
+        metrics, _ = self._critic.learn(previous, features)
+        return metrics if previous else {}
 
     def _forget(self, offer: Offer) -> None:
         for number in offer.windows.ids.tolist():

@@ -97,7 +97,7 @@ class HeldOutReward(Saved):
         paired: bool = False,
     ) -> None:
         self._lm = lm
-        self.reward_set = reward_set
+        self._reward_set = reward_set
         self._generator = generator
         self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._every = every
@@ -111,8 +111,8 @@ class HeldOutReward(Saved):
         """Begin a step: D̂_k, or None where the step has no reward."""
         self.drawn, self.loss_before, self.forwards = None, None, 0
         if step % self._every == 0:
-            order = torch.randperm(len(self.reward_set), generator=self._generator)
-            self.drawn = self.reward_set.take(order[: self.windows])
+            order = torch.randperm(len(self._reward_set), generator=self._generator)
+            self.drawn = self._reward_set.take(order[: self.windows])
         return self.drawn
 
     def before(self, step: int, offer: Offer | None = None, mixture: Mixture | None = None) -> None:
@@ -226,7 +226,7 @@ class EffectProbe(Saved):
         micro_batch, chunk_tokens: pieces that fit memory, as in training.
     """
 
-    SAVED = ("_average", "_generator", "reward")
+    SAVED = ("_average", "_generator", "_reward")
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class EffectProbe(Saved):
     ) -> None:
         self._learner = learner
         self._lm = learner.lm
-        self.reward = reward
+        self._reward = reward
         self._windows = windows
         self._average = AveragedGradient(decay)
         self._generator = generator
@@ -254,7 +254,7 @@ class EffectProbe(Saved):
 
         The mixture's gradient on θ stays as it is.
         """
-        drawn = self.reward.draw(step)
+        drawn = self._reward.draw(step)
         return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
 
     def effects(
@@ -272,9 +272,9 @@ class EffectProbe(Saved):
             weights: their weights in the mixture.
             losses: their losses at the present θ; None where nobody has measured them.
         """
-        assert self.reward.drawn is not None
+        assert self._reward.drawn is not None
         direction = self._learner.precondition(
-            self._average.update(self._held_out_gradient(self.reward.drawn))
+            self._average.update(self._held_out_gradient(self._reward.drawn))
         )
         if direction is None:
             return None
@@ -295,36 +295,42 @@ class EffectProbe(Saved):
 
     def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""
-        return self.reward.after(step)
+        return self._reward.after(step)
 
     def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
         """∇ℓ_D at θ_k; leaves the loss with the reward."""
         loss, gradient = self._learner.held_out_gradient(windows, _shares(windows), **self._sizes)
-        self.reward.loss_before = loss
-        self.reward.forwards += 3 * len(windows)
+        self._reward.loss_before = loss
+        self._reward.forwards += 3 * len(windows)
         return gradient
 
     def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
-        self.reward.forwards += len(windows)
+        self._reward.forwards += len(windows)
         local = self._lm.window_losses(windows.take(parallel.shard()), **self._sizes)
         return parallel.gather_rows(local, len(windows))
 
 
-def effect_probe(
-    config: RunConfig, learner: MeasuredLearner, reward_set: Windows, generators: Generators
-) -> EffectProbe:
-    """What a configuration measures on the reward set; `reward` of it measures no effects."""
-    train, critic = config.train, config.critic
-    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
-    reward = HeldOutReward(
-        learner.lm,
+def build_reward(
+    config: RunConfig, lm: MeasuredModel, reward_set: Windows, generators: Generators
+) -> HeldOutReward:
+    """The reward that a configuration names."""
+    train = config.train
+    return HeldOutReward(
+        lm,
         reward_set,
         train.reward_windows,
         generators("reward"),
         every=train.reward_every,
         paired=train.reward == "paired",
-        **sizes,
+        **_sizes(config),
     )
+
+
+def build_probe(
+    config: RunConfig, learner: MeasuredLearner, reward: HeldOutReward, generators: Generators
+) -> EffectProbe:
+    """The probe that a configuration asks for, on the windows of the reward."""
+    critic = config.critic
     return EffectProbe(
         learner,
         reward,
@@ -332,8 +338,12 @@ def effect_probe(
         decay=critic.probe_decay,
         generator=generators("probe"),
         shuffle=critic.shuffle_effects,
-        **sizes,
+        **_sizes(config),
     )
+
+
+def _sizes(config: RunConfig) -> dict[str, int]:
+    return {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
 
 
 def _shares(windows: Windows) -> Float[Tensor, "M"]:

@@ -10,7 +10,7 @@ from curriq.data import Corpus
 from curriq.data.tokenizer import serialised
 from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.harness import Harness
-from curriq.lm.held_out import effect_probe, held_out_loss
+from curriq.lm.held_out import build_probe, build_reward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel
@@ -114,9 +114,9 @@ def _held_out(config: RunConfig, context: Context, method: Method, learner: Lear
     """Rewards where the critic or the selector needs them, and effects where credit needs those."""
     if not (method.critic.needs_reward or method.selector.needs_reward):
         return NoHeldOut()
-    probe = effect_probe(config, learner, context.corpus.held_out.reward, context.generators)
+    reward = build_reward(config, context.lm, context.corpus.held_out.reward, context.generators)
     effects = method.critic.needs_reward and config.critic.credit == "counterfactual"
-    return probe if effects else probe.reward
+    return build_probe(config, learner, reward, context.generators) if effects else reward
 
 
 def _task_probes(config: RunConfig, context: Context) -> list[Probe]:
