@@ -13,14 +13,12 @@ and the model is any `nn.Module`, called through its `forward`.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -29,7 +27,15 @@ from curriq.config import CriticConfig, RunConfig, require, unknown_key
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.lm.held_out import build_probe, build_reward
-from curriq.lm.learner import gradients_set_aside, preconditioned
+from curriq.lm.user_model import (
+    Example,
+    LossFunction,
+    UserModel,
+    as_windows,
+    example_losses,
+    numbered,
+    pad_examples,
+)
 from curriq.presets import preset as preset_config
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
@@ -40,13 +46,9 @@ from curriq.softq.equations import sample_action
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import build_temperature, effective_batch_fraction
 from curriq.state import Saved, State
-from curriq.types import IGNORED, Cost, Critic, Features, Metrics, Offer, Step, Windows, merge
+from curriq.types import Cost, Critic, Features, Metrics, Offer, Step, Windows, merge
 
-Example = Mapping[str, Any]
-"""One training example: `input_ids`, and where they differ from these `labels`, −100 where a token is not
-learnt; `source`, a name, where there are several; and whatever else the collator wants."""
 Stream = Iterable[Example] | Callable[[], Iterable[Example]]
-LossFunction = Callable[[nn.Module, Any], Float[Tensor, "n"]]
 
 MOST_OUTSTANDING = 64
 """Batches that may have been taken and not yet been observed; more means that `observe` is not called."""
@@ -68,36 +70,6 @@ class AcceptPolicy(Protocol):
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]: ...
 
 
-def example_losses(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, "n"]:
-    """Mean next-token loss of each example over its learnt tokens, nats per token; 0 where it has none.
-
-    Args:
-        model: anything whose `forward` takes `input_ids` and gives `logits`.
-        batch: `input_ids`, `labels`, and `attention_mask` or `position_ids` where there are any.
-    """
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    logits, targets = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
-    loss = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return loss.view(targets.shape).sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
-
-
-def pad_examples(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Tensor]:
-    """`input_ids`, `labels` (−100 in the padding) and `attention_mask` [n, T] of examples of any length."""
-    tokens = [torch.as_tensor(example["input_ids"]).long() for example in examples]
-    labels = [example.get("labels") for example in examples]
-    labels = [
-        ids if row is None else torch.as_tensor(row).long() for ids, row in zip(tokens, labels, strict=True)
-    ]
-
-    def padded(rows: list[Int[Tensor, "_"]], value: int) -> Int[Tensor, "n T"]:
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-    mask = padded([torch.ones_like(ids) for ids in tokens], 0)
-    return {"input_ids": padded(tokens, pad_id), "labels": padded(labels, IGNORED), "attention_mask": mask}
-
-
 class Curriculum(Saved):
     """A learned curriculum for a training loop of one's own.
 
@@ -105,6 +77,9 @@ class Curriculum(Saved):
     or `weigh` gives the examples of each batch their weights in the loss (`weighted`, or the paper's rule,
     `paper`). `observe` follows each optimizer step. Every few steps it measures, on examples of the target,
     what single examples do to the model; it leaves weights, gradients, modes and random numbers as they were.
+
+    Its `state_dict` has everything that a bitwise resume needs, examples included that were taken and not
+    trained on. Take it after `observe`.
 
     Args:
         target: examples of the text or the task that the model is to get better at; they are measured, never
@@ -121,9 +96,6 @@ class Curriculum(Saved):
         settings: settings of `curriq train` by name, such as `reward_every=4` (steps between measurements),
             `reward_windows=16` (target examples per measurement), `micro_batch=4` (examples per forward pass
             of a measurement) or `max_read_ratio=4`.
-
-    Its `state_dict` has everything that a bitwise resume needs, examples included that were taken and not
-    trained on. Take it after `observe`.
 
     Raises:
         CurriqError: the target is empty, or a setting is refused.
@@ -157,12 +129,19 @@ class Curriculum(Saved):
         self.step = 0
         self._generators = Generators(seed)
         self.reduced_precision = reduced_precision
-        self._model = _UserModel(target=examples, loss=per_example_loss, collate=collate)
+        self._model = UserModel(target=examples, loss=per_example_loss, collate=collate)
         parts = (self.config, self.sources, self._generators, self._model)
         filters = self.config.train.max_read_ratio > 1
         require(
             filters or policy is None,
             f"preset {preset!r} weighs: a policy of your own needs max_read_ratio > 1.",
+        )
+        require(
+            self.config.method == "soft-q"
+            and self.config.langevin.proposer == "stream"
+            and (filters or "dsir_score" not in self.config.critic.q_features),
+            f"preset {preset!r} with these settings needs the loop of `curriq train`: use 'recommended', "
+            "'weighted' or 'paper'.",
         )
         self._part = _Filter(*parts, policy) if filters else _Weights(*parts)
         self._made_for = {"sources": list(sources), "batch_size": batch_size, "filters": filters}
@@ -270,110 +249,25 @@ class Curriculum(Saved):
         super().load_state_dict(state)
 
 
-@dataclass(kw_only=True, eq=False)
-class _UserModel(Saved):
-    """The user's model and optimizer, as `lm.held_out` measures them; windows stand for examples by number.
-
-    Attributes:
-        target: D; its examples have the numbers −1, −2, …
-        loss, collate: as in `Curriculum`.
-        autocast: whether passes run in reduced precision.
-        examples: those that are yet to be trained on, by number.
-    """
-
-    SAVED = ("examples",)
-
-    target: list[Example]
-    loss: LossFunction
-    collate: Callable[[list[Example]], Any]
-    autocast: bool = False
-    examples: dict[int, Example] = field(default_factory=dict)
-    model: nn.Module | None = None
-    optimizer: torch.optim.Optimizer | None = None
-
-    @property
-    def lm(self) -> "_UserModel":
-        return self
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [] if self.model is None else [p for p in self.model.parameters() if p.requires_grad]
-
-    @property
-    def reduced_precision(self) -> bool:
-        return self.autocast or any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters)
-
-    def of(self, windows: Windows) -> list[Example]:
-        return [self.examples[i] if i >= 0 else self.target[-1 - i] for i in windows.ids.tolist()]
-
-    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Float[Tensor, "n"]:
-        with torch.no_grad(), self._evaluating() as model:
-            return torch.cat(list(self._losses(model, windows, micro_batch))).cpu()
-
-    def held_out_gradient(
-        self, windows: Windows, weights: Float[Tensor, "M"], *, micro_batch: int, chunk_tokens: int
-    ) -> tuple[float, list[Tensor]]:
-        """By backward passes, as a wrapped model needs them."""
-        total, parameters = 0.0, self.parameters
-        with torch.enable_grad(), self._evaluating() as model, gradients_set_aside(parameters):
-            pieces = self._losses(model, windows, micro_batch)
-            for losses, weight in zip(pieces, weights.split(micro_batch), strict=True):
-                loss = (weight.to(losses) * losses).sum()
-                loss.backward()
-                total += loss.item()
-            return total, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-
-    def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
-        optimizer: Any = self.optimizer
-        # accelerate wraps the optimizer that has the state.
-        return preconditioned(getattr(optimizer, "optimizer", optimizer), self.parameters, gradients)
-
-    def rate(self, step: int) -> float:
-        assert self.optimizer is not None
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
-    def _losses(self, model: nn.Module, windows: Windows, size: int) -> Iterator[Float[Tensor, "n"]]:
-        device, examples = next(model.parameters()).device, self.of(windows)
-        for start in range(0, len(examples), size):
-            batch = self.collate(examples[start : start + size])
-            batch = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}
-            yield self.loss(model, batch)
-
-    @contextmanager
-    def _evaluating(self) -> Generator[nn.Module]:
-        """Evaluation mode, because a measurement must not be noise; then modes and random state as before."""
-        model = self.model
-        if model is None or self.optimizer is None:
-            raise CurriqError("the policy learns from measured effects: call observe(model, optimizer).")
-        modes = {module: module.training for module in model.modules()}
-        device = next(model.parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            model.eval()
-            try:
-                yield model
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
-
-
 class _Part(Saved):
     """What `select` and `weigh` share: the measurements, and the step that Q is to learn from."""
 
     SAVED: ClassVar[tuple[str, ...]] = ("_probe",)
 
-    def __init__(self, config: RunConfig, generators: Generators, model: _UserModel) -> None:
+    def __init__(self, config: RunConfig, generators: Generators, model: UserModel) -> None:
         self._model = model
-        target = _numbered(torch.arange(-1, -len(model.target) - 1, -1))
+        target = numbered(torch.arange(-1, -len(model.target) - 1, -1))
         self._reward = build_reward(config, model, target, generators)
         self._probe = build_probe(config, model, self._reward, generators)
         self._step: Step | None = None
 
-    def _end(self, step: Step, policy: Any) -> tuple[Step, Metrics]:
-        """The step with its reward, and what the policy learns from it."""
-        reward, cost = self._reward.after(step.index)
-        step = replace(step, reward=reward)
-        measured = {} if reward is None else {"reward": reward, "held_out/forwards": cost.forwards}
-        return step, merge(measured, step.metrics, policy.observe(step))
+    def _rewarded(self, step: Step) -> Step:
+        return replace(step, reward=self._reward.after(step.index)[0])
+
+    def _learnt(self, step: Step, policy: Any) -> Metrics:
+        """What was measured in a step, and what the policy learns from it."""
+        measured = {"reward": step.reward, "held_out/forwards": self._reward.forwards}
+        return merge({} if step.reward is None else measured, step.metrics, policy.observe(step))
 
     def state_dict(self) -> State:
         drawn, step = self._reward.drawn, self._step
@@ -396,7 +290,7 @@ class _Reader(Saved):
 
     SAVED = ("total", "in_stream", "score")
 
-    def __init__(self, sources: Sequence[str], model: _UserModel) -> None:
+    def __init__(self, sources: Sequence[str], model: UserModel) -> None:
         self._sources = list(sources)
         self._model = model
         self._iterator: Iterator[Example] = iter(())
@@ -428,7 +322,7 @@ class _Reader(Saved):
         self._model.examples.update(zip(numbers.tolist(), examples, strict=True))
         source = torch.tensor([self._source(example) for example in examples], dtype=torch.int64)
         known = {"dsir_score": self.score(as_windows(examples))} if examples else {}
-        return Offer.of(_numbered(numbers, source), known=known, cost=Cost(windows_read=len(examples)))
+        return Offer.of(numbered(numbers, source), known=known, cost=Cost(windows_read=len(examples)))
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
@@ -448,18 +342,6 @@ class _Reader(Saved):
         return self._sources.index(name)
 
 
-def as_windows(examples: Sequence[Example]) -> Windows:
-    """Examples of any length as one batch; padding is not learnt."""
-    batch = {name: column.cpu() for name, column in pad_examples(examples).items()}
-    return replace(_numbered(torch.arange(len(examples))), tokens=batch["input_ids"], labels=batch["labels"])
-
-
-def _numbered(numbers: Int[Tensor, "n"], source: Int[Tensor, "n"] | None = None) -> Windows:
-    """Windows that stand for the examples with these numbers."""
-    source = torch.zeros_like(numbers) if source is None else source
-    return Windows(tokens=numbers[:, None], ids=numbers, source=source)
-
-
 class _Filter(_Part):
     """`Curriculum.select`: the stream filter of `curriq train` over a stream of examples."""
 
@@ -470,7 +352,7 @@ class _Filter(_Part):
         config: RunConfig,
         sources: Sequence[str],
         generators: Generators,
-        model: _UserModel,
+        model: UserModel,
         policy: AcceptPolicy | None,
     ) -> None:
         super().__init__(config, generators, model)
@@ -529,8 +411,8 @@ class _Filter(_Part):
         self._first += 1
         if self._step is None:
             return {}
-        self._step, metrics = self._end(self._step, self._policy)
-        return metrics
+        self._step = self._rewarded(self._step)
+        return self._learnt(self._step, self._policy)
 
     def begin(self, step: int) -> Metrics:
         """The beginning of the next step: measure its examples, then let Q learn from the step before."""
@@ -572,7 +454,7 @@ class _Weights(_Part):
     SAVED = ("_probe", "_width", "_critic", "_selector")
 
     def __init__(
-        self, config: RunConfig, sources: Sequence[str], generators: Generators, model: _UserModel
+        self, config: RunConfig, sources: Sequence[str], generators: Generators, model: UserModel
     ) -> None:
         super().__init__(config, generators, model)
         self._paired = config.train.reward == "paired"
@@ -602,7 +484,7 @@ class _Weights(_Part):
             "after the optimizer's step.",
         )
         critic, selector = self._build(features.hidden.shape[1])
-        offer = Offer.of(_numbered(torch.arange(len(features)), features.source))
+        offer = Offer.of(numbered(torch.arange(len(features)), features.source))
         q, scores = critic.values(features), selector.score(step, offer, features)
         weights = torch.softmax(scores.double(), 0).to(scores.dtype)
         metrics, _ = critic.learn(self._step, features)
@@ -624,18 +506,18 @@ class _Weights(_Part):
         return weights
 
     def finish(self, step: int) -> Metrics:
-        """The end of a step: its effects, its reward, and what the temperature learns from them."""
+        """The end of a step: its reward, its effects, and what the temperature learns from them."""
         if self._weighed is None:
             raise CurriqError(f"observe is called for step {step} without weigh before it.")
         done, self._weighed = self._weighed, None
         if not self._paired:  # the reward needs no loss from before the step
             self._reward.draw(step)
-        if self._model.examples and self._reward.drawn is not None:
+        done = self._rewarded(done)
+        if self._model.examples and done.reward is not None:
             done = replace(done, effects=self._probe.effects(step, done.offer, done.weights))
-        done, metrics = self._end(done, self._selector)
         self._step = None if done.reward is None else done
         self._model.examples = {}
-        return metrics
+        return self._learnt(done, self._selector)
 
     def begin(self, step: int) -> Metrics:
         if self._paired:

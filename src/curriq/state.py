@@ -63,4 +63,6 @@ def _restored(current: Any, saved: Any) -> Any:
         return saved.to(current.device if isinstance(current, torch.Tensor) else "cpu", copy=True)
     if isinstance(current, deque):
         return deque(saved, maxlen=current.maxlen)
+    if isinstance(saved, dict):
+        return dict(saved)
     return list(saved) if isinstance(saved, list) else saved

@@ -3,7 +3,7 @@
     trainer = Trainer(model, args, train_dataset=SelectedDataset(curriculum, open_stream), …)
     trainer.add_callback(CurriculumCallback(curriculum, trainer))
 
-A resume is exact. The Trainer is kept from skipping batches by itself (`ignore_data_skip`): the curriculum goes
+A resume is exact. The Trainer is kept from skipping batches itself (`ignore_data_skip`): the curriculum goes
 on in the stream where it was, and hands out first what was taken and not trained on.
 """
 
