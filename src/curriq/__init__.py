@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from curriq.config import RunConfig as RunConfig
     from curriq.config import SourceConfig as SourceConfig
     from curriq.curriculum import Curriculum as Curriculum
-    from curriq.curriculum import example_losses as example_losses
-    from curriq.curriculum import pad_examples as pad_examples
     from curriq.errors import CurriqError as CurriqError
+    from curriq.lm.user_model import example_losses as example_losses
+    from curriq.lm.user_model import pad_examples as pad_examples
     from curriq.presets import PRESETS as PRESETS
     from curriq.presets import preset as preset
     from curriq.train.run import load_run as load_run
@@ -35,9 +35,9 @@ _EXPORTS = {
     "PRESETS": ("curriq.presets", "PRESETS"),
     "RunConfig": ("curriq.config", "RunConfig"),
     "SourceConfig": ("curriq.config", "SourceConfig"),
-    "example_losses": ("curriq.curriculum", "example_losses"),
+    "example_losses": ("curriq.lm.user_model", "example_losses"),
     "load_run": ("curriq.train.run", "load_run"),
-    "pad_examples": ("curriq.curriculum", "pad_examples"),
+    "pad_examples": ("curriq.lm.user_model", "pad_examples"),
     "preset": ("curriq.presets", "preset"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),

@@ -14,26 +14,51 @@ whose first loss the mixture step has measured already.
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from curriq import parallel
-from curriq.lm.learner import Learner
-from curriq.lm.mixture import weighted_gradient
-from curriq.lm.model import LanguageModel, token_counts, window_losses_of
+from curriq.config import RunConfig
+from curriq.lm.model import token_counts
+from curriq.rng import Generators
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Effects, Mixture, Offer, Windows
 
 
-def held_out_loss(lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
+@runtime_checkable
+class MeasuredModel(Protocol):
+    """A language model: `lm.model.LanguageModel`, or that of a loop of the user's own."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+    @property
+    def reduced_precision(self) -> bool: ...
+    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Tensor: ...
+
+
+@runtime_checkable
+class MeasuredLearner(Protocol):
+    """A language model and its optimizer; `lm.learner.Learner` documents the methods."""
+
+    @property
+    def lm(self) -> MeasuredModel: ...
+    def held_out_gradient(
+        self, windows: Windows, weights: Tensor, *, micro_batch: int, chunk_tokens: int
+    ) -> tuple[float, list[Tensor]]: ...
+    def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None: ...
+    def rate(self, step: int) -> float: ...
+
+
+def held_out_loss(lm: MeasuredModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
     """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout.
 
     It is 0 where no token is learnt.
     """
     share = windows.take(parallel.shard())
-    local = window_losses_of(lm, share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
+    local = lm.window_losses(share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
     if windows.labels is None:
         return parallel.reduce_sum_(local.sum()).item() / len(windows)
     counts = token_counts(windows.labels)
@@ -64,7 +89,7 @@ class HeldOutReward(Saved):
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: MeasuredModel,
         reward_set: Windows,
         windows: int,
         generator: torch.Generator,
@@ -93,7 +118,7 @@ class HeldOutReward(Saved):
             self.drawn = self._reward_set.take(order[: self.windows])
         return self.drawn
 
-    def before(self, step: int, offer: Offer, mixture: Mixture) -> None:
+    def before(self, step: int, offer: Offer | None = None, mixture: Mixture | None = None) -> None:
         """At θ_k, before the update."""
         if self.draw(step) is not None and self._paired:
             self.loss_before = self._loss()
@@ -208,7 +233,7 @@ class EffectProbe(Saved):
 
     def __init__(
         self,
-        learner: Learner,
+        learner: MeasuredLearner,
         reward: HeldOutReward,
         *,
         windows: int,
@@ -233,15 +258,34 @@ class EffectProbe(Saved):
         The mixture's gradient on θ stays as it is.
         """
         drawn = self._reward.draw(step)
-        if drawn is None:
-            return None
-        direction = self._learner.precondition(self._average.update(self._held_out_gradient(drawn)))
+        return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
+
+    def effects(
+        self,
+        step: int,
+        offer: Offer,
+        weights: Float[Tensor, "n"],
+        losses: Float[Tensor, "n"] | None = None,
+    ) -> Effects | None:
+        """Effects on the windows that were drawn; None before the optimizer's first step.
+
+        Args:
+            step: k.
+            offer: the windows of the step.
+            weights: their weights in the mixture.
+            losses: their losses at the present θ; None where nobody has measured them.
+        """
+        assert self._reward.drawn is not None
+        direction = self._learner.precondition(
+            self._average.update(self._held_out_gradient(self._reward.drawn))
+        )
         if direction is None:
             return None
         rows = probed_rows(offer, self._windows, self._generator)
+        probed = offer.windows.take(rows)
         effect = first_order_effects(
-            mixture.features.loss[rows.to(mixture.features.loss.device)],
-            lambda: self._losses(offer.windows.take(rows)),
+            self._losses(probed) if losses is None else losses[rows.to(losses.device)],
+            lambda: self._losses(probed),
             self._lm.parameters,
             direction,
             rate=self._learner.rate(step),
@@ -249,32 +293,60 @@ class EffectProbe(Saved):
         )
         if self._shuffle:
             effect = effect[torch.randperm(len(effect), generator=self._generator).to(effect.device)]
-        weights = mixture.weights[rows.to(mixture.weights.device)]
-        return Effects(rows=rows.to(effect.device), effect=effect, mixture=weighted_mean(effect, weights))
+        mixture = weighted_mean(effect, weights[rows.to(weights.device)])
+        return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture)
 
     def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""
         return self._reward.after(step)
 
     def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
-        """∇ℓ_D at θ_k, on every rank; leaves the loss with the reward and the gradients on θ as they were."""
-        parameters = self._lm.parameters
-        kept = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        with self._lm.without_dropout():
-            loss = weighted_gradient(self._lm, windows, _shares(windows).to(self._lm.device), **self._sizes)
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for parameter, grad in zip(parameters, kept, strict=True):
-            parameter.grad = grad
+        """∇ℓ_D at θ_k; leaves the loss with the reward."""
+        loss, gradient = self._learner.held_out_gradient(windows, _shares(windows), **self._sizes)
         self._reward.loss_before = loss
         self._reward.forwards += 3 * len(windows)
         return gradient
 
     def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
         self._reward.forwards += len(windows)
-        local = window_losses_of(self._lm, windows.take(parallel.shard()), **self._sizes)
+        local = self._lm.window_losses(windows.take(parallel.shard()), **self._sizes)
         return parallel.gather_rows(local, len(windows))
+
+
+def build_reward(
+    config: RunConfig, lm: MeasuredModel, reward_set: Windows, generators: Generators
+) -> HeldOutReward:
+    """The reward that a configuration names."""
+    train = config.train
+    return HeldOutReward(
+        lm,
+        reward_set,
+        train.reward_windows,
+        generators("reward"),
+        every=train.reward_every,
+        paired=train.reward == "paired",
+        **_sizes(config),
+    )
+
+
+def build_probe(
+    config: RunConfig, learner: MeasuredLearner, reward: HeldOutReward, generators: Generators
+) -> EffectProbe:
+    """The probe that a configuration asks for, on the windows of the reward."""
+    critic = config.critic
+    return EffectProbe(
+        learner,
+        reward,
+        windows=critic.probe_windows,
+        decay=critic.probe_decay,
+        generator=generators("probe"),
+        shuffle=critic.shuffle_effects,
+        **_sizes(config),
+    )
+
+
+def _sizes(config: RunConfig) -> dict[str, int]:
+    return {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
 
 
 def _shares(windows: Windows) -> Float[Tensor, "M"]:

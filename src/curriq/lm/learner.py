@@ -2,17 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import OptimConfig
-from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass
+from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass, weighted_gradient
 from curriq.lm.model import LanguageModel
 from curriq.state import State
-from curriq.types import Features, Metrics, Mixture, Offer, Step
+from curriq.types import Features, Metrics, Mixture, Offer, Step, Windows
 
 
 class NonFiniteError(ArithmeticError):
@@ -68,6 +70,19 @@ def preconditioned(
         bias = 1 - beta2 ** (float(state["step"]) + 1)
         scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
     return scaled
+
+
+@contextmanager
+def gradients_set_aside(parameters: Sequence[Tensor]) -> Generator[None]:
+    """No gradients on θ for a while; then those that were there before."""
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in zip(parameters, kept, strict=True):
+            parameter.grad = grad
 
 
 class Learner:
@@ -148,6 +163,15 @@ class Learner:
     def rate(self, step: int) -> float:
         """α_k, the learning rate of a step."""
         return self._schedule(step)
+
+    def held_out_gradient(
+        self, windows: Windows, weights: Float[Tensor, "M"], **sizes: int
+    ) -> tuple[float, list[Tensor]]:
+        """Σ w_i ℓ_i at θ_k and its gradient, on every rank; gradients on θ stay as they were."""
+        parameters = self.lm.parameters
+        with gradients_set_aside(parameters), self.lm.without_dropout():
+            loss = weighted_gradient(self.lm, windows, weights.to(self.lm.device), **sizes)
+            return loss, [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
         """P g; None before the optimizer's first step."""

@@ -102,6 +102,10 @@ class LanguageModel:
         with self.without_dropout(), torch.no_grad():
             yield
 
+    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Float[Tensor, "M"]:
+        """As `window_losses_of`."""
+        return window_losses_of(self, windows, micro_batch=micro_batch, chunk_tokens=chunk_tokens)
+
     @contextmanager
     def full_precision(self) -> Generator[None]:
         """No autocast: for differences of losses that bfloat16 would round away."""

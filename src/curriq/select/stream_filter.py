@@ -28,7 +28,7 @@ from curriq.softq.temperature import (
     solve_beta,
 )
 from curriq.state import Saved, State
-from curriq.types import Cost, Critic, Effects, Features, Metrics, Offer, Sampled, Step, Windows, WindowSource
+from curriq.types import Cost, Critic, Features, Metrics, Offer, Sampled, Step, Windows, WindowSource
 
 BUCKETS = 2**15
 """Unigrams and bigrams are hashed into this many buckets each."""
@@ -393,11 +393,13 @@ def filtered(
     config: RunConfig,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
+    *,
+    learns: bool = True,
 ) -> FilteredStream:
     """The windows of a stream that a policy accepts, N per step.
 
-    In the steps that probe effects half of the windows are unfiltered: Q is judged by these, and a source
-    that is rejected today is looked at again.
+    If it learns, half of the windows are unfiltered in the steps that probe effects: Q is judged by these,
+    and a source that is rejected today is looked at again.
     """
     n, every = config.train.num_candidates, config.train.reward_every
     return FilteredStream(
@@ -405,27 +407,6 @@ def filtered(
         n,
         max_read_ratio=config.train.max_read_ratio,
         accept_prob=accept_prob,
-        num_unfiltered=lambda step: math.ceil(n / 2) if step % every == 0 else 0,
+        num_unfiltered=lambda step: math.ceil(n / 2) if learns and step % every == 0 else 0,
         generator=generators("steer"),
-    )
-
-
-def uniform_step(
-    index: int, offer: Offer, features: Features, rows: Int[Tensor, "m"], effect: Float[Tensor, "m"] | None
-) -> Step:
-    """The record of a step that trained evenly on an offer, with the effects of some of its windows."""
-    n = len(offer)
-    weights = torch.full((n,), 1 / n)
-    effects = None
-    if effect is not None:
-        effects = Effects(rows=rows, effect=effect, mixture=effect.double().mean().item())
-    return Step(
-        index=index,
-        offer=offer,
-        trained=offer,
-        features=features,
-        scores=torch.zeros(n),
-        weights=weights,
-        loss=math.nan,
-        effects=effects,
     )

@@ -10,7 +10,7 @@ from curriq.data import Corpus
 from curriq.data.tokenizer import serialised
 from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.harness import Harness
-from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
+from curriq.lm.held_out import build_probe, build_reward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel
@@ -112,29 +112,11 @@ def _meter(config: RunConfig, context: Context, method: Method, learner: Learner
 
 def _held_out(config: RunConfig, context: Context, method: Method, learner: Learner) -> HeldOut:
     """Rewards where the critic or the selector needs them, and effects where credit needs those."""
-    train, critic = config.train, config.critic
     if not (method.critic.needs_reward or method.selector.needs_reward):
         return NoHeldOut()
-    reward = HeldOutReward(
-        context.lm,
-        context.corpus.held_out.reward,
-        train.reward_windows,
-        context.generators("reward"),
-        every=train.reward_every,
-        paired=train.reward == "paired",
-        **_sizes(config),
-    )
-    if not (method.critic.needs_reward and critic.credit == "counterfactual"):
-        return reward
-    return EffectProbe(
-        learner,
-        reward,
-        windows=critic.probe_windows,
-        decay=critic.probe_decay,
-        generator=context.generators("probe"),
-        shuffle=critic.shuffle_effects,
-        **_sizes(config),
-    )
+    reward = build_reward(config, context.lm, context.corpus.held_out.reward, context.generators)
+    effects = method.critic.needs_reward and config.critic.credit == "counterfactual"
+    return build_probe(config, learner, reward, context.generators) if effects else reward
 
 
 def _task_probes(config: RunConfig, context: Context) -> list[Probe]:

@@ -1,0 +1,1 @@
+"""The curriculum in the training loops of other libraries."""
