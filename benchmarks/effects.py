@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curriq.cli import parse_run_config
 from curriq.config import RunConfig
 from curriq.lm.held_out import displaced, total_norm
-from curriq.lm.model import LanguageModel, window_losses, window_losses_of
+from curriq.lm.model import LanguageModel, Pieces, window_losses, window_losses_of
 from curriq.presets import own_settings
 from curriq.train.loop import train_step
 from curriq.train.run import prepare
@@ -78,7 +78,7 @@ def accuracy(run) -> None:
     windows = components.proposer.propose(0).windows.to(lm.device)
     tokens = windows.tokens
     held_out = run.corpus.held_out.reward.take(slice(8)).to(lm.device)
-    sizes = {"micro_batch": len(tokens), "chunk_tokens": tokens.numel()}
+    lm.pieces = Pieces(len(tokens), tokens.numel())
     parameters = dict(lm.network.named_parameters())
 
     def losses(values: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -88,7 +88,7 @@ def accuracy(run) -> None:
         )
         return flat.view(len(tokens), -1).mean(1)
 
-    loss = window_losses(lm, lm.trunk(held_out.tokens), held_out, held_out.tokens.numel())[0].mean()
+    loss = window_losses(lm, lm.trunk(held_out.tokens), held_out)[0].mean()
     gradient = torch.autograd.grad(loss, lm.parameters)
     direction = learner.precondition(list(gradient))
     scale = total_norm(lm.parameters) / total_norm(direction)
@@ -102,10 +102,10 @@ def accuracy(run) -> None:
     for name in ("float32", "TF32", "bfloat16") if lm.device.type == "cuda" else ("float32", "bfloat16"):
         for relative in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5):
             with arithmetic(lm, name):
-                before = window_losses_of(lm, windows, **sizes)
+                before = window_losses_of(lm, windows)
                 began = time.perf_counter()
                 with displaced(lm.parameters, direction, -relative * scale):
-                    found = (before - window_losses_of(lm, windows, **sizes)) / (relative * scale)
+                    found = (before - window_losses_of(lm, windows)) / (relative * scale)
                 synchronise(lm.device)
                 seconds = time.perf_counter() - began
             error = (found - exact).norm() / exact.norm()

@@ -120,8 +120,6 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
         windows,
         n // 2,
         generators("reward"),
-        micro_batch=shape["micro_batch"],
-        chunk_tokens=shape["chunk_tokens"],
     )
     temperature = FixedBeta(1.0)
     critic = TDCritic(CriticConfig(), QInputs(("last",), lm.width), temperature, device, generators)

@@ -6,7 +6,7 @@ import torch
 
 from curriq.config import LMConfig
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, Pieces
 from curriq.types import Effects, Features, Offer, Step, Windows
 
 VOCAB = 61
@@ -95,3 +95,9 @@ def finished_step(
         reward=reward,
         effects=effects,
     )
+
+
+def in_pieces(lm: LanguageModel, micro_batch: int, chunk_tokens: int) -> LanguageModel:
+    """The same model, run in pieces of this size."""
+    lm.pieces = Pieces(micro_batch, chunk_tokens)
+    return lm

@@ -129,7 +129,12 @@ class Curriculum(Saved):
         self.step = 0
         self._generators = Generators(seed)
         self.reduced_precision = reduced_precision
-        self._model = UserModel(target=examples, loss=per_example_loss, collate=collate)
+        self._model = UserModel(
+            target=examples,
+            loss=per_example_loss,
+            collate=collate,
+            micro_batch=self.config.optim.micro_batch,
+        )
         parts = (self.config, self.sources, self._generators, self._model)
         filters = self.config.train.max_read_ratio > 1
         require(

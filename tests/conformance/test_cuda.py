@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
-from tests.helpers import random_offer, tiny_lm
+from tests.helpers import in_pieces, random_offer, tiny_lm
 from tests.numerics.test_effects import Setting, uniform
 from tests.numerics.test_mixture import gradients
 from tests.runs import SETTINGS, Finished, InterruptAt, tiny
@@ -90,11 +90,7 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
         lm.network.to(dtype)
         score_table = table.to(device)
         single_pass(
-            lm,
-            offer.to(device),
-            lambda part, features: score_table[part.rows],
-            micro_batch=micro_batch,
-            chunk_tokens=16,
+            in_pieces(lm, micro_batch, 16), offer.to(device), lambda part, features: score_table[part.rows]
         )
         return gradients(lm).double().cpu()
 
@@ -118,10 +114,10 @@ def test_the_logits_of_a_batch_are_never_held_at_once():
     lm = tiny_lm("llama", window=length, vocabulary=vocabulary, device="cuda")
     offer = random_offer(n, length).to("cuda")
     sizes = {"micro_batch": n, "chunk_tokens": 2 * length}
-    single_pass(lm, offer, uniform, **sizes)
+    single_pass(in_pieces(lm, **sizes), offer, uniform)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    single_pass(lm, offer, uniform, **sizes)
+    single_pass(in_pieces(lm, **sizes), offer, uniform)
     logits = 4 * n * length * vocabulary
     assert torch.cuda.max_memory_allocated() - before < logits / 4
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import random_offer, tiny_lm
+from tests.helpers import in_pieces, random_offer, tiny_lm
 from tests.runs import Finished, assert_same_state, tiny
 
 from curriq import parallel
@@ -78,11 +78,9 @@ def mixtures() -> dict[str, Any]:
         offer = random_offer(n)
         for step in (single_pass, two_pass):
             mixture = step(
-                lm,
+                in_pieces(lm, 2, 8),
                 offer,
                 lambda batch, features: 3 * features.loss + batch.rows.double() / 5,
-                micro_batch=2,
-                chunk_tokens=8,
                 with_entropy=True,
             )
             results[f"{step.__name__} of {n}"] = {
@@ -92,13 +90,11 @@ def mixtures() -> dict[str, Any]:
                 "scores": mixture.scores,
                 "loss": torch.tensor(mixture.loss),
             }
-        results[f"held-out loss of {n}"] = torch.tensor(
-            held_out_loss(lm, offer.windows, micro_batch=2, chunk_tokens=8)
-        )
+        results[f"held-out loss of {n}"] = torch.tensor(held_out_loss(in_pieces(lm, 2, 8), offer.windows))
         tokens = offer.windows.tokens
         labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
         results[f"held-out loss of the learnt tokens of {n}"] = torch.tensor(
-            held_out_loss(lm, labelled, micro_batch=2, chunk_tokens=8)
+            held_out_loss(in_pieces(lm, 2, 8), labelled)
         )
     return results
 

@@ -138,7 +138,7 @@ def test_five_steps_agree(settings):
     critic.optimizer = torch.optim.Adam(critic.online.parameters(), lr=settings.q_lr)
     q_net = copy.deepcopy(critic.online)
     generators = Generators(2)
-    reward = HeldOutReward(lm, reward_set, M, generators("reward"), micro_batch=3, chunk_tokens=64)
+    reward = HeldOutReward(lm, reward_set, M, generators("reward"))
     components = Components(
         proposer=Scripted(batches),
         selector=SoftQ(critic, temperature) if settings.q_weighting else Uniform(),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.helpers import random_offer, tiny_lm
+from tests.helpers import in_pieces, random_offer, tiny_lm
 
 from curriq.config import OptimConfig
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
@@ -45,7 +45,7 @@ class Setting:
         self.held_out = random_offer(M, T, seed=7).windows
         self.offer = random_offer(N, T, seed=3)
         generator = torch.Generator().manual_seed(0)
-        self.reward = HeldOutReward(self.lm, self.held_out, M, generator, paired=True, **SIZES)
+        self.reward = HeldOutReward(self.lm, self.held_out, M, generator, paired=True)
         self.probe = EffectProbe(
             self.learner,
             self.reward,
@@ -53,7 +53,6 @@ class Setting:
             decay=0.0,
             generator=torch.Generator().manual_seed(1),
             shuffle=shuffle,
-            **SIZES,
         )
 
     def mixture(self) -> Mixture:
@@ -67,18 +66,18 @@ def brute_force(setting: Setting, size: float) -> list[float]:
     """Gain in held-out log-probability per unit of `size`, of a preconditioned step on each window alone."""
     lm = setting.lm
     start = [p.detach().clone() for p in lm.parameters]
-    before = held_out_loss(lm, setting.held_out, **SIZES)
+    before = held_out_loss(in_pieces(lm, **SIZES), setting.held_out)
     frozen = copy.deepcopy(setting.learner.optimizer.state_dict()["state"])
     beta2 = setting.learner.config.adam_beta2
     gains = []
     for i in range(N):
-        single_pass(lm, setting.offer.take(slice(i, i + 1)), uniform, **SIZES)
+        single_pass(in_pieces(lm, **SIZES), setting.offer.take(slice(i, i + 1)), uniform)
         with torch.no_grad():
             for index, p in enumerate(lm.parameters):
                 state = frozen[index]
                 corrected = state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))
                 p -= size * p.grad / (corrected.sqrt() + 1e-8)
-        gains.append((before - held_out_loss(lm, setting.held_out, **SIZES)) / size)
+        gains.append((before - held_out_loss(in_pieces(lm, **SIZES), setting.held_out)) / size)
         with torch.no_grad():
             for p, value in zip(lm.parameters, start, strict=True):
                 p.copy_(value)
@@ -133,11 +132,13 @@ def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
 
 def test_the_paired_reward_uses_the_loss_that_the_gradient_has_measured() -> None:
     setting = Setting()
-    before = held_out_loss(setting.lm, setting.held_out, **SIZES)
+    before = held_out_loss(in_pieces(setting.lm, **SIZES), setting.held_out)
     setting.probe.before(0, setting.offer, setting.mixture())
     setting.learner.update(0)
     reward, cost = setting.probe.after(0)
-    assert reward == pytest.approx(before - held_out_loss(setting.lm, setting.held_out, **SIZES), abs=1e-12)
+    assert reward == pytest.approx(
+        before - held_out_loss(in_pieces(setting.lm, **SIZES), setting.held_out), abs=1e-12
+    )
     # Gradient: forward and backward of M; effects: a forward of N; reward: a forward of M.
     assert cost == Cost(forwards=3 * M + N + M)
 
@@ -189,11 +190,11 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
     optimizer = torch.optim.SGD(lm.parameters, lr=0.01)
     rewards: dict[bool, list[float]] = {False: [], True: []}
     for paired, found in rewards.items():
-        reward = HeldOutReward(lm, held_out, 6, torch.Generator().manual_seed(0), paired=paired, **SIZES)
+        reward = HeldOutReward(lm, held_out, 6, torch.Generator().manual_seed(0), paired=paired)
         offer = random_offer(4, T)
         for step in range(20):
             theta = [p.detach().clone() for p in lm.parameters]
-            mixture = single_pass(lm, offer, uniform, **SIZES)
+            mixture = single_pass(in_pieces(lm, **SIZES), offer, uniform)
             reward.before(step, offer, mixture)
             optimizer.step()
             found.append(reward.after(step)[0])
@@ -207,7 +208,7 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
 def test_window_losses_are_those_of_training() -> None:
     setting = Setting()
     mixture = setting.mixture()
-    losses = window_losses_of(setting.lm, setting.offer.windows, **SIZES)
+    losses = window_losses_of(in_pieces(setting.lm, **SIZES), setting.offer.windows)
     torch.testing.assert_close(losses, mixture.features.loss)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import TINY, random_offer, tiny_lm
+from tests.helpers import TINY, in_pieces, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.lm import mixture as mixture_module
@@ -74,10 +74,10 @@ def test_single_pass_equals_two_pass_and_autograd(name, micro_batch):
     def score(part, features):
         return selector.score(0, part, features)
 
-    sizes = {"micro_batch": micro_batch, "chunk_tokens": 2 * T, "with_entropy": selector.needs_entropy}
-    one = single_pass(lm, offer, score, **sizes)
+    lm = in_pieces(lm, micro_batch, 2 * T)
+    one = single_pass(lm, offer, score, selector.needs_entropy)
     gradient = gradients(lm)
-    two = two_pass(lm, offer, score, **sizes)
+    two = two_pass(lm, offer, score, selector.needs_entropy)
     torch.testing.assert_close(gradients(lm), gradient, rtol=0, atol=1e-13)
     expected, losses = plain_autograd(lm, offer, one.scores)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
@@ -102,7 +102,7 @@ def test_any_scores_and_any_cut(scores, micro_batch, chunk):
     def score(part, features):
         return table[part.rows]
 
-    single_pass(lm, offer, score, micro_batch=micro_batch, chunk_tokens=chunk)
+    single_pass(in_pieces(lm, micro_batch, chunk), offer, score)
     gradient = gradients(lm)
     expected, _ = plain_autograd(lm, offer, table)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
@@ -112,7 +112,7 @@ def test_maximum_that_grows_at_the_last_window():
     lm = double_lm()
     table = torch.cat([torch.linspace(-5, 0, N - 1), torch.tensor([40.0])]).double()
     offer = random_offer(N, T)
-    result = single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    result = single_pass(in_pieces(lm, 2, T), offer, lambda part, f: table[part.rows])
     gradient = gradients(lm)
     last, _ = plain_autograd(lm, offer.take(slice(N - 1, N)), torch.zeros(1))
     assert result.weights[-1].item() == pytest.approx(1, abs=1e-15)
@@ -124,7 +124,7 @@ def test_windows_of_weight_zero_leave_no_trace():
     table = torch.zeros(N).double()
     table[:4] = -torch.inf
     offer = random_offer(N, T)
-    result = single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=3, chunk_tokens=T)
+    result = single_pass(in_pieces(lm, 3, T), offer, lambda part, f: table[part.rows])
     gradient = gradients(lm)
     expected, _ = plain_autograd(lm, offer.take(slice(4, N)), torch.zeros(N - 4))
     assert result.weights[:4].tolist() == [0, 0, 0, 0]
@@ -134,11 +134,7 @@ def test_windows_of_weight_zero_leave_no_trace():
 def test_scores_that_leave_no_window_say_so():
     with pytest.raises(FloatingPointError, match="not finite"):
         single_pass(
-            tiny_lm(),
-            random_offer(2, T),
-            lambda part, f: torch.full((2,), -torch.inf),
-            micro_batch=2,
-            chunk_tokens=64,
+            in_pieces(tiny_lm(), 2, 64), random_offer(2, T), lambda part, f: torch.full((2,), -torch.inf)
         )
 
 
@@ -147,7 +143,7 @@ def test_every_architecture(architecture):
     """Llama-like models normalise in float32 inside, hence the wider margin."""
     lm = double_lm(architecture)
     offer = random_offer(N, T)
-    result = single_pass(lm, offer, lambda part, f: 5 * f.loss, micro_batch=4, chunk_tokens=2 * T)
+    result = single_pass(in_pieces(lm, 4, 2 * T), offer, lambda part, f: 5 * f.loss)
     gradient = gradients(lm)
     expected, _ = plain_autograd(lm, offer, result.scores)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-6)
@@ -165,10 +161,10 @@ def test_logits_of_a_whole_batch_never_exist(monkeypatch):
         return head(hidden)
 
     monkeypatch.setattr(lm, "head", watched)
-    single_pass(lm, random_offer(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3 * T)
+    single_pass(in_pieces(lm, N, 3 * T), random_offer(N, T), lambda p, f: f.loss)
     assert 0 < largest <= 3 * T
     largest = 0
-    single_pass(lm, random_offer(N, T), lambda p, f: f.loss, micro_batch=N, chunk_tokens=3)
+    single_pass(in_pieces(lm, N, 3), random_offer(N, T), lambda p, f: f.loss)
     assert largest <= 3  # a window longer than the chunk is cut within
 
 
@@ -176,9 +172,9 @@ def test_dropout_scores_without_noise_and_trains_with_it():
     lm = tiny_lm(dropout=0.5)
     offer = random_offer(N, T)
     sizes = {"micro_batch": 4, "chunk_tokens": 64}
-    first = two_pass(lm, offer, lambda p, f: f.loss, **sizes)
+    first = two_pass(in_pieces(lm, **sizes), offer, lambda p, f: f.loss)
     one = gradients(lm)
-    second = two_pass(lm, offer, lambda p, f: f.loss, **sizes)
+    second = two_pass(in_pieces(lm, **sizes), offer, lambda p, f: f.loss)
     torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=0)
     assert not torch.equal(one, gradients(lm))
     assert lm.network.training
@@ -190,7 +186,7 @@ def test_gradient_scaling_is_the_online_softmax(monkeypatch):
     lm = double_lm()
     table = torch.linspace(-3, 3, N).double()
     offer = random_offer(N, T)
-    single_pass(lm, offer, lambda part, f: table[part.rows], micro_batch=2, chunk_tokens=T)
+    single_pass(in_pieces(lm, 2, T), offer, lambda part, f: table[part.rows])
     wrong = gradients(lm)
     expected, _ = plain_autograd(lm, offer, table)
     assert (wrong - expected).abs().max() > 1e-3

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.helpers import finished_step, random_offer, tiny_lm
+from tests.helpers import finished_step, in_pieces, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
@@ -200,9 +200,9 @@ def test_gumbel_top_draws_without_replacement_in_the_right_proportions():
 def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
     lm, offer = tiny_lm(), random_offer(8)
     chosen = torch.tensor([1, 2, 6])
-    mixture = subset_pass(lambda scores: chosen)(lm, offer, lambda c, f: f.loss, **SIZES)
+    mixture = subset_pass(lambda scores: chosen)(in_pieces(lm, **SIZES), offer, lambda c, f: f.loss)
     ours = [p.grad.clone() for p in lm.parameters]
-    expected = two_pass(lm, offer.take(chosen), lambda c, f: torch.zeros_like(f.loss), **SIZES)
+    expected = two_pass(in_pieces(lm, **SIZES), offer.take(chosen), lambda c, f: torch.zeros_like(f.loss))
     for gradient, p in zip(ours, lm.parameters, strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-7)
     assert mixture.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -216,10 +216,10 @@ def test_weighted_gradient_adds_to_what_is_there_and_skips_weight_zero():
     weights = torch.tensor([0.5, 0.0, 0.5, 0.0])
     for p in lm.parameters:
         p.grad = None
-    loss = weighted_gradient(lm, offer.windows, weights, **SIZES)
+    loss = weighted_gradient(in_pieces(lm, **SIZES), offer.windows, weights)
     first = [p.grad.clone() for p in lm.parameters]
-    weighted_gradient(lm, offer.windows, weights, **SIZES)
+    weighted_gradient(in_pieces(lm, **SIZES), offer.windows, weights)
     for gradient, p in zip(first, lm.parameters, strict=True):
         torch.testing.assert_close(p.grad, 2 * gradient)
-    scored = score_pass(lm, offer, lambda c, f: f.loss, **SIZES)
+    scored = score_pass(in_pieces(lm, **SIZES), offer, lambda c, f: f.loss)
     assert loss == pytest.approx((weights @ scored.features.loss).item(), rel=1e-5)

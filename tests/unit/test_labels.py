@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import VOCAB, finished_step, random_offer, tiny_lm
+from tests.helpers import VOCAB, finished_step, in_pieces, random_offer, tiny_lm
 from tests.runs import assert_same_state
 
 from curriq.config import OptimConfig
@@ -82,26 +82,30 @@ def test_losses_and_entropies_are_means_over_the_learnt_tokens(chunk):
     sums, entropies, counts = reference(lm, windows)
     assert counts[:4].tolist() == [T - 1, 1, 0, 0]
     expected = gradient_of(lm, (sums / counts.clamp(min=1)).sum())
-    losses, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, chunk, with_entropy=True)
+    losses, entropy = window_losses(
+        in_pieces(lm, 8, chunk), lm.trunk(windows.tokens), windows, with_entropy=True
+    )
     close(gradient_of(lm, losses.sum()), expected)
     close(losses.detach(), (sums / counts.clamp(min=1)).detach())
     close(entropy, (entropies / counts.clamp(min=1)).detach())
     assert losses[2:4].tolist() == entropy[2:4].tolist() == [0, 0]
-    close(window_losses_of(lm, windows, **SIZES), losses.detach())
+    close(window_losses_of(in_pieces(lm, **SIZES), windows), losses.detach())
 
 
 def test_where_all_is_learnt_labels_change_no_digit():
     lm, windows = tiny_lm(), random_offer(N, T).windows
     hidden = lm.trunk(windows.tokens)
-    plain = window_losses(lm, hidden, windows, 1000, with_entropy=True)
-    ours = window_losses(lm, hidden, replace(windows, labels=windows.tokens), 1000, with_entropy=True)
+    plain = window_losses(in_pieces(lm, 8, 1000), hidden, windows, with_entropy=True)
+    ours = window_losses(
+        in_pieces(lm, 8, 1000), hidden, replace(windows, labels=windows.tokens), with_entropy=True
+    )
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
 @pytest.mark.parametrize("mixture_pass", [single_pass, two_pass, subset_pass(lambda scores: torch.arange(N))])
 def test_the_mixture_gradient(mixture_pass):
     lm, offer = double_lm(), Offer.of(some_windows())
-    mixture = mixture_pass(lm, offer, lambda part, f: part.rows.double() / 3, **SIZES)
+    mixture = mixture_pass(in_pieces(lm, **SIZES), offer, lambda part, f: part.rows.double() / 3)
     ours = gradients(lm)
     sums, _, counts = reference(lm, offer.windows)
     losses = sums / counts.clamp(min=1)
@@ -115,7 +119,7 @@ def test_the_weighted_gradient():
     weights = torch.rand(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights[5] = 0
     lm.network.zero_grad(set_to_none=True)
-    total = weighted_gradient(lm, windows, weights, **SIZES)
+    total = weighted_gradient(in_pieces(lm, **SIZES), windows, weights)
     ours = gradients(lm)
     sums, _, counts = reference(lm, windows)
     loss = weights @ (sums / counts.clamp(min=1))
@@ -129,24 +133,19 @@ def test_the_held_out_loss_is_the_mean_over_tokens_not_over_windows(micro_batch,
     """Windows without a learnt token have no share in it."""
     lm, windows = double_lm(), some_windows().take(rows)
     sums, _, counts = reference(lm, windows)
-    ours = held_out_loss(lm, windows, micro_batch=micro_batch, chunk_tokens=16)
+    ours = held_out_loss(in_pieces(lm, micro_batch, 16), windows)
     assert ours == pytest.approx((sums.sum() / counts.sum()).item(), abs=1e-12)
 
 
 def test_the_held_out_loss_of_nothing_is_zero():
-    assert held_out_loss(double_lm(), some_windows().take(slice(2, 4)), **SIZES) == 0
+    assert held_out_loss(in_pieces(double_lm(), **SIZES), some_windows().take(slice(2, 4))) == 0
 
 
 def test_reward_and_held_out_gradient_are_of_the_learnt_tokens():
     lm, windows = double_lm(), some_windows()
-    reward = HeldOutReward(lm, windows, N, torch.Generator().manual_seed(0), **SIZES)
+    reward = HeldOutReward(lm, windows, N, torch.Generator().manual_seed(0))
     probe = EffectProbe(
-        Learner(lm, OptimConfig(), 1),
-        reward,
-        windows=N,
-        decay=0.0,
-        generator=torch.Generator(),
-        **SIZES,
+        Learner(lm, OptimConfig(), 1), reward, windows=N, decay=0.0, generator=torch.Generator()
     )
     drawn = reward.draw(0)
     ours = torch.cat([piece.flatten() for piece in probe._held_out_gradient(drawn)])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import TINY, VOCAB, open_lm, random_offer
+from tests.helpers import TINY, VOCAB, in_pieces, open_lm, random_offer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MptConfig
 
@@ -43,7 +43,7 @@ def tiny(architecture: str = "gpt2", **options) -> LanguageModel:
 
 def gradients(lm: LanguageModel, windows: Windows) -> torch.Tensor:
     lm.network.zero_grad(set_to_none=True)
-    losses, _ = window_losses(lm, lm.trunk(windows.tokens), windows, 1000)
+    losses, _ = window_losses(in_pieces(lm, 8, 1000), lm.trunk(windows.tokens), windows)
     losses.sum().backward()
     return torch.cat([p.grad.flatten() for p in lm.parameters if p.grad is not None])
 
@@ -65,7 +65,9 @@ class TestEveryArchitecture:
         tokens = windows.tokens
         lm.network.double()
         with torch.no_grad():
-            losses, entropy = window_losses(lm, lm.trunk(tokens), windows, 24, with_entropy=True)
+            losses, entropy = window_losses(
+                in_pieces(lm, 8, 24), lm.trunk(tokens), windows, with_entropy=True
+            )
             for window, loss, uncertainty in zip(tokens, losses, entropy, strict=True):
                 alone = lm.network(input_ids=window[None], labels=window[None], use_cache=False)
                 # transformers takes the loss in float32, whatever the model.
@@ -97,14 +99,18 @@ class TestForward:
         lm, windows = tiny(), windows_of()
         with torch.no_grad():
             lm.network.lm_head.weight.zero_()
-            _, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, 1000, with_entropy=True)
+            _, entropy = window_losses(
+                in_pieces(lm, 8, 1000), lm.trunk(windows.tokens), windows, with_entropy=True
+            )
             torch.testing.assert_close(entropy, torch.full((5,), VOCAB).log(), rtol=1e-6, atol=0)
         head = nn.Linear(lm.width, VOCAB)
         with torch.no_grad():
             head.weight.zero_()
             head.bias.zero_()[7] = 1000.0
         lm._output = head
-        _, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, 1000, with_entropy=True)
+        _, entropy = window_losses(
+            in_pieces(lm, 8, 1000), lm.trunk(windows.tokens), windows, with_entropy=True
+        )
         assert entropy.abs().max() == 0
 
     def test_projection_of_opt_sets_the_width(self) -> None:
@@ -118,7 +124,9 @@ class TestForward:
         results = []
         for chunk in (1000, 7, 1):
             lm.network.zero_grad(set_to_none=True)
-            losses, entropy = window_losses(lm, lm.trunk(windows.tokens), windows, chunk, with_entropy=True)
+            losses, entropy = window_losses(
+                in_pieces(lm, 8, chunk), lm.trunk(windows.tokens), windows, with_entropy=True
+            )
             losses.sum().backward()
             gradient = torch.cat([p.grad.flatten() for p in lm.parameters])
             results.append((losses.detach(), entropy, gradient))
@@ -130,8 +138,8 @@ class TestForward:
         hidden = rough.trunk(windows.tokens)
         assert rough.head(hidden).dtype == torch.float32
         assert {p.dtype for p in rough.parameters} == {torch.float32}
-        losses, _ = window_losses(rough, hidden, windows, 1000)
-        expected, _ = window_losses(exact, exact.trunk(windows.tokens), windows, 1000)
+        losses, _ = window_losses(in_pieces(rough, 8, 1000), hidden, windows)
+        expected, _ = window_losses(in_pieces(exact, 8, 1000), exact.trunk(windows.tokens), windows)
         assert not torch.equal(losses, expected)
         torch.testing.assert_close(losses, expected, rtol=0.02, atol=0)
         cosine = F.cosine_similarity(gradients(rough, windows), gradients(exact, windows), dim=0)

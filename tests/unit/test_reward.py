@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import VOCAB, random_offer, tiny_lm
+from tests.helpers import VOCAB, in_pieces, random_offer, tiny_lm
 
 from curriq.lm import held_out as held_out_module
 from curriq.lm.held_out import HeldOutReward, held_out_loss
@@ -31,7 +31,7 @@ def brute_force(lm, held_out: Windows) -> float:
 def reward_of(seed: int = 0, m: int = 6, reward_set: Windows | None = None, lm=None) -> HeldOutReward:
     generator = torch.Generator().manual_seed(seed)
     reward_set = windows() if reward_set is None else reward_set
-    return HeldOutReward(lm or tiny_lm(), reward_set, m, generator, **SIZES)
+    return HeldOutReward(lm or tiny_lm(), reward_set, m, generator)
 
 
 def measure(reward: HeldOutReward, step: int = 0) -> float | None:
@@ -45,9 +45,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Windows]:
     """The subsets whose loss was asked for, in order."""
     seen: list[Windows] = []
 
-    def watch(lm, subset, **sizes):
+    def watch(lm, subset):
         seen.append(subset)
-        return held_out_loss(lm, subset, **sizes)
+        return held_out_loss(lm, subset)
 
     monkeypatch.setattr(held_out_module, "held_out_loss", watch)
     return seen
@@ -60,20 +60,24 @@ def rows(drawn: Windows) -> list[tuple[int, ...]]:
 class TestHeldOutLoss:
     def test_equals_brute_force(self) -> None:
         lm = tiny_lm()
-        assert held_out_loss(lm, windows(), **SIZES) == pytest.approx(brute_force(lm, windows()), abs=1e-6)
+        assert held_out_loss(in_pieces(lm, **SIZES), windows()) == pytest.approx(
+            brute_force(lm, windows()), abs=1e-6
+        )
 
     @pytest.mark.parametrize("micro_batch", [1, 2, 5, 13, 100])
     @pytest.mark.parametrize("chunk_tokens", [1, 9, 24, 10_000])
     def test_does_not_depend_on_how_it_is_cut(self, micro_batch: int, chunk_tokens: int) -> None:
         """13 windows: the last batch is smaller than the others, which a mean of means would feel."""
         lm = tiny_lm()
-        cut = held_out_loss(lm, windows(), micro_batch=micro_batch, chunk_tokens=chunk_tokens)
-        whole = held_out_loss(lm, windows(), micro_batch=13, chunk_tokens=10_000)
+        cut = held_out_loss(in_pieces(lm, micro_batch, chunk_tokens), windows())
+        whole = held_out_loss(in_pieces(lm, 13, 10_000), windows())
         assert cut == pytest.approx(whole, abs=1e-6)
 
     def test_is_measured_without_dropout_and_without_gradient(self) -> None:
         lm = tiny_lm(dropout=0.5)
-        assert held_out_loss(lm, windows(), **SIZES) == held_out_loss(tiny_lm(), windows(), **SIZES)
+        assert held_out_loss(in_pieces(lm, **SIZES), windows()) == held_out_loss(
+            in_pieces(tiny_lm(), **SIZES), windows()
+        )
         assert lm.network.training
         assert all(p.grad is None for p in lm.parameters)
 
@@ -82,7 +86,7 @@ class TestHeldOutLoss:
         with torch.no_grad():
             lm.network.lm_head.weight.zero_()
         expected = torch.tensor(float(VOCAB)).log().item()
-        assert held_out_loss(lm, windows(), **SIZES) == pytest.approx(expected, abs=1e-6)
+        assert held_out_loss(in_pieces(lm, **SIZES), windows()) == pytest.approx(expected, abs=1e-6)
 
 
 class TestHeldOutReward:
@@ -103,7 +107,7 @@ class TestHeldOutReward:
     def test_subset_of_all_is_the_whole_set(self) -> None:
         lm = tiny_lm()
         everything = measure(reward_of(m=13, lm=lm))
-        assert everything == pytest.approx(-held_out_loss(lm, windows(), **SIZES), abs=1e-6)
+        assert everything == pytest.approx(-held_out_loss(in_pieces(lm, **SIZES), windows()), abs=1e-6)
 
     def test_subsets_are_fresh_and_cover_the_set(self, drawn: list[Windows]) -> None:
         reward = reward_of()

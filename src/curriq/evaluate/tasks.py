@@ -115,16 +115,12 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
     from curriq.train.run import load_run
 
     opened = load_run(run)
-    optim = opened.config.optim
     offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):
         own = offer.windows.take(offer.windows.source == number)
         if len(own):
-            loss = held_out_loss(
-                opened.lm, own, micro_batch=optim.micro_batch, chunk_tokens=optim.head_chunk_tokens
-            )
-            losses[name] = {"windows": len(own), "loss": loss}
+            losses[name] = {"windows": len(own), "loss": held_out_loss(opened.lm, own)}
     return {"epoch": float(offer.epoch or 0), "losses": losses}
 
 

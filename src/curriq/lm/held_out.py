@@ -36,7 +36,7 @@ class MeasuredModel(Protocol):
     def parameters(self) -> list[nn.Parameter]: ...
     @property
     def reduced_precision(self) -> bool: ...
-    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Tensor: ...
+    def window_losses(self, windows: Windows) -> Tensor: ...
 
 
 @runtime_checkable
@@ -45,20 +45,18 @@ class MeasuredLearner(Protocol):
 
     @property
     def lm(self) -> MeasuredModel: ...
-    def held_out_gradient(
-        self, windows: Windows, weights: Tensor, *, micro_batch: int, chunk_tokens: int
-    ) -> tuple[float, list[Tensor]]: ...
+    def held_out_gradient(self, windows: Windows, weights: Tensor) -> tuple[float, list[Tensor]]: ...
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None: ...
     def rate(self, step: int) -> float: ...
 
 
-def held_out_loss(lm: MeasuredModel, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> float:
+def held_out_loss(lm: MeasuredModel, windows: Windows) -> float:
     """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout.
 
     It is 0 where no token is learnt.
     """
     share = windows.take(parallel.shard())
-    local = lm.window_losses(share, micro_batch=micro_batch, chunk_tokens=chunk_tokens).double()
+    local = lm.window_losses(share).double()
     if windows.labels is None:
         return parallel.reduce_sum_(local.sum()).item() / len(windows)
     counts = token_counts(windows.labels)
@@ -94,15 +92,12 @@ class HeldOutReward(Saved):
         windows: int,
         generator: torch.Generator,
         *,
-        micro_batch: int,
-        chunk_tokens: int,
         every: int = 1,
         paired: bool = False,
     ) -> None:
         self._lm = lm
         self._reward_set = reward_set
         self._generator = generator
-        self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._every = every
         self._paired = paired
         self.windows = windows
@@ -134,7 +129,7 @@ class HeldOutReward(Saved):
     def _loss(self) -> float:
         assert self.drawn is not None
         self.forwards += self.windows
-        return held_out_loss(self._lm, self.drawn, **self._sizes)
+        return held_out_loss(self._lm, self.drawn)
 
 
 RELATIVE_STEP = 3e-4
@@ -226,7 +221,6 @@ class EffectProbe(Saved):
         decay: of the average of the held-out gradients.
         generator: CPU generator of the draws of windows.
         shuffle: ablation: permute the effects among the windows, so that they mean nothing.
-        micro_batch, chunk_tokens: pieces that fit memory, as in training.
     """
 
     SAVED = ("_average", "_generator", "_reward")
@@ -239,8 +233,6 @@ class EffectProbe(Saved):
         windows: int,
         decay: float,
         generator: torch.Generator,
-        micro_batch: int,
-        chunk_tokens: int,
         shuffle: bool = False,
     ) -> None:
         self._learner = learner
@@ -249,7 +241,6 @@ class EffectProbe(Saved):
         self._windows = windows
         self._average = AveragedGradient(decay)
         self._generator = generator
-        self._sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         self._shuffle = shuffle
 
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
@@ -261,11 +252,7 @@ class EffectProbe(Saved):
         return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
 
     def effects(
-        self,
-        step: int,
-        offer: Offer,
-        weights: Float[Tensor, "n"],
-        losses: Float[Tensor, "n"] | None = None,
+        self, step: int, offer: Offer, weights: Float[Tensor, "n"], losses: Float[Tensor, "n"] | None = None
     ) -> Effects | None:
         """Effects on the windows that were drawn; None before the optimizer's first step.
 
@@ -302,14 +289,14 @@ class EffectProbe(Saved):
 
     def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
         """∇ℓ_D at θ_k; leaves the loss with the reward."""
-        loss, gradient = self._learner.held_out_gradient(windows, _shares(windows), **self._sizes)
+        loss, gradient = self._learner.held_out_gradient(windows, _shares(windows))
         self._reward.loss_before = loss
         self._reward.forwards += 3 * len(windows)
         return gradient
 
     def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
         self._reward.forwards += len(windows)
-        local = self._lm.window_losses(windows.take(parallel.shard()), **self._sizes)
+        local = self._lm.window_losses(windows.take(parallel.shard()))
         return parallel.gather_rows(local, len(windows))
 
 
@@ -325,7 +312,6 @@ def build_reward(
         generators("reward"),
         every=train.reward_every,
         paired=train.reward == "paired",
-        **_sizes(config),
     )
 
 
@@ -341,12 +327,7 @@ def build_probe(
         decay=critic.probe_decay,
         generator=generators("probe"),
         shuffle=critic.shuffle_effects,
-        **_sizes(config),
     )
-
-
-def _sizes(config: RunConfig) -> dict[str, int]:
-    return {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
 
 
 def _shares(windows: Windows) -> Float[Tensor, "M"]:

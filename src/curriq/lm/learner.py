@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curriq.config import OptimConfig
 from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass, weighted_gradient
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, Pieces
 from curriq.state import State
 from curriq.types import Features, Metrics, Mixture, Offer, Step, Windows
 
@@ -108,6 +108,7 @@ class Learner:
         mixture_pass: Callable[..., Mixture] | None = None,
     ) -> None:
         self.lm = lm
+        lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
         self.config = config
         self._schedule = LRSchedule(
             peak=config.lm_lr, kind=config.lr_schedule, warmup_steps=config.lr_warmup_steps, steps=steps
@@ -137,9 +138,7 @@ class Learner:
             self.lm,
             offer.to(self.lm.device),
             score,
-            micro_batch=self.config.micro_batch,
-            chunk_tokens=self.config.head_chunk_tokens,
-            with_entropy=with_entropy,
+            with_entropy,
         )
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
@@ -164,13 +163,11 @@ class Learner:
         """α_k, the learning rate of a step."""
         return self._schedule(step)
 
-    def held_out_gradient(
-        self, windows: Windows, weights: Float[Tensor, "M"], **sizes: int
-    ) -> tuple[float, list[Tensor]]:
+    def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
         """Σ w_i ℓ_i at θ_k and its gradient, on every rank; gradients on θ stay as they were."""
         parameters = self.lm.parameters
         with gradients_set_aside(parameters), self.lm.without_dropout():
-            loss = weighted_gradient(self.lm, windows, weights.to(self.lm.device), **sizes)
+            loss = weighted_gradient(self.lm, windows, weights.to(self.lm.device))
             return loss, [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:

@@ -32,9 +32,6 @@ def single_pass(
     lm: LanguageModel,
     offer: Offer,
     score: ScoreFunction,
-    *,
-    micro_batch: int,
-    chunk_tokens: int,
     with_entropy: bool = False,
 ) -> Mixture:
     """Leave the gradient of Σ π_i ℓ_i on θ (cleared before) and return the mixture.
@@ -44,15 +41,15 @@ def single_pass(
     parameters = lm.parameters
     _clear(parameters)
     local = offer.take(parallel.shard())
-    chunk = _windows_per_chunk(local, chunk_tokens)
+    chunk = lm.pieces.windows(local.windows)
     running_max = -torch.inf
     seen: list[Features] = []
     scores: list[Tensor] = []
-    for batch in _batches(local, micro_batch):
+    for batch in _batches(local, lm.pieces.micro_batch):
         hidden = lm.trunk(batch.windows.tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
         for leaf, part in zip(leaves, _batches(batch, chunk), strict=True):
-            losses, entropy = window_losses(lm, leaf, part.windows, chunk_tokens, with_entropy)
+            losses, entropy = window_losses(lm, leaf, part.windows, with_entropy)
             features = window_features(leaf, part, losses, entropy)
             part_scores = score(part, features)
             seen.append(features)
@@ -74,9 +71,6 @@ def two_pass(
     lm: LanguageModel,
     offer: Offer,
     score: ScoreFunction,
-    *,
-    micro_batch: int,
-    chunk_tokens: int,
     with_entropy: bool = False,
 ) -> Mixture:
     """The same gradient by scoring everything first; the reference for `single_pass`.
@@ -84,9 +78,8 @@ def two_pass(
     Used when the model has dropout: scores are measured without it, gradients are taken with it.
     """
     _clear(lm.parameters)
-    sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
-    mixture = score_pass(lm, offer, score, with_entropy=with_entropy, **sizes)
-    weighted_gradient(lm, offer.windows, mixture.weights, **sizes)
+    mixture = score_pass(lm, offer, score, with_entropy)
+    weighted_gradient(lm, offer.windows, mixture.weights)
     return mixture
 
 
@@ -101,18 +94,14 @@ def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Calla
         lm: LanguageModel,
         offer: Offer,
         score: ScoreFunction,
-        *,
-        micro_batch: int,
-        chunk_tokens: int,
         with_entropy: bool = False,
     ) -> Mixture:
         _clear(lm.parameters)
-        sizes = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
-        scored = score_pass(lm, offer, score, with_entropy=with_entropy, **sizes)
+        scored = score_pass(lm, offer, score, with_entropy)
         chosen = draw(scored.scores)
         weights = torch.zeros_like(scored.weights)
         weights[chosen] = 1 / len(chosen)
-        loss = weighted_gradient(lm, offer.windows, weights, **sizes)
+        loss = weighted_gradient(lm, offer.windows, weights)
         return replace(scored, weights=weights, loss=loss)
 
     return subset
@@ -138,21 +127,18 @@ def score_pass(
     lm: LanguageModel,
     offer: Offer,
     score: ScoreFunction,
-    *,
-    micro_batch: int,
-    chunk_tokens: int,
     with_entropy: bool = False,
 ) -> Mixture:
     """Features, scores and weights of all windows, without a gradient and without dropout."""
     local = offer.take(parallel.shard())
-    chunk = _windows_per_chunk(local, chunk_tokens)
+    chunk = lm.pieces.windows(local.windows)
     seen: list[Features] = []
     scores: list[Tensor] = []
     with lm.measuring():
-        for batch in _batches(local, micro_batch):
+        for batch in _batches(local, lm.pieces.micro_batch):
             hidden = lm.trunk(batch.windows.tokens)
             for piece, part in zip(hidden.split(chunk), _batches(batch, chunk), strict=True):
-                losses = window_losses(lm, piece, part.windows, chunk_tokens, with_entropy)
+                losses = window_losses(lm, piece, part.windows, with_entropy)
                 features = window_features(piece, part, *losses)
                 seen.append(features)
                 scores.append(score(part, features))
@@ -163,9 +149,6 @@ def weighted_gradient(
     lm: LanguageModel,
     windows: Windows,
     weights: Float[Tensor, "n"],
-    *,
-    micro_batch: int,
-    chunk_tokens: int,
 ) -> float:
     """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum.
 
@@ -174,7 +157,7 @@ def weighted_gradient(
     used = weights.nonzero().squeeze(1)[parallel.shard()]
     # Ids and sources lie on the CPU, wherever the tokens are: an index there serves both.
     windows, weights = windows.take(used.cpu()), weights[used]
-    chunk = max(1, chunk_tokens // windows.tokens.shape[1])
+    micro_batch, chunk = lm.pieces.micro_batch, lm.pieces.windows(windows)
     total = torch.zeros((), dtype=torch.float64, device=lm.device)
     for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
         batch = windows.take(slice(start, start + micro_batch)).to(lm.device)
@@ -182,7 +165,7 @@ def weighted_gradient(
         hidden = lm.trunk(batch.tokens)
         leaves = [piece.detach().requires_grad_() for piece in hidden.split(chunk)]
         for leaf, part, w in zip(leaves, _batches(batch, chunk), weight.split(chunk), strict=True):
-            losses, _ = window_losses(lm, leaf, part, chunk_tokens)
+            losses, _ = window_losses(lm, leaf, part)
             loss = (w.to(losses) * losses).sum()
             loss.backward()
             total += loss.detach()
@@ -195,10 +178,6 @@ def weighted_gradient(
 def _batches(batch: SomeWindows, size: int) -> Iterator[SomeWindows]:
     for start in range(0, len(batch), size):
         yield batch.take(slice(start, start + size))  # ty: ignore[invalid-yield]
-
-
-def _windows_per_chunk(offer: Offer, chunk_tokens: int) -> int:
-    return max(1, chunk_tokens // offer.windows.tokens.shape[1])
 
 
 def window_features(

@@ -8,7 +8,7 @@ checked against the model's own logits when it is made.
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+class Pieces(NamedTuple):
+    """The pieces in which windows are run, so that they fit memory; results do not depend on them.
+
+    Attributes:
+        micro_batch: windows per forward pass of the trunk.
+        chunk_tokens: tokens per pass of the head, whose logits exist at once; at least one window's.
+    """
+
+    micro_batch: int = 8
+    chunk_tokens: int = 1024
+
+    def windows(self, windows: Windows) -> int:
+        """Windows per pass of the head."""
+        return max(1, self.chunk_tokens // windows.tokens.shape[1])
+
+
 class LanguageModel:
     """θ: trunk, head, features and losses of one causal language model.
 
@@ -32,6 +48,7 @@ class LanguageModel:
         vocab_size: V, entries of the head; at least as many as the tokenizer has.
         has_dropout: whether a forward pass in training mode is random.
         reduced_precision: whether the forward pass runs in bfloat16 autocast.
+        pieces: in which windows are run.
 
     Raises:
         CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
@@ -39,6 +56,7 @@ class LanguageModel:
     """
 
     def __init__(self, network: "PreTrainedModel", device: torch.device, precision: str = "fp32") -> None:
+        self.pieces = Pieces()
         self.network = network.to(device).train()
         self.device = device
         self.reduced_precision = precision == "bf16"
@@ -102,9 +120,9 @@ class LanguageModel:
         with self.without_dropout(), torch.no_grad():
             yield
 
-    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Float[Tensor, "M"]:
+    def window_losses(self, windows: Windows) -> Float[Tensor, "M"]:
         """As `window_losses_of`."""
-        return window_losses_of(self, windows, micro_batch=micro_batch, chunk_tokens=chunk_tokens)
+        return window_losses_of(self, windows)
 
     @contextmanager
     def full_precision(self) -> Generator[None]:
@@ -183,19 +201,19 @@ def window_losses(
     lm: LanguageModel,
     hidden: Float[Tensor, "n T d"],
     windows: Windows,
-    chunk_tokens: int,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"] | None]:
     """Mean next-token loss of each window over its learnt tokens, and its mean predictive entropy; nats per
     token, 0 for a window without a learnt token.
 
-    Give it as many windows as their logits may be held at once. A single window of more than
-    `chunk_tokens` tokens is cut into pieces whose logits are recomputed in the backward pass.
+    Give it as many windows as their logits may be held at once. A single window of more tokens than
+    `Pieces.chunk_tokens` is cut into pieces whose logits are recomputed in the backward pass.
     The entropy carries no gradient.
     """
     labels = windows.tokens if windows.labels is None else windows.labels
     n, length = labels.shape
     inputs, targets = hidden[:, :-1], labels[:, 1:]
+    chunk_tokens = lm.pieces.chunk_tokens
     pieces = range(0, length - 1, max(1, chunk_tokens)) if length - 1 > chunk_tokens else (0,)
     size = chunk_tokens if len(pieces) > 1 else length - 1
     losses = inputs.new_zeros(n, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -234,11 +252,9 @@ def _piece(
     return loss, entropy
 
 
-def window_losses_of(
-    lm: LanguageModel, windows: Windows, *, micro_batch: int, chunk_tokens: int
-) -> Float[Tensor, "M"]:
+def window_losses_of(lm: LanguageModel, windows: Windows) -> Float[Tensor, "M"]:
     """Mean next-token loss of each window, nats per token, without gradient and dropout."""
-    chunk = max(1, chunk_tokens // windows.tokens.shape[1])
+    micro_batch, chunk = lm.pieces.micro_batch, lm.pieces.windows(windows)
     dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
     losses = [torch.zeros(0, device=lm.device, dtype=dtype)]
     with lm.measuring():
@@ -246,5 +262,5 @@ def window_losses_of(
             batch = windows.take(slice(start, start + micro_batch)).to(lm.device)
             for i, hidden in enumerate(lm.trunk(batch.tokens).split(chunk)):
                 part = batch.take(slice(i * chunk, (i + 1) * chunk))
-                losses.append(window_losses(lm, hidden, part, chunk_tokens)[0])
+                losses.append(window_losses(lm, hidden, part)[0])
     return torch.cat(losses)

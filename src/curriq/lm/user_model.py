@@ -71,6 +71,7 @@ class UserModel(Saved):
     Attributes:
         target: D; its examples have the numbers −1, −2, …
         loss, collate: as in `Curriculum`.
+        micro_batch: examples per forward pass.
         autocast: whether passes run in reduced precision.
         examples: those that are yet to be trained on, by number.
     """
@@ -80,6 +81,7 @@ class UserModel(Saved):
     target: list[Example]
     loss: LossFunction
     collate: Callable[[list[Example]], Any]
+    micro_batch: int
     autocast: bool = False
     examples: dict[int, Example] = field(default_factory=dict)
     model: nn.Module | None = None
@@ -100,18 +102,16 @@ class UserModel(Saved):
     def of(self, windows: Windows) -> list[Example]:
         return [self.examples[i] if i >= 0 else self.target[-1 - i] for i in windows.ids.tolist()]
 
-    def window_losses(self, windows: Windows, *, micro_batch: int, chunk_tokens: int) -> Float[Tensor, "n"]:
+    def window_losses(self, windows: Windows) -> Float[Tensor, "n"]:
         with torch.no_grad(), self._evaluating() as model:
-            return torch.cat(list(self._losses(model, windows, micro_batch))).cpu()
+            return torch.cat(list(self._losses(model, windows))).cpu()
 
-    def held_out_gradient(
-        self, windows: Windows, weights: Float[Tensor, "M"], *, micro_batch: int, chunk_tokens: int
-    ) -> tuple[float, list[Tensor]]:
+    def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
         """By backward passes, as a wrapped model needs them."""
         total, parameters = 0.0, self.parameters
         with torch.enable_grad(), self._evaluating() as model, gradients_set_aside(parameters):
-            pieces = self._losses(model, windows, micro_batch)
-            for losses, weight in zip(pieces, weights.split(micro_batch), strict=True):
+            pieces = self._losses(model, windows)
+            for losses, weight in zip(pieces, weights.split(self.micro_batch), strict=True):
                 loss = (weight.to(losses) * losses).sum()
                 loss.backward()
                 total += loss.item()
@@ -133,10 +133,10 @@ class UserModel(Saved):
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         return [(p, float(group["lr"])) for group in groups for p in group["params"] if p.requires_grad]
 
-    def _losses(self, model: nn.Module, windows: Windows, size: int) -> Iterator[Float[Tensor, "n"]]:
+    def _losses(self, model: nn.Module, windows: Windows) -> Iterator[Float[Tensor, "n"]]:
         device, examples = next(model.parameters()).device, self.of(windows)
-        for start in range(0, len(examples), size):
-            batch = self.collate(examples[start : start + size])
+        for start in range(0, len(examples), self.micro_batch):
+            batch = self.collate(examples[start : start + self.micro_batch])
             batch = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}
             yield self.loss(model, batch)
 

@@ -12,7 +12,7 @@ from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.flops import forward_flops
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel, window_losses_of
+from curriq.lm.model import LanguageModel
 from curriq.select.base import Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 
@@ -92,10 +92,7 @@ def build_rho(config: RunConfig, context: Context) -> Method:
         CurriqError: it cannot be loaded, or was trained with another tokenizer.
     """
     reference = _load_reference(config, context)
-    sizes = {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
-    selector = ExcessLoss(
-        lambda windows: window_losses_of(reference, windows, **sizes), config.select.selector_temperature
-    )
+    selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
     return plain(
         selector, config, context, cost=Cost(extra_flops=forward_flops(reference, config.data.window))
     )

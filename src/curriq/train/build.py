@@ -67,7 +67,6 @@ def build_session(
         ),
         action_generator=context.generators("action"),
     )
-    sizes = _sizes(config)
     session = Session(
         config=config,
         components=components,
@@ -77,17 +76,12 @@ def build_session(
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         save_lm=lambda folder: _save_lm(context, session, folder),
-        validate=lambda: held_out_loss(lm, corpus.held_out.validation, **sizes),
-        test=lambda: held_out_loss(lm, corpus.held_out.test, **sizes),
+        validate=lambda: held_out_loss(lm, corpus.held_out.validation),
+        test=lambda: held_out_loss(lm, corpus.held_out.test),
         device=lm.device,
         tokenizer=serialised(corpus.tokenizer),
     )
     return session
-
-
-def _sizes(config: RunConfig) -> dict[str, int]:
-    """Pieces in which windows are forwarded."""
-    return {"micro_batch": config.optim.micro_batch, "chunk_tokens": config.optim.head_chunk_tokens}
 
 
 def _learner(config: RunConfig, context: Context) -> Learner:
