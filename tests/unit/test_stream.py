@@ -390,3 +390,11 @@ def test_fingerprint_names_everything_that_differs():
         )
     assert "new was absent, is y; tokenizer was x, is absent; window was 8, is 16" in str(caught.value)
     assert "seed" not in str(caught.value)
+
+
+def test_conversations_without_an_assistant_are_an_error_and_no_endless_epoch(tokenizer):
+    asked = ({"role": "user", "content": "what is the square of seven and of eight"},)
+    documents = [Document(f"user: {i}", messages=asked) for i in range(5)]
+    reader = SourceReader(MemorySource("chat", documents, 0), "none", tokenizer, 8, 0)
+    with pytest.raises(CurriqError, match="have no assistant's turn"):
+        reader.next_window()

@@ -259,7 +259,7 @@ class SourceReader:
             documents, encode_documents(self._tokenizer, noisy), rngs, strict=True
         ):
             ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
-            self._epoch_tokens += len(ids)
+            self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
             self._pending.extend(self._packer.add(ids, document.difficulty, learnt))
         if ended:
             self._begin_epoch()
@@ -289,9 +289,9 @@ class SourceReader:
         name = self.source.name
         if self._epoch_tokens == 0:
             raise CurriqError(
-                f"source {name!r} has no text to train on: it is empty, or all of its documents are held "
-                "out or near-duplicates of held-out ones. Give it more text, give it weight 0, lower "
-                "--held-out-share, or raise --near-duplicate-threshold."
+                f"source {name!r} has no text to train on: it is empty, its conversations have no assistant's "
+                "turn, or all of its documents are held out or near-duplicates of held-out ones. Give it more "
+                "text, give it weight 0, lower --held-out-share, or raise --near-duplicate-threshold."
             )
         _log.log(
             logging.DEBUG if self.repeats_expected else logging.WARNING,
