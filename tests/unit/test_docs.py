@@ -42,7 +42,7 @@ def test_every_page_is_in_the_navigation():
 def test_links_lead_somewhere(page: Path):
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", page.read_text(encoding="utf-8")):
         assert not target or (page.parent / target).exists(), target
-        if anchor and not anchor.startswith("curriq."):  # those of the API reference, which strict mode checks
+        if anchor and not anchor.startswith("curriq."):  # of the API reference, which the strict build checks
             text = (page.parent / target if target else page).read_text(encoding="utf-8")
             headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
