@@ -5,7 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from tests.helpers import VOCAB, tiny_lm
+from torch.utils.data import DataLoader
 
+import curriq
 from curriq.cli import parse_run_config
 from curriq.config import load_toml
 from curriq.evaluate.plan import load_plan
@@ -65,12 +69,37 @@ def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "default", smoke)
     assert preset("default") == smoke()
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     exec(compile(code.replace("100", "4").replace("150", "6"), "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert float(printed[0].split()[0]) > 0
     assert float(printed[1]) > 0
     assert Path(printed[2], "model.safetensors").exists()
+
+
+def test_example_of_ones_own_loop():
+    """The `Curriculum` block, with a tiny model and a stream of two sources."""
+    generator = torch.Generator().manual_seed(0)
+
+    def examples(n: int, source: str) -> list[dict]:
+        lengths = torch.randint(4, 12, (n,), generator=generator).tolist()
+        return [
+            {"input_ids": torch.randint(VOCAB, (length,), generator=generator), "source": source}
+            for length in lengths
+        ]
+
+    for code in (block for block in blocks("python") if "curriq.Curriculum(" in block):
+        model = tiny_lm().network
+        names = {
+            "curriq": curriq,
+            "DataLoader": DataLoader,
+            "clean_examples": examples(8, "web"),
+            "stream": examples(64, "web") + examples(64, "forum"),
+            "model": model,
+            "optimizer": torch.optim.AdamW(model.parameters()),
+        }
+        exec(compile(code, "README.md", "exec"), names)
+        assert 0 < names["curriculum"].step <= 128 / 16
 
 
 def test_links_lead_somewhere():
