@@ -289,9 +289,10 @@ class SourceReader:
         name = self.source.name
         if self._epoch_tokens == 0:
             raise CurriqError(
-                f"source {name!r} has no text to train on: it is empty, its conversations have no assistant's "
-                "turn, or all of its documents are held out or near-duplicates of held-out ones. Give it more "
-                "text, give it weight 0, lower --held-out-share, or raise --near-duplicate-threshold."
+                f"source {name!r} has no text to train on: it is empty, its conversations have no "
+                "assistant's turn, or all of its documents are held out or near-duplicates of held-out ones. "
+                "Give it more text, give it weight 0, lower --held-out-share, or raise "
+                "--near-duplicate-threshold."
             )
         _log.log(
             logging.DEBUG if self.repeats_expected else logging.WARNING,
