@@ -12,8 +12,9 @@ from curriq.config import LMConfig, RunConfig, SourceConfig, TokenizerConfig
 from curriq.data.tokenizer import encode, eos_id, load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel, window_losses
+from curriq.lm.model import LanguageModel, window_losses_of
 from curriq.train.run import train
+from curriq.types import Windows
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
@@ -43,9 +44,11 @@ class TestStories260k:
         assert caplog.messages == []
         tokens = torch.tensor([[eos_id(tokenizer), *encode(tokenizer, [STORY])[0]]])
         shuffled = tokens[:, torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))]
-        with lm.measuring():
-            (story,), _ = window_losses(lm, lm.trunk(tokens), tokens, 1000)
-            (noise,), _ = window_losses(lm, lm.trunk(shuffled), shuffled, 1000)
+        nowhere = {"ids": torch.zeros(1).long(), "source": torch.zeros(1).long()}
+        story, noise = (
+            window_losses_of(lm, Windows(tokens=row, **nowhere), micro_batch=1, chunk_tokens=1000).item()
+            for row in (tokens, shuffled)
+        )
         assert story < 2.0 < torch.tensor(512.0).log() < noise
 
     @pytest.fixture
