@@ -81,13 +81,13 @@ class FreshWindows:
         when the work is done; a window that comes twice is encoded once."""
         ids = offer.windows.ids.tolist()
         vectors = self.known(offer.windows.ids)
-        first = {window: row for row, window in reversed(list(enumerate(ids))) if window not in vectors}
-        rows = sorted(first.values())
+        first = {window: row for row, window in [*enumerate(ids)][::-1] if window not in vectors}
+        new = sorted(first.values())
 
         def work() -> Encoded:
-            if rows:
-                encoded = self.encode(offer.windows.tokens[rows])
-                vectors.update(zip((ids[row] for row in rows), encoded, strict=True))
+            if new:
+                encoded = self.encode(offer.windows.tokens[new])
+                vectors.update(zip((ids[row] for row in new), encoded, strict=True))
             return offer, np.stack([vectors[window] for window in ids])
 
         return work

@@ -54,8 +54,7 @@ def load_language_model(
     if config.model.startswith("random:"):
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
     else:
-        _, revision = _base_model(saved) if saved is not None else (None, None)
-        network = _pretrained(config, window, revision)
+        network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
         _stop_at(network, tokenizer.eos_token_id)
     embeddings = network.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding), type(embeddings)
@@ -238,10 +237,8 @@ def _open(opener: str, name: str, **options: Any) -> Any:
 def _why_not(folder: Path, error: Exception) -> str:
     """What is wrong with a model that could not be opened, and how to fix it."""
     if "custom code" in str(error):
-        return (
-            "needs program code from its own repository (trust_remote_code), which curriq does not run: "
-            "take a model of an architecture that transformers has."
-        )
+        code = "needs program code from its own repository (trust_remote_code), which curriq does not run"
+        return f"{code}: take a model of an architecture that transformers has."
     if not folder.is_dir():
         return (
             "is neither a folder here nor a hub model that can be reached "
@@ -249,10 +246,8 @@ def _why_not(folder: Path, error: Exception) -> str:
             "models are found, at once), give a local folder, or train from scratch with random:gpt2."
         )
     if not (folder / "config.json").exists():
-        return (
-            "has no config.json, so it is no model: give a folder that save_pretrained wrote, or train from "
-            f"scratch with --model random:gpt2; a tokenizer is given by --tokenizer {folder}."
-        )
+        fix = "give a folder that save_pretrained wrote, or train from scratch with --model random:gpt2"
+        return f"has no config.json, so it is no model: {fix}; a tokenizer is given by --tokenizer {folder}."
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return f"has a configuration but no weights: train it from scratch with --model random:{folder}."
     return f"cannot be read ({_first_line(error)}): give a folder that save_pretrained wrote, whole."
