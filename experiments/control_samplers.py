@@ -61,8 +61,8 @@ class EmbeddingLangevin:
         norm = torch.stack(norms)
         metrics = {
             "langevin/soft_q_gain": q_after.mean().item() - q_before.mean().item(),
-            "langevin/snap_cosine": cosine.mean().item(),
-            "langevin/snap_cosine_random": random_cosine.mean().item(),
+            "own/snap_cosine": cosine.mean().item(),
+            "own/snap_cosine_random": random_cosine.mean().item(),
             "langevin/grad_norm": norm.mean().item(),
             "langevin/clip_fraction": (norm > rule.limit).float().mean().item(),
         }
@@ -134,7 +134,7 @@ class GuidedSwaps:
             q = torch.maximum(q, proposed_q)
             accepted += better.float().mean().item()
         metrics = {
-            "langevin/swap_acceptance": accepted / self.steps,
+            "own/swap_acceptance": accepted / self.steps,
             "langevin/grad_norm": torch.cat(norms).mean().item(),
         }
         return Sample(tokens, metrics, cost=self.cost)

@@ -37,16 +37,18 @@ import torch
 from scipy import stats
 
 import curriq
+from curriq import langevin
 from curriq.config import RunConfig
-from curriq.langevin.build import buffer_proposer
 from curriq.langevin.energy import features_of
-from curriq.langevin.retrievers import uniform_slots
-from curriq.lm.held_out import RELATIVE_STEP, displaced, held_out_loss, total_norm, window_losses_of
+from curriq.langevin.retrieval import uniform_slots
+from curriq.lm.held_out import RELATIVE_STEP, displaced, held_out_loss, total_norm
 from curriq.lm.mixture import weighted_gradient
+from curriq.lm.model import window_losses_of
 from curriq.rng import Generators
-from curriq.train.build import Run, differentiable_q
+from curriq.select.base import Context, Method
+from curriq.train.build import Run
 from curriq.train.run import load_run
-from curriq.types import Candidates
+from curriq.types import Offer
 
 PUBLISHED: dict[str, Any] = {
     "langevin_steps": 40,
@@ -106,18 +108,20 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
     run.corpus.stream.load_state_dict(start)
     generators = Generators(config.train.seed)
     draws = generators("experiment/others")
-    q, parameters = differentiable_q(run.session.components.critic)
-    proposer = buffer_proposer(config, run.corpus, run.lm, generators, q, parameters)
+    parts = run.session.components
+    method = Method(proposer=parts.proposer, selector=parts.selector, critic=parts.critic)
+    context = Context(corpus=run.corpus, lm=run.lm, generators=generators)
+    proposer = langevin.build(method, config, context).proposer
     target = run.corpus.source_names.index(config.data.target)
     rows: Rows = {}
     for step in range(steps):
-        candidates = proposer.propose(step)
+        offer = proposer.propose(step)
         others = [
-            proposer.buffer.take(uniform_slots(proposer.buffer, len(candidates), draws))
+            proposer.buffer.take(uniform_slots(proposer.buffer, len(offer), draws))
             for _ in range(RANDOM_BATCHES)
         ]
-        after_others = np.mean([loss_after(run, windows) for windows in others])
-        found = candidates.metrics
+        after_others = np.mean([loss_after(run, Offer.of(windows)) for windows in others])
+        found = offer.metrics
         above = found.get("langevin/above_random_sd", np.nan)
         measured = {
             "changed": found.get("langevin/tokens_changed", np.nan),
@@ -126,8 +130,8 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
             "wins": np.nan if np.isnan(above) else float(above > 0),
             "distinct": found.get("langevin/distinct_tokens", np.nan),
             "q": found["retrieval/q_advantage"] / spread,
-            "effect": 1e4 * (after_others - loss_after(run, candidates)),
-            "target": (candidates.source == target).double().mean().item(),
+            "effect": 1e4 * (after_others - loss_after(run, offer)),
+            "target": (offer.windows.source == target).double().mean().item(),
             "seconds": found.get("time/search", 0.0),
         }
         for name, value in measured.items():
@@ -135,11 +139,11 @@ def measure(run: Run, config: RunConfig, steps: int, start: dict, spread: float)
     return rows
 
 
-def loss_after(run: Run, windows: Candidates) -> float:
+def loss_after(run: Run, offer: Offer) -> float:
     """Validation loss after one uniform step on the windows at half of the schedule; θ is put back."""
     learner = run.session.components.learner
     learner.snapshot()
-    learner.accumulate(windows, lambda part, features: torch.zeros_like(features.loss), False)
+    learner.accumulate(offer, lambda part, features: torch.zeros_like(features.loss), False)
     learner.update(run.config.train.steps // 2)
     loss = held_out_loss(run.lm, run.corpus.held_out.validation, **PIECES)
     learner.restore()
@@ -149,18 +153,17 @@ def loss_after(run: Run, windows: Candidates) -> float:
 
 def calibration(run: Run, count: int = 256) -> tuple[float, float]:
     """Spearman's ρ of Q and the effects of fresh windows on validation text; the sd of Q over them."""
-    q, _ = differentiable_q(run.session.components.critic)
-    assert q is not None
-    windows = run.corpus.stream.next_batch(count)
+    q = run.session.components.critic.differentiable
+    windows = run.corpus.stream.read(count).windows
     learner, lm, validation = run.session.components.learner, run.lm, run.corpus.held_out.validation
     weighted_gradient(lm, validation, torch.full((len(validation),), 1 / len(validation)).double(), **PIECES)
     gradient = [p.grad for p in lm.parameters if p.grad is not None]
     direction = learner.precondition(gradient)
     assert direction is not None
     size = RELATIVE_STEP * total_norm(lm.parameters) / total_norm(direction)
-    before = window_losses_of(lm, windows.tokens, **PIECES)
+    before = window_losses_of(lm, windows, **PIECES)
     with displaced(lm.parameters, direction, -size):
-        effects = before - window_losses_of(lm, windows.tokens, **PIECES)
+        effects = before - window_losses_of(lm, windows, **PIECES)
     with lm.measuring():
         values = torch.cat([q(features_of(lm.trunk(part))) for part in windows.tokens.split(64)])
     rho = stats.spearmanr(values.numpy(), effects.numpy()).statistic

@@ -6,9 +6,8 @@ import torch
 from tests.helpers import VOCAB, random_offer, tiny_lm
 
 from curriq.config import RetrievalConfig
-from curriq.langevin.encoder import HiddenStateEncoder
-from curriq.langevin.energy import Energy
-from curriq.langevin.retrievers import QueryRetriever
+from curriq.langevin.energy import Energy, hidden_state_vectors
+from curriq.langevin.retrieval import QueryRetriever
 from curriq.langevin.ring_buffer import RingBuffer, TorchIndex
 from curriq.langevin.samplers import IdentitySampler, Vocabulary
 from curriq.lm.embeddings import InputEmbeddings
@@ -23,22 +22,10 @@ def decode(tokens: torch.Tensor) -> list[str]:
     return [str(row) for row in tokens.tolist()]
 
 
-class DirectionEncoder:
-    """Embeds every query as one direction: the outcome of a search that has found it."""
-
-    follows_theta = True
-
-    def __init__(self, direction: np.ndarray) -> None:
-        self._direction = direction
-
-    def encode(self, tokens: torch.Tensor, texts: list[str]) -> np.ndarray:
-        return np.tile(self._direction, (len(tokens), 1))
-
-
 def full_buffer(vectors: np.ndarray) -> RingBuffer:
     buffer = RingBuffer(len(vectors), TorchIndex(len(vectors)))
     windows = random_offer(len(vectors)).windows
-    buffer.write(windows, decode(windows.tokens), vectors, 0)
+    buffer.write(windows, vectors, 0)
     return buffer
 
 
@@ -60,7 +47,7 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
     q = QNetwork(inputs.width, 0, generator=Generators(seed)("q"))
     energy = Energy(lm, InputEmbeddings(lm), lambda f: q(inputs(f)), list(q.parameters()), batch=64)
     windows = random_offer(WINDOWS, seed=seed).windows
-    buffer = full_buffer(HiddenStateEncoder(lm, inputs, 64).encode(windows.tokens, decode(windows.tokens)))
+    buffer = full_buffer(hidden_state_vectors(lm, inputs, 64, windows.tokens))
     direction = q.layer2.weight.detach().numpy()
     _, slots = buffer.search(direction / np.linalg.norm(direction), BEST)
     expected = energy.hard(windows.tokens).topk(BEST).indices
@@ -68,19 +55,20 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
 
 
 def found(vectors: np.ndarray, query: np.ndarray) -> set[int]:
+    """Windows retrieved where every query is embedded as `query`, as after a search that has found it."""
     vocabulary = Vocabulary(torch.arange(VOCAB), "cpu")
-    finder = QueryRetriever(
+    retriever = QueryRetriever(
         sampler=IdentitySampler(),
         energy=None,
         initial_sequences=lambda buffer: torch.zeros(BEST, 4, dtype=torch.long),
         vocabulary=vocabulary,
         decode=decode,
-        encoder=DirectionEncoder(query),
-        retrieval=RetrievalConfig(centre_queries=True, retrieval_top_k=BEST),
+        encode=lambda tokens: np.tile(query, (len(tokens), 1)),
+        config=RetrievalConfig(centre_queries=True, retrieval_top_k=BEST),
         generator=torch.Generator().manual_seed(0),
         baseline_generator=torch.Generator().manual_seed(1),
     )
-    return set(finder.find(full_buffer(vectors)).slots.tolist())
+    return set(retriever.retrieve(full_buffer(vectors)).slots.tolist())
 
 
 @pytest.mark.parametrize("seed", range(5))

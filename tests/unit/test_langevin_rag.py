@@ -12,8 +12,8 @@ from tests.steps import finished_step
 
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
-from curriq.langevin.diagnostics import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
-from curriq.langevin.ingest import FILL_BATCH, FreshWindows
+from curriq.langevin.proposer import FILL_BATCH, FreshWindows
+from curriq.langevin.samplers import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
 from curriq.runlog.read import read_metrics, read_queries
 from curriq.runlog.writers import Entry, QueryLog
 from curriq.train.record import log_entry
@@ -58,19 +58,15 @@ class Recorder:
     """An encoder that remembers what it was asked, and whose result depends on the whole batch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[str]] = []
+        self.batches: list[list[int]] = []
 
-    follows_theta = False
-
-    def encode(self, tokens, texts) -> np.ndarray:
-        assert [str(int(row[0])) for row in tokens] == list(texts)
-        self.batches.append(list(texts))
-        return np.array([[float(t), len(texts)] for t in texts], np.float32)
+    def __call__(self, tokens) -> np.ndarray:
+        self.batches.append(tokens[:, 0].tolist())
+        return np.array([[first, len(tokens)] for first in self.batches[-1]], np.float32)
 
 
-def fresh(encoder, ahead: bool, known=lambda window: None) -> FreshWindows:
-    decode = lambda tokens: [str(int(row[0])) for row in tokens]  # noqa: E731
-    return FreshWindows(Unreadable(CountingStream()), 4, decode, encoder, known, ahead)
+def fresh(encode, ahead: bool, known=lambda ids: {}) -> FreshWindows:
+    return FreshWindows(stream=Unreadable(CountingStream()), count=4, encode=encode, known=known, ahead=ahead)
 
 
 def test_encoding_ahead_changes_no_number() -> None:
@@ -78,15 +74,13 @@ def test_encoding_ahead_changes_no_number() -> None:
     for ahead in (False, True):
         recorder, read = Recorder(), []
         windows = fresh(recorder, ahead)
-        read += [piece.vectors for piece in windows.fill(6)]
+        read += [vectors for _, vectors in windows.fill(6)]
         for _ in range(4):
             windows.begin_next()
-            encoded = windows.next()
-            read.append(encoded.vectors)
-            ids = encoded.offer.windows.ids.tolist()
-            assert encoded.vectors[:, 0].tolist() == ids
-            assert encoded.texts == [str(i) for i in ids]
-            assert (encoded.offer.cost, encoded.offer.epoch) == (Cost(windows_read=4), 0)
+            offer, vectors = windows.next()
+            read.append(vectors)
+            assert vectors[:, 0].tolist() == offer.windows.ids.tolist()
+            assert (offer.cost, offer.epoch) == (Cost(windows_read=4), 0)
         results.append((read, recorder.batches))
     assert all(np.array_equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
     assert results[0][1] == results[1][1]
@@ -95,10 +89,10 @@ def test_encoding_ahead_changes_no_number() -> None:
 def test_known_and_repeated_windows_are_encoded_once() -> None:
     recorder = Recorder()
     kept = np.array([9.0, 9.0], np.float32)
-    (encoded,) = fresh(recorder, False, lambda window: kept if window == 3 else None).fill(6)
-    assert recorder.batches == [["0", "1", "2", "4"]]  # 5 is window 0 again
-    assert encoded.vectors[3].tolist() == kept.tolist()
-    assert encoded.vectors[5].tolist() == encoded.vectors[0].tolist()
+    ((_, vectors),) = fresh(recorder, False, lambda ids: {3: kept}).fill(6)
+    assert recorder.batches == [[0, 1, 2, 4]]  # 5 is window 0 again
+    assert vectors[3].tolist() == kept.tolist()
+    assert vectors[5].tolist() == vectors[0].tolist()
 
 
 @pytest.mark.parametrize(("ahead", "then"), [(True, True), (True, False), (False, True), (False, False)])
@@ -110,10 +104,10 @@ def test_pending_windows_survive_a_resume(ahead: bool, then: bool) -> None:
     resumed = fresh(Recorder(), then)
     resumed.load_state_dict(state)
     for _ in range(3):
-        ours, theirs = resumed.next(), whole.next()
-        assert torch.equal(ours.offer.windows.ids, theirs.offer.windows.ids)
-        assert ours.offer.cost == theirs.offer.cost
-        assert np.array_equal(ours.vectors, theirs.vectors)
+        (ours, our_vectors), (theirs, their_vectors) = resumed.next(), whole.next()
+        assert torch.equal(ours.windows.ids, theirs.windows.ids)
+        assert ours.cost == theirs.cost
+        assert np.array_equal(our_vectors, their_vectors)
         whole.begin_next()
         resumed.begin_next()
 
@@ -205,7 +199,7 @@ def test_refreshed_rows_are_those_of_the_present_model(tmp_path) -> None:
     steps = [rag.propose(step).metrics["buffer/refresh_cosine"] for step in (1, 2, 3)]
     assert min(steps) < 0.999
     slots = rag.buffer.live.nonzero().flatten()
-    expected = rag._refresher._encoder.encode(rag.buffer.take(slots).tokens, [""] * len(slots))
+    expected = rag.fresh.encode(rag.buffer.take(slots).tokens)
     torch.testing.assert_close(rag.buffer.vectors(slots), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
     scores, _ = rag.buffer.search(expected, 1)
     torch.testing.assert_close(scores[:, 0], torch.ones(len(slots)), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers import TINY, VOCAB, open_lm, tiny_lm
+from tests.helpers import TINY, VOCAB, open_lm, random_offer, tiny_lm
 from tests.runs import Finished, InterruptAt, assert_same_state, tiny
 
 from curriq.config import LMConfig
@@ -67,7 +67,8 @@ class TestEveryArchitecture:
         names = [name for name, p in lm.network.named_parameters() if p.requires_grad]
         assert all("lora_" in name for name in names)
         assert len(lm.parameters) == len(names) > 0
-        losses, _ = window_losses(lm, lm.trunk(tokens()), tokens(), 1000)
+        windows = random_offer(3).windows
+        losses, _ = window_losses(lm, lm.trunk(windows.tokens), windows, 1000)
         losses.sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in lm.parameters)
         assert all(p.grad is None for p in lm.network.parameters() if not p.requires_grad)

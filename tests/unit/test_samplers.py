@@ -49,14 +49,11 @@ class World:
         seed = torch.randint(2**62, (), generator=self.generator).item()
         return torch.Generator().manual_seed(int(seed))
 
-    def head(self) -> torch.Tensor:
-        return self.lm.network.get_output_embeddings().weight.detach()
-
     def start(self) -> torch.Tensor:
         return random_strings(K, L, self.vocabulary, torch.Generator().manual_seed(7))
 
     def langevin(self, config: LangevinConfig) -> SoftmaxLangevin:
-        return SoftmaxLangevin(config, self.energy, self.inputs, self.head, self.vocabulary, self.noise)
+        return SoftmaxLangevin(config, self.energy, self.vocabulary, self.noise)
 
 
 SAMPLERS: dict[str, Callable[[World], QuerySampler]] = {

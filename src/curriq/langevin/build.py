@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -12,17 +14,15 @@ from curriq.data.encoder import load_encoder
 from curriq.data.stream import Unreadable
 from curriq.data.tokenizer import ordinary_ids
 from curriq.errors import CurriqError
-from curriq.langevin.diagnostics import SearchAlarm
-from curriq.langevin.encoder import HiddenStateEncoder, NoEncoder, TextEncoder, WindowEncoder
-from curriq.langevin.energy import Energy
-from curriq.langevin.ingest import FreshWindows
-from curriq.langevin.proposer import BufferProposer, Refresher, RetrievalProbe
-from curriq.langevin.retrievers import DirectRetriever, QueryRetriever, Retriever, UniformRetriever
+from curriq.langevin.energy import Encode, Energy, hidden_state_vectors
+from curriq.langevin.proposer import BufferProposer, FreshWindows, retrieval_probe
+from curriq.langevin.retrieval import DirectRetriever, QueryRetriever, Retriever, UniformRetriever
 from curriq.langevin.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.langevin.samplers import (
     BestOfRandom,
     IdentitySampler,
     QuerySampler,
+    SearchAlarm,
     SoftmaxLangevin,
     Vocabulary,
     random_strings,
@@ -73,54 +73,57 @@ class SearchContext:
         return self.context.corpus.tokenizer.batch_decode(tokens.tolist())
 
 
+SAMPLERS: dict[str, Callable[[SearchContext], QuerySampler]] = {
+    "langevin": lambda s: SoftmaxLangevin(s.config.langevin, s.q, s.vocabulary, s.noise),
+    "best-of-random": lambda s: BestOfRandom(
+        s.config.langevin.random_strings, s.q, s.vocabulary, s.context.generators("langevin/noise")
+    ),
+    "random-queries": lambda s: IdentitySampler(),
+}
+"""The built-in values of `--proposer` that make queries."""
+
+
 def build(method: Method, config: RunConfig, context: Context) -> Method:
     """The same method on windows retrieved from a ring buffer, by the proposer that `--proposer` names.
 
-    Args:
-        method: its critic is what the search climbs.
-        config: the run; `proposer` is not `stream`.
-        context: stream, tokenizer, θ and generators.
+    The search climbs the Q of the method's critic.
 
     Raises:
         CurriqError: the encoder or the index is not there; the model cannot read soft tokens; a query is
             longer than the model's context; the proposer climbs Q, and the method has none.
     """
-    retrieval, kind, lm = config.retrieval, config.langevin.proposer, context.lm
-    most = context_length(lm.network.config)
+    retrieval, generators, lm = config.retrieval, context.generators, context.lm
+    longest = context_length(lm.network.config)
     require(
-        most is None or config.langevin.query_tokens <= most,
-        f"--query-tokens = {config.langevin.query_tokens} is longer than the model's context, {most} "
+        longest is None or config.langevin.query_tokens <= longest,
+        f"--query-tokens = {config.langevin.query_tokens} is longer than the model's context, {longest} "
         "tokens: lower it.",
     )
     search = _search_context(method.critic, config, context)
-    encoder = _encoder(kind, search)
-    ages = encoder.follows_theta
+    encode, ages = _encoder(search), _follows_theta(config)
     index = FaissIndex() if retrieval.index == "faiss" else TorchIndex(retrieval.buffer_size, lm.device)
     buffer = RingBuffer(retrieval.buffer_size, index)
     fresh = FreshWindows(
-        Unreadable(context.corpus.stream),
-        retrieval.ingest,
-        search.decode,
-        encoder,
-        known=(lambda window: None) if ages else buffer.vector_of,
+        stream=Unreadable(context.corpus.stream),
+        count=retrieval.ingest,
+        encode=encode,
+        known=(lambda ids: {}) if ages else buffer.vectors_of,
         # The model's own hidden states must not be read in a thread while the model moves.
         ahead=retrieval.encode_ahead and not ages,
     )
-    probe, draws = None, context.generators("retrieval/probe")
+    probe = None
     if retrieval.retrieval_probe and search.energy is not None:
-        probe = RetrievalProbe(retrieval.retrieval_probe, search.energy, lm.device, draws)
-    refresher = None
-    if ages and retrieval.refresh:
-        refresher = Refresher(retrieval.refresh, encoder, search.decode)
+        draws = generators("retrieval/probe")
+        probe = partial(retrieval_probe, search.energy, retrieval.retrieval_probe, draws)
     proposer = BufferProposer(
         buffer=buffer,
         fresh=fresh,
-        refresher=refresher,
         initial=retrieval.buffer_initial or retrieval.buffer_size,
-        finder=_finder(kind, search, encoder),
-        flops=_flops(kind, search),
+        refresh=retrieval.refresh if ages else 0,
+        retriever=_retriever(search, encode),
+        flops=_flops(search),
         probe=probe,
-        generators=context.generators,
+        generators=generators,
     )
     return replace(method, proposer=proposer)
 
@@ -131,43 +134,46 @@ def _search_context(critic: Critic, config: RunConfig, context: Context) -> Sear
     if isinstance(critic, TDCritic):
         parameters, strings = list(critic.online.parameters()), config.optim.micro_batch * 4
         energy = Energy(context.lm, inputs, critic.differentiable, parameters, strings)
-    return SearchContext(
-        config=config,
-        context=context,
-        energy=energy,
-        inputs=inputs,
-        vocabulary=Vocabulary(torch.from_numpy(ordinary_ids(context.corpus.tokenizer)), context.lm.device),
-    )
+    ordinary = torch.from_numpy(ordinary_ids(context.corpus.tokenizer))
+    vocabulary = Vocabulary(ordinary, context.lm.device)
+    return SearchContext(config=config, context=context, energy=energy, inputs=inputs, vocabulary=vocabulary)
 
 
-def _encoder(kind: str, search: SearchContext) -> WindowEncoder:
-    retrieval, critic = search.config.retrieval, search.config.critic
-    if kind in WITHOUT_QUERY:
-        return NoEncoder()
-    if retrieval.encoder == "hidden-state":
-        inputs = QInputs(critic.q_features, search.context.lm.width, layer_norm=critic.q_layer_norm)
-        return HiddenStateEncoder(search.context.lm, inputs, search.config.optim.micro_batch)
-    return TextEncoder(load_encoder(retrieval.encoder, retrieval.encoder_precision))
+def _follows_theta(config: RunConfig) -> bool:
+    """Whether embeddings are of the present θ, so that rows of the buffer age."""
+    return config.retrieval.encoder == "hidden-state" and config.langevin.proposer not in WITHOUT_QUERY
 
 
-def _finder(kind: str, search: SearchContext, encoder: WindowEncoder) -> Retriever:
-    config, draws = search.config, search.context.generators("retrieval/draw")
+def _encoder(search: SearchContext) -> Encode:
+    """Embeds strings by what the Q-network reads of their tokens, or by their text as in the paper."""
+    config, lm = search.config, search.context.lm
+    if config.langevin.proposer in WITHOUT_QUERY:
+        return lambda tokens: np.zeros((len(tokens), 1), np.float32)
+    if _follows_theta(config):
+        inputs = QInputs(config.critic.q_features, lm.width, layer_norm=config.critic.q_layer_norm)
+        return partial(hidden_state_vectors, lm, inputs, config.optim.micro_batch)
+    encoder = load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
+    return lambda tokens: encoder.encode(search.decode(tokens))
+
+
+def _retriever(search: SearchContext, encode: Encode) -> Retriever:
+    config, kind = search.config, search.config.langevin.proposer
+    generators = search.context.generators
+    draws = generators("retrieval/draw")
     if kind == "uniform-buffer":
         return UniformRetriever(config.queries, draws)
     if kind == "direct-q":
-        pool = config.retrieval.direct_pool
-        return DirectRetriever(config.queries, pool, search.q, draws)
-    sampler = find_builder(kind, SAMPLERS, setting="--proposer", group="curriq.samplers")(search)
+        return DirectRetriever(config.queries, config.retrieval.direct_pool, search.q, draws)
     return QueryRetriever(
-        sampler=sampler,
+        sampler=find_builder(kind, SAMPLERS, setting="--proposer", group="curriq.samplers")(search),
         energy=search.energy,
         initial_sequences=_initial_sequences(search),
         vocabulary=search.vocabulary,
         decode=search.decode,
-        encoder=encoder,
-        retrieval=config.retrieval,
+        encode=encode,
+        config=config.retrieval,
         generator=draws,
-        baseline_generator=search.context.generators("langevin/baseline"),
+        baseline_generator=generators("langevin/baseline"),
         alarm=None if kind == "random-queries" else SearchAlarm(),
     )
 
@@ -176,61 +182,31 @@ def _initial_sequences(search: SearchContext) -> Callable[[RingBuffer], Int[Tens
     """First tokens of the chains; see `LangevinConfig.query_start`."""
     config, generator = search.config, search.context.generators("langevin/start")
     count, length = config.queries, config.langevin.query_tokens
-
-    def random(buffer: RingBuffer) -> Int[Tensor, "K L"]:
-        return random_strings(count, length, search.vocabulary, generator)
+    random = partial(random_strings, count, length, search.vocabulary, generator)
 
     def beginnings(buffer: RingBuffer) -> Int[Tensor, "K L"]:
         live = buffer.live.nonzero().flatten()
         slots = live[torch.randint(len(live), (count,), generator=generator)]
         tokens = buffer.take(slots).tokens[:, :length].to(search.context.lm.device)
         special = ~torch.isin(tokens, search.vocabulary.ids)
-        return torch.where(special, random(buffer), tokens)
+        return torch.where(special, random(), tokens)
 
-    return {"random": random, "buffer": beginnings}[config.langevin.query_start]
-
-
-def _langevin(search: SearchContext) -> QuerySampler:
-    return SoftmaxLangevin(
-        search.config.langevin,
-        search.q,
-        search.inputs,
-        lambda: search.context.lm.network.get_output_embeddings().weight.detach(),
-        search.vocabulary,
-        search.noise,
-    )
+    return beginnings if config.langevin.query_start == "buffer" else lambda buffer: random()
 
 
-def _best_of_random(search: SearchContext) -> QuerySampler:
-    count, generator = search.config.langevin.random_strings, search.context.generators("langevin/noise")
-    return BestOfRandom(count, search.q, search.vocabulary, generator)
-
-
-SAMPLERS: dict[str, Callable[[SearchContext], QuerySampler]] = {
-    "langevin": _langevin,
-    "best-of-random": _best_of_random,
-    "random-queries": lambda search: IdentitySampler(),
-}
-"""The built-in values of `--proposer` that make queries."""
-
-
-def _flops(kind: str, search: SearchContext) -> int:
+def _flops(search: SearchContext) -> int:
     """Operations of the language model in one step's search, without the diagnostics' and a text encoder's.
 
     A pass backward to the embeddings costs as much as a forward pass: no weight gets a gradient. The bridge
     multiplies twice with W_e per step. A sampler of the user's own reports its cost itself.
     """
-    c, chains = search.config.langevin, search.config.queries
-    forward = chains * trunk_flops(search.context.lm, c.query_tokens)
-    product = 2 * chains * c.query_tokens * len(search.vocabulary) * search.inputs.width
-    steps = c.langevin_steps
-    retrieval, window = search.config.retrieval, trunk_flops(search.context.lm, search.config.data.window)
-    pool = retrieval.direct_pool or retrieval.buffer_size
-    embedding = 0
-    if retrieval.encoder == "hidden-state" and kind not in WITHOUT_QUERY:
-        embedding = (retrieval.ingest + retrieval.refresh) * window + forward
-    return embedding + {
-        "langevin": steps * (2 * forward + 2 * product),
+    config, c, retrieval = search.config, search.config.langevin, search.config.retrieval
+    forward = config.queries * trunk_flops(search.context.lm, c.query_tokens)
+    product = 2 * config.queries * c.query_tokens * len(search.vocabulary) * search.inputs.width
+    window = trunk_flops(search.context.lm, config.data.window)
+    embedded = (retrieval.ingest + retrieval.refresh) * window + forward if _follows_theta(config) else 0
+    return embedded + {
+        "langevin": c.langevin_steps * (2 * forward + 2 * product),
         "best-of-random": c.random_strings * forward,
-        "direct-q": pool * window,
-    }.get(kind, 0)
+        "direct-q": (retrieval.direct_pool or retrieval.buffer_size) * window,
+    }.get(c.proposer, 0)

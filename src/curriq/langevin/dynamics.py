@@ -36,14 +36,8 @@ class SoftTokens(NamedTuple):
 
 
 class StepRule(NamedTuple):
-    """The constants of Eq. 13.
-
-    Attributes:
-        step_size: ε.
-        limit: G, the length that the gradient is clipped or scaled to.
-        gradient: which of the two, and over what.
-        noise_scale: σ; 0 makes it plain gradient ascent.
-    """
+    """The constants of Eq. 13: ε; G, the length that gradients are clipped or scaled to, and how; and σ,
+    which is 0 for plain gradient ascent."""
 
     step_size: float
     limit: float
@@ -70,12 +64,9 @@ def soft_embed(
     weight: Float[Tensor, "V e"],
     chunk: int = VOCABULARY_CHUNK,
 ) -> SoftTokens:
-    """Soft embeddings ẽ = p W with p = softmax(λ/τ) (Eq. 11), by an online softmax over vocabulary chunks.
+    """Soft embeddings ẽ = p W_e with p = softmax(λ/τ) (Eq. 11), by an online softmax over vocabulary chunks.
 
-    Args:
-        logits, temperature: λ and τ_t.
-        weight: W_e, frozen; in bfloat16 the products are taken in bfloat16 and summed in float32.
-        chunk: vocabulary entries at a time.
+    With W_e in bfloat16 the products are taken in bfloat16 and summed in float32.
     """
     rows = logits.flatten(0, -2)
     peak = rows.new_full((len(rows), 1), -torch.inf)
@@ -100,13 +91,7 @@ def bridge_gradient(
     soft: SoftTokens,
     gradient: Float[Tensor, "*batch e"],
 ) -> Float[Tensor, "*batch V"]:
-    """∂E/∂λ from g = ∂E/∂ẽ (formula in the module docstring).
-
-    Args:
-        logits, temperature, weight: λ, τ_t and W_e.
-        soft: the result of `soft_embed` for these.
-        gradient: g.
-    """
+    """∂E/∂λ from g = ∂E/∂ẽ (formula in the module docstring); `soft` is the result of `soft_embed`."""
     along = (gradient.to(weight.dtype) @ weight.T).to(logits.dtype)
     centred = along.sub_((gradient * soft.embeddings).sum(-1, keepdim=True))
     probs = (logits / temperature).sub_(soft.log_normaliser.unsqueeze(-1)).exp_()
@@ -139,11 +124,8 @@ def langevin_step_(
 ) -> Float[Tensor, "K"]:
     """Eq. 13 in place, λ ← λ + (ε/2) clip(∂E/∂λ, G) + √ε η with η ~ N(0, σ²I); climbs E.
 
-    Args:
-        logits, temperature, weight, soft, gradient: as in `bridge_gradient`; λ is overwritten.
-        rule: step size, limit and noise.
-        generator: of the noise, on the device of λ.
-        block_elements: gradient entries held at once; at least one chain's.
+    The first five arguments are those of `bridge_gradient`; λ is overwritten. The generator of the noise is
+    on the device of λ.
 
     Returns:
         Norm of each chain's ∂E/∂λ before it was clipped or scaled.

@@ -1,10 +1,12 @@
-"""Eq. 12: Q of K short strings of soft or hard tokens, and its gradient with respect to the embeddings."""
+"""Eq. 12: Q of strings of soft or hard tokens, its gradient with respect to the embeddings, its inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ from curriq.types import Features
 
 QFunction = Callable[[Features], Float[Tensor, "n"]]
 """Q_φ of some windows, with a gradient into their features."""
+
+Encode = Callable[[Int[Tensor, "n T"]], Float[np.ndarray, "n e"]]
+"""Float32 embeddings of token strings of one length, windows or queries."""
 
 
 class EnergyPoint(NamedTuple):
@@ -33,15 +38,8 @@ class EnergyPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Energy:
-    """Q_φ of soft and of hard strings, through the trunk, with θ and φ frozen.
-
-    Attributes:
-        lm: θ.
-        inputs: its embeddings.
-        q_function: Q_φ.
-        parameters: φ.
-        batch: strings per forward (and backward) pass.
-    """
+    """Q_φ of soft and of hard strings, through the trunk, with θ and φ (`parameters`) frozen; `batch` strings
+    per forward and backward pass."""
 
     lm: LanguageModel
     inputs: InputEmbeddings
@@ -81,3 +79,22 @@ def features_of(hidden: Float[Tensor, "n L d"]) -> Features:
     """
     last, pooled = last_and_pooled(hidden)
     return Features(hidden=last, pooled=pooled, loss=torch.full_like(last[:, 0], torch.nan))
+
+
+def hidden_state_vectors(
+    lm: LanguageModel,
+    inputs: Callable[[Features], Float[Tensor, "n w"]],
+    batch: int,
+    tokens: Int[Tensor, "n T"],
+) -> Float[np.ndarray, "n w"]:
+    """The Q-network's own input (`QInputs`) for each string at the present θ, scaled to length 1.
+
+    Where Q is linear, Q = w·x + b, and its inputs have one length (`--q-layer-norm`), the inner product with
+    the direction w orders windows as Q does: the best query retrieves exactly the windows of greatest Q.
+    """
+    with lm.measuring():
+        vectors = [
+            F.normalize(inputs(features_of(lm.trunk(part))), dim=1).float().cpu()
+            for part in tokens.to(lm.device).split(batch)
+        ]
+    return torch.cat(vectors).numpy()

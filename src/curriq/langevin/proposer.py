@@ -1,61 +1,127 @@
-"""Algorithm 2 as a proposer: fresh windows go into a ring buffer, and what a finder takes out are the
+"""Algorithm 2 as a proposer: new windows go into a ring buffer, and those that a retriever takes out are the
 candidates of the step. The loop that trains on them is that of Algorithm 1."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
+from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
-from curriq.langevin.encoder import WindowEncoder
-from curriq.langevin.energy import Energy
-from curriq.langevin.ingest import FreshWindows
-from curriq.langevin.retrievers import Retriever, uniform_slots
+from curriq.langevin.energy import Encode, Energy
+from curriq.langevin.retrieval import Retriever, uniform_slots
 from curriq.langevin.ring_buffer import RingBuffer
 from curriq.rng import Generators
-from curriq.state import Saved
+from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Metrics, Offer, Windows
 
+logger = logging.getLogger("curriq")
 
+FILL_BATCH = 256
+"""Windows that are read and encoded at a time while the buffer is filled."""
+FILL_REPORT_SECONDS = 10.0
+
+Encoded = tuple[Offer, Float[np.ndarray, "n e"]]
+"""Windows of the stream and their embeddings."""
+
+
+@dataclass(kw_only=True)
+class FreshWindows:
+    """Reads the windows of each step from the stream and encodes them.
+
+    With `ahead`, `begin_next` encodes the next windows in a thread while the model trains, and `next` waits
+    for them. The numbers do not depend on it: the same windows are encoded together either way.
+
+    Attributes:
+        count: n_ingest.
+        known: returns the embeddings of those windows that need no encoding, by their ids.
+    """
+
+    stream: Unreadable
+    count: int
+    encode: Encode
+    known: Callable[[Int[Tensor, "n"]], dict[int, np.ndarray]]
+    ahead: bool
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"), init=False)
+    _future: Future[Encoded] | None = field(default=None, init=False)
+
+    def fill(self, count: int) -> Iterator[Encoded]:
+        """`count` windows in pieces, before the first step; logs its progress."""
+        began = reported = time.perf_counter()
+        for done in range(0, count, FILL_BATCH):
+            yield self._plan(self.stream.read(min(FILL_BATCH, count - done)))()
+            now, finished = time.perf_counter(), min(done + FILL_BATCH, count)
+            if now - reported > FILL_REPORT_SECONDS and finished < count:
+                left = (now - began) / finished * (count - finished)
+                logger.info(f"filling the buffer: {finished} of {count} windows encoded, {left:.0f} s left")
+                reported = now
+
+    def next(self) -> Encoded:
+        """The n_ingest windows of this step."""
+        offer, future = self.stream.read(self.count), self._future
+        self._future = None
+        return self._plan(offer)() if future is None else future.result()
+
+    def begin_next(self) -> None:
+        """Start to encode the windows of the next step, when encoding ahead."""
+        if self.ahead and self._future is None:
+            offer = self.stream.read(self.count)
+            self._future = self._pool.submit(self._plan(offer))
+            self.stream.unread(offer)  # `next` reads it, or a resumed run, which encodes it again
+
+    def _plan(self, offer: Offer) -> Callable[[], Encoded]:
+        """The work of encoding. Which windows need it is settled now, so that the result does not depend on
+        when the work is done; a window that comes twice is encoded once."""
+        ids = offer.windows.ids.tolist()
+        vectors = self.known(offer.windows.ids)
+        first = {window: row for row, window in [*enumerate(ids)][::-1] if window not in vectors}
+        new = sorted(first.values())
+
+        def work() -> Encoded:
+            if new:
+                encoded = self.encode(offer.windows.tokens[new])
+                vectors.update(zip((ids[row] for row in new), encoded, strict=True))
+            return offer, np.stack([vectors[window] for window in ids])
+
+        return work
+
+    def state_dict(self) -> State:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.stream.load_state_dict(state)
+        self._future = None
+
+
+@dataclass(kw_only=True)
 class BufferProposer(Saved):
-    """Ingest, find, retire (Algorithm 2, lines 3–9).
+    """Ingest, retrieve, mark as used (Algorithm 2, lines 3–9).
 
-    Args:
-        buffer: the ring buffer.
-        fresh: reads and encodes the windows that go into it.
-        refresher: keeps the rows of the buffer young; None where they do not age.
+    Attributes:
         initial: windows in the buffer before the first search.
-        finder: takes the candidates out of it.
+        refresh: rows embedded again in each step; 0 where embeddings do not follow θ.
         flops: operations of the language model per step's search.
-        probe: measures Q of retrieved and of random windows for the log; None measures neither.
+        probe: measures Q of retrieved windows for the log; None measures none.
         generators: everything that the parts draw from.
     """
 
-    SAVED = ("buffer", "_fresh", "_generators")
+    SAVED = ("buffer", "fresh", "generators")
 
-    def __init__(
-        self,
-        *,
-        buffer: RingBuffer,
-        fresh: FreshWindows,
-        refresher: "Refresher | None",
-        initial: int,
-        finder: Retriever,
-        flops: int,
-        probe: "RetrievalProbe | None",
-        generators: Generators,
-    ) -> None:
-        self.buffer = buffer
-        self._fresh = fresh
-        self._refresher = refresher
-        self._initial = initial
-        self._finder = finder
-        self._flops = flops
-        self._probe = probe
-        self._generators = generators
+    buffer: RingBuffer
+    fresh: FreshWindows
+    initial: int
+    refresh: int
+    retriever: Retriever
+    flops: int
+    probe: Callable[[RingBuffer, Windows], Metrics] | None
+    generators: Generators
 
     def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.
@@ -66,16 +132,14 @@ class BufferProposer(Saved):
         """
         began = time.perf_counter()
         cost, epoch = self._ingest(step)
-        metrics: Metrics = {}
-        if self._refresher is not None:
-            metrics |= self._refresher.refresh(self.buffer, step)
+        metrics = self._refreshed(step)
         ingested = time.perf_counter()
         if not self.buffer.live.any():
             raise CurriqError(
                 f"step {step}: every window of the buffer has been used. Raise --ingest above the windows "
                 "that a step retrieves (--chains; --num-candidates when that is 0), or raise --buffer-size."
             )
-        found = self._finder.find(self.buffer)
+        found = self.retriever.retrieve(self.buffer)
         windows = self.buffer.take(found.slots)
         metrics |= {
             "buffer/windows": float(len(self.buffer)),
@@ -83,101 +147,62 @@ class BufferProposer(Saved):
             "retrieval/windows": float(len(windows)),
             "retrieval/age": (step - self.buffer.written_at(found.slots)).double().mean().item(),
         }
-        if self._probe is not None:
-            metrics |= self._probe.measure(self.buffer, windows)
+        if self.probe is not None:
+            metrics |= self.probe(self.buffer, windows)
         self.buffer.mark_used(windows.ids)
-        self._fresh.begin_next()
+        self.fresh.begin_next()
         _require_agreement(windows.ids, step)
         times = {"time/ingest": ingested - began, "time/propose": time.perf_counter() - began}
         return Offer.of(
             windows,
             queries=found.queries,
-            cost=cost + Cost(extra_flops=self._flops) + found.cost,
+            cost=cost + Cost(extra_flops=self.flops) + found.cost,
             epoch=epoch,
             metrics=metrics | found.metrics | times,
         )
 
     def _ingest(self, step: int) -> tuple[Cost, int | None]:
         """Fresh windows into the buffer: what that cost, and their epoch."""
-        pieces = self._fresh.fill(self._initial) if len(self.buffer) == 0 else [self._fresh.next()]
         cost, epoch = NO_COST, None
-        for offer, texts, vectors in pieces:
-            self.buffer.write(offer.windows, texts, vectors, step)
+        for offer, vectors in [self.fresh.next()] if len(self.buffer) else self.fresh.fill(self.initial):
+            self.buffer.write(offer.windows, vectors, step)
             cost, epoch = cost + offer.cost, offer.epoch
         return cost, epoch
 
+    def _refreshed(self, step: int) -> Metrics:
+        """Embed rows of the buffer again; returns how far they had moved.
 
-class Refresher:
-    """Embeds some rows of the buffer anew each step, in turn, where the embedding follows θ.
-
-    Which rows follows from the step alone, so there is no state. A row is at most ⌈I/count⌉ steps old.
-
-    Args:
-        count: slots per step.
-        encoder: embeds windows at the present θ.
-        decode: token ids → text.
-    """
-
-    def __init__(
-        self, count: int, encoder: WindowEncoder, decode: Callable[[Int[Tensor, "n T"]], list[str]]
-    ) -> None:
-        self._count = count
-        self._encoder = encoder
-        self._decode = decode
-
-    def refresh(self, buffer: RingBuffer, step: int) -> Metrics:
-        """Embed the rows whose turn it is; says how far they had moved."""
-        count = min(self._count, len(buffer))
-        slots = (step * count + torch.arange(count)) % len(buffer)
-        slots = slots[buffer.live[slots]]
+        Which rows follows from the step alone, so there is no state. A row is at most ⌈I/refresh⌉ steps old.
+        """
+        count = min(self.refresh, len(self.buffer))
+        slots = (step * count + torch.arange(count)) % len(self.buffer)
+        slots = slots[self.buffer.live[slots]]
         if not len(slots):
             return {}
-        tokens = buffer.take(slots).tokens
-        before = buffer.vectors(slots)
-        after = self._encoder.encode(tokens, self._decode(tokens))
-        buffer.reembed(slots, after)
+        before, after = self.buffer.vectors(slots), self.fresh.encode(self.buffer.take(slots).tokens)
+        self.buffer.reembed(slots, after)
         cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after))
         return {"buffer/refresh_cosine": cosine.mean().item()}
 
 
-class RetrievalProbe:
-    """Is what was retrieved better, by Q, than what lay beside it? Costs forward passes and decides nothing.
+def retrieval_probe(
+    energy: Energy, count: int, generator: torch.Generator, buffer: RingBuffer, retrieved: Windows
+) -> Metrics:
+    """Mean Q of the retrieved windows, not yet used, and of `count` random live ones beside them.
 
-    Args:
-        count: random windows per step.
-        energy: Q of windows.
-        device: where windows are forwarded.
-        generator: CPU generator that draws them.
+    Costs forward passes and decides nothing. The CPU generator draws the random ones.
     """
-
-    def __init__(
-        self, count: int, energy: Energy, device: torch.device | str, generator: torch.Generator
-    ) -> None:
-        self._count = count
-        self._energy = energy
-        self._device = device
-        self._generator = generator
-
-    def measure(self, buffer: RingBuffer, retrieved: Windows) -> Metrics:
-        """Mean Q of the retrieved windows and of random live ones, before the former are retired."""
-        others = buffer.take(uniform_slots(buffer, self._count, self._generator))
-        q_retrieved, q_buffer = (
-            self._energy.hard(windows.tokens.to(self._device)).mean().item()
-            for windows in (retrieved, others)
-        )
-        return {
-            "retrieval/q": q_retrieved,
-            "retrieval/buffer_q": q_buffer,
-            "retrieval/q_advantage": q_retrieved - q_buffer,
-        }
+    others = buffer.take(uniform_slots(buffer, count, generator))
+    q_retrieved, q_buffer = (energy.hard(windows.tokens).mean().item() for windows in (retrieved, others))
+    return {
+        "retrieval/q": q_retrieved,
+        "retrieval/buffer_q": q_buffer,
+        "retrieval/q_advantage": q_retrieved - q_buffer,
+    }
 
 
 def _require_agreement(window_ids: Int[Tensor, "R"], step: int) -> None:
-    """Every process searches for itself, from equal numbers, and must find the same windows.
-
-    Raises:
-        CurriqError: they have not.
-    """
+    """Raise CurriqError unless all processes, which search for themselves from equal numbers, agree."""
     weights = torch.arange(1, len(window_ids) + 1)
     checksum = float((window_ids % 1_000_003 * weights).sum())
     if parallel.reduce_max(checksum) != -parallel.reduce_max(-checksum):

@@ -1,13 +1,15 @@
-"""Samplers of query tokens: searches for strings of high Q.
+"""Searches for query tokens of high Q, and what is measured of every search (Section 3.6).
 
 All take the same initial strings and return strings of the same shape; what they have in common (shares of
-tokens changed, hard Q against random strings) is measured once for all of them, in `diagnostics.py`.
+tokens changed, hard Q against random strings) is measured once for all of them, by `search_metrics`.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,8 +25,12 @@ from curriq.langevin.dynamics import (
     soft_statistics,
 )
 from curriq.langevin.energy import Energy, EnergyPoint
-from curriq.lm.embeddings import InputEmbeddings
 from curriq.types import NO_COST, Cost, Metrics
+
+logger = logging.getLogger("curriq")
+
+BASELINE_STRINGS = 64
+"""Random strings whose Q the hard queries must beat."""
 
 
 class Sample(NamedTuple):
@@ -53,12 +59,8 @@ class QuerySampler(Protocol):
 
 
 class Vocabulary:
-    """The tokens that a query may hold: the tokenizer's, without special tokens and padding rows.
-
-    Args:
-        ordinary: their ids, ascending.
-        device: where the strings lie.
-    """
+    """The tokens that a query may hold: the tokenizer's, without special tokens and padding rows; their ids
+    are given in ascending order."""
 
     def __init__(self, ordinary: Int[Tensor, "V"], device: torch.device | str) -> None:
         self.ids = ordinary.to(device)
@@ -81,40 +83,32 @@ class Vocabulary:
 class SoftmaxLangevin:
     """Softmax-relaxed stochastic gradient Langevin dynamics (Eqs. 11–15).
 
-    Attributes:
-        config: settings of the search.
-        energy: Q and its gradient.
-        inputs: W_e.
-        head: returns the vocabulary head's matrix, which the fluency prior reads.
-        vocabulary: tokens that the chains may use.
-        noise: returns the generator of one search's noise, on the model's device.
+    `noise` returns the generator of one search's noise, on the model's device.
     """
 
     config: LangevinConfig
     energy: Energy
-    inputs: InputEmbeddings
-    head: Callable[[], Tensor]
     vocabulary: Vocabulary
     noise: Callable[[], torch.Generator]
 
     def sample(self, start: Int[Tensor, "K L"]) -> Sample:
-        c, weight, width = self.config, self._weight(), self.inputs.width
+        c, weight, inputs = self.config, self._weight(), self.energy.inputs
+        end = c.bridge_temperature_end
         rule = StepRule(c.langevin_step_size, c.langevin_limit, c.langevin_gradient, c.langevin_noise_scale)
-        position, dtype = self.vocabulary.position(start), self.inputs.weight.dtype
-        logits = one_hot_logits(position, len(self.vocabulary), c.langevin_margin, dtype)
+        position, entries = self.vocabulary.position(start), len(self.vocabulary)
+        logits = one_hot_logits(position, entries, c.langevin_margin, inputs.weight.dtype)
         generator = self.noise()
         # Soft Q before and after is compared at one temperature: at two, the temperature alone moves it.
-        soft = soft_embed(logits, c.bridge_temperature_end, weight)
-        q_before = self.energy.soft(soft.embeddings[..., :width])
+        q_before = self.energy.soft(soft_embed(logits, end, weight).embeddings[..., : inputs.width])
         norms = []
         for t in range(c.langevin_steps):
-            temperature = anneal(c.bridge_temperature_start, c.bridge_temperature_end, t, c.langevin_steps)
+            temperature = anneal(c.bridge_temperature_start, end, t, c.langevin_steps)
             soft = soft_embed(logits, temperature, weight)
-            gradient = self._drift(self.energy.point(soft.embeddings[..., :width]))
+            gradient = self._drift(self.energy.point(soft.embeddings[..., : inputs.width]))
             norms.append(langevin_step_(logits, temperature, weight, soft, gradient, rule, generator))
-        soft = soft_embed(logits, c.bridge_temperature_end, weight)
-        q_after = self.energy.soft(soft.embeddings[..., :width])
-        entropy, max_prob = soft_statistics(logits, c.bridge_temperature_end, soft.log_normaliser)
+        soft = soft_embed(logits, end, weight)
+        q_after = self.energy.soft(soft.embeddings[..., : inputs.width])
+        entropy, max_prob = soft_statistics(logits, end, soft.log_normaliser)
         norm = torch.stack(norms)
         metrics = {
             "langevin/soft_q_gain": q_after.mean().item() - q_before.mean().item(),
@@ -127,9 +121,11 @@ class SoftmaxLangevin:
 
     def _weight(self) -> Tensor:
         """W_e, with the head's matrix beside it where a fluency prior needs one of its own."""
-        weight = self.vocabulary.rows(self.inputs.weight)
-        if self.config.fluency > 0 and not self.inputs.is_tied:
-            weight = torch.cat([weight, self.vocabulary.rows(self.head())], dim=1)
+        inputs = self.energy.inputs
+        weight = self.vocabulary.rows(inputs.weight)
+        if self.config.fluency > 0 and not inputs.is_tied:
+            head = self.energy.lm.network.get_output_embeddings().weight.detach()
+            weight = torch.cat([weight, self.vocabulary.rows(head)], dim=1)
         return weight.bfloat16() if self.config.bridge_precision == "bf16" else weight
 
     def _drift(self, point: EnergyPoint) -> Tensor:
@@ -144,21 +140,15 @@ class SoftmaxLangevin:
             return gradient
         previous = torch.nn.functional.pad(point.hidden[:, :-1], (0, 0, 1, 0))
         prior = previous.to(gradient.dtype) * self.config.fluency
-        if self.inputs.is_tied:
-            return gradient + prior / self.inputs.scale
+        if self.energy.inputs.is_tied:
+            return gradient + prior / self.energy.inputs.scale
         return torch.cat([gradient, prior], dim=-1)
 
 
 @dataclass(frozen=True)
 class BestOfRandom:
-    """The control of equal effort: of many random strings per chain, the one of greatest Q.
-
-    Attributes:
-        count: strings per chain, the initial one included.
-        energy: Q.
-        vocabulary: tokens of random strings.
-        generator: CPU generator of the strings.
-    """
+    """The control of equal effort: of `count` random strings per chain, the initial one included, that of
+    greatest Q. A CPU generator draws the strings."""
 
     count: int
     energy: Energy
@@ -186,3 +176,88 @@ def random_strings(
     """Uniform strings of ordinary tokens, drawn on the CPU."""
     index = torch.randint(len(vocabulary), (count, length), generator=generator)
     return vocabulary.ids[index.to(vocabulary.ids.device)]
+
+
+def search_metrics(
+    start: Int[Tensor, "K L"],
+    tokens: Int[Tensor, "K L"],
+    start_q: Float[Tensor, "K"],
+    hard_q: Float[Tensor, "K"],
+    random_q: Float[Tensor, "m"],
+    vectors: Float[np.ndarray, "K e"],
+) -> Metrics:
+    """Metrics of a search that are judged on its hard tokens, the queries.
+
+    `start_q` and `hard_q` are Q of the initial tokens and of the queries, `random_q` that of fresh random
+    strings of the same length, `vectors` the unit embeddings of the queries.
+    """
+    above = (hard_q.mean() - random_q.mean()).item()
+    return {
+        "langevin/hard_q": hard_q.mean().item(),
+        "langevin/hard_q_gain": (hard_q.mean() - start_q.mean()).item(),
+        "langevin/random_q": random_q.mean().item(),
+        "langevin/above_random": above,
+        "langevin/above_random_sd": above / max(random_q.std().item(), 1e-12),
+        "langevin/tokens_changed": (tokens != start).float().mean().item(),
+        "langevin/distinct_tokens": distinct_share(tokens),
+        "langevin/cosine": mean_pairwise(torch.from_numpy(vectors @ vectors.T)),
+        "langevin/jaccard": mean_pairwise(jaccard(tokens)),
+    }
+
+
+def distinct_share(tokens: Int[Tensor, "K L"]) -> float:
+    """Mean over the strings of their distinct tokens over L."""
+    return float(np.mean([len(set(row)) / len(row) for row in tokens.tolist()]))
+
+
+def jaccard(tokens: Int[Tensor, "K L"]) -> Float[Tensor, "K K"]:
+    """Jaccard similarity of the strings' sets of tokens."""
+    sets = [set(row) for row in tokens.tolist()]
+    return torch.tensor([[len(a & b) / len(a | b) for b in sets] for a in sets])
+
+
+def mean_pairwise(similarity: Float[Tensor, "K K"]) -> float:
+    """Mean over the pairs of different rows; 1 where there is one row only."""
+    count = len(similarity)
+    if count == 1:
+        return 1.0
+    return ((similarity.sum() - similarity.trace()) / (count * (count - 1))).item()
+
+
+@dataclass
+class SearchAlarm:
+    """Warns once of each way in which a search can be ineffective, and names the settings that matter.
+
+    With less than `least_changed` of the tokens changed, the queries are the initial strings; over `patience`
+    steps hard Q must beat random strings on average.
+    """
+
+    least_changed: float = 0.05
+    patience: int = 20
+    _above: list[float] = field(default_factory=list)
+    _reported: set[str] = field(default_factory=set)
+
+    def look(self, metrics: Metrics) -> None:
+        """Take in the metrics of one search; one in which Q was flat, as it is at first, does not count."""
+        if metrics.get("langevin/grad_norm") == 0:
+            return
+        changed, messages = metrics["langevin/tokens_changed"], {}
+        if changed < self.least_changed:
+            messages["changed"] = (
+                f"the search changed {changed:.1%} of the query tokens: the queries are the strings that it "
+                "began with. Lower --langevin-margin, raise --langevin-step-size or --langevin-steps, or "
+                "scale the gradient with --langevin-gradient chain."
+            )
+        self._above = [*self._above, metrics["langevin/above_random"]][-self.patience :]
+        mean = sum(self._above) / len(self._above)
+        if len(self._above) == self.patience and mean <= 0:
+            messages["random"] = (
+                f"over {self.patience} steps the Q of the hard queries is {-mean:.2g} nats per token below "
+                "that of random strings: the search finds nothing. Lower --langevin-noise-scale, raise "
+                "--langevin-steps, or lower --bridge-temperature-end, so that the optimum of the soft tokens "
+                "is one of hard tokens too."
+            )
+        for key, message in messages.items():
+            if key not in self._reported:
+                logger.warning(message)
+        self._reported |= messages.keys()

@@ -11,10 +11,7 @@ from curriq.lm.model import LanguageModel
 
 
 def forward_flops(lm: LanguageModel, window: int) -> int:
-    """Operations of one window's forward pass through trunk and head; a multiply-add counts as two.
-
-    A backward pass costs twice as much.
-    """
+    """Operations of one window's forward pass, half of a backward pass's; a multiply-add counts as two."""
     return _count(lm, window, lambda tokens: lm.head(lm.trunk(tokens)))
 
 

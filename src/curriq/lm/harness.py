@@ -1,8 +1,8 @@
 """Downstream tasks by EleutherAI's lm-evaluation-harness, on a model in memory.
 
-The harness is the judge: prompts, choices, normalisation and standard errors are its own. It also seeds every
-global generator, switches the model to evaluation mode for good and gives the tokenizer a padding token; this
-module restores the generators and the mode, and hands it a copy of the tokenizer.
+Prompts, choices, normalisation and standard errors are the harness's own. It also seeds every global
+generator, leaves the model in evaluation mode and gives the tokenizer a padding token; this module restores
+the generators and the mode, and passes a copy of the tokenizer.
 """
 
 import copy
@@ -10,14 +10,15 @@ import logging
 import math
 import random
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from curriq.config import LMConfig, TokenizerConfig, missing_extra
+from curriq.config import LMConfig, TokenizerConfig, missing_extra, require
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model, pick_device
@@ -32,16 +33,10 @@ BOOTSTRAP = 1000
 
 
 class Harness:
-    """Some tasks, loaded once, and the model that they judge.
+    """Some tasks, groups or tags, loaded once, and the model that they judge as it is at each call.
 
-    Args:
-        lm: the model; always measured as it is at the call.
-        tokenizer: its tokenizer.
-        tasks: names of tasks, groups or tags.
-        limit: first examples of each task; None for all.
-        fewshot: worked examples before each question; None for the task's own number.
-        path: folder of task files besides the harness's own; empty for none.
-        batch_size: sequences per forward pass.
+    `limit` takes the first examples of each task; `fewshot` replaces the task's own number of worked examples
+    before each question; `path` is a folder of task files besides the harness's own.
 
     Raises:
         CurriqError: the extra is not installed, a task is unknown, or its data cannot be had.
@@ -59,28 +54,30 @@ class Harness:
         batch_size: int = 8,
     ) -> None:
         try:
+            from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
         except ImportError as error:
-            raise missing_extra(
-                f"the tasks {' '.join(tasks)}", f"lm-eval ({error})", "eval", "leave the tasks out"
-            ) from None
+            user, package = f"the tasks {' '.join(tasks)}", f"lm-eval ({error})"
+            raise missing_extra(user, package, "eval", "leave the tasks out") from None
         self._lm = lm
         self._tasks = list(tasks)
-        self._options = {"limit": limit, "num_fewshot": fewshot, "bootstrap_iters": BOOTSTRAP}
         own: Any = copy.deepcopy(tokenizer)  # the harness names narrower types than it takes
         with _untouched(lm):
             # A task file may take the place of the harness's own, so the folder's names come first.
-            self._manager = TaskManager(include_path=path or None, include_defaults=True)
-            unknown = [task for task in tasks if task not in self._manager.all_tasks]
-            if unknown:
-                raise CurriqError(
-                    f"the harness knows no task {unknown[0]!r}"
-                    + (f", and {path} has no file of it" if path else "")
-                    + ": `lm_eval ls tasks` lists them; a task file of your own goes into --eval-tasks-path "
-                    "(for `curriq eval`: --path)."
+            manager = TaskManager(include_path=path or None, include_defaults=True)
+            for task in tasks:
+                where = f", and {path} has no file of it" if path else ""
+                require(
+                    task in manager.all_tasks,
+                    f"the harness knows no task {task!r}{where}: `lm_eval ls tasks` lists them; a task file "
+                    "of your own goes into --eval-tasks-path (for `curriq eval`: --path).",
                 )
-            self._model = HFLM(pretrained=lm.network, tokenizer=own, backend="causal", batch_size=batch_size)
+            model = HFLM(pretrained=lm.network, tokenizer=own, backend="causal", batch_size=batch_size)
+        options = {"limit": limit, "num_fewshot": fewshot, "bootstrap_iters": BOOTSTRAP}
+        self._evaluate = partial(
+            simple_evaluate, model=model, tasks=self._tasks, task_manager=manager, **options
+        )
 
     def scores(self) -> list[Score]:
         """Scores of the model as it is now.
@@ -88,14 +85,10 @@ class Harness:
         Raises:
             CurriqError: the data of a task cannot be had, or a task asks for what the model cannot do.
         """
-        from lm_eval import simple_evaluate
-
         with _untouched(self._lm):
             try:
-                results = simple_evaluate(
-                    model=self._model, tasks=self._tasks, task_manager=self._manager, **self._options
-                )
-            except (OSError, ValueError, ConnectionError) as error:
+                results = self._evaluate()
+            except (OSError, ValueError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise CurriqError(
                     f"the tasks {' '.join(self._tasks)} cannot be scored ({first}). Their data come from the "
@@ -106,11 +99,7 @@ class Harness:
 
 
 def score_folder(folder: Path, tasks: Sequence[str], *, device: str = "auto", **options: Any) -> list[Score]:
-    """Scores of the model in a Hugging Face folder; the options are those of `Harness`.
-
-    Raises:
-        CurriqError: the model cannot be opened, or as `Harness`.
-    """
+    """Scores of the model in a Hugging Face folder; options and errors are those of `Harness`."""
     config = LMConfig(model=str(folder))
     tokenizer = load_tokenizer(TokenizerConfig(tokenizer=str(folder)), config, list)
     lm = load_language_model(config, tokenizer, 2, 0, pick_device(device))
@@ -150,12 +139,11 @@ def _leaves(results: Any, name: str) -> list[str]:
 
 def _chance_level(results: Any, name: str) -> float | None:
     """Mean over the examples of 1 over the number of choices; None without choices."""
-    guesses = []
-    for leaf in _leaves(results, name):
-        if results["configs"].get(leaf, {}).get("output_type") != "multiple_choice":
-            return None
-        guesses += [1 / max(1, len(sample["arguments"])) for sample in results["samples"].get(leaf, ())]
-    return float(np.mean(guesses)) if guesses else None
+    leaves = _leaves(results, name)
+    if any(results["configs"].get(leaf, {}).get("output_type") != "multiple_choice" for leaf in leaves):
+        return None
+    samples = [sample for leaf in leaves for sample in results["samples"].get(leaf, ())]
+    return float(np.mean([1 / max(1, len(sample["arguments"])) for sample in samples])) if samples else None
 
 
 @contextmanager
@@ -166,21 +154,17 @@ def _untouched(lm: LanguageModel) -> Generator[None]:
     """
     import datasets
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels, bars = [logger.level for logger in loggers], datasets.is_progress_bar_enabled()
-    python, numpy, training = random.getstate(), np.random.get_state(), lm.network.training
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        datasets.disable_progress_bars()
-        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), torch.no_grad():
-            lm.network.eval()
-            yield
-    finally:
-        lm.network.train(training)
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
+    with ExitStack() as after:
+        after.callback(lm.network.train, lm.network.training)
+        after.callback(random.setstate, random.getstate())
+        after.callback(np.random.set_state, np.random.get_state())
+        for quiet in map(logging.getLogger, ("lm_eval", "lm-eval")):
+            after.callback(quiet.setLevel, quiet.level)
+            quiet.setLevel(logging.ERROR)
+        if datasets.is_progress_bar_enabled():
+            after.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        after.enter_context(torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []))
+        after.enter_context(torch.no_grad())
+        lm.network.eval()
+        yield

@@ -1,10 +1,13 @@
-"""Opens a pretrained causal language model or makes a random one, with one clear error where it cannot."""
+"""Opens a pretrained causal language model or makes a random one, with one clear error where it cannot, and
+adds low-rank adapters (LoRA, Hu et al. 2021) by PEFT."""
 
 import dataclasses
 import json
 import logging
+import os
+import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from curriq.config import LMConfig, did_you_mean, require, unknown_key
+from curriq.config import LMConfig, did_you_mean, missing_extra, require, unknown_key
 from curriq.errors import CurriqError
-from curriq.lm.lora import apply_lora, base_model, merge_adapters
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
 
@@ -52,8 +54,7 @@ def load_language_model(
     if config.model.startswith("random:"):
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
     else:
-        base = None if saved is None else base_model(saved)
-        network = _pretrained(config, window, base and base.revision)
+        network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
         _stop_at(network, tokenizer.eos_token_id)
     embeddings = network.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding), type(embeddings)
@@ -69,7 +70,7 @@ def load_language_model(
             network.activation_checkpointing_enable()
     if config.lora_rank:
         with _refusal(config.model, f"cannot take --lora-targets {' '.join(config.lora_targets)}"):
-            network = apply_lora(network, config, seed, saved)
+            network = _add_adapters(network, config, seed, saved)
     with _refusal(config.model, "cannot be run"):
         return LanguageModel(network, device, config.precision)
 
@@ -89,24 +90,25 @@ def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) ->
         decoder.pad_token_id = None  # an embedding of padding would never be trained
         hf_config.dtype = torch.float32
         _prepare(hf_config, config, window)
-        # On the CPU alone: the GPUs' generators stay as they are, and every device gets the same weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(seed, "init"))
+        with _seeded(seed, "init"):
             return AutoModelForCausalLM.from_config(hf_config)
 
 
-def _pretrained(config: LMConfig, window: int, revision: str | None = None) -> "PreTrainedModel":
+def _pretrained(config: LMConfig, window: int, revision: str | None) -> "PreTrainedModel":
     """A model with its weights; of a folder of adapters, the base model with these added to its weights."""
     folder = Path(config.model).expanduser()
-    if (base := base_model(folder)) is not None:
+    base, base_revision = _base_model(folder)
+    if base is not None:
         require(
             not config.lora_rank,
             f"--lora-rank {config.lora_rank} with --model {config.model!r}, a folder of adapters: new ones "
-            f"would not fit {base.name!r} without these. `curriq resume` trains the old ones further.",
+            f"would not fit {base!r} without these. `curriq resume` trains the old ones further.",
         )
-        network = _pretrained(dataclasses.replace(config, model=base.name), window, base.revision)
-        with _refusal(config.model, f"holds adapters that do not fit their base model {base.name!r}"):
-            return merge_adapters(network, folder)
+        network = _pretrained(dataclasses.replace(config, model=base), window, base_revision)
+        peft = _import_peft(f"--model {folder}")
+        with _refusal(config.model, f"holds adapters that do not fit their base model {base!r}"):
+            adapted = peft.PeftModel.from_pretrained(network, str(folder))
+            return adapted.merge_and_unload().requires_grad_(True)
     hf_config = _open("AutoConfig", config.model, revision=revision)
     _prepare(hf_config, config, window)
     options = {"config": hf_config, "dtype": torch.float32, "output_loading_info": True}
@@ -119,6 +121,61 @@ def _pretrained(config: LMConfig, window: int, revision: str | None = None) -> "
             f"model, or train from scratch with random:{config.model}."
         )
     return network
+
+
+def _add_adapters(network: "PreTrainedModel", config: LMConfig, seed: int, saved: Path | None) -> Any:
+    """A `PeftModel` around the network whose adapters alone are trainable: those of the folder `saved`, or
+    new ones, which change no output because one factor is zero."""
+    peft = _import_peft("--lora-rank")
+    from transformers.pytorch_utils import Conv1D
+
+    if os.path.isdir(name := network.name_or_path or ""):
+        network.name_or_path = os.path.abspath(name)  # adapter_config.json names it, from wherever it is read
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if config.lora_targets == ("all-linear",) else [*config.lora_targets],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
+        revision=getattr(network.config, "_commit_hash", None),
+    )
+    with _seeded(seed, "lora"):
+        if saved is None:
+            return peft.get_peft_model(network, settings)
+        return peft.PeftModel.from_pretrained(network, str(saved), is_trainable=True)
+
+
+def _base_model(folder: Path) -> tuple[str | None, str | None]:
+    """Name and hub commit of the model that a folder of adapters belongs to; None for any other folder."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None, None
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if not settings["base_model_name_or_path"]:
+        raise CurriqError(
+            f"{folder} holds adapters of a model with random weights, which only `curriq resume` can make "
+            "again: give the folder of a whole model, or of adapters of a pretrained one."
+        )
+    return settings["base_model_name_or_path"], settings.get("revision")
+
+
+def _import_peft(user: str) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise missing_extra(user, f"peft ({error})", "peft", "train all weights (--lora-rank 0)") from None
+    # PEFT asks for an attribute by the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    return peft
+
+
+@contextmanager
+def _seeded(seed: int, purpose: str) -> Generator[None]:
+    """Initial weights drawn inside depend on seed and purpose alone, and are equal on every device."""
+    with torch.random.fork_rng(devices=[]):  # the GPUs' generators stay as they are
+        torch.default_generator.manual_seed(derive_seed(seed, purpose))
+        yield
 
 
 def _stop_at(network: "PreTrainedModel", eos: int) -> None:
@@ -158,10 +215,9 @@ def _parse_overrides(text: str) -> dict[str, Any]:
     for override in filter(None, text.split(",")):
         key, _, value = override.partition("=")
         require(bool(key and value), f"--model override {override!r}: write key=value, such as n_layer=4.")
-        try:
+        overrides[key] = value
+        with suppress(json.JSONDecodeError):
             overrides[key] = json.loads(value)
-        except json.JSONDecodeError:
-            overrides[key] = value
     return overrides
 
 
@@ -181,10 +237,8 @@ def _open(opener: str, name: str, **options: Any) -> Any:
 def _why_not(folder: Path, error: Exception) -> str:
     """What is wrong with a model that could not be opened, and how to fix it."""
     if "custom code" in str(error):
-        return (
-            "needs program code from its own repository (trust_remote_code), which curriq does not run: "
-            "take a model of an architecture that transformers has."
-        )
+        code = "needs program code from its own repository (trust_remote_code), which curriq does not run"
+        return f"{code}: take a model of an architecture that transformers has."
     if not folder.is_dir():
         return (
             "is neither a folder here nor a hub model that can be reached "
@@ -192,10 +246,8 @@ def _why_not(folder: Path, error: Exception) -> str:
             "models are found, at once), give a local folder, or train from scratch with random:gpt2."
         )
     if not (folder / "config.json").exists():
-        return (
-            "has no config.json, so it is no model: give a folder that save_pretrained wrote, or train from "
-            f"scratch with --model random:gpt2; a tokenizer is given by --tokenizer {folder}."
-        )
+        fix = "give a folder that save_pretrained wrote, or train from scratch with --model random:gpt2"
+        return f"has no config.json, so it is no model: {fix}; a tokenizer is given by --tokenizer {folder}."
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return f"has a configuration but no weights: train it from scratch with --model random:{folder}."
     return f"cannot be read ({_first_line(error)}): give a folder that save_pretrained wrote, whole."
@@ -242,16 +294,13 @@ def _prepare(hf_config: "PretrainedConfig", config: LMConfig, window: int) -> No
 
 
 def _fuse_activations(network: nn.Module) -> None:
-    """Run GPT-2's GELU, eight elementwise operations that keep much of a pass's memory, as one kernel.
-
-    The formula is the same, and the modules have no weights: checkpoints and configuration do not change.
-    """
+    """Run GPT-2's GELU, eight elementwise operations that keep much of a pass's memory, as one kernel of the
+    same formula. The modules have no weights: checkpoints and configuration do not change."""
     from transformers.activations import NewGELUActivation
 
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is NewGELUActivation:
-                setattr(module, name, nn.GELU(approximate="tanh"))
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if type(module) is NewGELUActivation:
+            network.set_submodule(name, nn.GELU(approximate="tanh"))
 
 
 def pick_device(name: str) -> torch.device:
@@ -263,9 +312,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         first, *_ = str(error).splitlines()
         raise CurriqError(f"--device {name!r} cannot be used here ({first}): try auto or cpu.") from None
-    return device
+    return torch.device(name)

@@ -13,7 +13,7 @@ RETRIEVAL = ("langevin/", "retrieval/", "buffer/")
 PHASES = ("time/ingest", "time/search", "time/retrieve")
 """Parts of `time/propose`."""
 LEAST_CHANGED = 0.05
-"""Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
+"""Share of tokens changed below which nothing has been searched; as in `langevin/samplers.py`."""
 BEST_OF_40 = 2.16
 """Expected greatest of 40 independent standard normal numbers."""
 BEST = "best of 40 random strings"
@@ -38,13 +38,6 @@ LINES = (
     Lines("rag-alike", "Similarity among queries", "langevin/cosine langevin/jaccard", "mean over pairs"),
     Lines("rag-grad-norm", "Gradient norm of the energy", "langevin/grad_norm", "", "--langevin-limit", True),
     Lines("rag-clipped", "Gradients above the limit", "langevin/clip_fraction", "share of chains and steps"),
-    Lines(
-        "rag-snap",
-        "Cosine to the nearest token",
-        "langevin/snap_cosine langevin/snap_cosine_random",
-        "mean over tokens",
-    ),
-    Lines("rag-swaps", "Swaps accepted", "langevin/swap_acceptance", "share of steps of the search"),
     Lines("rag-score", "Similarity of query and window", "retrieval/score", "inner product, mean"),
     Lines("rag-rank", "Rank of the window drawn", "retrieval/rank", "among the top k, 0 is nearest"),
     Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),

@@ -180,9 +180,6 @@ langevin/max_prob | – | Mean largest p at τ_end after the last step.
 langevin/grad_norm | – | Mean norm of a chain's gradient of the energy before it is clipped or scaled: with
     respect to λ for `langevin`, to the embeddings for the others.
 langevin/clip_fraction | – | Share of chains and steps above `--langevin-limit`.
-langevin/snap_cosine | – | `embedding-langevin`: mean cosine to the nearest token.
-langevin/snap_cosine_random | – | The same for random Gaussian vectors.
-langevin/swap_acceptance | – | `swaps`: share of steps whose best swap was better.
 
 # Langevin-RAG: buffer and retrieval
 Present with every `--proposer` but `stream`; Q, scores and ranks where there are Q and queries.
@@ -199,10 +196,10 @@ retrieval/q | nats per token | Mean Q of the retrieved windows (`--retrieval-pro
 retrieval/buffer_q | nats per token | Mean Q of random windows of the buffer at the same time.
 retrieval/q_advantage | nats per token | The first minus the second.
 
-# Parts of the caller's own
-Present where the caller of `curriq.run` brings parts that measure something.
+# Parts of the user's own
+Present where a part of the user's own measures something.
 
-own/<name> | – | Measured by a selector or probe that is not part of curriq.
+own/<name> | – | Measured by a selector, sampler or probe that is not part of curriq.
 
 # Time
 Wall time of the parts of this step. These, `time/tasks` and `x/seconds` are the only numbers of a log that
