@@ -151,7 +151,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": _main_of("curriq.evaluate.tasks"),
     "report": report_command,
     "watch": _main_of("curriq.report.watch"),
-    "export": _main_of("curriq.runlog.export"),
+    "export": _main_of("curriq.runlog.curriculum"),
     "presets": presets_command,
 }
 

@@ -28,17 +28,14 @@ AXES = {
 """x-axis of a chart → its metric."""
 CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
 """Columns of the candidates table that `candidate_parts` reads; a run may lack the last two."""
+CANDIDATE_LABELS = ("step", "row", "window_id", "source")
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that exists.
-
-    Raises:
-        CurriqError: it does not.
-    """
+    """The path of a file that exists; CurriqError when it does not."""
     if not path.is_file():
         raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
     return path
@@ -205,11 +202,13 @@ def part_paths(run_dir: str | Path, table: str) -> list[Path]:
     return sorted((Path(run_dir) / table).glob("part-*.parquet"))
 
 
-def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
+def read_part(
+    path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
+) -> "pa.Table":
     """One part of a table; all columns when None are named.
 
     Raises:
-        CurriqError: it is damaged.
+        CurriqError: it is damaged; the message ends with `fix`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -217,7 +216,7 @@ def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
     try:
         return pq.ParquetFile(path).read(columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
-        raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
+        raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
 
 
 def read_candidates(run_dir: str | Path) -> "pa.Table":
@@ -226,9 +225,7 @@ def read_candidates(run_dir: str | Path) -> "pa.Table":
     Raises:
         CurriqError: the run logged no candidates, or a part is damaged.
     """
-    return _read_parts(
-        run_dir, "candidates", "the run had --no-log-candidates, or has saved no checkpoint yet"
-    )
+    return _read_table(run_dir, "candidates", "the run had --no-log-candidates")
 
 
 def read_queries(run_dir: str | Path) -> "pa.Table":
@@ -237,21 +234,22 @@ def read_queries(run_dir: str | Path) -> "pa.Table":
     Raises:
         CurriqError: the run logged no queries, or a part is damaged.
     """
-    reason = (
-        "the run had no --proposer that makes any, had --no-log-candidates, or has saved no checkpoint yet"
-    )
-    return _read_parts(run_dir, "queries", reason)
+    return _read_table(run_dir, "queries", "the run had no --proposer that makes any, had --no-log-candidates")
 
 
-def _read_parts(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
-    import pyarrow as pa
-
+def _read_table(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
     paths = part_paths(run_dir, name)
     if not paths:
-        raise CurriqError(f"{Path(run_dir) / name} holds no {name}: {reason}.")
+        folder = Path(run_dir) / name
+        raise CurriqError(f"{folder} holds no {name}: {reason}, or has saved no checkpoint yet.")
+    return _together([read_part(path) for path in paths]).unify_dictionaries()
+
+
+def _together(parts: "list[pa.Table]") -> "pa.Table":
+    import pyarrow as pa
+
     # A run that another version resumed may have a column in its later parts only.
-    table = pa.concat_tables([read_part(path) for path in paths], promote_options="default")
-    return table.unify_dictionaries()
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None":
@@ -262,14 +260,12 @@ def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None"
     Raises:
         CurriqError: a part is damaged.
     """
-    import pyarrow as pa
-
     found = []
     for path in part_paths(run_dir, "queries"):
         wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
         if wanted.any():
-            found.append(read_part(path).filter(pa.array(wanted)))
-    return pa.concat_tables(found, promote_options="default") if found else None
+            found.append(read_part(path).filter(wanted))
+    return _together(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -289,19 +285,17 @@ class CandidateRows:
     names: list[str]
 
     def take(self, which: np.ndarray) -> "CandidateRows":
-        columns = {name: values[which] for name, values in self.columns.items()}
-        labels = (self.step[which], self.row[which], self.window_id[which], self.source[which])
-        return CandidateRows(*labels, columns, self.names)
+        labels = (getattr(self, name)[which] for name in CANDIDATE_LABELS)
+        return CandidateRows(
+            *labels, {name: values[which] for name, values in self.columns.items()}, self.names
+        )
 
     @staticmethod
     def concatenate(parts: "list[CandidateRows]") -> "CandidateRows | None":
         """All rows, with the columns that every part has; None without any part."""
         if not parts:
             return None
-        labels = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("step", "row", "window_id", "source")
-        )
+        labels = (np.concatenate([getattr(part, name) for part in parts]) for name in CANDIDATE_LABELS)
         names = [name for name in CANDIDATE_NUMBERS if all(name in part.columns for part in parts)]
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
         return CandidateRows(*labels, columns, parts[-1].names)
@@ -316,14 +310,9 @@ def candidate_parts(run_dir: str | Path) -> Iterator[CandidateRows]:
     for path in part_paths(run_dir, "candidates"):
         table = read_part(path)
         source = table["source"].combine_chunks()
-        yield CandidateRows(
-            table["step"].to_numpy(),
-            table["row"].to_numpy(),
-            table["window_id"].to_numpy(),
-            source.indices.to_numpy(),
-            {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names},
-            source.dictionary.to_pylist(),
-        )
+        labels = (table[name].to_numpy() for name in CANDIDATE_LABELS[:-1])
+        columns = {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names}
+        yield CandidateRows(*labels, source.indices.to_numpy(), columns, source.dictionary.to_pylist())
 
 
 def floats(column: Any) -> np.ndarray:
@@ -413,18 +402,26 @@ def read_windows(run_dir: str | Path) -> KeptWindows:
     Raises:
         CurriqError: a part or the tokenizer is damaged.
     """
-    ids, tokens = [], []
-    for path in part_paths(run_dir, "windows"):
-        table = read_part(path, ["window_id", "tokens"])
-        length = table.schema.field("tokens").type.list_size
-        ids.append(table["window_id"].to_numpy())
-        tokens.append(table["tokens"].combine_chunks().flatten().to_numpy().reshape(-1, length))
-    if not ids:
+    parts = [read_part(path, ["window_id", "tokens"]) for path in part_paths(run_dir, "windows")]
+    if not parts:
         return KeptWindows(np.empty(0, np.int64), np.empty((0, 0), np.int32), None)
-    all_ids = np.concatenate(ids)
-    order = np.argsort(all_ids)
+    ids = np.concatenate([part["window_id"].to_numpy() for part in parts])
+    tokens = np.concatenate([token_rows(part["tokens"]) for part in parts])
+    order = np.argsort(ids)
     tokenizer = _tokenizer(Path(run_dir) / "windows" / "tokenizer.json")
-    return KeptWindows(all_ids[order], np.concatenate(tokens)[order], tokenizer)
+    return KeptWindows(ids[order], tokens[order], tokenizer)
+
+
+def token_rows(column: "pa.ChunkedArray") -> np.ndarray:
+    """[windows, T] array of a column of tokens, which `writers.token_column` writes."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
+
+
+def window_length(path: Path) -> int:
+    """T, tokens per window, of a part of the windows table."""
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(path).field("tokens").type.list_size
 
 
 def _tokenizer(path: Path) -> Any:

@@ -15,30 +15,35 @@ def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows cannot open a folder; its renames are ordered by the file system
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the next start after a crash, sees the old content or the new.
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary path whose content replaces the file at the end of the context.
 
-    Raises:
-        OSError: the file could not be written; the old content is intact and no temporary is left.
+    A reader, or the next start after a crash, sees the old content or the new. After an error the old content
+    is intact and no temporary is left.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        fsync(temporary)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as `replacing` does; OSError when the disk refuses it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 _locks: set[int] = set()

@@ -9,10 +9,10 @@ before s.
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,7 @@ from jaxtyping import Int
 from curriq.config import did_you_mean
 from curriq.errors import CurriqError
 from curriq.runlog import schema
+from curriq.runlog.read import part_paths, read_part, window_length
 from curriq.runlog.storage import fsync, write_atomically
 
 if TYPE_CHECKING:
@@ -77,13 +78,7 @@ class MetricsLog:
         self._warned = False
 
     def append(self, row: Row) -> None:
-        """Validate a row and write it.
-
-        Raises:
-            KeyError: a name that the registry does not define.
-            TypeError: a value that is no Python number.
-            CurriqError: a value that is not finite.
-        """
+        """Validate a row and write it; raises as `encode_row` does."""
         self._unwritten += encode_row(row)
         self._write()
 
@@ -121,15 +116,23 @@ class MetricsLog:
             return size, last_step
         with self.path.open("rb") as file:
             for line in file:
-                step = step_of_line(line)
-                if step is None or step >= start_step:
+                try:
+                    step = json.loads(line)["step"]
+                except (ValueError, KeyError, TypeError):
+                    break
+                if step >= start_step or not line.endswith(b"\n"):
                     break
                 size, last_step = size + len(line), step
         return size, last_step
 
 
 def encode_row(row: Row) -> bytes:
-    """One validated JSON line; floats in the shortest form that reads back to the same bits."""
+    """One validated JSON line; floats in the shortest form that reads back to the same bits.
+
+    Raises:
+        KeyError: a name that the registry does not define.
+        TypeError, CurriqError: as `require_finite`.
+    """
     for name, value in row.items():
         schema.find(name)
         require_finite(name, value, row.get("step"))
@@ -148,16 +151,8 @@ def require_finite(name: str, value: Any, step: Any) -> None:
     if not math.isfinite(value):
         raise CurriqError(
             f"{name} = {value} at step {step}: the log holds finite numbers only. The last checkpoint "
-            "stands; a lower --lm-lr or --q-lr usually helps."
+            "is intact; a lower --lm-lr or --q-lr usually helps."
         )
-
-
-def step_of_line(line: bytes) -> int | None:
-    """The step of one line of the log; None when the line is not a whole row."""
-    try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 class TableLog:
@@ -166,98 +161,69 @@ class TableLog:
     Args:
         run_dir: folder of the run.
         name: of the table.
+        columns: of the table, one of them `step`.
         start_step: first step that will be appended; what the parts hold from there on is dropped.
+        sources: names that a column of unit `dictionary` indexes.
     """
 
-    def __init__(self, run_dir: Path, name: str, start_step: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        name: str,
+        columns: Sequence[schema.Metric],
+        start_step: int,
+        sources: Sequence[str] = (),
+    ) -> None:
         self.folder = run_dir / name
-        self._first_step: int | None = None
-        drop_steps(self.folder, start_step)
+        self._columns = columns
+        self._sources = list(sources)
+        self._steps: list[Mapping[str, Any]] = []
+        drop_steps(run_dir, name, start_step)
 
     def flush(self) -> None:
         """Write the collected steps as one part; on a full disk they stay in memory, with a warning."""
-        if self._first_step is None:
+        if not self._steps:
             return
-        path = self.folder / f"part-{self._first_step:08d}.parquet"
+        path = self.folder / f"part-{self._steps[0]['step'][0]:08d}.parquet"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_part(path, self._table())
         except OSError as error:
             log.warning(f"{path}: {error.strerror}. Its rows wait in memory until the disk takes them.")
-            return
-        self._first_step = None
-        self._clear()
-
-    def _begin(self, step: int) -> None:
-        self._first_step = step if self._first_step is None else self._first_step
-
-    def _table(self) -> "pa.Table":
-        raise NotImplementedError
-
-    def _clear(self) -> None:
-        raise NotImplementedError
-
-
-class CandidateLog(TableLog):
-    """`RUN/candidates/`: every window that was read, with its score and weight.
-
-    Args:
-        source_names: names that the column `source` indexes.
-    """
-
-    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
-        super().__init__(run_dir, "candidates", start_step)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.source_names = list(source_names)
-        self._steps: list[dict[str, np.ndarray]] = []
-
-    def append(self, entry: Entry) -> None:
-        self._begin(entry.step)
-        self._steps.append(entry.candidates)
+        else:
+            self._steps.clear()
 
     def _table(self) -> "pa.Table":
         import pyarrow as pa
 
-        columns = {name: np.concatenate([s[name] for s in self._steps]) for name in self._steps[0]}
-        arrays: dict[str, pa.Array] = {
-            name: pa.array(values, mask=np.isnan(values) if values.dtype == np.float32 else None)
-            for name, values in columns.items()
-        }
-        arrays["source"] = pa.DictionaryArray.from_arrays(arrays["source"], self.source_names)
-        return pa.table(arrays)
+        units = {column.name: column.unit for column in self._columns}
+        return pa.concat_tables(
+            pa.table({name: arrow_column(step[name], unit, self._sources) for name, unit in units.items()})
+            for step in self._steps
+        )
 
-    def _clear(self) -> None:
-        self._steps.clear()
+
+class CandidateLog(TableLog):
+    """`RUN/candidates/`: every window that was read, with its score and weight."""
+
+    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
+        super().__init__(run_dir, "candidates", schema.CANDIDATES, start_step, source_names)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, entry: Entry) -> None:
+        self._steps.append(entry.candidates)
 
 
 class QueryLog(TableLog):
     """`RUN/queries/`: what Langevin-RAG searched for, and what it found. A run without queries has none."""
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
-        super().__init__(run_dir, "queries", start_step)
-        self._rows: list[dict[str, Any]] = []
+        super().__init__(run_dir, "queries", schema.QUERIES, start_step)
 
     def append(self, entry: Entry) -> None:
         if entry.queries:
-            self._begin(entry.step)
-            self._rows += entry.queries
-
-    def _table(self) -> "pa.Table":
-        import pyarrow as pa
-
-        types = {
-            "int32": pa.int32(),
-            "int64": pa.int64(),
-            "float32": pa.float32(),
-            "string": pa.string(),
-            "list of int64": pa.list_(pa.int64()),
-            "list of float32": pa.list_(pa.float32()),
-        }
-        columns = pa.schema([(column.name, types[column.unit]) for column in schema.QUERIES])
-        return pa.Table.from_pylist(self._rows, schema=columns)
-
-    def _clear(self) -> None:
-        self._rows.clear()
+            names = entry.queries[0]
+            self._steps.append({name: [row[name] for row in entry.queries] for name in names})
 
 
 BYTES_PER_TOKEN = 4
@@ -278,18 +244,18 @@ class WindowLog(TableLog):
     """
 
     def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
-        super().__init__(run_dir, "windows", start_step)
+        super().__init__(run_dir, "windows", schema.WINDOWS, start_step)
         self._budget = int(megabytes * 1e6)
         self._reserve = self._budget // 2
         self._known: set[int] = set()
-        self._new: dict[str, list[np.ndarray]] = {"window_id": [], "step": [], "tokens": []}
         self._reported = False
         if self._budget == 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for ids, length in _kept_windows(self.folder):
+        for path in part_paths(run_dir, "windows"):
+            ids = read_part(path, ["window_id"])["window_id"].to_pylist()
             self._known.update(ids)
-            self._budget -= len(ids) * length * BYTES_PER_TOKEN
+            self._budget -= len(ids) * window_length(path) * BYTES_PER_TOKEN
         if tokenizer:
             write_atomically(self.folder / "tokenizer.json", tokenizer.encode())
 
@@ -310,11 +276,8 @@ class WindowLog(TableLog):
                 fresh.append(row)
         if not fresh:
             return
-        self._begin(entry.step)
-        tokens = entry.tokens[fresh].astype(np.int32)
-        self._new["window_id"].append(ids[fresh].astype(np.int64))
-        self._new["step"].append(np.full(len(fresh), entry.step, dtype=np.int32))
-        self._new["tokens"].append(tokens)
+        tokens = entry.tokens[fresh]
+        self._steps.append({"window_id": ids[fresh], "step": [entry.step] * len(fresh), "tokens": tokens})
         self._budget -= tokens.size * BYTES_PER_TOKEN
         if self._budget <= 0 and not self._reported:
             self._reported = True
@@ -323,38 +286,17 @@ class WindowLog(TableLog):
                 "the candidates table goes on."
             )
 
-    def _table(self) -> "pa.Table":
-        import pyarrow as pa
 
-        columns = {name: np.concatenate(parts) for name, parts in self._new.items()}
-        tokens = columns.pop("tokens")
-        flat = pa.array(tokens.reshape(-1))
-        return pa.table(
-            {name: pa.array(values) for name, values in columns.items()}
-            | {"tokens": pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])}
-        )
+@runtime_checkable
+class Mirror(Protocol):
+    """Another place that is given every row of the log."""
 
-    def _clear(self) -> None:
-        for column in self._new.values():
-            column.clear()
-
-
-def _kept_windows(folder: Path) -> list[tuple[list[int], int]]:
-    """(window ids, tokens per window) of every part."""
-    import pyarrow.parquet as pq
-
-    parts = (pq.ParquetFile(path) for path in sorted(folder.glob("part-*.parquet")))
-    return [
-        (
-            part.read(columns=["window_id"])["window_id"].to_pylist(),
-            part.schema_arrow.field("tokens").type.list_size,
-        )
-        for part in parts
-    ]
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
 
 
 class RunLogs:
-    """All writers of a run, opened, flushed and closed together.
+    """All writers of a run, opened, flushed and closed together; as a context manager it closes itself.
 
     Args:
         run_dir: folder of the run.
@@ -363,6 +305,7 @@ class RunLogs:
         tokenizer: content of its `tokenizer.json`; empty when it has none.
         windows_mb: bound on the texts kept.
         candidates: whether candidates and queries are kept.
+        mirrors: closed with the logs.
     """
 
     def __init__(
@@ -374,6 +317,7 @@ class RunLogs:
         tokenizer: str,
         windows_mb: float,
         candidates: bool,
+        mirrors: Sequence[Mirror] = (),
     ) -> None:
         self._metrics = MetricsLog(run_dir, start_step)
         self._tables: list[WindowLog | CandidateLog | QueryLog] = [
@@ -382,11 +326,14 @@ class RunLogs:
         if candidates:
             self._tables.append(CandidateLog(run_dir, source_names, start_step))
             self._tables.append(QueryLog(run_dir, start_step))
+        self._mirrors = mirrors
 
     def write(self, entry: Entry) -> None:
         self._metrics.append(entry.row)
         for table in self._tables:
             table.append(entry)
+        for mirror in self._mirrors:
+            mirror.write(entry.row)
 
     def flush(self) -> None:
         self._metrics.flush()
@@ -394,15 +341,38 @@ class RunLogs:
             table.flush()
 
     def close(self) -> None:
+        for mirror in self._mirrors:
+            mirror.close()
         self._metrics.close()
+
+    def __enter__(self) -> "RunLogs":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def arrow_column(values: Any, unit: str, sources: list[str]) -> "pa.Array":
+    """Values of a column in the type that its unit in the schema names; NaN becomes null."""
+    import pyarrow as pa
+
+    if unit == "dictionary":
+        return pa.DictionaryArray.from_arrays(pa.array(values, pa.int32()), sources)
+    if unit == "list of T int32":
+        return token_column(values)
+    kind = pa.type_for_alias(unit.removeprefix("list of "))
+    return pa.array(values, pa.list_(kind) if unit.startswith("list") else kind, from_pandas=True)
+
+
+def token_column(tokens: Int[np.ndarray, "n T"]) -> "pa.FixedSizeListArray":
+    """Tokens as a column of lists of T int32; `read.token_rows` is the inverse."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1), pa.int32()), tokens.shape[1])
 
 
 def write_part(path: Path, table: "pa.Table") -> None:
-    """One Parquet file, atomically.
-
-    Raises:
-        OSError: the disk refused it.
-    """
+    """Write one Parquet file atomically; OSError when the disk refuses it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -411,30 +381,25 @@ def write_part(path: Path, table: "pa.Table") -> None:
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def drop_steps(folder: Path, start_step: int) -> None:
-    """Remove the steps from `start_step` on: whole parts, and the end of the part that holds the border.
+def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
+    """Remove the steps of a table from `start_step` on: whole parts, and the end of the part at the border.
 
     Raises:
         CurriqError: the part at the border cannot be read.
     """
-    for temporary in folder.glob(".tmp-*"):
+    for temporary in (run_dir / name).glob(".tmp-*"):
         temporary.unlink()
     border = None
-    for path in sorted(folder.glob("part-*.parquet")):
+    for path in part_paths(run_dir, name):
         if int(path.stem.removeprefix("part-")) >= start_step:
             path.unlink()
         else:
             border = path
     if border is None:
         return
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(border)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CurriqError(f"{border} is damaged ({error}): move it away and resume again.") from None
+    table = read_part(border, fix="move it away and resume again")
     kept = table.filter(pc.field("step") < start_step)
     if len(kept) < len(table):
         write_part(border, kept)
