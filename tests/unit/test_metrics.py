@@ -155,7 +155,7 @@ class TestMetricsLog:
     @pytest.mark.parametrize("value", [torch.tensor(1.0), np.float64(1.0), "1", None, True])
     def test_no_number(self, value):
         with pytest.raises(TypeError, match=r"metric 'reward' is a \w+, not a Python number"):
-            module.require_finite("reward", value, 0)
+            module.encode_row({"step": 0, "reward": value})
 
     def test_full_disk_keeps_rows_until_there_is_space(self, tmp_path, caplog):
         log = MetricsLog(tmp_path, 0)

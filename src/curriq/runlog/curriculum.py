@@ -10,23 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from curriq.config import RunConfig, load_run_config, require
 from curriq.errors import CurriqError
-from curriq.runlog.read import (
-    KeptWindows,
-    existing,
-    floats,
-    part_paths,
-    read_document,
-    read_part,
-    read_windows,
-    token_rows,
-)
+from curriq.runlog import read
 from curriq.runlog.storage import replacing
 from curriq.runlog.writers import token_column
 
@@ -116,9 +107,9 @@ class RecordedCurriculum:
         if self._loaded[0] != group:
             table = self._file.read_row_group(group)
             columns = {name: table[name].to_numpy() for name in ("step", "row", "window_id")}
-            columns["tokens"] = token_rows(table["tokens"])
+            columns["tokens"] = read.token_rows(table["tokens"])
             columns["source"] = table["source"].combine_chunks().indices.to_numpy()
-            columns["score"] = floats(table["score"]).astype(np.float32)
+            columns["score"] = read.floats(table["score"]).astype(np.float32)
             self._loaded = group, columns
         return self._loaded[1]
 
@@ -126,12 +117,7 @@ class RecordedCurriculum:
 def open_curriculum(
     config: RunConfig, fingerprint: Mapping[str, str], source_names: Sequence[str]
 ) -> RecordedCurriculum:
-    """The curriculum that a run replays.
-
-    Args:
-        config: of the run.
-        fingerprint: of its data.
-        source_names: of its stream.
+    """The curriculum that a run replays; `fingerprint` and `source_names` are those of its data.
 
     Raises:
         CurriqError: the file was made with another tokenizer, window length, N or held-out text; it is
@@ -179,16 +165,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export(run: Path, out: Path) -> CurriculumAbout:
-    """Write the curriculum of a run, up to its last checkpoint.
-
-    Raises:
-        CurriqError: the run kept no candidates, or not the tokens of all of them; or the file cannot be
-            written.
-    """
+    """Write the curriculum of a run, up to its last checkpoint; the run must have kept all its windows."""
     config = load_run_config(run)
-    environment = read_document(existing(run / "environment.json"), "restore it from a copy of the run")
-    parts = part_paths(run, "candidates")
-    kept = read_windows(run)
+    environment = read.read_document(
+        read.existing(run / "environment.json"), "restore it from a copy of the run"
+    )
+    parts = read.part_paths(run, "candidates")
+    kept = read.read_windows(run)
     if not parts or not len(kept):
         what = "candidates (--no-log-candidates)" if not parts else "windows (--log-windows-mb 0)"
         raise CurriqError(
@@ -200,7 +183,7 @@ def export(run: Path, out: Path) -> CurriculumAbout:
         held_out=environment["fingerprint"]["held_out"],
         window=kept.stored.shape[1],
         candidates=config.train.num_candidates,
-        steps=1 + int(read_part(parts[-1], ["step"])["step"].to_numpy().max()),
+        steps=1 + int(read.read_part(parts[-1], ["step"])["step"].to_numpy().max()),
         method=config.method,
         seed=config.train.seed,
     )
@@ -223,12 +206,12 @@ def _write(path: Path, tables: "Iterator[pa.Table]", about: CurriculumAbout) -> 
             writer.write_table(table, row_group_size=len(table))
 
 
-def _tables(parts: list[Path], kept: KeptWindows, n: int) -> "Iterator[pa.Table]":
+def _tables(parts: list[Path], kept: read.KeptWindows, n: int) -> "Iterator[pa.Table]":
     """Whole steps with their tokens, at most `MOST_ROWS` rows at a time; without rejected windows."""
     import pyarrow.compute as pc
 
     for path in parts:
-        table = read_part(path)
+        table = read.read_part(path)
         if "accept_prob" in table.column_names:
             table = table.filter((pc.field("row") < n) | pc.field("accept_prob").is_null())
         steps = table["step"].to_numpy()

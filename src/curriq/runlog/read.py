@@ -1,4 +1,7 @@
-"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere."""
+"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere.
+
+Where a file is missing or damaged they raise CurriqError, which names the file and how to fix it.
+"""
 
 import json
 import tomllib
@@ -35,18 +38,14 @@ NGRAM = 4
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that exists; CurriqError when it does not."""
+    """The same path, when the file exists."""
     if not path.is_file():
         raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
     return path
 
 
 def read_document(path: Path, fix: str = "remove it to report on the rest") -> dict[str, Any]:
-    """The content of a JSON or TOML file; empty when there is no such file.
-
-    Raises:
-        CurriqError: the file is damaged; the message ends with `fix`.
-    """
+    """The content of a JSON or TOML file; empty when there is no such file. An error ends with `fix`."""
     if not path.exists():
         return {}
     loads = tomllib.loads if path.suffix == ".toml" else json.loads
@@ -57,11 +56,7 @@ def read_document(path: Path, fix: str = "remove it to report on the rest") -> d
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:
-    """The fields of `summary.json`; docs/metrics.md defines them.
-
-    Raises:
-        CurriqError: the run has not ended, or the file is damaged.
-    """
+    """The fields of `summary.json`, once the run has ended; docs/metrics.md defines them."""
     return read_document(existing(Path(run_dir) / "summary.json"), "resume the run to write it again")
 
 
@@ -69,9 +64,6 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`, one dict per step; docs/metrics.md defines the names.
 
     A line without its end is left out: the run is still writing it, or was killed in it.
-
-    Raises:
-        CurriqError: there is no log, or a line of it is damaged.
     """
     rows: list[dict[str, float]] = []
     _each_row(run_dir, rows.append)
@@ -177,11 +169,7 @@ def bucket_edges(count: int, most: int) -> np.ndarray:
 
 
 def read_columns(run_dir: str | Path) -> Columns:
-    """`metrics.jsonl` by metric, read line by line: a log of 100,000 steps does not fit as dictionaries.
-
-    Raises:
-        CurriqError: as `read_metrics`.
-    """
+    """`metrics.jsonl` by metric, read line by line: a log of 100,000 steps does not fit as dictionaries."""
     rows: dict[str, array] = {}
     values: dict[str, array] = {}
     count = 0
@@ -205,11 +193,7 @@ def part_paths(run_dir: str | Path, table: str) -> list[Path]:
 def read_part(
     path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
 ) -> "pa.Table":
-    """One part of a table; all columns when None are named.
-
-    Raises:
-        CurriqError: it is damaged; the message ends with `fix`.
-    """
+    """One part of a table, with all columns when None are named. An error ends with `fix`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,21 +204,13 @@ def read_part(
 
 
 def read_candidates(run_dir: str | Path) -> "pa.Table":
-    """All parts of the candidates table, in the order of the steps; docs/metrics.md defines the columns.
-
-    Raises:
-        CurriqError: the run logged no candidates, or a part is damaged.
-    """
+    """The candidates table, in the order of the steps; docs/metrics.md defines the columns."""
     return _read_table(run_dir, "candidates", "the run had --no-log-candidates")
 
 
 def read_queries(run_dir: str | Path) -> "pa.Table":
-    """All parts of the queries table, in the order of the steps; docs/metrics.md defines the columns.
-
-    Raises:
-        CurriqError: the run logged no queries, or a part is damaged.
-    """
-    return _read_table(run_dir, "queries", "the run had no --proposer that makes any, had --no-log-candidates")
+    """The queries table, in the order of the steps; docs/metrics.md defines the columns."""
+    return _read_table(run_dir, "queries", "the run had no --proposer with queries, had --no-log-candidates")
 
 
 def _read_table(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
@@ -256,9 +232,6 @@ def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None"
     """The queries of some steps; None when there are none.
 
     Only the parts that hold such a step are read whole: the texts of a long run do not fit into memory.
-
-    Raises:
-        CurriqError: a part is damaged.
     """
     found = []
     for path in part_paths(run_dir, "queries"):
@@ -302,11 +275,7 @@ class CandidateRows:
 
 
 def candidate_parts(run_dir: str | Path) -> Iterator[CandidateRows]:
-    """The candidates table part by part, so that a run of any length fits; none when the run logged none.
-
-    Raises:
-        CurriqError: a part is damaged.
-    """
+    """The candidates table part by part, so that a run of any length fits; none when the run logged none."""
     for path in part_paths(run_dir, "candidates"):
         table = read_part(path)
         source = table["source"].combine_chunks()
@@ -397,11 +366,7 @@ def repetition(tokens: np.ndarray) -> np.ndarray:
 
 
 def read_windows(run_dir: str | Path) -> KeptWindows:
-    """All windows that the run kept; none when it kept none.
-
-    Raises:
-        CurriqError: a part or the tokenizer is damaged.
-    """
+    """All windows that the run kept; none when it kept none."""
     parts = [read_part(path, ["window_id", "tokens"]) for path in part_paths(run_dir, "windows")]
     if not parts:
         return KeptWindows(np.empty(0, np.int64), np.empty((0, 0), np.int32), None)

@@ -1,7 +1,6 @@
 """Every number and column of a run's log: its name, unit and meaning.
 
-`python -m curriq.runlog.schema > docs/metrics.md` prints the page. Imports nothing heavy: reports read the
-definitions without torch.
+`python -m curriq.runlog.schema > docs/metrics.md` prints the page.
 """
 
 import re
@@ -58,12 +57,10 @@ def _groups(text: str) -> tuple[Group, ...]:
 
 GROUPS = _groups("""
 # Step and x-axes
-Totals since the start of the run, up to and including this step. A fair comparison states which of them is
-held equal.
+Totals up to and including this step. A fair comparison states which of them is held equal.
 
 step | steps | Index k of the step, from 0.
-x/windows_read | windows | Windows read from the stream, including those that the stream filter rejected and
-    those that went into a retrieval buffer.
+x/windows_read | windows | Windows read from the stream, with those that a filter rejected or a buffer took.
 x/windows_proposed | windows | Candidates proposed: N per step.
 x/windows_trained | windows | Candidates forwarded and given a mixture weight.
 x/effective_windows | windows | Sum over steps of `policy/effective_batch_size`.
@@ -72,8 +69,7 @@ x/flops | FLOPs | Floating-point operations of the language models, spent on cho
     (including a reference model's), forward and backward of training, the trunk once more under gradient
     checkpointing, the reward, and TD-into-θ. Excludes the evaluations and the Q-network's own (a few times
     d · `--q-hidden` per window, less than 0.1 % of the rest).
-x/seconds | seconds | Wall time of the steps, over all resumed parts, without evaluations, checkpoints and
-    logs.
+x/seconds | seconds | Wall time of the steps over all resumed parts; no evaluations, checkpoints or logs.
 
 # Training of θ
 Measured on the candidates of the step at θ_k, before the update.
@@ -138,8 +134,7 @@ critic/replay_loss | (nats per token)² | Mean ½ (q̂ − y)² over the replay 
 Whether Q ranks windows as their measured effects do (`--temperature gated`), in the steps with a probe,
 after it. Every correlation is measured before Q has learnt from the probe.
 
-gate/rank_correlation | – | Spearman's ρ between Q and the measured effects of the probed windows of this
-    step.
+gate/rank_correlation | – | Spearman's ρ of Q and the measured effects of this step's probed windows.
 gate/calibration | – | Exponentially weighted mean of ρ over the probes so far.
 gate/calibration_error | – | Its standard error, from the scatter of the probes.
 gate/confidence | – | Lower bound of the calibration over `--corr-for-full-sharpness`, clipped to [0, 1].
@@ -228,8 +223,7 @@ step, so that every choice can be audited. A selector that narrows the proposal 
 never forwarded: they have no score and no loss, and weight 0. The weights of a step sum to 1.
 
 step | int32 | Index k of the step.
-row | int32 | Position of the window in the step's proposal, 0 … N−1; from N on the windows that the stream
-    filter rejected.
+row | int32 | Position in the step's proposal, 0 … N−1; from N on, the windows that the filter rejected.
 window_id | int64 | Stable id of the window; equal windows of one source have one id in every run.
 source | dictionary | Name of the source.
 score | float32 | Log-weight from the selector, unnormalised; null when not forwarded.
@@ -250,16 +244,14 @@ step | int32 | Index k of the step.
 query | int32 | Number of the query, 0 … K−1.
 text | string | The query, decoded.
 q | float32 | Q of its tokens, nats per token; null when the method has no Q-network.
-soft_q | float32 | Q of the relaxed sequence that its tokens were extracted from, at τ_end; null where
-    nothing is relaxed.
+soft_q | float32 | Q at τ_end of the relaxed sequence behind its tokens; null where nothing is relaxed.
 start_q | float32 | Q of the tokens that the search began with.
 changed | float32 | Share of its tokens that the search changed.
 row | int32 | `row` of the candidate that it drew; null when it drew none.
 window_id | int64 | Id of that window.
 score | float32 | Inner product of the query's and the window's embedding.
 window_text | string | Beginning of the window's text.
-shortlist | list of int64 | Ids of its `--retrieval-top-k` nearest windows, nearest first, one of which it
-    drew (Eq. 16).
+shortlist | list of int64 | Ids of its `--retrieval-top-k` nearest windows in order; it drew one (Eq. 16).
 shortlist_scores | list of float32 | Their inner products with the query's embedding.
 
 # The windows

@@ -1,4 +1,4 @@
-"""One pass over the candidates table: what was selected against what was offered, and which windows to show.
+"""One pass over the candidates table: the windows selected against the windows read, and those to show.
 
 The table is read part by part, so that a run of any length fits into memory.
 """
@@ -18,7 +18,7 @@ class Selection:
     Attributes:
         step: the steps that the table holds, ascending.
         per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME`
-            are the mean of a measure over the windows offered and over the weight, `loss/SOURCE` the mean
+            are the mean of a measure over the windows read and over the weight, `loss/SOURCE` the mean
             loss of a source, `rank/effect` Spearman's correlation of Q with the measured effect;
             `offered/topic` and `selected/topic` are sums [steps, topics] over windows and weight.
         shown: the rows of the steps that the explorer shows; None without any.
@@ -55,7 +55,7 @@ def select(
         correlation, points = _calibration(part, by)
         found.append(_averages(part, by, windows, measures, topic_of) | {"rank/effect": correlation})
         step_parts.append(by.step)
-        pairs.append(points)
+        pairs += points
         if (keep := np.isin(part.step, steps)).any():
             shown.append(part.take(keep))
     per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
@@ -68,11 +68,11 @@ def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, li
     """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
     found: dict[int, list[list[float]]] = {}
     for part in candidate_parts(run_dir):
+        columns = (part.step, *(part.columns[name] for name in ("weight", "loss", "q")))
         for i in np.flatnonzero(np.isin(part.window_id, ids)):
             seen = found.setdefault(int(part.window_id[i]), [])
             if len(seen) < most:
-                values = (float(part.columns[name][i]) for name in ("weight", "loss", "q"))
-                seen.append([int(part.step[i]), *values])
+                seen.append([column[i].item() for column in columns])
     return found
 
 
@@ -120,20 +120,22 @@ def _averages(
     return found
 
 
-def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, np.ndarray]:
+def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, list[np.ndarray]]:
     """Spearman's correlation of Q with the effect in each step, and both as differences from the step."""
-    correlation, points = np.full(len(by.step), np.nan), [np.empty((0, 2))]
-    if "effect" not in part.columns or "q" not in part.columns:
-        return correlation, points[0]
+    correlation, points = np.full(len(by.step), np.nan), []
+    missing = np.full(len(part.step), np.nan)
+    q, effect = (part.columns.get(name, missing) for name in ("q", "effect"))
+    known = ~np.isnan(q) & ~np.isnan(effect)
+    if not known.any():
+        return correlation, points
     from scipy.stats import rankdata
 
-    q, effect = part.columns["q"], part.columns["effect"]
     for step in range(len(by.step)):
-        both = (by.index == step) & ~np.isnan(q) & ~np.isnan(effect)
+        both = known & (by.index == step)
         if both.sum() < 3:
             continue
         a, b = q[both], effect[both]
         points.append(np.column_stack([a - a.mean(), b - b.mean()]))
         if a.std() > 0 and b.std() > 0:
             correlation[step] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
-    return correlation, np.concatenate(points)
+    return correlation, points

@@ -61,14 +61,10 @@ if os.name == "posix":
 
 @contextmanager
 def exclusive(folder: Path, refusal: str) -> Generator[int]:
-    """Hold the folder's lock, as a context manager that gives its descriptor.
+    """Hold the lock of a folder, which is made where it is missing; gives the descriptor of `.lock` in it.
 
     The lock is released when this process and all children that inherited the descriptor have ended, however
-    they end.
-
-    Args:
-        folder: created where it is missing, with `.lock` in it.
-        refusal: message of the CurriqError that is raised when another process holds the lock.
+    they end. While another process holds it, CurriqError with the message `refusal` is raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -88,17 +84,12 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
 
 
 def new_folder(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made.
-
-    Raises:
-        OSError: the parent folder cannot be written.
-    """
+    """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made."""
     folder, count = path, 1
     while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             count += 1
             folder = path.with_name(f"{path.name}-{count}")
-        else:
-            return folder

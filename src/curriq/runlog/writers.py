@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -37,8 +38,6 @@ class Entry:
     """What the log keeps of one step.
 
     Attributes:
-        step: its index.
-        row: its metrics.
         candidates: columns of the candidates table, one entry per window that was read.
         tokens: of all windows in `candidates`, −1 − id where one is not learnt.
         proposed: how many of them, from the first, were proposed; a filter rejected the rest.
@@ -78,7 +77,7 @@ class MetricsLog:
         self._warned = False
 
     def append(self, row: Row) -> None:
-        """Validate a row and write it; raises as `encode_row` does."""
+        """Write a row, validated by `encode_row`."""
         self._unwritten += encode_row(row)
         self._write()
 
@@ -130,29 +129,20 @@ def encode_row(row: Row) -> bytes:
     """One validated JSON line; floats in the shortest form that reads back to the same bits.
 
     Raises:
-        KeyError: a name that the registry does not define.
-        TypeError, CurriqError: as `require_finite`.
+        KeyError: the schema does not define a name.
+        TypeError: a value is no Python number; a tensor, a numpy scalar or a bool is none.
+        CurriqError: a value is nan or infinite.
     """
     for name, value in row.items():
         schema.find(name)
-        require_finite(name, value, row.get("step"))
+        if type(value) not in (int, float):
+            raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a Python number: {value!r}")
+        if not math.isfinite(value):
+            raise CurriqError(
+                f"{name} = {value} at step {row.get('step')}: the log holds finite numbers only. The last "
+                "checkpoint is intact; a lower --lm-lr or --q-lr usually helps."
+            )
     return json.dumps(row, allow_nan=False).encode() + b"\n"
-
-
-def require_finite(name: str, value: Any, step: Any) -> None:
-    """Refuse what JSON would write as something else than a number.
-
-    Raises:
-        TypeError: no Python number; a tensor, a numpy scalar or a bool is none.
-        CurriqError: nan or infinite.
-    """
-    if type(value) not in (int, float):
-        raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a Python number: {value!r}")
-    if not math.isfinite(value):
-        raise CurriqError(
-            f"{name} = {value} at step {step}: the log holds finite numbers only. The last checkpoint "
-            "is intact; a lower --lm-lr or --q-lr usually helps."
-        )
 
 
 class TableLog:
@@ -179,6 +169,10 @@ class TableLog:
         self._sources = list(sources)
         self._steps: list[Mapping[str, Any]] = []
         drop_steps(run_dir, name, start_step)
+
+    def append(self, entry: Entry) -> None:
+        """Collect the table's part of a step."""
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Write the collected steps as one part; on a full disk they stay in memory, with a warning."""
@@ -295,17 +289,13 @@ class Mirror(Protocol):
     def close(self) -> None: ...
 
 
-class RunLogs:
+class RunLogs(AbstractContextManager):
     """All writers of a run, opened, flushed and closed together; as a context manager it closes itself.
 
     Args:
-        run_dir: folder of the run.
-        start_step: first step that will be written.
-        source_names: of the run.
-        tokenizer: content of its `tokenizer.json`; empty when it has none.
-        windows_mb: bound on the texts kept.
+        tokenizer, windows_mb: as in `WindowLog`.
         candidates: whether candidates and queries are kept.
-        mirrors: closed with the logs.
+        mirrors: given every row too, and closed with the logs.
     """
 
     def __init__(
@@ -320,12 +310,9 @@ class RunLogs:
         mirrors: Sequence[Mirror] = (),
     ) -> None:
         self._metrics = MetricsLog(run_dir, start_step)
-        self._tables: list[WindowLog | CandidateLog | QueryLog] = [
-            WindowLog(run_dir, start_step, windows_mb, tokenizer)
-        ]
+        self._tables: list[TableLog] = [WindowLog(run_dir, start_step, windows_mb, tokenizer)]
         if candidates:
-            self._tables.append(CandidateLog(run_dir, source_names, start_step))
-            self._tables.append(QueryLog(run_dir, start_step))
+            self._tables += [CandidateLog(run_dir, source_names, start_step), QueryLog(run_dir, start_step)]
         self._mirrors = mirrors
 
     def write(self, entry: Entry) -> None:
@@ -344,9 +331,6 @@ class RunLogs:
         for mirror in self._mirrors:
             mirror.close()
         self._metrics.close()
-
-    def __enter__(self) -> "RunLogs":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -382,11 +366,7 @@ def write_part(path: Path, table: "pa.Table") -> None:
 
 
 def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
-    """Remove the steps of a table from `start_step` on: whole parts, and the end of the part at the border.
-
-    Raises:
-        CurriqError: the part at the border cannot be read.
-    """
+    """Remove a table's steps from `start_step` on: whole parts, and the end of the part at the border."""
     for temporary in (run_dir / name).glob(".tmp-*"):
         temporary.unlink()
     border = None
@@ -406,12 +386,7 @@ def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write `RUN/summary.json` atomically.
-
-    Raises:
-        KeyError: a field that the registry does not define.
-        ValueError: a number that is not finite.
-    """
+    """Write `RUN/summary.json`; KeyError for an undefined field, ValueError for one that is not finite."""
     known = [field.name for field in schema.SUMMARY]
     for name in summary:
         if name not in known:
