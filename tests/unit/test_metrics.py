@@ -21,8 +21,7 @@ from curriq.runlog import schema as registry
 from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
 from curriq.runlog.writers import CandidateLog, MetricsLog, RunLogs, write_summary
-from curriq.train.record import log_entry
-from curriq.train.sinks import TensorBoardSink, WandbSink
+from curriq.train.record import TensorBoardSink, WandbSink, log_entry
 from curriq.types import Effects, Offer, Sampled, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -132,7 +132,7 @@ class ScoresNotFinite(ArithmeticError):
 
 
 def train_step(c: Components, state: LoopState) -> Step:
-    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right.
+    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm are at the right.
 
     Raises:
         ArithmeticError: a number is not finite. The components are then in the middle of the step: go on
