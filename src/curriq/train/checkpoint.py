@@ -237,10 +237,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def require_plain(state: Any, where: str = "state") -> None:
-    """Refuse when saving what `torch.load(weights_only=True)` would refuse when resuming.
+    """Refuse when saving what `torch.load(weights_only=True)` would refuse when resuming; TypeError names it.
 
-    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler. The TypeError
-    names the place and the type.
+    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler.
     """
     if state is None or isinstance(state, Tensor) or type(state) in (bool, int, float, complex, str, bytes):
         return

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,13 +41,8 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended.
-
-    Attributes:
-        run_dir: its folder.
-        summary: the content of `summary.json`; docs/metrics.md defines the fields.
-        finished: whether the last step was reached (False after Ctrl-C).
-    """
+    """How a run ended: its folder, the content of `summary.json` (docs/metrics.md defines the fields), and
+    whether the last step was reached (False after Ctrl-C)."""
 
     run_dir: Path
     summary: dict[str, Any]
@@ -93,11 +88,7 @@ class Session:
         self.run_dir = Path(self.config.log.run_dir)
 
     def load(self, checkpoint: LoadedCheckpoint) -> None:
-        """Put every component into the state of the checkpoint; θ's weights are loaded by the builder.
-
-        Raises:
-            CurriqError: the state does not fit the components, because a setting was changed.
-        """
+        """Put every component into the state of the checkpoint; θ's weights are loaded by the builder."""
         saved = checkpoint.state
         self.state = LoopState.from_state_dict(saved["loop"], self.device)
         try:
@@ -120,9 +111,14 @@ class Session:
             CurriqError: the run is finished already; its folder holds another run or cannot be written; or a
                 loss or gradient is not finite, and then the checkpoints from before it are intact.
         """
-        self._require_open_end()
+        if self._finished and (self.run_dir / "summary.json").exists():
+            raise CurriqError(
+                f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
+                f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
+                "follows the longer schedule)."
+            )
+        primary = parallel.rank() == 0
         with ExitStack() as held:
-            primary = parallel.rank() == 0
             if primary:
                 try:
                     self._open_folder(held)
@@ -135,12 +131,15 @@ class Session:
             return self._train(primary)
 
     def _train(self, primary: bool) -> RunResult:
-        mode = self.config.log.progress if primary else "none"
-        with (
-            stop_flag() as stop,
-            make_progress(mode, self.config.train.steps, self.state.step) as progress,
-            self._logs() if primary else nullcontext() as logs,
-        ):
+        config, start = self.config, self.state.step
+        with ExitStack() as opened:
+            stop = opened.enter_context(stop_flag())
+            mode = config.log.progress if primary else "none"
+            progress = opened.enter_context(make_progress(mode, config.train.steps, start))
+            logs = None
+            if primary:
+                logs = open_logs(config, self.run_dir, start, self.meter.source_names, self.tokenizer)
+                opened.enter_context(logs)
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
             while not self._finished and not parallel.any_rank(stop()):
@@ -148,7 +147,7 @@ class Session:
                 if logs is not None:
                     logs.write(log_entry(done, row))
                 progress.update(row)
-                if self._finished or self.state.step % self.config.log.checkpoint_every == 0:
+                if self._finished or self.state.step % config.log.checkpoint_every == 0:
                     self._save(logs)
             if not self._finished:
                 self._save(logs)
@@ -160,19 +159,6 @@ class Session:
     @property
     def _finished(self) -> bool:
         return self.state.step >= self.config.train.steps
-
-    def _require_open_end(self) -> None:
-        """Refuse a run that is finished, unless its summary is still to be written."""
-        if self._finished and (self.run_dir / "summary.json").exists():
-            raise CurriqError(
-                f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
-                f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
-                "follows the longer schedule)."
-            )
-
-    def _logs(self) -> RunLogs:
-        names = self.meter.source_names
-        return open_logs(self.config, self.run_dir, self.state.step, names, self.tokenizer)
 
     def _step(self, logs: RunLogs | None) -> tuple[Step, Metrics]:
         step = self.state.step
@@ -192,11 +178,7 @@ class Session:
         return done, row
 
     def _validate(self) -> Metrics:
-        """The validation loss where the step calls for one.
-
-        Raises:
-            Diverged: it is not finite.
-        """
+        """The validation loss where the step calls for one; `Diverged` when it is not finite."""
         if not self._finished and self.state.step % self.config.log.eval_every != 0:
             return {}
         began = time.perf_counter()
@@ -260,9 +242,8 @@ class Session:
         intact = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
         again = f"curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW"
-        hint = ""
-        if isinstance(error, ScoresNotFinite):
-            hint = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
+        raises = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
+        hint = raises if isinstance(error, ScoresNotFinite) else ""
         if intact:
             return (
                 f"{hint}The log and the checkpoint of step {step_of(intact[0])} are intact: go on from there "
