@@ -333,10 +333,8 @@ class KeptWindows:
     def measures(self) -> dict[str, np.ndarray]:
         """Difficulty, length and repetition of each window; empty without windows.
 
-        - difficulty: mean negative log relative frequency of the tokens among these windows, nats per
-          token (as in the competence baseline by rarity).
-        - length: characters of the window's text.
-        - repetition: share of its 4-grams of tokens that occurred earlier in the window.
+        Difficulty is the mean negative log relative frequency of the tokens among these windows, nats per
+        token (as in the competence baseline by rarity); length the number of characters of the text.
         """
         if not len(self):
             return {}

@@ -49,19 +49,18 @@ def select(
     """
     found: list[dict[str, np.ndarray]] = []
     shown: list[CandidateRows] = []
-    step_parts, pairs = [np.empty(0, np.int64)], [np.empty((0, 2))]
+    pairs = [np.empty((0, 2))]
     for part in candidate_parts(run_dir):
         by = _BySteps(part.step)
         correlation, points = _calibration(part, by)
-        found.append(_averages(part, by, windows, measures, topic_of) | {"rank/effect": correlation})
-        step_parts.append(by.step)
+        averages = _averages(part, by, windows, measures, topic_of)
+        found.append({"step": by.step, "rank/effect": correlation} | averages)
         pairs += points
         if (keep := np.isin(part.step, steps)).any():
             shown.append(part.take(keep))
     per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
-    return Selection(
-        np.concatenate(step_parts), per_step, CandidateRows.concatenate(shown), np.concatenate(pairs)
-    )
+    step = per_step.pop("step", np.empty(0, np.int64))
+    return Selection(step, per_step, CandidateRows.concatenate(shown), np.concatenate(pairs))
 
 
 def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:

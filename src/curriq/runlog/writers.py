@@ -55,10 +55,7 @@ class Entry:
 class MetricsLog:
     """`RUN/metrics.jsonl`: one row per step, in the order of the steps.
 
-    Args:
-        run_dir: folder of the run.
-        start_step: first step that will be appended; rows from there on and a half-written last line
-            are cut off.
+    Opening it cuts off the rows from `start_step` on, and a half-written last line.
     """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
@@ -148,12 +145,7 @@ def encode_row(row: Row) -> bytes:
 class TableLog:
     """`RUN/<name>/part-<first step>.parquet`: steps are collected, and each `flush` writes a part.
 
-    Args:
-        run_dir: folder of the run.
-        name: of the table.
-        columns: of the table, one of them `step`.
-        start_step: first step that will be appended; what the parts hold from there on is dropped.
-        sources: names that a column of unit `dictionary` indexes.
+    Opening it drops the steps from `start_step` on. A column of unit `dictionary` indexes `sources`.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +20,11 @@ from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score,
 log = logging.getLogger("curriq")
 
 
+@dataclass(kw_only=True, eq=False)
 class Meter(Saved):
     """Counts windows, tokens, operations and seconds, and adds up weight by source.
 
-    Args:
+    Attributes:
         source_names: in the order of `Windows.source`.
         window: T, tokens per window.
         forward_flops: operations of one window's forward pass; backward costs twice as much.
@@ -44,29 +46,19 @@ class Meter(Saved):
         "offered_by_source",
     )
 
-    def __init__(
-        self,
-        source_names: tuple[str, ...],
-        *,
-        window: int,
-        forward_flops: int,
-        passes: int = 1,
-        trains: int | None = None,
-        cost_per_window: Cost = NO_COST,
-    ) -> None:
-        self.source_names = source_names
-        self._window = window
-        self._forward = forward_flops
-        self._passes = passes
-        self._trains = trains
-        self._cost_per_window = cost_per_window
-        self.windows_read = self.windows_proposed = self.windows_trained = 0
-        self.effective_windows = 0.0
-        self.flops = 0
-        self.seconds = 0.0
+    source_names: tuple[str, ...]
+    window: int
+    forward_flops: int
+    passes: int = 1
+    trains: int | None = None
+    cost_per_window: Cost = NO_COST
+
+    def __post_init__(self) -> None:
+        self.windows_read = self.windows_proposed = self.windows_trained = self.flops = 0
+        self.effective_windows = self.seconds = 0.0
         self.epoch: float | None = None
-        self.weight_by_source = torch.zeros(len(source_names), dtype=torch.float64)
-        self.offered_by_source = torch.zeros(len(source_names), dtype=torch.float64)
+        self.weight_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
+        self.offered_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
 
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""
@@ -77,7 +69,7 @@ class Meter(Saved):
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(step.trained.windows.source, weights)
         read_share = self._by_source(read, torch.ones(len(read), dtype=torch.float64) / len(read))
-        self._count(step.cost + self._cost_per_window * scored, scored)
+        self._count(step.cost + self.cost_per_window * scored, scored)
         self.windows_proposed += proposed
         self.effective_windows += effective
         self.seconds += seconds
@@ -107,11 +99,11 @@ class Meter(Saved):
         A forward pass over what is scored, and a backward pass, twice a forward, over what is trained on.
         With two passes every window is scored first; those that are trained on are forwarded again.
         """
-        trained = scored if self._trains is None else min(scored, self._trains)
-        forwards = scored + (self._passes - 1) * trained + 2 * trained + cost.forwards
+        trained = scored if self.trains is None else min(scored, self.trains)
+        forwards = scored + (self.passes - 1) * trained + 2 * trained + cost.forwards
         self.windows_read += cost.windows_read
         self.windows_trained += trained
-        self.flops += forwards * self._forward + cost.extra_flops
+        self.flops += forwards * self.forward_flops + cost.extra_flops
 
     def totals(self) -> Metrics:
         """The x-axes, by their names without `x/`."""
@@ -120,7 +112,7 @@ class Meter(Saved):
             "windows_proposed": self.windows_proposed,
             "windows_trained": self.windows_trained,
             "effective_windows": self.effective_windows,
-            "tokens": self.windows_trained * self._window,
+            "tokens": self.windows_trained * self.window,
             "flops": self.flops,
             "seconds": self.seconds,
         }
