@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.runs import without_times
 from tests.steps import finished_step
 
 from curriq.errors import CurriqError
@@ -87,7 +88,7 @@ class TestRegistry:
 
     def test_without_times(self):
         row = {"step": 3, "train/loss": 1.5, "time/step": 0.1, "x/seconds": 9.0, "x/tokens": 12}
-        assert registry.without_times(row) == {"step": 3, "train/loss": 1.5, "x/tokens": 12}
+        assert without_times(row) == {"step": 3, "train/loss": 1.5, "x/tokens": 12}
 
     def test_reading_needs_no_torch(self):
         code = (

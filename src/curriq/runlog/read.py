@@ -31,7 +31,6 @@ AXES = {
 """x-axis of a chart → its metric."""
 CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
 """Columns of the candidates table that `candidate_parts` reads; a run may lack the last two."""
-CANDIDATE_LABELS = ("step", "row", "window_id", "source")
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
@@ -218,14 +217,15 @@ def _read_table(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
     if not paths:
         folder = Path(run_dir) / name
         raise CurriqError(f"{folder} holds no {name}: {reason}, or has saved no checkpoint yet.")
-    return _together([read_part(path) for path in paths]).unify_dictionaries()
+    return together([read_part(path) for path in paths])
 
 
-def _together(parts: "list[pa.Table]") -> "pa.Table":
+def together(parts: "list[pa.Table]") -> "pa.Table":
+    """The rows of parts of one table; a column that only some of them have is null in the others."""
     import pyarrow as pa
 
     # A run that another version resumed may have a column in its later parts only.
-    return pa.concat_tables(parts, promote_options="default")
+    return pa.concat_tables(parts, promote_options="default").unify_dictionaries()
 
 
 def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None":
@@ -238,7 +238,7 @@ def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None"
         wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
         if wanted.any():
             found.append(read_part(path).filter(wanted))
-    return _together(found) if found else None
+    return together(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -258,30 +258,21 @@ class CandidateRows:
     names: list[str]
 
     def take(self, which: np.ndarray) -> "CandidateRows":
-        labels = (getattr(self, name)[which] for name in CANDIDATE_LABELS)
-        return CandidateRows(
-            *labels, {name: values[which] for name, values in self.columns.items()}, self.names
-        )
+        columns = {name: values[which] for name, values in self.columns.items()}
+        labels = (self.step[which], self.row[which], self.window_id[which], self.source[which])
+        return CandidateRows(*labels, columns, self.names)
 
     @staticmethod
-    def concatenate(parts: "list[CandidateRows]") -> "CandidateRows | None":
-        """All rows, with the columns that every part has; None without any part."""
-        if not parts:
-            return None
-        labels = (np.concatenate([getattr(part, name) for part in parts]) for name in CANDIDATE_LABELS)
-        names = [name for name in CANDIDATE_NUMBERS if all(name in part.columns for part in parts)]
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-        return CandidateRows(*labels, columns, parts[-1].names)
-
-
-def candidate_parts(run_dir: str | Path) -> Iterator[CandidateRows]:
-    """The candidates table part by part, so that a run of any length fits; none when the run logged none."""
-    for path in part_paths(run_dir, "candidates"):
-        table = read_part(path)
+    def of(table: "pa.Table") -> "CandidateRows":
+        labels = (table[name].to_numpy() for name in ("step", "row", "window_id"))
         source = table["source"].combine_chunks()
-        labels = (table[name].to_numpy() for name in CANDIDATE_LABELS[:-1])
         columns = {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names}
-        yield CandidateRows(*labels, source.indices.to_numpy(), columns, source.dictionary.to_pylist())
+        return CandidateRows(*labels, source.indices.to_numpy(), columns, source.dictionary.to_pylist())
+
+
+def candidate_parts(run_dir: str | Path) -> "Iterator[pa.Table]":
+    """The candidates table part by part, so that a run of any length fits; none when the run logged none."""
+    return map(read_part, part_paths(run_dir, "candidates"))
 
 
 def floats(column: Any) -> np.ndarray:

@@ -296,20 +296,11 @@ def find(name: str) -> Metric:
     raise KeyError(f"unknown metric {name!r}.{hint} Define new ones in curriq/runlog/schema.py.")
 
 
-def without_times(row: dict[str, float]) -> dict[str, float]:
-    """The part of a row on which two runs with one seed must agree bit by bit."""
-    return {name: value for name, value in row.items() if find(name).deterministic}
-
-
 def page() -> str:
     """The text of `docs/metrics.md`."""
     parts = [PREFACE]
-    for group, name, unit in (
-        *((group, "name", "unit") for group in GROUPS),
-        *((table, "column", "type") for table in TABLES[:-1]),
-        (TABLES[-1], "field", "unit"),
-    ):
-        lines = [f"| {name} | {unit} | meaning |", "| --- | --- | --- |"]
+    for group in GROUPS + TABLES:
+        lines = ["| name | unit or type | meaning |", "| --- | --- | --- |"]
         for metric in group.metrics:
             varies = "" if metric.deterministic else " *Differs between runs.*"
             lines.append(f"| `{metric.name}` | {metric.unit} | {metric.doc}{varies} |")

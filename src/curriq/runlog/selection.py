@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts
+from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts, together
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,27 @@ def select(
         steps: which steps to keep whole.
     """
     found: list[dict[str, np.ndarray]] = []
-    shown: list[CandidateRows] = []
+    shown = []
     pairs = [np.empty((0, 2))]
-    for part in candidate_parts(run_dir):
+    for table in candidate_parts(run_dir):
+        part = CandidateRows.of(table)
         by = _BySteps(part.step)
         correlation, points = _calibration(part, by)
         averages = _averages(part, by, windows, measures, topic_of)
         found.append({"step": by.step, "rank/effect": correlation} | averages)
         pairs += points
         if (keep := np.isin(part.step, steps)).any():
-            shown.append(part.take(keep))
+            shown.append(table.filter(keep))
     per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
     step = per_step.pop("step", np.empty(0, np.int64))
-    return Selection(step, per_step, CandidateRows.concatenate(shown), np.concatenate(pairs))
+    rows = CandidateRows.of(together(shown)) if shown else None
+    return Selection(step, per_step, rows, np.concatenate(pairs))
 
 
 def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:
     """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
     found: dict[int, list[list[float]]] = {}
-    for part in candidate_parts(run_dir):
+    for part in map(CandidateRows.of, candidate_parts(run_dir)):
         columns = (part.step, *(part.columns[name] for name in ("weight", "loss", "q")))
         for i in np.flatnonzero(np.isin(part.window_id, ids)):
             seen = found.setdefault(int(part.window_id[i]), [])
