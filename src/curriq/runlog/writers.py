@@ -108,8 +108,7 @@ class MetricsLog:
     def _kept(self, start_step: int) -> tuple[int, int]:
         """Bytes of the file that stay, and the step of the last row in them (−1 without one)."""
         size, last_step = 0, -1
-        if not self.path.exists():
-            return size, last_step
+        self.path.touch()
         with self.path.open("rb") as file:
             for line in file:
                 try:
@@ -361,20 +360,16 @@ def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
     """Remove a table's steps from `start_step` on: whole parts, and the end of the part at the border."""
     for temporary in (run_dir / name).glob(".tmp-*"):
         temporary.unlink()
-    border = None
-    for path in part_paths(run_dir, name):
-        if int(path.stem.removeprefix("part-")) >= start_step:
-            path.unlink()
-        else:
-            border = path
-    if border is None:
+    paths = part_paths(run_dir, name)
+    earlier = [path for path in paths if int(path.stem.removeprefix("part-")) < start_step]
+    for path in paths[len(earlier) :]:
+        path.unlink()
+    if not earlier:
         return
-    import pyarrow.compute as pc
-
-    table = read_part(border, fix="move it away and resume again")
-    kept = table.filter(pc.field("step") < start_step)
+    table = read_part(earlier[-1], fix="move it away and resume again")
+    kept = table.filter(table["step"].to_numpy() < start_step)
     if len(kept) < len(table):
-        write_part(border, kept)
+        write_part(earlier[-1], kept)
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:

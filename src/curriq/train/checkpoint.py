@@ -202,11 +202,7 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the size and the hash that it states.
-
-    Raises:
-        BadCheckpoint: the first defect found.
-    """
+    """The manifest of a checkpoint whose every file has the size and hash that it states; or BadCheckpoint."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         written, files = manifest["format"], manifest["files"]
@@ -224,12 +220,10 @@ def verify(path: Path) -> dict[str, Any]:
     if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
         raise BadCheckpoint("manifest.json is damaged")
     for name, stated in files.items():
-        file = path / name
         try:
-            size = file.stat().st_size
-            if size != stated["size"]:
+            if (size := (path / name).stat().st_size) != stated["size"]:
                 raise BadCheckpoint(f"{name} has {size} bytes instead of {stated['size']}")
-            if sha256(file) != stated["sha256"]:
+            if sha256(path / name) != stated["sha256"]:
                 raise BadCheckpoint(f"{name} is damaged: its SHA-256 is not the one in the manifest")
         except OSError as error:
             raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
@@ -261,8 +255,7 @@ def disk_error(error: BaseException) -> str | None:
     torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
     it into its own exception's text.
     """
-    # Ctrl-C is never a disk error, whatever it interrupted.
-    cause: BaseException | None = error if isinstance(error, Exception) else None
+    cause = error if isinstance(error, Exception) else None  # Ctrl-C is none, whatever it interrupted
     while cause is not None:
         if isinstance(cause, OSError):
             return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
