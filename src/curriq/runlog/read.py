@@ -371,13 +371,6 @@ def token_rows(column: "pa.ChunkedArray") -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
-def window_length(path: Path) -> int:
-    """T, tokens per window, of a part of the windows table."""
-    import pyarrow.parquet as pq
-
-    return pq.read_schema(path).field("tokens").type.list_size
-
-
 def _tokenizer(path: Path) -> Any:
     if not path.exists():
         return None

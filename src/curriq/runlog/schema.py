@@ -63,10 +63,9 @@ x/windows_proposed | windows | Candidates proposed: N per step.
 x/windows_trained | windows | Candidates forwarded and given a mixture weight.
 x/effective_windows | windows | Sum over steps of `policy/effective_batch_size`.
 x/tokens | tokens | Tokens of the windows in `x/windows_trained`.
-x/flops | FLOPs | Floating-point operations of the language models, spent on choosing and training: scoring
-    (including a reference model's), forward and backward of training, the trunk once more under gradient
-    checkpointing, the reward, and TD-into-θ. Excludes the evaluations and the Q-network's own (a few times
-    d · `--q-hidden` per window, less than 0.1 % of the rest).
+x/flops | FLOPs | Operations of the language models for choosing and training: scoring (a reference model's
+    too), forward and backward of training, the trunk once more under gradient checkpointing, the reward, and
+    TD-into-θ. Excludes the evaluations and the Q-network's own (less than 0.1 % of the rest).
 x/seconds | seconds | Wall time of the steps over all resumed parts; no evaluations, checkpoints or logs.
 
 # Training of θ
@@ -104,9 +103,8 @@ policy/effective_batch_size | windows | 1/‖π‖²: N for uniform, 1 for one w
 policy/effective_batch_fraction | – | `policy/effective_batch_size` over N.
 policy/max_weight | – | Largest π_i.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
-policy/target_accept_rate | – | Share of the target's own windows (the reward set's) that the stream filter
-    would accept in its next draws, at least `--min-target-accept-rate`; in steps that measure effects,
-    where Q sees the DSIR score.
+policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
+    least `--min-target-accept-rate`; in steps that measure effects, where Q sees the DSIR score.
 
 # Critic
 Present when the method has a Q-network. Q is on the scale of the reward.
@@ -223,8 +221,7 @@ accept_prob | float32 | Acceptance probability of the stream filter; null withou
 
 # The queries table
 `queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per
-query and step, with its text and the window that it drew, so that a person can read what the model searched
-for.
+query and step, with its text and the window that it drew.
 step | int32 | Index k of the step.
 query | int32 | Number of the query, 0 … K−1.
 text | string | The query, decoded.

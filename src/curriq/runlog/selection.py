@@ -13,7 +13,7 @@ from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts, toge
 
 @dataclass(frozen=True)
 class Selection:
-    """What the pass found.
+    """What one pass over the candidates found.
 
     Attributes:
         step: the steps that the table holds, ascending.
@@ -38,15 +38,8 @@ def select(
     topic_of: np.ndarray | None,
     steps: np.ndarray,
 ) -> Selection:
-    """Read the candidates once.
-
-    Args:
-        run_dir: folder of the run.
-        windows: those that were measured; averages are over these.
-        measures: name → value of each of them.
-        topic_of: topic of each of them, if there are topics.
-        steps: which steps to keep whole.
-    """
+    """What the candidates table of a run holds, averaged over the `windows` that `measures` (name → values) and
+    `topic_of` describe; the rows of `steps` are kept whole."""
     found: list[dict[str, np.ndarray]] = []
     shown = []
     pairs = [np.empty((0, 2))]

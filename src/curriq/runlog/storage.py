@@ -15,9 +15,8 @@ def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows cannot open a folder; its renames are ordered by the file system
-    descriptor = os.open(
-        path, os.O_RDONLY if os.name == "posix" else os.O_RDWR
-    )  # Windows forces only writers
+    # Windows forces only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from curriq.config import did_you_mean
 from curriq.errors import CurriqError
 from curriq.runlog import schema
-from curriq.runlog.read import part_paths, read_part, window_length
+from curriq.runlog.read import part_paths, read_part
 from curriq.runlog.storage import fsync, write_atomically
 
 if TYPE_CHECKING:
@@ -218,17 +218,17 @@ BYTES_PER_TOKEN = 4
 class WindowLog(TableLog):
     """`RUN/windows/`: the tokens of every window that was read, once each, so that a choice can be read.
 
-    The candidates table names windows by id; here an id becomes text again. Tokens are kept and not text:
-    they cost nothing to write, replay exactly (`curriq export`), and `windows/tokenizer.json` beside them
-    turns them into text without torch.
+    Tokens are kept and not text: they cost nothing to write, replay exactly (`curriq export`), and
+    `windows/tokenizer.json` beside them turns them into text without torch.
 
     Args:
-        megabytes: bound on the tokens kept, uncompressed; windows that come after it are not kept. 0 keeps
-            none and makes no folder.
+        megabytes: bound on the tokens kept, uncompressed; 0 keeps none and makes no folder.
         tokenizer: content of the tokenizer's `tokenizer.json`; empty when it has none.
     """
 
     def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
+        import pyarrow.parquet as pq
+
         super().__init__(run_dir, "windows", schema.WINDOWS, start_step)
         self._budget = int(megabytes * 1e6)
         self._reserve = self._budget // 2
@@ -240,7 +240,8 @@ class WindowLog(TableLog):
         for path in part_paths(run_dir, "windows"):
             ids = read_part(path, ["window_id"])["window_id"].to_pylist()
             self._known.update(ids)
-            self._budget -= len(ids) * window_length(path) * BYTES_PER_TOKEN
+            length = pq.read_schema(path).field("tokens").type.list_size
+            self._budget -= len(ids) * length * BYTES_PER_TOKEN
         if tokenizer:
             write_atomically(self.folder / "tokenizer.json", tokenizer.encode())
 

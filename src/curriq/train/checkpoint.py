@@ -43,7 +43,7 @@ class LoadedCheckpoint:
     """A verified checkpoint.
 
     Attributes:
-        step: number of finished steps, which is the index of the next one.
+        step: number of finished steps, the index of the next one.
         state: as given to `Checkpointer.save`; tensors are on the CPU.
     """
 
@@ -202,7 +202,7 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the size and hash that it states; or BadCheckpoint."""
+    """The manifest of a checkpoint, when every file has the size and the hash in it; else BadCheckpoint."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         written, files = manifest["format"], manifest["files"]

@@ -182,20 +182,15 @@ class TaskProbe:
         return finished == self._steps or (self._every > 0 and finished % self._every == 0)
 
     def score(self) -> Metrics:
-        """The scores under the names of the log."""
+        """The scores under the names of the log, which holds finite numbers only."""
         began = time.perf_counter()
         metrics: Metrics = {}
         for score in self._scores():
-            metrics |= self._named(score)
-        return metrics | {"time/tasks": time.perf_counter() - began}
-
-    def _named(self, score: Score) -> Metrics:
-        """Names and values for the log, which holds finite numbers only."""
-        name = f"task/{score.task}/{score.measure}"
-        if not math.isfinite(score.value):
-            if name not in self._left_out:
+            name = f"task/{score.task}/{score.measure}"
+            if math.isfinite(score.value):
+                values = {"": score.value, "/stderr": score.stderr, "/chance_level": score.chance_level}
+                metrics |= {name + end: value for end, value in values.items() if value is not None}
+            elif name not in self._left_out:
                 self._left_out.add(name)
                 log.warning(f"{name} is {score.value} as yet: the model is too bad for it. It is not logged.")
-            return {}
-        values = {"": score.value, "/stderr": score.stderr, "/chance_level": score.chance_level}
-        return {name + end: value for end, value in values.items() if value is not None}
+        return metrics | {"time/tasks": time.perf_counter() - began}

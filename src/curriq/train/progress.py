@@ -1,6 +1,7 @@
 """What a run shows while it trains: a live bar on a terminal, plain lines elsewhere."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,7 @@ READINGS = (
     ("validation/loss", "validation", "{:.3f}"),
     ("reward", "reward", "{:.3f}"),
     ("policy/entropy", "entropy", "{:.2f}"),
-    (
-        "policy/effective_batch_size",
-        "effective batch",
-        "{:.1f} ({row[policy/effective_batch_fraction]:.0%})",
-    ),
+    ("policy/effective_batch_size", "effective batch", "{:.1f} ({fraction:.0%})"),
     ("langevin/tokens_changed", "tokens changed", "{:.0%}"),
     ("langevin/above_random_sd", "query Q (sd)", "{:+.1f}"),
     ("time/windows_per_second", "windows/s", "{:,.0f}"),
@@ -140,8 +137,9 @@ class _LogHandler(logging.Handler):
 
 def readings(row: Metrics) -> dict[str, str]:
     """Label → formatted value of the numbers that a row has, in the order of `READINGS`."""
+    fraction = row.get("policy/effective_batch_fraction", math.nan)
     return {
-        label: form.format(row[metric], row=row).replace("-", "−")
+        label: form.format(row[metric], fraction=fraction).replace("-", "−")
         for metric, label, form in READINGS
         if metric in row
     }

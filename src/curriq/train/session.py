@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -164,7 +164,10 @@ class Session:
         step = self.state.step
         try:
             began = time.perf_counter()
-            with _dropout_seed(self.config.train.seed, step, self.device):
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                # Dropout draws from torch's global generator: a seed per step and rank needs no saved state.
+                seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
+                torch.manual_seed(seed)
                 done = train_step(self.components, self.state)
             counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
@@ -270,13 +273,13 @@ class Session:
             "Ctrl-C and resume."
         )
         held.enter_context(exclusive(self.run_dir, refusal))
-        if self._last_saved is None:
-            log = self.run_dir / "metrics.jsonl"
-            if checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0):
-                raise CurriqError(
-                    f"--run-dir {self.run_dir} holds a run already: go on with "
-                    f"`curriq resume {self.run_dir}`, or give another folder."
-                )
+        log = self.run_dir / "metrics.jsonl"
+        used = checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0)
+        if used and self._last_saved is None:
+            raise CurriqError(
+                f"--run-dir {self.run_dir} holds a run already: go on with "
+                f"`curriq resume {self.run_dir}`, or give another folder."
+            )
         (self.run_dir / "summary.json").unlink(missing_ok=True)  # the run's earlier end is not its end
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
         about = environment(self.device) | {"fingerprint": self.fingerprint}
@@ -308,15 +311,6 @@ class Session:
             loss = self.test()
             summary |= {"test_loss": loss, "test_perplexity": _perplexity(loss)}
         return summary
-
-
-@contextmanager
-def _dropout_seed(seed: int, step: int, device: torch.device) -> Generator[None, None, None]:
-    """Dropout draws from torch's global generator: one seed per step and rank resumes exactly without a
-    state to save, and the caller's global state is left alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, f"dropout/{step}/{parallel.rank()}"))
-        yield
 
 
 def _perplexity(loss: float) -> float:
