@@ -13,7 +13,7 @@ from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts, toge
 
 @dataclass(frozen=True)
 class Selection:
-    """What one pass over the candidates found.
+    """What the pass found.
 
     Attributes:
         step: the steps that the table holds, ascending.
@@ -38,8 +38,10 @@ def select(
     topic_of: np.ndarray | None,
     steps: np.ndarray,
 ) -> Selection:
-    """What the candidates table of a run holds, averaged over the `windows` that `measures` (name → values) and
-    `topic_of` describe; the rows of `steps` are kept whole."""
+    """One pass over the candidates table: averages of each step, and the rows of `steps` whole.
+
+    `measures` (name → values) and `topic_of` describe the `windows` that averages are taken over.
+    """
     found: list[dict[str, np.ndarray]] = []
     shown = []
     pairs = [np.empty((0, 2))]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -147,19 +147,14 @@ class TableLog:
     Opening it drops the steps from `start_step` on. A column of unit `dictionary` indexes `sources`.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        name: str,
-        columns: Sequence[schema.Metric],
-        start_step: int,
-        sources: Sequence[str] = (),
-    ) -> None:
-        self.folder = run_dir / name
-        self._columns = columns
+    name: ClassVar[str]
+    columns: ClassVar[Sequence[schema.Metric]]
+
+    def __init__(self, run_dir: Path, start_step: int, sources: Sequence[str] = ()) -> None:
+        self.folder = run_dir / self.name
         self._sources = list(sources)
         self._steps: list[Mapping[str, Any]] = []
-        drop_steps(run_dir, name, start_step)
+        drop_steps(run_dir, self.name, start_step)
 
     def append(self, entry: Entry) -> None:
         """Collect the table's part of a step."""
@@ -181,7 +176,7 @@ class TableLog:
     def _table(self) -> "pa.Table":
         import pyarrow as pa
 
-        units = {column.name: column.unit for column in self._columns}
+        units = {column.name: column.unit for column in self.columns}
         return pa.concat_tables(
             pa.table({name: arrow_column(step[name], unit, self._sources) for name, unit in units.items()})
             for step in self._steps
@@ -191,8 +186,10 @@ class TableLog:
 class CandidateLog(TableLog):
     """`RUN/candidates/`: every window that was read, with its score and weight."""
 
+    name, columns = "candidates", schema.CANDIDATES
+
     def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
-        super().__init__(run_dir, "candidates", schema.CANDIDATES, start_step, source_names)
+        super().__init__(run_dir, start_step, source_names)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, entry: Entry) -> None:
@@ -202,8 +199,7 @@ class CandidateLog(TableLog):
 class QueryLog(TableLog):
     """`RUN/queries/`: what Langevin-RAG searched for, and what it found. A run without queries has none."""
 
-    def __init__(self, run_dir: Path, start_step: int) -> None:
-        super().__init__(run_dir, "queries", schema.QUERIES, start_step)
+    name, columns = "queries", schema.QUERIES
 
     def append(self, entry: Entry) -> None:
         if entry.queries:
@@ -226,10 +222,12 @@ class WindowLog(TableLog):
         tokenizer: content of the tokenizer's `tokenizer.json`; empty when it has none.
     """
 
+    name, columns = "windows", schema.WINDOWS
+
     def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
         import pyarrow.parquet as pq
 
-        super().__init__(run_dir, "windows", schema.WINDOWS, start_step)
+        super().__init__(run_dir, start_step)
         self._budget = int(megabytes * 1e6)
         self._reserve = self._budget // 2
         self._known: set[int] = set()
