@@ -35,12 +35,7 @@ MOST_ROWS = 8192
 class CurriculumAbout:
     """What a replay must agree with, and where the file comes from.
 
-    Attributes:
-        tokenizer, held_out: entries of the run's data fingerprint.
-        window: T, tokens per window.
-        candidates: N, windows per step.
-        steps: steps 0 … steps − 1 are in the file.
-        method, seed: of the run.
+    `tokenizer` and `held_out` are entries of the run's data fingerprint, `window` is T, `candidates` N.
     """
 
     tokenizer: str

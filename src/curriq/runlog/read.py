@@ -97,12 +97,7 @@ class Buckets:
 
 
 class Columns:
-    """All metrics of a run as arrays.
-
-    Args:
-        values: metric → (index of the row, value) of each measurement, in the order of the steps.
-        rows: rows of the log.
-    """
+    """All metrics of a run: for each one (index of the row, value) of its measurements, over `rows` rows."""
 
     def __init__(self, values: dict[str, tuple[np.ndarray, np.ndarray]], rows: int) -> None:
         self._values = values

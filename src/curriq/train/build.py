@@ -99,7 +99,7 @@ def _meter(config: RunConfig, context: Context, method: Method, learner: Learner
     # Gradient checkpointing forwards the trunk of a window once more for its backward pass.
     recomputed = trunk_flops(lm, window) if config.lm.gradient_checkpointing else 0
     return Meter(
-        source_names=context.corpus.source_names,
+        context.corpus.source_names,
         window=window,
         forward_flops=forward_flops(lm, window),
         passes=learner.passes,

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score,
 log = logging.getLogger("curriq")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Meter(Saved):
     """Counts windows, tokens, operations and seconds, and adds up weight by source.
 
@@ -47,6 +47,7 @@ class Meter(Saved):
     )
 
     source_names: tuple[str, ...]
+    _: KW_ONLY
     window: int
     forward_flops: int
     passes: int = 1

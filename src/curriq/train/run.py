@@ -110,15 +110,13 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
             "an uninterrupted run."
         )
     device = pick_device(config.lm.device)
-    generators = Generators(config.train.seed)
-    read_ahead = device.type != "cpu" and os.name == "posix"
-    corpus = own.corpus(config, read_ahead=read_ahead)
+    corpus = own.corpus(config, read_ahead=device.type != "cpu" and os.name == "posix")
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
     saved = None if checkpoint is None else checkpoint.lm
     seed, window = config.train.seed, config.data.window
     lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
-    context = Context(corpus=corpus, lm=lm, generators=generators)
+    context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
     session = build_session(config, context, own.method(config, context), own.probes)
     if checkpoint is not None:
         session.load(checkpoint)
