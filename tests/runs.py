@@ -11,7 +11,7 @@ import torch
 from curriq.config import EMBEDDED_SOURCES, RunConfig
 from curriq.presets import preset
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
-from curriq.runlog.schema import without_times
+from curriq.runlog.schema import find
 from curriq.train.checkpoint import latest_checkpoint
 
 SETTINGS: dict[str, Any] = {
@@ -36,6 +36,11 @@ SETTINGS: dict[str, Any] = {
 def tiny(**overrides: Any) -> RunConfig:
     """Six steps of eight windows; every tiny run shares one cached tokenizer."""
     return preset("smoke").override(**(SETTINGS | overrides))
+
+
+def without_times(row: dict[str, float]) -> dict[str, float]:
+    """The part of a row on which two runs with one seed must agree bit by bit."""
+    return {name: value for name, value in row.items() if find(name).deterministic}
 
 
 @dataclass(frozen=True)

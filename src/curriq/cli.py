@@ -135,7 +135,7 @@ COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "eval": "curriq.evaluate.tasks",
     "report": report_command,
     "watch": "curriq.report.watch",
-    "export": "curriq.runlog.export",
+    "export": "curriq.runlog.curriculum",
     "presets": presets_command,
 }
 """Command → its function, or the module whose `main` it is."""

@@ -495,7 +495,7 @@ class TestNotFinite:
         error = refused(capsys, "train", *QUICK, *flags, "--lm-lr", "1e30")
         standing = {path.name for path in (run / "checkpoints").glob("step-*")}
         assert standing == {"step-00000000"}
-        assert "checkpoint of step 0 stand" in error
+        assert "checkpoint of step 0 are intact" in error
         assert main(["resume", str(run), "--lm-lr", "1e-3"]) == 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.runs import without_times
 from tests.steps import finished_step
 
 from curriq.errors import CurriqError
@@ -21,8 +22,7 @@ from curriq.runlog import schema as registry
 from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
 from curriq.runlog.writers import CandidateLog, MetricsLog, RunLogs, write_summary
-from curriq.train.record import log_entry
-from curriq.train.sinks import TensorBoardSink, WandbSink
+from curriq.train.record import TensorBoardSink, WandbSink, log_entry
 from curriq.types import Effects, Offer, Sampled, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ class TestRegistry:
 
     def test_without_times(self):
         row = {"step": 3, "train/loss": 1.5, "time/step": 0.1, "x/seconds": 9.0, "x/tokens": 12}
-        assert registry.without_times(row) == {"step": 3, "train/loss": 1.5, "x/tokens": 12}
+        assert without_times(row) == {"step": 3, "train/loss": 1.5, "x/tokens": 12}
 
     def test_reading_needs_no_torch(self):
         code = (
@@ -155,7 +155,7 @@ class TestMetricsLog:
     @pytest.mark.parametrize("value", [torch.tensor(1.0), np.float64(1.0), "1", None, True])
     def test_no_number(self, value):
         with pytest.raises(TypeError, match=r"metric 'reward' is a \w+, not a Python number"):
-            module.require_finite("reward", value, 0)
+            module.encode_row({"step": 0, "reward": value})
 
     def test_full_disk_keeps_rows_until_there_is_space(self, tmp_path, caplog):
         log = MetricsLog(tmp_path, 0)

@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from curriq.train.progress import Bar
-from curriq.train.sparkline import BARS, History, sparkline
+from curriq.train.progress import BARS, Bar, History, sparkline
 
 
 def test_sparkline_by_hand():

@@ -20,8 +20,8 @@ from curriq.data.tokenizer import train_tokenizer
 from curriq.evaluate.tasks import model_folder
 from curriq.lm.harness import BOOTSTRAP, _scores, _untouched
 from curriq.runlog.read import read_metrics
+from curriq.train.meter import TaskProbe
 from curriq.train.run import train
-from curriq.train.tasks import TaskProbe
 from curriq.types import Score
 
 
@@ -78,12 +78,12 @@ class StubHarness:
 
 @pytest.mark.parametrize(("every", "due"), [(0, [6]), (2, [1, 3, 5, 6]), (7, [6])])
 def test_tasks_are_scored_at_intervals_and_after_the_last_step(every: int, due: list[int]):
-    probe = TaskProbe(StubHarness(), EvalConfig(eval_tasks_every=every), steps=7)
+    probe = TaskProbe(StubHarness().scores, EvalConfig(eval_tasks_every=every), steps=7)
     assert [step for step in range(7) if probe.due(step)] == due
 
 
 def test_an_infinite_score_is_left_out_of_the_log_and_said_once(caplog: pytest.LogCaptureFixture):
-    probe = TaskProbe(StubHarness(), EvalConfig(), steps=7)
+    probe = TaskProbe(StubHarness().scores, EvalConfig(), steps=7)
     probe.score()
     row = probe.score()
     assert row.pop("time/tasks") >= 0

@@ -1,20 +1,25 @@
-"""A curriculum as a file: which windows were offered in each step, and how they were weighed.
+"""A curriculum as a file: the candidates of each step of a run, in their order, and their weights.
 
 `curriq export` writes it, `--curriculum` reads it. The tokens travel with it, so that a replay needs neither
 the sources nor their order: only the tokenizer and the length of a window must be the same.
 """
 
+import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from curriq.config import RunConfig, require
+from curriq.config import RunConfig, load_run_config, require
 from curriq.errors import CurriqError
+from curriq.runlog import read
+from curriq.runlog.storage import replacing
+from curriq.runlog.writers import token_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,18 +27,15 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "row", "window_id", "source", "score", "weight", "tokens")
 KEY = b"curriq"
 """Entry of the Parquet metadata that holds `CurriculumAbout` as JSON."""
+MOST_ROWS = 8192
+"""Rows of a row group, at least one step's: what a replay holds in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumAbout:
     """What a replay must agree with, and where the file comes from.
 
-    Attributes:
-        tokenizer, held_out: entries of the run's data fingerprint.
-        window: T, tokens per window.
-        candidates: N, windows per step.
-        steps: steps 0 … steps − 1 are in the file.
-        method, seed: of the run.
+    `tokenizer` and `held_out` are entries of the run's data fingerprint, `window` is T, `candidates` N.
     """
 
     tokenizer: str
@@ -62,40 +64,8 @@ class CurriculumStep:
     scores: Float[np.ndarray, "N"]
 
 
-def write_curriculum(path: Path, parts: "Iterable[pa.Table]", **about: Any) -> None:
-    """Write tables with `COLUMNS` in the order of the steps; a step lies in one table.
-
-    Args:
-        path: the file.
-        parts: the tables.
-        about: fields of `CurriculumAbout`.
-
-    Raises:
-        OSError: the disk refused it; no half file is left.
-    """
-    import pyarrow.parquet as pq
-
-    checked = CurriculumAbout(**about)
-    temporary = path.with_name(f".tmp-{path.name}")
-    writer = None
-    try:
-        for part in parts:
-            part = part.replace_schema_metadata({KEY: json.dumps(asdict(checked))})
-            writer = writer or pq.ParquetWriter(temporary, part.schema, compression="zstd")
-            writer.write_table(part, row_group_size=max(1, len(part)))
-        assert writer is not None, "no part"
-        writer.close()
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 class RecordedCurriculum:
-    """Reads a file step by step; one row group is in memory at a time.
-
-    Args:
-        path: what `curriq export` wrote.
+    """Reads a file that `curriq export` wrote, step by step; one row group is in memory at a time.
 
     Raises:
         CurriqError: there is no such file, or it is no curriculum.
@@ -105,9 +75,8 @@ class RecordedCurriculum:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.path = Path(path)
         try:
-            self._file = pq.ParquetFile(self.path)
+            self._file = pq.ParquetFile(path)
             self.about = CurriculumAbout(**json.loads(self._file.schema_arrow.metadata[KEY]))
             if tuple(self._file.schema_arrow.names) != COLUMNS:
                 raise KeyError("columns")
@@ -116,32 +85,26 @@ class RecordedCurriculum:
             raise CurriqError(
                 f"--curriculum {path} cannot be read ({why}): `curriq export RUN` writes one."
             ) from None
-        self._groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
-        first = self._file.read_row_group(0, columns=["source"]) if self._groups else None
-        self.sources: list[str] = (
-            [] if first is None else first["source"].combine_chunks().dictionary.to_pylist()
-        )
-        self._first = [group.column(0).statistics.min for group in self._groups]
-        self._loaded: tuple[int, dict[str, Any]] | None = None
+        groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
+        self._first_steps = [group.column(0).statistics.min for group in groups]
+        source = self._file.read_row_group(0, columns=["source"])["source"].combine_chunks()
+        self.sources: list[str] = source.dictionary.to_pylist()
+        self._loaded: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def __getitem__(self, step: int) -> CurriculumStep:
         """One step; the caller has compared it with `about.steps`."""
-        group = int(np.searchsorted(self._first, step, side="right")) - 1
-        columns = self._columns(group)
+        columns = self._columns(int(np.searchsorted(self._first_steps, step, side="right")) - 1)
         rows = np.flatnonzero(columns["step"] == step)
         rows = rows[np.argsort(columns["row"][rows], kind="stable")]
         return CurriculumStep(*(columns[name][rows] for name in ("tokens", "window_id", "source", "score")))
 
-    def _columns(self, group: int) -> dict[str, Any]:
-        if self._loaded is None or self._loaded[0] != group:
+    def _columns(self, group: int) -> dict[str, np.ndarray]:
+        if self._loaded[0] != group:
             table = self._file.read_row_group(group)
-            tokens = table["tokens"].combine_chunks()
-            columns = {
-                name: table[name].to_numpy(zero_copy_only=False) for name in ("step", "row", "window_id")
-            }
-            columns["tokens"] = tokens.flatten().to_numpy().reshape(len(tokens), self.about.window)
+            columns = {name: table[name].to_numpy() for name in ("step", "row", "window_id")}
+            columns["tokens"] = read.token_rows(table["tokens"])
             columns["source"] = table["source"].combine_chunks().indices.to_numpy()
-            columns["score"] = table["score"].to_numpy(zero_copy_only=False).astype(np.float32)
+            columns["score"] = read.floats(table["score"]).astype(np.float32)
             self._loaded = group, columns
         return self._loaded[1]
 
@@ -149,33 +112,23 @@ class RecordedCurriculum:
 def open_curriculum(
     config: RunConfig, fingerprint: Mapping[str, str], source_names: Sequence[str]
 ) -> RecordedCurriculum:
-    """The curriculum that a run replays.
-
-    Args:
-        config: of the run.
-        fingerprint: of its data.
-        source_names: of its stream.
+    """The curriculum that a run replays; `fingerprint` and `source_names` are those of its data.
 
     Raises:
         CurriqError: the file was made with another tokenizer, window length, N or held-out text; it is
             shorter than the run; or it has a source that the run does not know.
     """
     curriculum = RecordedCurriculum(config.data.curriculum)
-    about, n = curriculum.about, config.train.num_candidates
+    about, n, steps = curriculum.about, config.train.num_candidates, config.train.steps
     name = f"--curriculum {config.data.curriculum}"
-    for what, theirs, ours, way_out in (
+    held_out = "its windows may be test text here: use that run's --target, --held-out-share and set sizes"
+    for what, theirs, ours, fix in (
         ("tokenizer", about.tokenizer, fingerprint["tokenizer"], "use that run's --tokenizer and sources"),
         ("window", about.window, config.data.window, f"use --window {about.window}"),
         ("number of candidates", about.candidates, n, f"use --num-candidates {about.candidates}"),
-        (
-            "held-out text",
-            about.held_out,
-            fingerprint["held_out"],
-            "its windows may be test text here: use that run's --target, --held-out-share and set sizes",
-        ),
+        ("held-out text", about.held_out, fingerprint["held_out"], held_out),
     ):
-        require(theirs == ours, f"{name}: its {what} is {theirs}, this run's is {ours}: {way_out}.")
-    steps = config.train.steps
+        require(theirs == ours, f"{name}: its {what} is {theirs}, this run's is {ours}: {fix}.")
     require(
         steps <= about.steps,
         f"{name} has {about.steps} steps, this run {steps}: use --steps {about.steps} or fewer.",
@@ -186,3 +139,84 @@ def open_curriculum(
         f"{name} has windows of {unknown}: name these sources with --sources; weight=0 will do.",
     )
     return curriculum
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `curriq export`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="curriq export",
+        description="Write the candidates of a run and their weights, as one Parquet file. "
+        "`curriq train --curriculum FILE` replays it with another seed, model or size.",
+    )
+    parser.add_argument("RUN", type=Path, help="folder of the run")
+    parser.add_argument("--out", type=Path, help="the file (default: curriculum.parquet in the run's folder)")
+    options = parser.parse_args(list(arguments))
+    out = options.out or options.RUN / "curriculum.parquet"
+    about = export(options.RUN, out)
+    size = f"{about.steps} steps of {about.candidates} windows, {out.stat().st_size / 1e6:.1f} MB"
+    print(f"curriculum  {out} ({size})")
+    print(f"replay      curriq train --curriculum {out} --num-candidates {about.candidates} …")
+    return 0
+
+
+def export(run: Path, out: Path) -> CurriculumAbout:
+    """Write the curriculum of a run, up to its last checkpoint; the run must have kept all its windows."""
+    config = load_run_config(run)
+    environment = read.read_document(
+        read.existing(run / "environment.json"), "restore it from a copy of the run"
+    )
+    parts = read.part_paths(run, "candidates")
+    kept = read.read_windows(run)
+    if not parts or not len(kept):
+        what = "candidates (--no-log-candidates)" if not parts else "windows (--log-windows-mb 0)"
+        raise CurriqError(
+            f"{run} kept no {what}, or has saved no checkpoint yet: an export needs both. Train again with "
+            "them."
+        )
+    about = CurriculumAbout(
+        tokenizer=environment["fingerprint"]["tokenizer"],
+        held_out=environment["fingerprint"]["held_out"],
+        window=kept.stored.shape[1],
+        candidates=config.train.num_candidates,
+        steps=1 + int(read.read_part(parts[-1], ["step"])["step"].to_numpy().max()),
+        method=config.method,
+        seed=config.train.seed,
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(out, _tables(parts, kept, about.candidates), about)
+    except OSError as error:
+        raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
+    return about
+
+
+def _write(path: Path, tables: "Iterator[pa.Table]", about: CurriculumAbout) -> None:
+    """Tables with `COLUMNS`, in the order of the steps, each as one row group; a step lies in one table."""
+    import pyarrow.parquet as pq
+
+    first = next(tables)
+    schema = first.schema.with_metadata({KEY: json.dumps(asdict(about))})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table, row_group_size=len(table))
+
+
+def _tables(parts: list[Path], kept: read.KeptWindows, n: int) -> "Iterator[pa.Table]":
+    """Whole steps with their tokens, at most `MOST_ROWS` rows at a time; without rejected windows."""
+    import pyarrow.compute as pc
+
+    for path in parts:
+        table = read.read_part(path)
+        if "accept_prob" in table.column_names:
+            table = table.filter((pc.field("row") < n) | pc.field("accept_prob").is_null())
+        steps = table["step"].to_numpy()
+        starts = np.flatnonzero(np.diff(steps, prepend=-1))[:: max(1, MOST_ROWS // n)]
+        for start, end in pairwise([*starts.tolist(), len(steps)]):
+            rows = table.slice(start, end - start)
+            where = kept.find(rows["window_id"].to_numpy())
+            if (where < 0).any():
+                raise CurriqError(
+                    f"the run did not keep the tokens of {(where < 0).sum()} windows of steps {steps[start]} "
+                    f"to {steps[end - 1]}: --log-windows-mb was used up. Train again with a greater one."
+                )
+            yield rows.append_column("tokens", token_column(kept.stored[where])).select(COLUMNS)

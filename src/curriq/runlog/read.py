@@ -1,4 +1,7 @@
-"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere."""
+"""Readers of a run's folder. They import neither torch nor the report, so a log opens anywhere.
+
+Where a file is missing or damaged they raise CurriqError, which names the file and how to fix it.
+"""
 
 import json
 import tomllib
@@ -34,22 +37,14 @@ NGRAM = 4
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that exists.
-
-    Raises:
-        CurriqError: it does not.
-    """
+    """The same path, when the file exists."""
     if not path.is_file():
         raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
     return path
 
 
 def read_document(path: Path, fix: str = "remove it to report on the rest") -> dict[str, Any]:
-    """The content of a JSON or TOML file; empty when there is no such file.
-
-    Raises:
-        CurriqError: the file is damaged; the message ends with `fix`.
-    """
+    """The content of a JSON or TOML file; empty when there is no such file. An error ends with `fix`."""
     if not path.exists():
         return {}
     loads = tomllib.loads if path.suffix == ".toml" else json.loads
@@ -60,11 +55,7 @@ def read_document(path: Path, fix: str = "remove it to report on the rest") -> d
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:
-    """The fields of `summary.json`; docs/metrics.md defines them.
-
-    Raises:
-        CurriqError: the run has not ended, or the file is damaged.
-    """
+    """The fields of `summary.json`, once the run has ended; docs/metrics.md defines them."""
     return read_document(existing(Path(run_dir) / "summary.json"), "resume the run to write it again")
 
 
@@ -72,9 +63,6 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`, one dict per step; docs/metrics.md defines the names.
 
     A line without its end is left out: the run is still writing it, or was killed in it.
-
-    Raises:
-        CurriqError: there is no log, or a line of it is damaged.
     """
     rows: list[dict[str, float]] = []
     _each_row(run_dir, rows.append)
@@ -109,12 +97,7 @@ class Buckets:
 
 
 class Columns:
-    """All metrics of a run as arrays.
-
-    Args:
-        values: metric → (index of the row, value) of each measurement, in the order of the steps.
-        rows: rows of the log.
-    """
+    """All metrics of a run: for each one (index of the row, value) of its measurements, over `rows` rows."""
 
     def __init__(self, values: dict[str, tuple[np.ndarray, np.ndarray]], rows: int) -> None:
         self._values = values
@@ -180,11 +163,7 @@ def bucket_edges(count: int, most: int) -> np.ndarray:
 
 
 def read_columns(run_dir: str | Path) -> Columns:
-    """`metrics.jsonl` by metric, read line by line: a log of 100,000 steps does not fit as dictionaries.
-
-    Raises:
-        CurriqError: as `read_metrics`.
-    """
+    """`metrics.jsonl` by metric, read line by line: a log of 100,000 steps does not fit as dictionaries."""
     rows: dict[str, array] = {}
     values: dict[str, array] = {}
     count = 0
@@ -205,71 +184,56 @@ def part_paths(run_dir: str | Path, table: str) -> list[Path]:
     return sorted((Path(run_dir) / table).glob("part-*.parquet"))
 
 
-def read_part(path: Path, columns: list[str] | None = None) -> "pa.Table":
-    """One part of a table; all columns when None are named.
-
-    Raises:
-        CurriqError: it is damaged.
-    """
+def read_part(
+    path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
+) -> "pa.Table":
+    """One part of a table, with all columns when None are named. An error ends with `fix`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path).read(columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
-        raise CurriqError(f"{path} is damaged ({error}): delete it to read the others.") from None
+        raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
 
 
 def read_candidates(run_dir: str | Path) -> "pa.Table":
-    """All parts of the candidates table, in the order of the steps; docs/metrics.md defines the columns.
-
-    Raises:
-        CurriqError: the run logged no candidates, or a part is damaged.
-    """
-    return _read_parts(
-        run_dir, "candidates", "the run had --no-log-candidates, or has saved no checkpoint yet"
-    )
+    """The candidates table, in the order of the steps; docs/metrics.md defines the columns."""
+    return _read_table(run_dir, "candidates", "the run had --no-log-candidates")
 
 
 def read_queries(run_dir: str | Path) -> "pa.Table":
-    """All parts of the queries table, in the order of the steps; docs/metrics.md defines the columns.
-
-    Raises:
-        CurriqError: the run logged no queries, or a part is damaged.
-    """
-    reason = (
-        "the run had no --proposer that makes any, had --no-log-candidates, or has saved no checkpoint yet"
-    )
-    return _read_parts(run_dir, "queries", reason)
+    """The queries table, in the order of the steps; docs/metrics.md defines the columns."""
+    return _read_table(run_dir, "queries", "the run had no --proposer with queries, had --no-log-candidates")
 
 
-def _read_parts(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
-    import pyarrow as pa
-
+def _read_table(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
     paths = part_paths(run_dir, name)
     if not paths:
-        raise CurriqError(f"{Path(run_dir) / name} holds no {name}: {reason}.")
+        folder = Path(run_dir) / name
+        raise CurriqError(f"{folder} holds no {name}: {reason}, or has saved no checkpoint yet.")
+    return together([read_part(path) for path in paths])
+
+
+def together(parts: "list[pa.Table]") -> "pa.Table":
+    """The rows of parts of one table; a column that only some of them have is null in the others."""
+    import pyarrow as pa
+
     # A run that another version resumed may have a column in its later parts only.
-    table = pa.concat_tables([read_part(path) for path in paths], promote_options="default")
-    return table.unify_dictionaries()
+    return pa.concat_tables(parts, promote_options="default").unify_dictionaries()
 
 
 def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None":
     """The queries of some steps; None when there are none.
 
     Only the parts that hold such a step are read whole: the texts of a long run do not fit into memory.
-
-    Raises:
-        CurriqError: a part is damaged.
     """
-    import pyarrow as pa
-
     found = []
     for path in part_paths(run_dir, "queries"):
         wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
         if wanted.any():
-            found.append(read_part(path).filter(pa.array(wanted)))
-    return pa.concat_tables(found, promote_options="default") if found else None
+            found.append(read_part(path).filter(wanted))
+    return together(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -294,36 +258,16 @@ class CandidateRows:
         return CandidateRows(*labels, columns, self.names)
 
     @staticmethod
-    def concatenate(parts: "list[CandidateRows]") -> "CandidateRows | None":
-        """All rows, with the columns that every part has; None without any part."""
-        if not parts:
-            return None
-        labels = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("step", "row", "window_id", "source")
-        )
-        names = [name for name in CANDIDATE_NUMBERS if all(name in part.columns for part in parts)]
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-        return CandidateRows(*labels, columns, parts[-1].names)
-
-
-def candidate_parts(run_dir: str | Path) -> Iterator[CandidateRows]:
-    """The candidates table part by part, so that a run of any length fits; none when the run logged none.
-
-    Raises:
-        CurriqError: a part is damaged.
-    """
-    for path in part_paths(run_dir, "candidates"):
-        table = read_part(path)
+    def of(table: "pa.Table") -> "CandidateRows":
+        labels = (table[name].to_numpy() for name in ("step", "row", "window_id"))
         source = table["source"].combine_chunks()
-        yield CandidateRows(
-            table["step"].to_numpy(),
-            table["row"].to_numpy(),
-            table["window_id"].to_numpy(),
-            source.indices.to_numpy(),
-            {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names},
-            source.dictionary.to_pylist(),
-        )
+        columns = {name: floats(table[name]) for name in CANDIDATE_NUMBERS if name in table.column_names}
+        return CandidateRows(*labels, source.indices.to_numpy(), columns, source.dictionary.to_pylist())
+
+
+def candidate_parts(run_dir: str | Path) -> "Iterator[pa.Table]":
+    """The candidates table part by part, so that a run of any length fits; none when the run logged none."""
+    return map(read_part, part_paths(run_dir, "candidates"))
 
 
 def floats(column: Any) -> np.ndarray:
@@ -375,10 +319,8 @@ class KeptWindows:
     def measures(self) -> dict[str, np.ndarray]:
         """Difficulty, length and repetition of each window; empty without windows.
 
-        - difficulty: mean negative log relative frequency of the tokens among these windows, nats per
-          token (as in the competence baseline by rarity).
-        - length: characters of the window's text.
-        - repetition: share of its 4-grams of tokens that occurred earlier in the window.
+        Difficulty is the mean negative log relative frequency of the tokens among these windows, nats per
+        token (as in the competence baseline by rarity); length the number of characters of the text.
         """
         if not len(self):
             return {}
@@ -408,23 +350,20 @@ def repetition(tokens: np.ndarray) -> np.ndarray:
 
 
 def read_windows(run_dir: str | Path) -> KeptWindows:
-    """All windows that the run kept; none when it kept none.
-
-    Raises:
-        CurriqError: a part or the tokenizer is damaged.
-    """
-    ids, tokens = [], []
-    for path in part_paths(run_dir, "windows"):
-        table = read_part(path, ["window_id", "tokens"])
-        length = table.schema.field("tokens").type.list_size
-        ids.append(table["window_id"].to_numpy())
-        tokens.append(table["tokens"].combine_chunks().flatten().to_numpy().reshape(-1, length))
-    if not ids:
+    """All windows that the run kept; none when it kept none."""
+    parts = [read_part(path, ["window_id", "tokens"]) for path in part_paths(run_dir, "windows")]
+    if not parts:
         return KeptWindows(np.empty(0, np.int64), np.empty((0, 0), np.int32), None)
-    all_ids = np.concatenate(ids)
-    order = np.argsort(all_ids)
+    ids = np.concatenate([part["window_id"].to_numpy() for part in parts])
+    tokens = np.concatenate([token_rows(part["tokens"]) for part in parts])
+    order = np.argsort(ids)
     tokenizer = _tokenizer(Path(run_dir) / "windows" / "tokenizer.json")
-    return KeptWindows(all_ids[order], np.concatenate(tokens)[order], tokenizer)
+    return KeptWindows(ids[order], tokens[order], tokenizer)
+
+
+def token_rows(column: "pa.ChunkedArray") -> np.ndarray:
+    """[windows, T] array of a column of tokens, which `writers.token_column` writes."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _tokenizer(path: Path) -> Any:

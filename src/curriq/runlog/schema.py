@@ -1,7 +1,6 @@
 """Every number and column of a run's log: its name, unit and meaning.
 
-`python -m curriq.runlog.schema > docs/metrics.md` prints the page. Imports nothing heavy: reports read the
-definitions without torch.
+`python -m curriq.runlog.schema > docs/metrics.md` prints the page.
 """
 
 import re
@@ -42,42 +41,35 @@ class Group:
 
 
 def _groups(text: str) -> tuple[Group, ...]:
-    """The groups of a text in blocks: `# title`, prose, an empty line, rows of `name | unit | meaning`.
+    """The groups of a text in blocks: `# title`, prose, and rows of `name | unit | meaning`.
 
     An indented line continues the row above it.
     """
     groups = []
     for block in text.strip().removeprefix("# ").split("\n\n# "):
-        head, _, rows = block.partition("\n\n")
-        title, _, prose = head.partition("\n")
-        lines = re.sub(r"\n +", " ", rows.strip()).split("\n")
-        metrics = tuple(Metric(*line.split(" | ", 2)) for line in lines)
-        groups.append(Group(title, prose.replace("\n", " "), metrics))
+        title, *lines = re.sub(r"\n +", " ", block).split("\n")
+        metrics = tuple(Metric(*line.split(" | ", 2)) for line in lines if " | " in line)
+        prose = " ".join(line for line in lines if " | " not in line)
+        groups.append(Group(title, prose, metrics))
     return tuple(groups)
 
 
 GROUPS = _groups("""
 # Step and x-axes
-Totals since the start of the run, up to and including this step. A fair comparison states which of them is
-held equal.
-
+Totals up to and including this step. A fair comparison states which of them is held equal.
 step | steps | Index k of the step, from 0.
-x/windows_read | windows | Windows read from the stream, including those that the stream filter rejected and
-    those that went into a retrieval buffer.
+x/windows_read | windows | Windows read from the stream, with those that a filter rejected or a buffer took.
 x/windows_proposed | windows | Candidates proposed: N per step.
 x/windows_trained | windows | Candidates forwarded and given a mixture weight.
 x/effective_windows | windows | Sum over steps of `policy/effective_batch_size`.
 x/tokens | tokens | Tokens of the windows in `x/windows_trained`.
-x/flops | FLOPs | Floating-point operations of the language models, spent on choosing and training: scoring
-    (including a reference model's), forward and backward of training, the trunk once more under gradient
-    checkpointing, the reward, and TD-into-θ. Excludes the evaluations and the Q-network's own (a few times
-    d · `--q-hidden` per window, less than 0.1 % of the rest).
-x/seconds | seconds | Wall time of the steps, over all resumed parts, without evaluations, checkpoints and
-    logs.
+x/flops | FLOPs | Operations of the language models for choosing and training: scoring (a reference model's
+    too), forward and backward of training, the trunk once more under gradient checkpointing, the reward, and
+    TD-into-θ. Excludes the evaluations and the Q-network's own (less than 0.1 % of the rest).
+x/seconds | seconds | Wall time of the steps over all resumed parts; no evaluations, checkpoints or logs.
 
 # Training of θ
 Measured on the candidates of the step at θ_k, before the update.
-
 train/loss | nats per token | Mixture loss Σ π_i ℓ_i (Eq. 7), the quantity θ descends.
 train/mean_loss | nats per token | Unweighted mean of ℓ_i over the forwarded candidates.
 train/grad_norm | nats per token | Global gradient norm of θ before clipping.
@@ -87,7 +79,6 @@ theta_reset | – | 1 when θ was reset after this step to its value at the star
 # Reward and held-out loss
 All without dropout. Validation is measured every `--eval-every` steps and after the last; other rows lack
 its names. The test set is used once, at the end, for the summary.
-
 reward | nats per token | r_k (Eq. 1): mean log-probability under θ_{k+1} of a fresh random subset of M
     windows of the reward set; negative, higher is better. With `--reward paired` its gain over θ_k on the
     same windows. Absent in steps between rewards (`--reward-every`).
@@ -99,7 +90,6 @@ validation/perplexity | – | exp of `validation/loss`, per token.
 # Downstream tasks
 Of θ_{k+1} by lm-evaluation-harness, every `--eval-tasks-every` steps and after the last, with
 `--eval-tasks`. Other rows lack these names. `<measure>` is the harness's name, such as `acc_norm`.
-
 task/<task>/<measure> | – | The score, over the first `--eval-tasks-limit` examples.
 task/<task>/<measure>/stderr | – | Its standard error, where the harness gives one.
 task/<task>/<measure>/chance_level | – | Score of guessing: the mean over the examples of 1 over the number
@@ -108,19 +98,16 @@ time/tasks | seconds | Evaluating the tasks.
 
 # Policy
 The mixture weights π over the forwarded candidates, whichever selector set them.
-
 policy/entropy | nats | −Σ π_i log π_i; log N for the uniform mixture.
 policy/effective_batch_size | windows | 1/‖π‖²: N for uniform, 1 for one window.
 policy/effective_batch_fraction | – | `policy/effective_batch_size` over N.
 policy/max_weight | – | Largest π_i.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
-policy/target_accept_rate | – | Share of the target's own windows (the reward set's) that the stream filter
-    would accept in its next draws, at least `--min-target-accept-rate`; in steps that measure effects,
-    where Q sees the DSIR score.
+policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
+    least `--min-target-accept-rate`; in steps that measure effects, where Q sees the DSIR score.
 
 # Critic
 Present when the method has a Q-network. Q is on the scale of the reward.
-
 critic/q_mean | nats per token | Mean of Q_φ over the candidates.
 critic/q_std | nats per token | Standard deviation of Q_φ over the candidates.
 critic/q_min | nats per token | Smallest Q_φ.
@@ -137,9 +124,7 @@ critic/replay_loss | (nats per token)² | Mean ½ (q̂ − y)² over the replay 
 # Calibration gate
 Whether Q ranks windows as their measured effects do (`--temperature gated`), in the steps with a probe,
 after it. Every correlation is measured before Q has learnt from the probe.
-
-gate/rank_correlation | – | Spearman's ρ between Q and the measured effects of the probed windows of this
-    step.
+gate/rank_correlation | – | Spearman's ρ of Q and the measured effects of this step's probed windows.
 gate/calibration | – | Exponentially weighted mean of ρ over the probes so far.
 gate/calibration_error | – | Its standard error, from the scatter of the probes.
 gate/confidence | – | Lower bound of the calibration over `--corr-for-full-sharpness`, clipped to [0, 1].
@@ -150,7 +135,6 @@ gate/target_fraction | – | Effective batch fraction that β is then solved for
 One column per source of the stream; the two shares each sum to 1 over the sources. The share read counts
 the N candidates of the step (with a retrieval buffer those retrieved) and, with `--max-read-ratio`, the
 windows that the stream filter rejected.
-
 data/epoch | epochs | Passes over the training documents begun before this step, by the windows read; on a
     GPU the stream is read some steps ahead.
 data/windows_read | windows | Windows read from the stream in this step.
@@ -164,7 +148,6 @@ competence/level | – | Share of the difficulty range that is open in this step
 Present where queries are searched (`--proposer langevin` and its other samplers) and, as far as they apply,
 with `random-queries`. All values of Q are of *hard* tokens unless the name says soft; soft ones are
 compared at one temperature, τ_end. docs/langevin.md says how to read them.
-
 langevin/hard_q | nats per token | Mean Q of the queries' tokens.
 langevin/hard_q_gain | nats per token | `langevin/hard_q` minus the mean Q of the initial sequences.
 langevin/random_q | nats per token | Mean Q of 64 fresh sequences of random tokens, of the same length.
@@ -183,7 +166,6 @@ langevin/clip_fraction | – | Share of chains and steps above `--langevin-limit
 
 # Langevin-RAG: buffer and retrieval
 Present with every `--proposer` but `stream`; Q, scores and ranks where there are Q and queries.
-
 buffer/windows | windows | Windows in the ring buffer, including those marked used.
 buffer/live | windows | Windows in it that are not marked used.
 buffer/refresh_cosine | – | Mean cosine of rows embedded again (`--refresh`) with their previous values.
@@ -198,13 +180,11 @@ retrieval/q_advantage | nats per token | The first minus the second.
 
 # Parts of the user's own
 Present where a part of the user's own measures something.
-
 own/<name> | – | Measured by a selector, sampler or probe that is not part of curriq.
 
 # Time
 Wall time of the parts of this step. These, `time/tasks` and `x/seconds` are the only numbers of a log that
 differ between two runs with one seed.
-
 time/propose | seconds | Getting the candidates.
 time/ingest | seconds | Fresh windows into the buffer, encoding included.
 time/search | seconds | Searching the queries, or measuring Q of the pool.
@@ -223,10 +203,8 @@ TABLES = _groups("""
 `candidates/part-<first step>.parquet`, zstd-compressed, one part per checkpoint; one line per candidate and
 step, so that every choice can be audited. A selector that narrows the proposal leaves windows that are
 never forwarded: they have no score and no loss, and weight 0. The weights of a step sum to 1.
-
 step | int32 | Index k of the step.
-row | int32 | Position of the window in the step's proposal, 0 … N−1; from N on the windows that the stream
-    filter rejected.
+row | int32 | Position in the step's proposal, 0 … N−1; from N on, the windows that the filter rejected.
 window_id | int64 | Stable id of the window; equal windows of one source have one id in every run.
 source | dictionary | Name of the source.
 score | float32 | Log-weight from the selector, unnormalised; null when not forwarded.
@@ -240,36 +218,30 @@ accept_prob | float32 | Acceptance probability of the stream filter; null withou
 
 # The queries table
 `queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per
-query and step, with its text and the window that it drew, so that a person can read what the model searched
-for.
-
+query and step, with its text and the window that it drew.
 step | int32 | Index k of the step.
 query | int32 | Number of the query, 0 … K−1.
 text | string | The query, decoded.
 q | float32 | Q of its tokens, nats per token; null when the method has no Q-network.
-soft_q | float32 | Q of the relaxed sequence that its tokens were extracted from, at τ_end; null where
-    nothing is relaxed.
+soft_q | float32 | Q at τ_end of the relaxed sequence behind its tokens; null where nothing is relaxed.
 start_q | float32 | Q of the tokens that the search began with.
 changed | float32 | Share of its tokens that the search changed.
 row | int32 | `row` of the candidate that it drew; null when it drew none.
 window_id | int64 | Id of that window.
 score | float32 | Inner product of the query's and the window's embedding.
 window_text | string | Beginning of the window's text.
-shortlist | list of int64 | Ids of its `--retrieval-top-k` nearest windows, nearest first, one of which it
-    drew (Eq. 16).
+shortlist | list of int64 | Ids of its `--retrieval-top-k` nearest windows in order; it drew one (Eq. 16).
 shortlist_scores | list of float32 | Their inner products with the query's embedding.
 
 # The windows
 `windows/part-<first step>.parquet`, zstd-compressed: the tokens behind the ids of the candidates table. At
 most `--log-windows-mb` megabytes of tokens are kept, counted uncompressed; 0 keeps none.
-
 window_id | int64 | As in the candidates table; each window is listed here once.
 step | int32 | Step in which the window was first proposed or rejected.
 tokens | list of T int32 | Its tokens, −1 − id where one is not learnt; `windows/tokenizer.json` decodes them.
 
 # The summary
 `summary.json`, written when a run ends or is interrupted. A field that was not measured is absent.
-
 curriq | text | Version that wrote the run.
 selector | text | Name of the method or baseline.
 seed | – | Seed of the run.
@@ -318,20 +290,11 @@ def find(name: str) -> Metric:
     raise KeyError(f"unknown metric {name!r}.{hint} Define new ones in curriq/runlog/schema.py.")
 
 
-def without_times(row: dict[str, float]) -> dict[str, float]:
-    """The part of a row on which two runs with one seed must agree bit by bit."""
-    return {name: value for name, value in row.items() if find(name).deterministic}
-
-
 def page() -> str:
     """The text of `docs/metrics.md`."""
     parts = [PREFACE]
-    for group, name, unit in (
-        *((group, "name", "unit") for group in GROUPS),
-        *((table, "column", "type") for table in TABLES[:-1]),
-        (TABLES[-1], "field", "unit"),
-    ):
-        lines = [f"| {name} | {unit} | meaning |", "| --- | --- | --- |"]
+    for group in GROUPS + TABLES:
+        lines = ["| name | unit or type | meaning |", "| --- | --- | --- |"]
         for metric in group.metrics:
             varies = "" if metric.deterministic else " *Differs between runs.*"
             lines.append(f"| `{metric.name}` | {metric.unit} | {metric.doc}{varies} |")

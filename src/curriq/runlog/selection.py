@@ -1,4 +1,4 @@
-"""One pass over the candidates table: what was selected against what was offered, and which windows to show.
+"""One pass over the candidates table: the windows selected against the windows read, and those to show.
 
 The table is read part by part, so that a run of any length fits into memory.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts
+from curriq.runlog.read import CandidateRows, KeptWindows, candidate_parts, together
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Selection:
     Attributes:
         step: the steps that the table holds, ascending.
         per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME`
-            are the mean of a measure over the windows offered and over the weight, `loss/SOURCE` the mean
+            are the mean of a measure over the windows read and over the weight, `loss/SOURCE` the mean
             loss of a source, `rank/effect` Spearman's correlation of Q with the measured effect;
             `offered/topic` and `selected/topic` are sums [steps, topics] over windows and weight.
         shown: the rows of the steps that the explorer shows; None without any.
@@ -38,41 +38,37 @@ def select(
     topic_of: np.ndarray | None,
     steps: np.ndarray,
 ) -> Selection:
-    """Read the candidates once.
+    """One pass over the candidates table: averages of each step, and the rows of `steps` whole.
 
-    Args:
-        run_dir: folder of the run.
-        windows: those that were measured; averages are over these.
-        measures: name → value of each of them.
-        topic_of: topic of each of them, if there are topics.
-        steps: which steps to keep whole.
+    `measures` (name → values) and `topic_of` describe the `windows` that averages are taken over.
     """
     found: list[dict[str, np.ndarray]] = []
-    shown: list[CandidateRows] = []
-    step_parts, pairs = [np.empty(0, np.int64)], [np.empty((0, 2))]
-    for part in candidate_parts(run_dir):
+    shown = []
+    pairs = [np.empty((0, 2))]
+    for table in candidate_parts(run_dir):
+        part = CandidateRows.of(table)
         by = _BySteps(part.step)
         correlation, points = _calibration(part, by)
-        found.append(_averages(part, by, windows, measures, topic_of) | {"rank/effect": correlation})
-        step_parts.append(by.step)
-        pairs.append(points)
+        averages = _averages(part, by, windows, measures, topic_of)
+        found.append({"step": by.step, "rank/effect": correlation} | averages)
+        pairs += points
         if (keep := np.isin(part.step, steps)).any():
-            shown.append(part.take(keep))
+            shown.append(table.filter(keep))
     per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
-    return Selection(
-        np.concatenate(step_parts), per_step, CandidateRows.concatenate(shown), np.concatenate(pairs)
-    )
+    step = per_step.pop("step", np.empty(0, np.int64))
+    rows = CandidateRows.of(together(shown)) if shown else None
+    return Selection(step, per_step, rows, np.concatenate(pairs))
 
 
 def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:
     """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
     found: dict[int, list[list[float]]] = {}
-    for part in candidate_parts(run_dir):
+    for part in map(CandidateRows.of, candidate_parts(run_dir)):
+        columns = (part.step, *(part.columns[name] for name in ("weight", "loss", "q")))
         for i in np.flatnonzero(np.isin(part.window_id, ids)):
             seen = found.setdefault(int(part.window_id[i]), [])
             if len(seen) < most:
-                values = (float(part.columns[name][i]) for name in ("weight", "loss", "q"))
-                seen.append([int(part.step[i]), *values])
+                seen.append([column[i].item() for column in columns])
     return found
 
 
@@ -120,20 +116,22 @@ def _averages(
     return found
 
 
-def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, np.ndarray]:
+def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, list[np.ndarray]]:
     """Spearman's correlation of Q with the effect in each step, and both as differences from the step."""
-    correlation, points = np.full(len(by.step), np.nan), [np.empty((0, 2))]
-    if "effect" not in part.columns or "q" not in part.columns:
-        return correlation, points[0]
+    correlation, points = np.full(len(by.step), np.nan), []
+    missing = np.full(len(part.step), np.nan)
+    q, effect = (part.columns.get(name, missing) for name in ("q", "effect"))
+    known = ~np.isnan(q) & ~np.isnan(effect)
+    if not known.any():
+        return correlation, points
     from scipy.stats import rankdata
 
-    q, effect = part.columns["q"], part.columns["effect"]
     for step in range(len(by.step)):
-        both = (by.index == step) & ~np.isnan(q) & ~np.isnan(effect)
+        both = known & (by.index == step)
         if both.sum() < 3:
             continue
         a, b = q[both], effect[both]
         points.append(np.column_stack([a - a.mean(), b - b.mean()]))
         if a.std() > 0 and b.std() > 0:
             correlation[step] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
-    return correlation, np.concatenate(points)
+    return correlation, points

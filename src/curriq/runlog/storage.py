@@ -15,30 +15,36 @@ def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows cannot open a folder; its renames are ordered by the file system
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows forces only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the next start after a crash, sees the old content or the new.
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary path whose content replaces the file at the end of the context.
 
-    Raises:
-        OSError: the file could not be written; the old content is intact and no temporary is left.
+    A reader, or the next start after a crash, sees the old content or the new. After an error the old content
+    is intact and no temporary is left.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        fsync(temporary)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as `replacing` does; OSError when the disk refuses it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 _locks: set[int] = set()
@@ -56,14 +62,10 @@ if os.name == "posix":
 
 @contextmanager
 def exclusive(folder: Path, refusal: str) -> Generator[int]:
-    """Hold the folder's lock, as a context manager that gives its descriptor.
+    """Hold the lock of a folder, which is made where it is missing; gives the descriptor of `.lock` in it.
 
     The lock is released when this process and all children that inherited the descriptor have ended, however
-    they end.
-
-    Args:
-        folder: created where it is missing, with `.lock` in it.
-        refusal: message of the CurriqError that is raised when another process holds the lock.
+    they end. While another process holds it, CurriqError with the message `refusal` is raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -83,17 +85,12 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
 
 
 def new_folder(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made.
-
-    Raises:
-        OSError: the parent folder cannot be written.
-    """
+    """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made."""
     folder, count = path, 1
     while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             count += 1
             folder = path.with_name(f"{path.name}-{count}")
-        else:
-            return folder

@@ -9,10 +9,11 @@ before s.
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from curriq.config import did_you_mean
 from curriq.errors import CurriqError
 from curriq.runlog import schema
+from curriq.runlog.read import part_paths, read_part
 from curriq.runlog.storage import fsync, write_atomically
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ class Entry:
     """What the log keeps of one step.
 
     Attributes:
-        step: its index.
-        row: its metrics.
         candidates: columns of the candidates table, one entry per window that was read.
         tokens: of all windows in `candidates`, −1 − id where one is not learnt.
         proposed: how many of them, from the first, were proposed; a filter rejected the rest.
@@ -55,10 +55,7 @@ class Entry:
 class MetricsLog:
     """`RUN/metrics.jsonl`: one row per step, in the order of the steps.
 
-    Args:
-        run_dir: folder of the run.
-        start_step: first step that will be appended; rows from there on and a half-written last line
-            are cut off.
+    Opening it cuts off the rows from `start_step` on, and a half-written last line.
     """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
@@ -77,13 +74,7 @@ class MetricsLog:
         self._warned = False
 
     def append(self, row: Row) -> None:
-        """Validate a row and write it.
-
-        Raises:
-            KeyError: a name that the registry does not define.
-            TypeError: a value that is no Python number.
-            CurriqError: a value that is not finite.
-        """
+        """Write a row, validated by `encode_row`."""
         self._unwritten += encode_row(row)
         self._write()
 
@@ -117,147 +108,103 @@ class MetricsLog:
     def _kept(self, start_step: int) -> tuple[int, int]:
         """Bytes of the file that stay, and the step of the last row in them (−1 without one)."""
         size, last_step = 0, -1
-        if not self.path.exists():
-            return size, last_step
+        self.path.touch()
         with self.path.open("rb") as file:
             for line in file:
-                step = step_of_line(line)
-                if step is None or step >= start_step:
+                try:
+                    step = json.loads(line)["step"]
+                except (ValueError, KeyError, TypeError):
+                    break
+                if step >= start_step or not line.endswith(b"\n"):
                     break
                 size, last_step = size + len(line), step
         return size, last_step
 
 
 def encode_row(row: Row) -> bytes:
-    """One validated JSON line; floats in the shortest form that reads back to the same bits."""
-    for name, value in row.items():
-        schema.find(name)
-        require_finite(name, value, row.get("step"))
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
-
-
-def require_finite(name: str, value: Any, step: Any) -> None:
-    """Refuse what JSON would write as something else than a number.
+    """One validated JSON line; floats in the shortest form that reads back to the same bits.
 
     Raises:
-        TypeError: no Python number; a tensor, a numpy scalar or a bool is none.
-        CurriqError: nan or infinite.
+        KeyError: the schema does not define a name.
+        TypeError: a value is no Python number; a tensor, a numpy scalar or a bool is none.
+        CurriqError: a value is nan or infinite.
     """
-    if type(value) not in (int, float):
-        raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a Python number: {value!r}")
-    if not math.isfinite(value):
-        raise CurriqError(
-            f"{name} = {value} at step {step}: the log holds finite numbers only. The last checkpoint "
-            "stands; a lower --lm-lr or --q-lr usually helps."
-        )
-
-
-def step_of_line(line: bytes) -> int | None:
-    """The step of one line of the log; None when the line is not a whole row."""
-    try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
+    for name, value in row.items():
+        schema.find(name)
+        if type(value) not in (int, float):
+            raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a Python number: {value!r}")
+        if not math.isfinite(value):
+            raise CurriqError(
+                f"{name} = {value} at step {row.get('step')}: the log holds finite numbers only. The last "
+                "checkpoint is intact; a lower --lm-lr or --q-lr usually helps."
+            )
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 class TableLog:
     """`RUN/<name>/part-<first step>.parquet`: steps are collected, and each `flush` writes a part.
 
-    Args:
-        run_dir: folder of the run.
-        name: of the table.
-        start_step: first step that will be appended; what the parts hold from there on is dropped.
+    Opening it drops the steps from `start_step` on. A column of unit `dictionary` indexes `sources`.
     """
 
-    def __init__(self, run_dir: Path, name: str, start_step: int) -> None:
-        self.folder = run_dir / name
-        self._first_step: int | None = None
-        drop_steps(self.folder, start_step)
+    name: ClassVar[str]
+    columns: ClassVar[Sequence[schema.Metric]]
+
+    def __init__(self, run_dir: Path, start_step: int, sources: Sequence[str] = ()) -> None:
+        self.folder = run_dir / self.name
+        self._sources = list(sources)
+        self._steps: list[Mapping[str, Any]] = []
+        drop_steps(run_dir, self.name, start_step)
+
+    def append(self, entry: Entry) -> None:
+        """Collect the table's part of a step."""
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Write the collected steps as one part; on a full disk they stay in memory, with a warning."""
-        if self._first_step is None:
+        if not self._steps:
             return
-        path = self.folder / f"part-{self._first_step:08d}.parquet"
+        path = self.folder / f"part-{self._steps[0]['step'][0]:08d}.parquet"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_part(path, self._table())
         except OSError as error:
             log.warning(f"{path}: {error.strerror}. Its rows wait in memory until the disk takes them.")
-            return
-        self._first_step = None
-        self._clear()
-
-    def _begin(self, step: int) -> None:
-        self._first_step = step if self._first_step is None else self._first_step
-
-    def _table(self) -> "pa.Table":
-        raise NotImplementedError
-
-    def _clear(self) -> None:
-        raise NotImplementedError
-
-
-class CandidateLog(TableLog):
-    """`RUN/candidates/`: every window that was read, with its score and weight.
-
-    Args:
-        source_names: names that the column `source` indexes.
-    """
-
-    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
-        super().__init__(run_dir, "candidates", start_step)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.source_names = list(source_names)
-        self._steps: list[dict[str, np.ndarray]] = []
-
-    def append(self, entry: Entry) -> None:
-        self._begin(entry.step)
-        self._steps.append(entry.candidates)
+        else:
+            self._steps.clear()
 
     def _table(self) -> "pa.Table":
         import pyarrow as pa
 
-        columns = {name: np.concatenate([s[name] for s in self._steps]) for name in self._steps[0]}
-        arrays: dict[str, pa.Array] = {
-            name: pa.array(values, mask=np.isnan(values) if values.dtype == np.float32 else None)
-            for name, values in columns.items()
-        }
-        arrays["source"] = pa.DictionaryArray.from_arrays(arrays["source"], self.source_names)
-        return pa.table(arrays)
+        units = {column.name: column.unit for column in self.columns}
+        return pa.concat_tables(
+            pa.table({name: arrow_column(step[name], unit, self._sources) for name, unit in units.items()})
+            for step in self._steps
+        )
 
-    def _clear(self) -> None:
-        self._steps.clear()
+
+class CandidateLog(TableLog):
+    """`RUN/candidates/`: every window that was read, with its score and weight."""
+
+    name, columns = "candidates", schema.CANDIDATES
+
+    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
+        super().__init__(run_dir, start_step, source_names)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, entry: Entry) -> None:
+        self._steps.append(entry.candidates)
 
 
 class QueryLog(TableLog):
     """`RUN/queries/`: what Langevin-RAG searched for, and what it found. A run without queries has none."""
 
-    def __init__(self, run_dir: Path, start_step: int) -> None:
-        super().__init__(run_dir, "queries", start_step)
-        self._rows: list[dict[str, Any]] = []
+    name, columns = "queries", schema.QUERIES
 
     def append(self, entry: Entry) -> None:
         if entry.queries:
-            self._begin(entry.step)
-            self._rows += entry.queries
-
-    def _table(self) -> "pa.Table":
-        import pyarrow as pa
-
-        types = {
-            "int32": pa.int32(),
-            "int64": pa.int64(),
-            "float32": pa.float32(),
-            "string": pa.string(),
-            "list of int64": pa.list_(pa.int64()),
-            "list of float32": pa.list_(pa.float32()),
-        }
-        columns = pa.schema([(column.name, types[column.unit]) for column in schema.QUERIES])
-        return pa.Table.from_pylist(self._rows, schema=columns)
-
-    def _clear(self) -> None:
-        self._rows.clear()
+            names = entry.queries[0]
+            self._steps.append({name: [row[name] for row in entry.queries] for name in names})
 
 
 BYTES_PER_TOKEN = 4
@@ -267,28 +214,31 @@ BYTES_PER_TOKEN = 4
 class WindowLog(TableLog):
     """`RUN/windows/`: the tokens of every window that was read, once each, so that a choice can be read.
 
-    The candidates table names windows by id; here an id becomes text again. Tokens are kept and not text:
-    they cost nothing to write, replay exactly (`curriq export`), and `windows/tokenizer.json` beside them
-    turns them into text without torch.
+    Tokens are kept and not text: they cost nothing to write, replay exactly (`curriq export`), and
+    `windows/tokenizer.json` beside them turns them into text without torch.
 
     Args:
-        megabytes: bound on the tokens kept, uncompressed; windows that come after it are not kept. 0 keeps
-            none and makes no folder.
+        megabytes: bound on the tokens kept, uncompressed; 0 keeps none and makes no folder.
         tokenizer: content of the tokenizer's `tokenizer.json`; empty when it has none.
     """
 
+    name, columns = "windows", schema.WINDOWS
+
     def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
-        super().__init__(run_dir, "windows", start_step)
+        import pyarrow.parquet as pq
+
+        super().__init__(run_dir, start_step)
         self._budget = int(megabytes * 1e6)
         self._reserve = self._budget // 2
         self._known: set[int] = set()
-        self._new: dict[str, list[np.ndarray]] = {"window_id": [], "step": [], "tokens": []}
         self._reported = False
         if self._budget == 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for ids, length in _kept_windows(self.folder):
+        for path in part_paths(run_dir, "windows"):
+            ids = read_part(path, ["window_id"])["window_id"].to_pylist()
             self._known.update(ids)
+            length = pq.read_schema(path).field("tokens").type.list_size
             self._budget -= len(ids) * length * BYTES_PER_TOKEN
         if tokenizer:
             write_atomically(self.folder / "tokenizer.json", tokenizer.encode())
@@ -310,11 +260,8 @@ class WindowLog(TableLog):
                 fresh.append(row)
         if not fresh:
             return
-        self._begin(entry.step)
-        tokens = entry.tokens[fresh].astype(np.int32)
-        self._new["window_id"].append(ids[fresh].astype(np.int64))
-        self._new["step"].append(np.full(len(fresh), entry.step, dtype=np.int32))
-        self._new["tokens"].append(tokens)
+        tokens = entry.tokens[fresh]
+        self._steps.append({"window_id": ids[fresh], "step": [entry.step] * len(fresh), "tokens": tokens})
         self._budget -= tokens.size * BYTES_PER_TOKEN
         if self._budget <= 0 and not self._reported:
             self._reported = True
@@ -323,46 +270,22 @@ class WindowLog(TableLog):
                 "the candidates table goes on."
             )
 
-    def _table(self) -> "pa.Table":
-        import pyarrow as pa
 
-        columns = {name: np.concatenate(parts) for name, parts in self._new.items()}
-        tokens = columns.pop("tokens")
-        flat = pa.array(tokens.reshape(-1))
-        return pa.table(
-            {name: pa.array(values) for name, values in columns.items()}
-            | {"tokens": pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])}
-        )
+@runtime_checkable
+class Mirror(Protocol):
+    """Another place that is given every row of the log."""
 
-    def _clear(self) -> None:
-        for column in self._new.values():
-            column.clear()
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
 
 
-def _kept_windows(folder: Path) -> list[tuple[list[int], int]]:
-    """(window ids, tokens per window) of every part."""
-    import pyarrow.parquet as pq
-
-    parts = (pq.ParquetFile(path) for path in sorted(folder.glob("part-*.parquet")))
-    return [
-        (
-            part.read(columns=["window_id"])["window_id"].to_pylist(),
-            part.schema_arrow.field("tokens").type.list_size,
-        )
-        for part in parts
-    ]
-
-
-class RunLogs:
-    """All writers of a run, opened, flushed and closed together.
+class RunLogs(AbstractContextManager):
+    """All writers of a run, opened, flushed and closed together; as a context manager it closes itself.
 
     Args:
-        run_dir: folder of the run.
-        start_step: first step that will be written.
-        source_names: of the run.
-        tokenizer: content of its `tokenizer.json`; empty when it has none.
-        windows_mb: bound on the texts kept.
+        tokenizer, windows_mb: as in `WindowLog`.
         candidates: whether candidates and queries are kept.
+        mirrors: given every row too, and closed with the logs.
     """
 
     def __init__(
@@ -374,19 +297,20 @@ class RunLogs:
         tokenizer: str,
         windows_mb: float,
         candidates: bool,
+        mirrors: Sequence[Mirror] = (),
     ) -> None:
         self._metrics = MetricsLog(run_dir, start_step)
-        self._tables: list[WindowLog | CandidateLog | QueryLog] = [
-            WindowLog(run_dir, start_step, windows_mb, tokenizer)
-        ]
+        self._tables: list[TableLog] = [WindowLog(run_dir, start_step, windows_mb, tokenizer)]
         if candidates:
-            self._tables.append(CandidateLog(run_dir, source_names, start_step))
-            self._tables.append(QueryLog(run_dir, start_step))
+            self._tables += [CandidateLog(run_dir, source_names, start_step), QueryLog(run_dir, start_step)]
+        self._mirrors = mirrors
 
     def write(self, entry: Entry) -> None:
         self._metrics.append(entry.row)
         for table in self._tables:
             table.append(entry)
+        for mirror in self._mirrors:
+            mirror.write(entry.row)
 
     def flush(self) -> None:
         self._metrics.flush()
@@ -394,15 +318,35 @@ class RunLogs:
             table.flush()
 
     def close(self) -> None:
+        for mirror in self._mirrors:
+            mirror.close()
         self._metrics.close()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def arrow_column(values: Any, unit: str, sources: list[str]) -> "pa.Array":
+    """Values of a column in the type that its unit in the schema names; NaN becomes null."""
+    import pyarrow as pa
+
+    if unit == "dictionary":
+        return pa.DictionaryArray.from_arrays(pa.array(values, pa.int32()), sources)
+    if unit == "list of T int32":
+        return token_column(values)
+    kind = pa.type_for_alias(unit.removeprefix("list of "))
+    return pa.array(values, pa.list_(kind) if unit.startswith("list") else kind, from_pandas=True)
+
+
+def token_column(tokens: Int[np.ndarray, "n T"]) -> "pa.FixedSizeListArray":
+    """Tokens as a column of lists of T int32; `read.token_rows` is the inverse."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1), pa.int32()), tokens.shape[1])
 
 
 def write_part(path: Path, table: "pa.Table") -> None:
-    """One Parquet file, atomically.
-
-    Raises:
-        OSError: the disk refused it.
-    """
+    """Write one Parquet file atomically; OSError when the disk refuses it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -411,42 +355,24 @@ def write_part(path: Path, table: "pa.Table") -> None:
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def drop_steps(folder: Path, start_step: int) -> None:
-    """Remove the steps from `start_step` on: whole parts, and the end of the part that holds the border.
-
-    Raises:
-        CurriqError: the part at the border cannot be read.
-    """
-    for temporary in folder.glob(".tmp-*"):
+def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
+    """Remove a table's steps from `start_step` on: whole parts, and the end of the part at the border."""
+    for temporary in (run_dir / name).glob(".tmp-*"):
         temporary.unlink()
-    border = None
-    for path in sorted(folder.glob("part-*.parquet")):
-        if int(path.stem.removeprefix("part-")) >= start_step:
-            path.unlink()
-        else:
-            border = path
-    if border is None:
+    paths = part_paths(run_dir, name)
+    earlier = [path for path in paths if int(path.stem.removeprefix("part-")) < start_step]
+    for path in paths[len(earlier) :]:
+        path.unlink()
+    if not earlier:
         return
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(border)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CurriqError(f"{border} is damaged ({error}): move it away and resume again.") from None
-    kept = table.filter(pc.field("step") < start_step)
+    table = read_part(earlier[-1], fix="move it away and resume again")
+    kept = table.filter(table["step"].to_numpy() < start_step)
     if len(kept) < len(table):
-        write_part(border, kept)
+        write_part(earlier[-1], kept)
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Write `RUN/summary.json` atomically.
-
-    Raises:
-        KeyError: a field that the registry does not define.
-        ValueError: a number that is not finite.
-    """
+    """Write `RUN/summary.json`; KeyError for an undefined field, ValueError for one that is not finite."""
     known = [field.name for field in schema.SUMMARY]
     for name in summary:
         if name not in known:

@@ -16,10 +16,9 @@ from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel
 from curriq.select.base import Context, Method, UniformUntil
 from curriq.train.loop import Components, HeldOut, LoopState, NoHeldOut, theta_reset_schedule
-from curriq.train.meter import Meter, Stopwatch
-from curriq.train.model_card import write_model_card
+from curriq.train.meter import Meter, TaskProbe, Timed
+from curriq.train.model_card import model_card
 from curriq.train.session import Probe, Session
-from curriq.train.tasks import TaskProbe
 from curriq.types import Cost, Metrics
 
 MethodBuilder = Callable[[RunConfig, Context], Method]
@@ -36,8 +35,7 @@ class Run:
 
 
 def build_method(config: RunConfig, context: Context) -> Method:
-    """What decides which data the run learns from: the selector that the configuration names, on the windows
-    that it asks for."""
+    """The selector that the configuration names, on the windows that it asks for."""
     method = select.builder(config.method)(config, context)
     if config.langevin.proposer != "stream":
         method = langevin.build(method, config, context)
@@ -52,7 +50,7 @@ def build_session(
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     corpus, lm, train = context.corpus, context.lm, config.train
     learner = _learner(config, context)
-    clock = Stopwatch()
+    held_out = Timed(_held_out(config, context, method, learner))
     selector = method.selector
     if train.q_warmup_steps:
         selector = UniformUntil(selector, train.q_warmup_steps)
@@ -61,7 +59,7 @@ def build_session(
         selector=selector,
         critic=method.critic,
         learner=learner,
-        held_out=clock.around(_held_out(config, context, method, learner)),
+        held_out=held_out,
         theta_resets=theta_reset_schedule(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
@@ -72,7 +70,7 @@ def build_session(
         components=components,
         state=LoopState(),
         meter=_meter(config, context, method, learner),
-        probes=[clock, *_task_probes(config, context), *probes],
+        probes=[held_out, *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         save_lm=lambda folder: _save_lm(context, session, folder),
@@ -127,20 +125,21 @@ def _task_probes(config: RunConfig, context: Context) -> list[Probe]:
         path=tasks.eval_tasks_path,
         batch_size=config.optim.micro_batch,
     )
-    return [TaskProbe(harness, tasks, config.train.steps)]
+    return [TaskProbe(harness.scores, tasks, config.train.steps)]
 
 
 def _save_lm(context: Context, session: Session, folder: Path) -> None:
     """Weights, tokenizer and model card."""
     context.lm.save(folder, context.corpus.tokenizer)
-    meter = session.meter
+    totals = session.meter.totals()
     facts: Metrics = {
         "steps": session.state.step,
-        "windows read": meter.windows_read,
-        "windows proposed": meter.windows_proposed,
-        "tokens": meter.windows_trained * session.config.data.window,
-        "FLOPs": meter.flops,
+        "windows read": totals["windows_read"],
+        "windows proposed": totals["windows_proposed"],
+        "tokens": totals["tokens"],
+        "FLOPs": totals["flops"],
     }
     if session.last_validation is not None:
         facts["validation loss"] = session.last_validation
-    write_model_card(folder, session.config, facts, meter.shares())
+    card = model_card(session.config, facts, session.meter.shares())
+    (folder / "README.md").write_text(card, encoding="utf-8")

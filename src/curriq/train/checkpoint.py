@@ -40,13 +40,16 @@ log = logging.getLogger("curriq")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """A verified checkpoint."""
+    """A verified checkpoint.
+
+    Attributes:
+        step: number of finished steps, the index of the next one.
+        state: as given to `Checkpointer.save`; tensors are on the CPU.
+    """
 
     path: Path
     step: int
-    """Number of finished steps, which is the index of the next one."""
     state: State
-    """As given to `Checkpointer.save`; tensors are on the CPU."""
     manifest: dict[str, Any]
 
     @property
@@ -56,7 +59,7 @@ class LoadedCheckpoint:
 
 
 class BadCheckpoint(Exception):
-    """Why one checkpoint cannot be used."""
+    """One checkpoint cannot be used, for the reason that the message names."""
 
 
 class Checkpointer:
@@ -72,8 +75,8 @@ class Checkpointer:
     def save(self, step: int, state: State, save_lm: Callable[[Path], object]) -> Path | None:
         """The folder of the new checkpoint; all but the `keep` newest are removed.
 
-        None when the disk refused it: the earlier checkpoints are untouched, a warning says what happened,
-        and training can go on.
+        None, with a warning, when the disk refused it: the earlier checkpoints are untouched, and training
+        can go on.
 
         Args:
             step: number of finished steps.
@@ -142,22 +145,26 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning.
 
     Raises:
-        CurriqError: the run has no checkpoint, or none that can be used; says why for each of them.
+        CurriqError: the run has no checkpoint, or none that can be used; names what is wrong with each.
     """
     folder = run_dir / "checkpoints"
     defects: list[str] = []
     for path in checkpoint_folders(folder):
         try:
-            checkpoint = load_checkpoint(path)
+            manifest = verify(path)
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except BadCheckpoint as defect:
             defects.append(f"{path.name}: {defect}")
+            continue
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            defects.append(f"{path.name}: state.pt cannot be read by torch {torch.__version__} ({error})")
             continue
         if defects:
             log.warning(
                 f"falling back to {path.name} in {folder}; skipped {'; '.join(defects)}. "
-                f"The steps from {checkpoint.step} on are repeated."
+                f"The steps from {manifest['step']} on are repeated."
             )
-        return checkpoint
+        return LoadedCheckpoint(path=path, step=manifest["step"], state=state, manifest=manifest)
     if defects:
         raise CurriqError(
             f"no checkpoint in {folder} can be used ({'; '.join(defects)}): restore the named files from a "
@@ -169,16 +176,6 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     )
 
 
-def load_checkpoint(path: Path) -> LoadedCheckpoint:
-    """One verified checkpoint; BadCheckpoint says why it cannot be used."""
-    manifest = verify(path)
-    try:
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise BadCheckpoint(f"state.pt cannot be read by torch {torch.__version__} ({error})") from error
-    return LoadedCheckpoint(path=path, step=manifest["step"], state=state, manifest=manifest)
-
-
 def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[Path], object]) -> None:
     """Fill a new folder with a checkpoint and force it to the disk."""
     (folder / "lm").mkdir(parents=True)
@@ -187,17 +184,16 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
     with (folder / "state.pt").open("wb") as file:
         torch.save(state, file)
     transformers = importlib.metadata.version("transformers")  # its import would take seconds
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
     manifest = {
         "format": FORMAT,
         "step": step,
         "versions": {"curriq": curriq.__version__, "torch": torch.__version__, "transformers": transformers},
         "threads": torch.get_num_threads(),
-        "files": files,
+        "files": {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     }
     manifest["sha256"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -206,11 +202,7 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the size and the hash that it states.
-
-    Raises:
-        BadCheckpoint: with the first thing that is wrong.
-    """
+    """The manifest of a checkpoint, when every file has the size and the hash in it; else BadCheckpoint."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         written, files = manifest["format"], manifest["files"]
@@ -228,12 +220,10 @@ def verify(path: Path) -> dict[str, Any]:
     if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
         raise BadCheckpoint("manifest.json is damaged")
     for name, stated in files.items():
-        file = path / name
         try:
-            size = file.stat().st_size
-            if size != stated["size"]:
+            if (size := (path / name).stat().st_size) != stated["size"]:
                 raise BadCheckpoint(f"{name} has {size} bytes instead of {stated['size']}")
-            if sha256(file) != stated["sha256"]:
+            if sha256(path / name) != stated["sha256"]:
                 raise BadCheckpoint(f"{name} is damaged: its SHA-256 is not the one in the manifest")
         except OSError as error:
             raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
@@ -241,10 +231,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def require_plain(state: Any, where: str = "state") -> None:
-    """Refuse when saving what `torch.load(weights_only=True)` would refuse when resuming.
+    """Refuse when saving what `torch.load(weights_only=True)` would refuse when resuming; TypeError names it.
 
-    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler. The TypeError
-    names the place and the type.
+    Types are compared exactly: a numpy float is a float to Python, but not to the unpickler.
     """
     if state is None or isinstance(state, Tensor) or type(state) in (bool, int, float, complex, str, bytes):
         return
@@ -266,8 +255,7 @@ def disk_error(error: BaseException) -> str | None:
     torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
     it into its own exception's text.
     """
-    # Ctrl-C is never a disk error, whatever it interrupted.
-    cause: BaseException | None = error if isinstance(error, Exception) else None
+    cause = error if isinstance(error, Exception) else None  # Ctrl-C is none, whatever it interrupted
     while cause is not None:
         if isinstance(cause, OSError):
             return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")

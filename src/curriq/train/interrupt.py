@@ -31,7 +31,7 @@ def stop_flag() -> Generator[Callable[[], bool]]:
 
     try:
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller's own handling stands
+    except ValueError:  # not in the main thread: the caller's own handling stays
         previous = {}
     try:
         yield lambda: asked_at < math.inf

@@ -98,46 +98,39 @@ class LoopState:
     proposed: Offer | None = None
 
     def state_dict(self) -> State:
-        return {
-            "step": self.step,
-            "previous": None if self.previous is None else self.previous.state_dict(),
-        }
+        previous = None if self.previous is None else self.previous.state_dict()
+        return {"step": self.step, "previous": previous}
 
     @staticmethod
     def from_state_dict(state: State, device: torch.device | str) -> "LoopState":
         previous = state["previous"]
-        return LoopState(
-            step=state["step"],
-            previous=None if previous is None else Step.from_state_dict(previous, device),
-        )
+        previous = None if previous is None else Step.from_state_dict(previous, device)
+        return LoopState(step=state["step"], previous=previous)
 
 
 def theta_reset_schedule(*, always: bool, warmup: int, period: int) -> Callable[[int], bool]:
     """Whether θ is put back after a step, so that only Q learns in it.
 
-    Args:
-        always: in every step, the reset-θ ablation.
-        warmup: in the first so many steps, Q warm-up.
-        period: if positive, in every other period of so many steps, the first one included.
+    `always` is the reset-θ ablation, `warmup` the steps of Q warm-up; with a positive `period`, every other
+    period of so many steps is one of Q alone, the first included.
     """
     return lambda step: always or step < warmup or (period > 0 and step // period % 2 == 0)
 
 
 class Diverged(ArithmeticError):
-    """θ gives no finite loss any more after its update; a smaller update could have."""
+    """The loss is not finite after the update of θ; a smaller update may avoid it."""
 
 
 class ScoresNotFinite(ArithmeticError):
-    """The selector or the policy makes something not finite of finite losses and values."""
+    """The losses or Q are finite, the scores or the policy made of them are not."""
 
 
 def train_step(c: Components, state: LoopState) -> Step:
-    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm stand at the right.
+    """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm are at the right.
 
     Raises:
-        ArithmeticError: a number is not finite. The components are then in the middle of the step: go on
-            from a checkpoint. It is `Diverged` when the update of θ is to blame, `ScoresNotFinite` when
-            the scores are.
+        ArithmeticError: a number is not finite: `Diverged` after the update of θ, `ScoresNotFinite` in the
+            scores. The components are then in the middle of the step: go on from a checkpoint.
     """
     k = state.step
     if c.theta_resets(k):

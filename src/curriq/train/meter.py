@@ -1,21 +1,30 @@
-"""The x-axes of a run, and what each source's share of the learning was."""
+"""Numbers of a step for the log: x-axes, shares of sources, seconds, downstream tasks."""
 
+import logging
+import math
 import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq import parallel
+from curriq.config import EvalConfig
 from curriq.softq.equations import effective_batch_size, entropy
 from curriq.state import Saved
 from curriq.train.loop import HeldOut
-from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Step
+from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Step
+
+log = logging.getLogger("curriq")
 
 
+@dataclass(eq=False)
 class Meter(Saved):
     """Counts windows, tokens, operations and seconds, and adds up weight by source.
 
-    Args:
+    Attributes:
         source_names: in the order of `Windows.source`.
         window: T, tokens per window.
         forward_flops: operations of one window's forward pass; backward costs twice as much.
@@ -37,123 +46,98 @@ class Meter(Saved):
         "offered_by_source",
     )
 
-    def __init__(
-        self,
-        source_names: tuple[str, ...],
-        *,
-        window: int,
-        forward_flops: int,
-        passes: int = 1,
-        trains: int | None = None,
-        cost_per_window: Cost = NO_COST,
-    ) -> None:
-        self.source_names = source_names
-        self._window = window
-        self._forward = forward_flops
-        self._passes = passes
-        self._trains = trains
-        self._cost_per_window = cost_per_window
-        self.windows_read = 0
-        self.windows_proposed = 0
-        self.windows_trained = 0
-        self.effective_windows = 0.0
-        self.flops = 0
-        self.seconds = 0.0
+    source_names: tuple[str, ...]
+    _: KW_ONLY
+    window: int
+    forward_flops: int
+    passes: int = 1
+    trains: int | None = None
+    cost_per_window: Cost = NO_COST
+
+    def __post_init__(self) -> None:
+        self.windows_read = self.windows_proposed = self.windows_trained = self.flops = 0
+        self.effective_windows = self.seconds = 0.0
         self.epoch: float | None = None
-        self.weight_by_source = torch.zeros(len(source_names), dtype=torch.float64)
-        self.offered_by_source = torch.zeros(len(source_names), dtype=torch.float64)
+        self.weight_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
+        self.offered_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
 
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""
         weights = step.weights.cpu().double()
         parts = [step.offer] if step.offer.rejected is None else [step.offer, step.offer.rejected]
-        offered = torch.cat([part.windows.source for part in parts])
-        n_proposed, n_scored = len(step.offer), len(step.trained)
-        n_trained = n_scored if self._trains is None else min(n_scored, self._trains)
+        read = torch.cat([part.windows.source for part in parts])
+        proposed, scored = len(step.offer), len(step.trained)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(step.trained.windows.source, weights)
-        offered_share = self._by_source(offered, torch.ones(len(offered), dtype=torch.float64) / len(offered))
-        self._count(step.cost + self._cost_per_window * n_scored, n_scored, n_trained)
-        self.windows_proposed += n_proposed
-        self.windows_trained += n_trained
+        read_share = self._by_source(read, torch.ones(len(read), dtype=torch.float64) / len(read))
+        self._count(step.cost + self.cost_per_window * scored, scored)
+        self.windows_proposed += proposed
         self.effective_windows += effective
         self.seconds += seconds
         self.weight_by_source += weight_share
-        self.offered_by_source += offered_share
+        self.offered_by_source += read_share
         metrics = {
-            "x/windows_read": self.windows_read,
-            "x/windows_proposed": self.windows_proposed,
-            "x/windows_trained": self.windows_trained,
-            "x/effective_windows": self.effective_windows,
-            "x/tokens": self.windows_trained * self._window,
-            "x/flops": self.flops,
-            "x/seconds": self.seconds,
+            **{f"x/{name}": total for name, total in self.totals().items()},
             "data/windows_read": float(step.offer.cost.windows_read),
             "train/mean_loss": step.features.loss.double().mean().item(),
             "policy/entropy": entropy(weights).item(),
             "policy/effective_batch_size": effective,
-            "policy/effective_batch_fraction": effective / n_proposed,
+            "policy/effective_batch_fraction": effective / proposed,
             "policy/max_weight": weights.max().item(),
             "time/step": seconds,
-            "time/windows_per_second": n_proposed / max(seconds, 1e-9),
+            "time/windows_per_second": proposed / max(seconds, 1e-9),
         }
         if step.offer.epoch is not None:
             self.epoch = metrics["data/epoch"] = float(step.offer.epoch)
-        for name, weight, offer in zip(self.source_names, weight_share, offered_share, strict=True):
-            metrics[f"select/weight_share/{name}"] = weight.item()
-            metrics[f"select/offered_share/{name}"] = offer.item()
+        for kind, shares in (("weight_share", weight_share), ("offered_share", read_share)):
+            for name, share in zip(self.source_names, shares.tolist(), strict=True):
+                metrics[f"select/{kind}/{name}"] = share
         return metrics
 
-    def _count(self, cost: Cost, scored: int, trained: int) -> None:
+    def _count(self, cost: Cost, scored: int) -> None:
         """Add what a step read and computed.
 
         A forward pass over what is scored, and a backward pass, twice a forward, over what is trained on.
         With two passes every window is scored first; those that are trained on are forwarded again.
         """
-        forwards = scored + (self._passes - 1) * trained + 2 * trained + cost.forwards
+        trained = scored if self.trains is None else min(scored, self.trains)
+        forwards = scored + (self.passes - 1) * trained + 2 * trained + cost.forwards
         self.windows_read += cost.windows_read
-        self.flops += forwards * self._forward + cost.extra_flops
+        self.windows_trained += trained
+        self.flops += forwards * self.forward_flops + cost.extra_flops
+
+    def totals(self) -> Metrics:
+        """The x-axes, by their names without `x/`."""
+        return {
+            "windows_read": self.windows_read,
+            "windows_proposed": self.windows_proposed,
+            "windows_trained": self.windows_trained,
+            "effective_windows": self.effective_windows,
+            "tokens": self.windows_trained * self.window,
+            "flops": self.flops,
+            "seconds": self.seconds,
+        }
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Per source, its share of all mixture weight and of all windows read so far."""
-        weight, offered = (
-            (total / total.sum().clamp(min=1e-12)).tolist()
-            for total in (self.weight_by_source, self.offered_by_source)
-        )
+        """`weight` and `read` → source → its share of all mixture weight, or of all windows read, so far."""
+        totals = {"weight": self.weight_by_source, "read": self.offered_by_source}
         return {
-            name: {"weight": w, "offered": o}
-            for name, w, o in zip(self.source_names, weight, offered, strict=True)
+            kind: dict(zip(self.source_names, (total / total.sum().clamp(min=1e-12)).tolist(), strict=True))
+            for kind, total in totals.items()
         }
 
     def _by_source(self, source: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "S"]:
         return torch.zeros(len(self.source_names), dtype=torch.float64).index_add_(0, source, values)
 
 
-class Stopwatch:
-    """Seconds that parts of a step took; a part that did not run is absent."""
-
-    def __init__(self) -> None:
-        self._seconds: Metrics = {}
-
-    def around(self, held_out: HeldOut) -> HeldOut:
-        """The same measurements, their seconds logged as `time/probe` and `time/reward`."""
-        return _Timed(held_out, self._seconds)
-
-    def measure(self, step: Step) -> Metrics:
-        """The seconds of the step that has just ended."""
-        seconds = dict(self._seconds)
-        self._seconds.clear()
-        return seconds
-
-
-class _Timed(Saved):
-    """A `HeldOut` whose calls are timed; steps in which it measured nothing leave no time."""
+class Timed(Saved):
+    """A `HeldOut` and, as a probe, the seconds of its calls; a step in which it measured nothing has none."""
 
     SAVED = ("_inner",)
 
-    def __init__(self, inner: HeldOut, seconds: Metrics) -> None:
+    def __init__(self, inner: HeldOut) -> None:
         self._inner = inner
-        self._seconds = seconds
+        self._seconds: Metrics = {}
         self._before = 0.0
 
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
@@ -166,6 +150,48 @@ class _Timed(Saved):
         began = time.perf_counter()
         reward, cost = self._inner.after(step)
         if reward is not None:
-            self._seconds["time/reward"] = time.perf_counter() - began
-            self._seconds["time/probe"] = self._before
+            self._seconds = {"time/reward": time.perf_counter() - began, "time/probe": self._before}
         return reward, cost
+
+    def measure(self, step: Step) -> Metrics:
+        """The seconds of the step that has just ended."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class TaskProbe:
+    """Scores θ_{k+1} on downstream tasks, on rank 0, every so many steps and after the last.
+
+    Args:
+        scores: judges the model in memory; `lm.harness.Harness.scores` does.
+        config: when.
+        steps: of the whole run.
+    """
+
+    def __init__(self, scores: Callable[[], list[Score]], config: EvalConfig, steps: int) -> None:
+        self._scores = scores
+        self._every = config.eval_tasks_every
+        self._steps = steps
+        self._left_out: set[str] = set()
+
+    def measure(self, step: Step) -> Metrics:
+        return self.score() if self.due(step.index) and parallel.rank() == 0 else {}
+
+    def due(self, step: int) -> bool:
+        """Whether the tasks are scored after this step."""
+        finished = step + 1
+        return finished == self._steps or (self._every > 0 and finished % self._every == 0)
+
+    def score(self) -> Metrics:
+        """The scores under the names of the log, which holds finite numbers only."""
+        began = time.perf_counter()
+        metrics: Metrics = {}
+        for score in self._scores():
+            name = f"task/{score.task}/{score.measure}"
+            if math.isfinite(score.value):
+                values = {"": score.value, "/stderr": score.stderr, "/chance_level": score.chance_level}
+                metrics |= {name + end: value for end, value in values.items() if value is not None}
+            elif name not in self._left_out:
+                self._left_out.add(name)
+                log.warning(f"{name} is {score.value} as yet: the model is too bad for it. It is not logged.")
+        return metrics | {"time/tasks": time.perf_counter() - began}

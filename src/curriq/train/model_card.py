@@ -9,26 +9,17 @@ from curriq.config import RunConfig, differences
 from curriq.types import Metrics
 
 
-def write_model_card(
-    folder: Path, config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]
-) -> None:
-    """Write `README.md` into a model's folder.
+def model_card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> str:
+    """The text of `README.md`: metadata that the hub reads, then prose and tables.
 
     Args:
-        folder: of the model.
         config: of the run.
         facts: counts and the validation loss. No times, so that two runs with one seed write equal cards.
-        shares: source → its share of the windows read (`offered`) and of the mixture weight (`weight`).
+        shares: as of `Meter.shares`.
     """
-    (folder / "README.md").write_text(model_card(config, facts, shares), encoding="utf-8")
-
-
-def model_card(config: RunConfig, facts: Metrics, shares: dict[str, dict[str, float]]) -> str:
-    """The text: metadata that the hub reads, then prose and tables."""
     sources = []
-    for source in config.data.sources:
-        share = shares.get(source.name, {})  # sources without weight are not in the stream
-        percentages = (f"{share.get(kind, 0.0):.1%}" for kind in ("offered", "weight"))
+    for source in config.data.sources:  # those without weight are not in the stream and have no shares
+        percentages = (f"{shares[kind].get(source.name, 0.0):.1%}" for kind in ("read", "weight"))
         sources.append((source.name, _base(source.path), source.corruption, *percentages))
     changed = [
         (f"`{name}`", ours)
@@ -98,7 +89,6 @@ def _hub_links(config: RunConfig) -> str:
 
 
 def _rows(rows: Iterable[tuple[object, ...]]) -> str:
-    """Rows of a Markdown table."""
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
 
 

@@ -1,33 +1,31 @@
 """What a run shows while it trains: a live bar on a terminal, plain lines elsewhere."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from curriq.train.sparkline import History
 from curriq.types import Metrics
 
 ESTIMATE_SECONDS = 3600
 """Time left is estimated from the steps of the last hour, at most 1000 of them."""
-
+BARS = "▁▂▃▄▅▆▇█"
 READINGS = (
     ("train/loss", "loss", "{:.3f}"),
     ("validation/loss", "validation", "{:.3f}"),
     ("reward", "reward", "{:.3f}"),
     ("policy/entropy", "entropy", "{:.2f}"),
-    (
-        "policy/effective_batch_size",
-        "effective batch",
-        "{:.1f} ({row[policy/effective_batch_fraction]:.0%})",
-    ),
+    ("policy/effective_batch_size", "effective batch", "{:.1f} ({fraction:.0%})"),
     ("langevin/tokens_changed", "tokens changed", "{:.0%}"),
     ("langevin/above_random_sd", "query Q (sd)", "{:+.1f}"),
     ("time/windows_per_second", "windows/s", "{:,.0f}"),
@@ -139,8 +137,43 @@ class _LogHandler(logging.Handler):
 
 def readings(row: Metrics) -> dict[str, str]:
     """Label → formatted value of the numbers that a row has, in the order of `READINGS`."""
+    fraction = row.get("policy/effective_batch_fraction", math.nan)
     return {
-        label: form.format(row[metric], row=row).replace("-", "−")
+        label: form.format(row[metric], fraction=fraction).replace("-", "−")
         for metric, label, form in READINGS
         if metric in row
     }
+
+
+class History:
+    """Means over equal numbers of consecutive values, at most two for each of `width` characters."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._per_mean = 1
+        self._means: list[float] = []
+        self._pending: list[float] = []
+
+    def add(self, value: float) -> None:
+        self._pending.append(value)
+        if len(self._pending) == self._per_mean:
+            self._means.append(fmean(self._pending))
+            self._pending.clear()
+        if len(self._means) == 2 * self._width:
+            self._means = [fmean(pair) for pair in zip(self._means[::2], self._means[1::2], strict=True)]
+            self._per_mean *= 2
+
+    def sparkline(self) -> str:
+        """The history so far, its smallest mean as the lowest bar and its largest as the highest."""
+        parts = np.array_split(self._means, min(len(self._means), self._width) or 1)
+        return sparkline([float(part.mean()) for part in parts if len(part)])
+
+
+def sparkline(values: list[float]) -> str:
+    """One bar per value: `sparkline([0, 1, 2]) == "▁▅█"`; equal values lie in the middle."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if high == low:
+        return BARS[3] * len(values)
+    return "".join(BARS[round((value - low) / (high - low) * 7)] for value in values)

@@ -10,13 +10,7 @@ from typing import Any
 import torch
 
 from curriq import parallel
-from curriq.config import (
-    RunConfig,
-    differences,
-    flag,
-    load_run_config,
-    require,
-)
+from curriq.config import RunConfig, differences, flag, load_run_config, require
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.lm.load import load_language_model, pick_device
 from curriq.rng import Generators
@@ -40,8 +34,8 @@ class Own:
     """Parts of a run that the caller brings, in place of those that the configuration names.
 
     Attributes:
-        method: builds what decides which data the run learns from, for instance around a selector of one's
-            own; `curriq.select.base` has the types.
+        method: builds the proposer, the selector and the critic, for instance around a selector of one's own;
+            `curriq.select.base` has the types.
         corpus: opens the text.
         probes: measure something of every step for the log, under names that begin with `own/`.
     """
@@ -60,9 +54,6 @@ def train(config: RunConfig, **own: Any) -> RunResult:
     Args:
         config: of the run.
         own: parts that the caller brings, see `Own`: `method=…`, `corpus=…`, `probes=…`.
-
-    Returns:
-        Its folder, its summary, and the language model.
 
     Raises:
         CurriqError: the configuration does not fit the data, the model or the machine; or training
@@ -88,11 +79,7 @@ def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -
 
 
 def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -> Run:
-    """Open a run at its newest valid checkpoint, without training on.
-
-    Raises:
-        CurriqError: as `resume`.
-    """
+    """A run at its newest valid checkpoint, not trained on; it raises as `resume` does."""
     run_dir = Path(run_dir)
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
@@ -109,33 +96,27 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
 
 
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
-    """Build a run without starting it, from a checkpoint when there is one.
-
-    Without one, hub data sets are pinned: the configuration of the run names the commits that it reads, so
-    that a resume reads them too, whatever the hub has by then.
-    """
+    """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
+        # The configuration names the commits of hub data sets, so that a resume reads the same ones.
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
-    if checkpoint is not None and checkpoint.manifest["threads"] != config.train.threads:
+    elif checkpoint.manifest["threads"] != config.train.threads:
         logger.warning(
             f"--threads = {config.train.threads}: the checkpoint was written with "
             f"{checkpoint.manifest['threads']}, so the last bits of what follows will differ from those of "
             "an uninterrupted run."
         )
     device = pick_device(config.lm.device)
-    generators = Generators(config.train.seed)
-    read_ahead = device.type != "cpu" and os.name == "posix"
-    corpus = own.corpus(config, read_ahead=read_ahead)
+    corpus = own.corpus(config, read_ahead=device.type != "cpu" and os.name == "posix")
     if checkpoint is not None:
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
     saved = None if checkpoint is None else checkpoint.lm
-    lm = load_language_model(
-        config.lm, corpus.tokenizer, config.data.window, config.train.seed, device, saved
-    )
-    context = Context(corpus=corpus, lm=lm, generators=generators)
+    seed, window = config.train.seed, config.data.window
+    lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
+    context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
     session = build_session(config, context, own.method(config, context), own.probes)
     if checkpoint is not None:
         session.load(checkpoint)

@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,13 +22,13 @@ from curriq.config import RunConfig, to_toml
 from curriq.errors import CurriqError
 from curriq.rng import Generators, derive_seed
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
-from curriq.runlog.writers import write_summary
+from curriq.runlog.writers import RunLogs, write_summary
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
-from curriq.train.record import StepLog
+from curriq.train.record import log_entry, open_logs
 from curriq.types import Metrics, Step, merge
 
 
@@ -41,13 +41,8 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended.
-
-    Attributes:
-        run_dir: its folder.
-        summary: the content of `summary.json`; docs/metrics.md defines the fields.
-        finished: whether the last step was reached (False after Ctrl-C).
-    """
+    """How a run ended: its folder, the content of `summary.json` (docs/metrics.md defines the fields), and
+    whether the last step was reached (False after Ctrl-C)."""
 
     run_dir: Path
     summary: dict[str, Any]
@@ -93,11 +88,7 @@ class Session:
         self.run_dir = Path(self.config.log.run_dir)
 
     def load(self, checkpoint: LoadedCheckpoint) -> None:
-        """Put every component into the state of the checkpoint; θ's weights are loaded by the builder.
-
-        Raises:
-            CurriqError: the state does not fit the components, because a setting was changed.
-        """
+        """Put every component into the state of the checkpoint; θ's weights are loaded by the builder."""
         saved = checkpoint.state
         self.state = LoopState.from_state_dict(saved["loop"], self.device)
         try:
@@ -118,11 +109,16 @@ class Session:
 
         Raises:
             CurriqError: the run is finished already; its folder holds another run or cannot be written; or a
-                loss or gradient is not finite, and then the checkpoints from before it stand.
+                loss or gradient is not finite, and then the checkpoints from before it are intact.
         """
-        self._require_open_end()
+        if self._finished and (self.run_dir / "summary.json").exists():
+            raise CurriqError(
+                f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
+                f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
+                "follows the longer schedule)."
+            )
+        primary = parallel.rank() == 0
         with ExitStack() as held:
-            primary = parallel.rank() == 0
             if primary:
                 try:
                     self._open_folder(held)
@@ -135,20 +131,23 @@ class Session:
             return self._train(primary)
 
     def _train(self, primary: bool) -> RunResult:
-        mode = self.config.log.progress if primary else "none"
-        with (
-            stop_flag() as stop,
-            make_progress(mode, self.config.train.steps, self.state.step) as progress,
-            self._open_logs() if primary else nullcontext() as logs,
-        ):
+        config, start = self.config, self.state.step
+        with ExitStack() as opened:
+            stop = opened.enter_context(stop_flag())
+            mode = config.log.progress if primary else "none"
+            progress = opened.enter_context(make_progress(mode, config.train.steps, start))
+            logs = None
+            if primary:
+                logs = open_logs(config, self.run_dir, start, self.meter.source_names, self.tokenizer)
+                opened.enter_context(logs)
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
             while not self._finished and not parallel.any_rank(stop()):
                 done, row = self._step(logs)
                 if logs is not None:
-                    logs.write(done, row)
+                    logs.write(log_entry(done, row))
                 progress.update(row)
-                if self._finished or self.state.step % self.config.log.checkpoint_every == 0:
+                if self._finished or self.state.step % config.log.checkpoint_every == 0:
                     self._save(logs)
             if not self._finished:
                 self._save(logs)
@@ -161,20 +160,14 @@ class Session:
     def _finished(self) -> bool:
         return self.state.step >= self.config.train.steps
 
-    def _require_open_end(self) -> None:
-        """Refuse a run that is finished, unless its summary is still to be written."""
-        if self._finished and (self.run_dir / "summary.json").exists():
-            raise CurriqError(
-                f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
-                f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
-                "follows the longer schedule)."
-            )
-
-    def _step(self, logs: StepLog | None) -> tuple[Step, Metrics]:
+    def _step(self, logs: RunLogs | None) -> tuple[Step, Metrics]:
         step = self.state.step
         try:
             began = time.perf_counter()
-            with _dropout_seed(self.config.train.seed, step, self.device):
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                # Dropout draws from torch's global generator: a seed per step and rank needs no saved state.
+                seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
+                torch.manual_seed(seed)
                 done = train_step(self.components, self.state)
             counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
@@ -188,11 +181,7 @@ class Session:
         return done, row
 
     def _validate(self) -> Metrics:
-        """The validation loss where the step calls for one.
-
-        Raises:
-            Diverged: it is not finite.
-        """
+        """The validation loss where the step calls for one; `Diverged` when it is not finite."""
         if not self._finished and self.state.step % self.config.log.eval_every != 0:
             return {}
         began = time.perf_counter()
@@ -202,7 +191,7 @@ class Session:
         seconds = time.perf_counter() - began
         return {"validation/loss": loss, "validation/perplexity": _perplexity(loss), "time/evaluate": seconds}
 
-    def _save(self, logs: StepLog | None) -> None:
+    def _save(self, logs: RunLogs | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
         began = time.perf_counter()
         if logs is not None:
@@ -235,7 +224,7 @@ class Session:
             "generators": self.generators,
         }
 
-    def _stopped_by(self, error: ArithmeticError, step: int, logs: StepLog | None) -> CurriqError:
+    def _stopped_by(self, error: ArithmeticError, step: int, logs: RunLogs | None) -> CurriqError:
         """The error of a step that met a number that is not finite; the log is kept."""
         if logs is not None:
             logs.flush()
@@ -253,15 +242,14 @@ class Session:
         if not isinstance(error, Diverged):
             # It would fail again from the checkpoint right before it, whatever the learning rate.
             self._checkpointer.set_aside_from(step)
-        standing = checkpoint_folders(self._checkpointer.folder)
+        intact = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
         again = f"curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW"
-        hint = ""
-        if isinstance(error, ScoresNotFinite):
-            hint = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
-        if standing:
+        raises = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
+        hint = raises if isinstance(error, ScoresNotFinite) else ""
+        if intact:
             return (
-                f"{hint}The log and the checkpoint of step {step_of(standing[0])} stand: go on from there "
+                f"{hint}The log and the checkpoint of step {step_of(intact[0])} are intact: go on from there "
                 f"with a smaller learning rate, for instance `curriq resume {self.run_dir} {smaller}` (if Q "
                 "diverged, with a smaller --q-lr)."
             )
@@ -270,13 +258,9 @@ class Session:
         if step == 0:
             return "The model gives no finite number before any training: check --model and --precision."
         return (
-            f"{hint}No earlier checkpoint stands: start again with a smaller learning rate, for instance "
+            f"{hint}There is no earlier checkpoint: start again with a smaller learning rate, for instance "
             f"`{again} {smaller}`."
         )
-
-    def _open_logs(self) -> StepLog:
-        names = self.meter.source_names
-        return StepLog(self.config, self.run_dir, self.state.step, names, self.tokenizer)
 
     def _open_folder(self, held: ExitStack) -> None:
         """Make the run's folder, hold it against other processes, and write down what is about to run."""
@@ -289,34 +273,22 @@ class Session:
             "Ctrl-C and resume."
         )
         held.enter_context(exclusive(self.run_dir, refusal))
-        if self._last_saved is None:
-            log = self.run_dir / "metrics.jsonl"
-            if checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0):
-                raise CurriqError(
-                    f"--run-dir {self.run_dir} holds a run already: go on with "
-                    f"`curriq resume {self.run_dir}`, or give another folder."
-                )
-        (self.run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end that is none any more
+        log = self.run_dir / "metrics.jsonl"
+        used = checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0)
+        if used and self._last_saved is None:
+            raise CurriqError(
+                f"--run-dir {self.run_dir} holds a run already: go on with "
+                f"`curriq resume {self.run_dir}`, or give another folder."
+            )
+        (self.run_dir / "summary.json").unlink(missing_ok=True)  # the run's earlier end is not its end
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
-        about = {
-            "curriq": curriq.__version__,
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            "device": str(self.device),
-            "hardware": _hardware(self.device),
-            "threads": torch.get_num_threads(),
-            "fingerprint": self.fingerprint,
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")
-            },
-        }
+        about = environment(self.device) | {"fingerprint": self.fingerprint}
         write_atomically(self.run_dir / "environment.json", json.dumps(about, indent=1).encode())
 
     def _summary(self) -> dict[str, Any]:
         """Fields of `summary.json`; the test set is touched here and nowhere else."""
-        shares = self.meter.shares()
-        checkpoint = self._last_saved
+        shares, checkpoint = self.meter.shares(), self._last_saved
+        fingerprint = json.dumps(self.fingerprint, sort_keys=True)
         summary: dict[str, Any] = {
             "curriq": curriq.__version__,
             "selector": self.config.method,
@@ -324,16 +296,10 @@ class Session:
             "threads": torch.get_num_threads(),
             "finished": self._finished,
             "steps": self.state.step,
-            "windows_read": self.meter.windows_read,
-            "windows_proposed": self.meter.windows_proposed,
-            "windows_trained": self.meter.windows_trained,
-            "effective_windows": self.meter.effective_windows,
-            "tokens": self.meter.windows_trained * self.config.data.window,
-            "flops": self.meter.flops,
-            "seconds": self.meter.seconds,
-            "weight_share": {name: share["weight"] for name, share in shares.items()},
-            "offered_share": {name: share["offered"] for name, share in shares.items()},
-            "data_fingerprint": digest(self.fingerprint),
+            **self.meter.totals(),
+            "weight_share": shares["weight"],
+            "offered_share": shares["read"],
+            "data_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
             "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(self.run_dir)),
         }
         if self.last_validation is not None:
@@ -347,23 +313,25 @@ class Session:
         return summary
 
 
-@contextmanager
-def _dropout_seed(seed: int, step: int, device: torch.device) -> Generator[None, None, None]:
-    """Dropout draws from torch's global generator: one seed per step and rank resumes exactly without a
-    state to save, and the caller's global state is left alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, f"dropout/{step}/{parallel.rank()}"))
-        yield
-
-
 def _perplexity(loss: float) -> float:
     """exp(loss), kept inside the range of a float."""
     return math.exp(min(loss, 700.0))
 
 
-def digest(fingerprint: dict[str, str]) -> str:
-    """One short hash of a fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+def environment(device: torch.device) -> dict[str, Any]:
+    """The program, its libraries and the machine, for `environment.json`."""
+    return {
+        "curriq": curriq.__version__,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "device": str(device),
+        "hardware": _hardware(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")
+        },
+    }
 
 
 def _hardware(device: torch.device) -> str:
