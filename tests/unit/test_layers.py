@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -230,3 +231,10 @@ def test_config_field_names_are_unique_over_sections() -> None:
     sections = [getattr(RunConfig(), section.name) for section in dataclasses.fields(RunConfig)]
     names = [setting.name for section in sections for setting in dataclasses.fields(section)]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
+@pytest.mark.parametrize(("run", "most"), [("plain", 14), ("recommended", 20)])
+def test_a_step_passes_few_modules(run: str, most: int) -> None:
+    """How many files a reader must open to follow one training step."""
+    steps = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "step_modules.py"))
+    assert len(steps["passed"](*steps["RUNS"][run])) <= most

@@ -59,12 +59,16 @@ def encode_chat(
         CurriqError: the tokenizer is a slow one, or the template cannot render the conversation, or has no
             tags and renders turns differently once later ones follow.
     """
-    name = tokenizer.name_or_path or "of this run"
+    name = repr(tokenizer.name_or_path) if tokenizer.name_or_path else "of this run"
     if not tokenizer.is_fast:
-        raise CurriqError(f"chat data needs a fast tokenizer, one with tokenizer.json, unlike {name!r}.")
+        raise CurriqError(
+            f"chat data needs a fast tokenizer, one with tokenizer.json, which the tokenizer {name} is not."
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_TEMPLATE
-        _log.warning(f"tokenizer {name!r} has no chat_template: conversations are written in Phi-3's format.")
+        _log.warning(
+            f"the tokenizer {name} has no chat_template: conversations are written in Phi-3's format."
+        )
     text, spans = _render(tokenizer, messages)
     learnt = bytearray(len(text))
     for start, stop in _added_by_turns(tokenizer, messages, text) if spans is None else spans:

@@ -94,10 +94,9 @@ def _answer(run: RunLog, sources: Shares) -> str:
     if not sources.names:
         return "The run logged no shares of sources."
     offered, weight = (dict(zip(sources.names, totals, strict=True)) for totals in sources.totals())
-    selector = str(run.summary.get("selector", run.selector))
     moved = divergence(weight, offered)
-    if selector in ("uniform", "replay") or moved < LEAST_MOVED:
-        return verdict(selector, weight, offered)
+    if run.selector in ("uniform", "replay") or moved < LEAST_MOVED:
+        return verdict(run.selector, weight, offered)
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
     filtered = run.accepted is not None

@@ -73,7 +73,7 @@ class RunLog:
 
     @property
     def selector(self) -> str:
-        return str(self.setting("select", "selector", "?"))
+        return str(self.summary.get("selector") or self.setting("select", "selector", "?"))
 
     @property
     def sources(self) -> list[str]:

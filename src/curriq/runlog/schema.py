@@ -287,7 +287,9 @@ def find(name: str) -> Metric:
         if name == metric.name or (is_family and name.startswith(prefix) and len(name) > len(prefix)):
             return metric
     hint = did_you_mean(name, (metric.name for metric in metrics()))
-    raise KeyError(f"unknown metric {name!r}.{hint} Define new ones in curriq/runlog/schema.py.")
+    raise KeyError(
+        f"unknown metric {name!r}.{hint} A metric of your own has a name like 'own/{name.split('/')[-1]}'."
+    )
 
 
 def page() -> str:

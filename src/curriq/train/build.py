@@ -45,10 +45,11 @@ def build_method(config: RunConfig, context: Context) -> Method:
 
 
 def build_session(
-    config: RunConfig, context: Context, method: Method, probes: tuple[Probe, ...] = ()
+    config: RunConfig, context: Context, builder: MethodBuilder, probes: tuple[Probe, ...] = ()
 ) -> Session:
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     corpus, lm, train = context.corpus, context.lm, config.train
+    method = builder(config, context)
     learner = _learner(config, context)
     held_out = Timed(_held_out(config, context, method, learner))
     selector = method.selector
@@ -67,6 +68,7 @@ def build_session(
     )
     session = Session(
         config=config,
+        method=config.method if builder is build_method else getattr(builder, "__name__", "own"),
         components=components,
         state=LoopState(),
         meter=_meter(config, context, method, learner),

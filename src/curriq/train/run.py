@@ -117,7 +117,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     seed, window = config.train.seed, config.data.window
     lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
     context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
-    session = build_session(config, context, own.method(config, context), own.probes)
+    session = build_session(config, context, own.method, own.probes)
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class Session:
     """One run between its start (or resume) and its end.
 
     Attributes:
+        method: name of what weighs the windows, for the folder and the summary.
         validate, test: mean loss of θ on the validation and the test set, nats per token.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
@@ -67,6 +69,7 @@ class Session:
     """
 
     config: RunConfig
+    method: str
     components: Components
     state: LoopState
     meter: Meter
@@ -265,7 +268,7 @@ class Session:
     def _open_folder(self, held: ExitStack) -> None:
         """Make the run's folder, hold it against other processes, and write down what is about to run."""
         if self._last_saved is None and not self.config.log.run_dir:
-            name = f"{self.config.method}-{self.config.train.seed}"
+            name = re.sub(r"[^\w.-]+", "-", f"{self.method}-{self.config.train.seed}")
             self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
             self.run_dir = new_folder(self.run_dir)
         refusal = (
@@ -291,7 +294,7 @@ class Session:
         fingerprint = json.dumps(self.fingerprint, sort_keys=True)
         summary: dict[str, Any] = {
             "curriq": curriq.__version__,
-            "selector": self.config.method,
+            "selector": self.method,
             "seed": self.config.train.seed,
             "threads": torch.get_num_threads(),
             "finished": self._finished,
