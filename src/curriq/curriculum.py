@@ -266,8 +266,10 @@ class _Part(Saved):
 
     def _learnt(self, step: Step, policy: Any) -> Metrics:
         """What was measured in a step, and what the policy learns from it."""
-        measured = {"reward": step.reward, "held_out/forwards": self._reward.forwards}
-        return merge({} if step.reward is None else measured, step.metrics, policy.observe(step))
+        measured: Metrics = {}
+        if step.reward is not None:
+            measured = {"reward": step.reward, "held_out/forwards": self._reward.forwards}
+        return merge(measured, step.metrics, policy.observe(step))
 
     def state_dict(self) -> State:
         drawn, step = self._reward.drawn, self._step
