@@ -151,6 +151,11 @@ class Curriculum(Saved):
         """Examples read from the streams so far."""
         return self._part.reader.total if isinstance(self._part, _Filter) else 0
 
+    @property
+    def num_passes(self) -> int:
+        """Streams that were selected from to their end, and all of it observed."""
+        return self._part.passes if isinstance(self._part, _Filter) else 0
+
     def select(self, stream: Stream, *, skip: int | None = None) -> Iterator[Example]:
         """The examples of the stream that are worth training on, in its order, as long as it has any.
 
@@ -347,7 +352,7 @@ class _Reader(Saved):
 class _Filter(_Part):
     """`Curriculum.select`: the stream filter of `curriq train` over a stream of examples."""
 
-    SAVED = ("_probe", "_proposer", "_saved", "_critic", "_first", "_ended")
+    SAVED = ("_probe", "_proposer", "_saved", "_critic", "_first", "_ended", "_passes")
 
     def __init__(
         self,
@@ -372,7 +377,8 @@ class _Filter(_Part):
         self._batches: deque[Offer] = deque()  # taken or drawn, and not yet trained on
         self._first = 0  # step of the first of them
         self._taken = 0  # batches handed out
-        self._ended = False  # whether all of a stream has been handed out
+        self._ended = False  # whether all of the stream has been handed out
+        self._passes = 0
 
     def examples(self, stream: Stream, skip: int | None) -> Iterator[Example]:
         if not (self._ended and self._batches):  # else the last batches come first, and then the stream's end
@@ -382,7 +388,12 @@ class _Filter(_Part):
         while (offer := self._batch(self._taken)) is not None:
             self._taken += 1
             yield from self._model.of(offer.windows)
+        self._passes += not self._ended
         self._ended, self.reader.in_stream = True, 0  # the next call begins the stream again
+
+    @property
+    def passes(self) -> int:
+        return self._passes - (self._ended and bool(self._batches))
 
     def _batch(self, step: int) -> Offer | None:
         """The examples of a step, drawn when they are first asked for; None at the end of the stream."""
