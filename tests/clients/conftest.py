@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 CLIENTS = Path(__file__).resolve().parents[2] / "examples" / "clients"
-NEEDS = {"trl_chat": "trl", "lora": "peft"}
+NEEDS = {"trainer": "accelerate", "trl_chat": "trl", "lora": "peft"}
 
 
 @pytest.fixture(scope="session")

@@ -595,7 +595,7 @@ class TestErrors:
         [
             ({"lm_lr": 1e-3}, "unknown setting of a Curriculum 'lm_lr'"),
             ({"rewards_every": 4}, "Did you mean 'reward_every'"),
-            ({"reward_windows": 17}, "larger than the reward set"),
+            ({"reward_windows": 17}, "reward-set-size"),
             ({"preset": "paper", "policy": Everything()}, "max_read_ratio > 1"),
             ({"preset": "langevin-rag"}, "needs the loop of `curriq train`"),
             ({"preset": "reference"}, "needs the loop of `curriq train`"),

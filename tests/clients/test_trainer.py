@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("accelerate")
 from transformers import Trainer, TrainingArguments
 
 import curriq
