@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from curriq import parallel
 from curriq.config import CriticConfig, RunConfig, require, unknown_key
@@ -156,7 +157,7 @@ class Curriculum(Saved):
         """Streams that were selected from to their end, and all of it observed."""
         return self._part.passes if isinstance(self._part, _Filter) else 0
 
-    def select(self, stream: Stream, *, skip: int | None = None) -> Iterator[Example]:
+    def select(self, stream: Stream, *, skip: int | None = None) -> "Selected":
         """The examples of the stream that are worth training on, in its order, as long as it has any.
 
         Examples that were taken before a checkpoint and not trained on come first after a resume. Call it in
@@ -174,12 +175,7 @@ class Curriculum(Saved):
         """
         if not isinstance(self._part, _Filter):
             raise CurriqError("this curriculum weighs examples: call weigh, or use preset='recommended'.")
-        require(
-            torch.utils.data.get_worker_info() is None,
-            "select runs in a worker of a DataLoader, where it cannot learn: use num_workers=0, and put "
-            "what is slow (reading, tokenising) into a DataLoader of its own below select.",
-        )
-        return self._part.examples(stream, skip)
+        return Selected(self._part.examples(stream, skip))
 
     def weigh(
         self,
@@ -252,6 +248,19 @@ class Curriculum(Saved):
             "with the same arguments.",
         )
         super().load_state_dict(state)
+
+
+class Selected(IterableDataset):
+    """What `select` hands out, once: an iterator that a `DataLoader` takes."""
+
+    def __init__(self, examples: Iterator[Example]) -> None:
+        self._examples = examples
+
+    def __iter__(self) -> Iterator[Example]:
+        return self._examples
+
+    def __next__(self) -> Example:
+        return next(self._examples)
 
 
 class _Part(Saved):
@@ -381,6 +390,11 @@ class _Filter(_Part):
         self._passes = 0
 
     def examples(self, stream: Stream, skip: int | None) -> Iterator[Example]:
+        require(
+            torch.utils.data.get_worker_info() is None,
+            "select runs in a worker of a DataLoader, where it cannot learn: use num_workers=0, and put "
+            "what is slow (reading, tokenising) into a DataLoader of its own below select.",
+        )
         if not (self._ended and self._batches):  # else the last batches come first, and then the stream's end
             self.reader.open(stream, skip)
             self._ended = False

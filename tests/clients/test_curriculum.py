@@ -153,6 +153,12 @@ class TestExamples:
         batch = pad_examples([{"input_ids": [3, 4], "labels": [-100, -100]}, {"input_ids": [3]}])
         assert example_losses(Bigram(), batch).tolist() == [0, 0]
 
+    def test_a_data_loader_takes_what_is_selected(self):
+        ours = curriculum(policy=Everything())
+        data = list(islice(stream(), 20))
+        loader = torch.utils.data.DataLoader(ours.select(data), batch_size=BATCH, collate_fn=pad_examples)
+        assert [len(batch["input_ids"]) for batch in loader] == [8, 8, 4]
+
     def test_they_may_carry_anything_and_keep_it(self):
         ours = curriculum(sources=("all",))
         selected = list(ours.select([{"input_ids": [2, 3], "text": "two three", "n": i} for i in range(5)]))
@@ -544,7 +550,7 @@ class TestErrors:
     def test_select_in_a_worker(self, monkeypatch):
         monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "worker 1 of 2")
         with pytest.raises(CurriqError, match="num_workers=0"):
-            curriculum().select(stream())
+            next(curriculum().select(stream()))
 
     def test_observe_without_select_or_weigh(self):
         model = Bigram()
