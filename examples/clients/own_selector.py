@@ -62,6 +62,7 @@ def run(
         test_set_size=64,
         lr_schedule="constant",
         eval_every=1000,
+        threads=1,
         progress="none",
         seed=seed,
     )

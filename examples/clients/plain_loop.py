@@ -10,19 +10,9 @@ from typing import Any
 
 import torch
 import toy
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 import curriq
-
-
-class Stream(IterableDataset):
-    """Examples for a `DataLoader`."""
-
-    def __init__(self, examples) -> None:
-        self.examples = examples
-
-    def __iter__(self):
-        return iter(self.examples)
 
 
 def train(
@@ -36,24 +26,26 @@ def train(
 ) -> torch.nn.Module:
     model = toy.model(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    target = [toy.encode(chat) for chat in toy.clean(64, seed=0)]
     curriculum = curriq.Curriculum(
-        target, sources=toy.SOURCES, batch_size=toy.BATCH, reward_every=4, policy=policy, seed=seed
+        [toy.encode(chat) for chat in toy.clean(64, seed=0)],
+        sources=toy.SOURCES,
+        batch_size=toy.BATCH,
+        reward_every=4,
+        policy=toy.Everything() if uniform else policy,
+        seed=seed,
     )
     if resume:
         state = torch.load(folder / "state.pt", weights_only=True)
         for part, name in ((model, "model"), (optimizer, "optimizer"), (curriculum, "curriculum")):
             part.load_state_dict(state[name])
-    stream = toy.stream(seed)
-    examples = stream if uniform else curriculum.select(stream)
-    loader = DataLoader(Stream(examples), batch_size=toy.BATCH, collate_fn=curriq.pad_examples)
+    examples = curriculum.select(toy.stream(seed))
+    loader = DataLoader(examples, batch_size=toy.BATCH, collate_fn=curriq.pad_examples)
     for _, batch in zip(range(curriculum.step, steps), loader, strict=False):
         model.train()
         curriq.example_losses(model, batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        if not uniform:
-            curriculum.observe(model, optimizer)
+        curriculum.observe(model, optimizer)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         parts = {"model": model, "optimizer": optimizer, "curriculum": curriculum}

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from curriq import parallel
 from curriq.config import CriticConfig, RunConfig, require, unknown_key
@@ -156,7 +157,12 @@ class Curriculum(Saved):
         """Examples read from the streams so far."""
         return self._part.reader.total if isinstance(self._part, _Filter) else 0
 
-    def select(self, stream: Stream, *, skip: int | None = None) -> Iterator[Example]:
+    @property
+    def num_passes(self) -> int:
+        """Streams that were selected from to their end, and all of it observed."""
+        return self._part.passes if isinstance(self._part, _Filter) else 0
+
+    def select(self, stream: Stream, *, skip: int | None = None) -> "Selected":
         """The examples of the stream that are worth training on, in its order, as long as it has any.
 
         Examples that were taken before a checkpoint and not trained on come first after a resume. Call it in
@@ -174,12 +180,7 @@ class Curriculum(Saved):
         """
         if not isinstance(self._part, _Filter):
             raise CurriqError("this curriculum weighs examples: call weigh, or use preset='recommended'.")
-        require(
-            torch.utils.data.get_worker_info() is None,
-            "select runs in a worker of a DataLoader, where it cannot learn: use num_workers=0, and put "
-            "what is slow (reading, tokenising) into a DataLoader of its own below select.",
-        )
-        return self._part.examples(stream, skip)
+        return Selected(self._part.examples(stream, skip))
 
     def weigh(
         self,
@@ -252,6 +253,19 @@ class Curriculum(Saved):
             "with the same arguments.",
         )
         super().load_state_dict(state)
+
+
+class Selected(IterableDataset):
+    """What `select` hands out, once: an iterator that a `DataLoader` takes."""
+
+    def __init__(self, examples: Iterator[Example]) -> None:
+        self._examples = examples
+
+    def __iter__(self) -> Iterator[Example]:
+        return self._examples
+
+    def __next__(self) -> Example:
+        return next(self._examples)
 
 
 class _Part(Saved):
@@ -352,7 +366,7 @@ class _Reader(Saved):
 class _Filter(_Part):
     """`Curriculum.select`: the stream filter of `curriq train` over a stream of examples."""
 
-    SAVED = ("_probe", "_proposer", "_saved", "_critic", "_first", "_ended")
+    SAVED = ("_probe", "_proposer", "_saved", "_critic", "_first", "_ended", "_passes")
 
     def __init__(
         self,
@@ -377,9 +391,15 @@ class _Filter(_Part):
         self._batches: deque[Offer] = deque()  # taken or drawn, and not yet trained on
         self._first = 0  # step of the first of them
         self._taken = 0  # batches handed out
-        self._ended = False  # whether all of a stream has been handed out
+        self._ended = False  # whether all of the stream has been handed out
+        self._passes = 0
 
     def examples(self, stream: Stream, skip: int | None) -> Iterator[Example]:
+        require(
+            torch.utils.data.get_worker_info() is None,
+            "select runs in a worker of a DataLoader, where it cannot learn: use num_workers=0, and put "
+            "what is slow (reading, tokenising) into a DataLoader of its own below select.",
+        )
         if not (self._ended and self._batches):  # else the last batches come first, and then the stream's end
             self.reader.open(stream, skip)
             self._ended = False
@@ -387,7 +407,12 @@ class _Filter(_Part):
         while (offer := self._batch(self._taken)) is not None:
             self._taken += 1
             yield from self._model.of(offer.windows)
+        self._passes += not self._ended
         self._ended, self.reader.in_stream = True, 0  # the next call begins the stream again
+
+    @property
+    def passes(self) -> int:
+        return self._passes - (self._ended and bool(self._batches))
 
     def _batch(self, step: int) -> Offer | None:
         """The examples of a step, drawn when they are first asked for; None at the end of the stream."""

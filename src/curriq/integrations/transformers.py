@@ -41,10 +41,7 @@ class SelectedDataset(IterableDataset):
 
     def for_trl(self) -> datasets.IterableDataset:
         """The same as a data set of `datasets`, which TRL asks for; columns `input_ids` and `labels`."""
-        # Without features TRL would read an example to learn the columns.
-        column = datasets.List(datasets.Value("int64"))
-        features = datasets.Features({"input_ids": column, "labels": column})
-        return datasets.IterableDataset.from_generator(self._rows, features=features)
+        return datasets.IterableDataset.from_generator(self._rows)
 
     def _rows(self) -> Iterator[Example]:
         for example in self:

@@ -30,9 +30,8 @@ def example_losses(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, 
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     logits, targets = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
-    loss = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
     return loss.view(targets.shape).sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
 
 
