@@ -21,10 +21,9 @@ from tests.reports import write_run
 from curriq.cli import main
 from curriq.report.chart import Chart, Explorer, Section, Series, block_json, numbers
 from curriq.report.command import Report, build
-from curriq.report.explore import explorer, shown_texts
+from curriq.report.explore import explorer, query_content, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.page import render
-from curriq.report.queries import query_content
 from curriq.report.runlog import Detail, load_run_log
 from curriq.report.stages import change_points
 from curriq.report.topics import find_topics

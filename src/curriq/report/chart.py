@@ -15,49 +15,31 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one layer of a stack.
+    """One line, or one layer of a stack."""
 
-    Attributes:
-        label: in the legend.
-        x: by name of the axis; all of the same length as `y`.
-        y: values; NaN leaves a gap.
-        low, high: the band around the line, when there is one.
-        style: index into the colours, then the dashes; the position in the chart when None.
-        faint: an auxiliary line, drawn thin and grey.
-        dots: marks instead of a line, for few measurements.
-    """
-
-    label: str
-    x: dict[str, np.ndarray]
-    y: np.ndarray
-    low: np.ndarray | None = None
+    label: str  # in the legend
+    x: dict[str, np.ndarray]  # by name of the axis; all of the same length as `y`
+    y: np.ndarray  # NaN leaves a gap
+    low: np.ndarray | None = None  # the band around the line
     high: np.ndarray | None = None
-    style: int | None = None
-    faint: bool = False
-    dots: bool = False
+    style: int | None = None  # index into the colours, then the dashes; the position in the chart when None
+    faint: bool = False  # an auxiliary line, drawn thin and grey
+    dots: bool = False  # marks instead of a line, for few measurements
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture.
+    """One picture of lines, or of layers stacked on each other."""
 
-    Attributes:
-        id: unique on the page; also the name of the figure's file.
-        kind: lines, or layers stacked on each other.
-        levels: (y, label) of horizontal reference lines, such as chance.
-        marks: (x by axis, label) of vertical lines, such as a change point.
-        axis: name of the x-axis when it is none of the run's.
-    """
-
-    id: str
+    id: str  # unique on the page; also the name of the figure's file
     title: str
     y: str
     series: list[Series]
     note: str = ""
     kind: Literal["line", "stack"] = "line"
-    levels: list[tuple[float, str]] = field(default_factory=list)
-    marks: list[tuple[dict[str, float], str]] = field(default_factory=list)
-    axis: str = ""
+    levels: list[tuple[float, str]] = field(default_factory=list)  # (y, label) of horizontal reference lines
+    marks: list[tuple[dict[str, float], str]] = field(default_factory=list)  # vertical ones, x by axis
+    axis: str = ""  # name of the x-axis when it is none of the run's
     log: bool = False
 
     def __bool__(self) -> bool:
@@ -113,12 +95,12 @@ class Code:
     folded: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Explorer:
-    """Some steps, one at a time: windows with their text (`explore.py`), or queries (`queries.py`)."""
+    """Some steps, one at a time: windows with their text, or queries (`explore.py`)."""
 
-    content: Json
     type: Literal["windows", "queries"]
+    content: Json
 
 
 Block = Chart | Forest | Table | Code | Explorer | str
@@ -127,16 +109,11 @@ Block = Chart | Forest | Table | Code | Explorer | str
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report and what answers it.
+    """One question of the report and what answers it."""
 
-    Attributes:
-        id: its anchor.
-        answer: one or two sentences in plain words, before any picture.
-    """
-
-    id: str
+    id: str  # its anchor
     title: str
-    answer: str
+    answer: str  # one or two sentences in plain words, before any picture
     blocks: list[Block] = field(default_factory=list)
 
     def charts(self) -> list[Chart]:
@@ -177,10 +154,10 @@ def _plain(value: Any) -> Any:
                 return None
             short = float(f"{value:.{DIGITS}g}")
             return int(short) if short.is_integer() and abs(short) < 1e15 else short
-        case np.ndarray():
-            return [_plain(item) for item in value.tolist()]
         case list() | tuple():
             return [_plain(item) for item in value]
+        case np.ndarray():
+            return _plain(value.tolist())
         case dict():
             return {name: _plain(item) for name, item in value.items()}
         case _ if dataclasses.is_dataclass(value):
@@ -190,8 +167,7 @@ def _plain(value: Any) -> Any:
 
 def _series_json(chart: Chart) -> Json:
     """Series without what they lack; axes that several of them share are written once."""
-    axes: list[Json] = []
-    series = []
+    series, axes = [], []
     for one, style in chart.styled():
         drawn = _plain(one)
         if drawn["x"] not in axes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import curriq
-from curriq.config import missing_extra
+from curriq.config import missing_extra, require
 from curriq.errors import CurriqError
 from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
@@ -17,9 +17,9 @@ from curriq.report.figures import save_figures
 from curriq.report.outcome import comparison_helped, runs_helped
 from curriq.report.page import render
 from curriq.report.policy import policy_health
-from curriq.report.provenance import what_ran
 from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
+from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
 from curriq.runlog.read import AXES, read_document
 
@@ -71,11 +71,8 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     add("--encoder", default="", help=encoder)
     options = parse_runs(parser, arguments)
     embed = load_embed(options.encoder) if options.encoder and load_embed is not None else None
-    report = build(
-        options.RUN, topics=options.topics, embed=embed, log=lambda line: print(line, file=sys.stderr)
-    )
-    only = options.RUN[0] if len(options.RUN) == 1 else Path()
-    out = options.out or only / "report.html"
+    report = build(options.RUN, options.topics, embed, lambda line: print(line, file=sys.stderr))
+    out = options.out or (options.RUN[0] if len(options.RUN) == 1 else Path()) / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(report.page(), encoding="utf-8")
@@ -93,19 +90,16 @@ def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> arg
     Raises:
         CurriqError: `--topics` is out of range.
     """
-    parser.add_argument(
-        "RUN", type=Path, nargs="+", help="folder of a run, or of a comparison (with comparison.json)"
-    )
+    runs = "folder of a run, or of a comparison (with comparison.json)"
+    parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
-    if not 0 <= options.topics <= 32:
-        raise CurriqError(f"--topics {options.topics}: choose from 0 (none) to 32.")
+    require(0 <= options.topics <= 32, f"--topics {options.topics}: choose from 0 (none) to 32.")
     return options
 
 
 def build(
     folders: list[Path],
-    *,
     topics: int = 8,
     embed: Embed | None = None,
     log: Callable[[str], None] = lambda line: None,
@@ -125,8 +119,8 @@ def build(
     if comparisons and len(folders) > 1:
         raise CurriqError(f"{comparisons[0]} is a comparison: give it alone, or give folders of single runs.")
     result: Json = {}
-    if comparisons:
-        result = read_document(folders[0] / "comparison.json", "compare again, finished runs are kept")
+    for folder in comparisons:
+        result = read_document(folder / "comparison.json", "compare again, finished runs are kept")
     places = _runs_of(result, folders[0]) if result else _labelled(folders)
     detail = Detail.of(len(places), topics)
     runs = []
@@ -165,11 +159,11 @@ def _runs_of(result: Json, folder: Path) -> list[tuple[str, Path]]:
 def _labelled(folders: list[Path]) -> list[tuple[str, Path]]:
     """Each run under the shortest end of its path that tells it from the others."""
     for folder in folders:
-        if not (folder / "metrics.jsonl").exists():
-            raise CurriqError(
-                f"{folder} is neither the folder of a run (it has no metrics.jsonl) nor of a comparison "
-                "(no comparison.json): give one that `curriq train` or `curriq compare` has written."
-            )
+        require(
+            (folder / "metrics.jsonl").exists(),
+            f"{folder} is neither the folder of a run (it has no metrics.jsonl) nor of a comparison (no "
+            "comparison.json): give one that `curriq train` or `curriq compare` has written.",
+        )
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
@@ -182,8 +176,7 @@ def _figures(report: Report, folder: Path, axis: str) -> str:
     try:
         written = report.figures(folder, axis)
     except ImportError:
-        missing = missing_extra("drawing them", "matplotlib", "report", "use the page")
-        return f"figures  none: {missing}"
+        return f"figures  none: {missing_extra('drawing them', 'matplotlib', 'report', 'use the page')}"
     except OSError as error:
         raise CurriqError(f"--figures {folder} cannot be written: {error.strerror}.") from None
     of_one = "; of all runs together, those of one by `curriq report RUN`" * (len(report.runs) > MOST_DRAWN)

@@ -1,13 +1,11 @@
 """What did it learn from, and when? Sources, topics, kinds of windows, and stages where there are any."""
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from curriq.report.chart import Block, Chart, Section, Series
-from curriq.report.lines import metric_line, value_line
 from curriq.report.runlog import RunLog
 from curriq.report.stages import change_points
 from curriq.report.summary import LEAST_MOVED, divergence, share_table, verdict
@@ -21,23 +19,18 @@ MEASURES = {
 MOST_POINTS = 60
 """Points of a line over shares and means, which are noisy: one step offers a few windows of each source."""
 
+
 Marks = list[tuple[dict[str, float], str]]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What was offered and selected of each source or topic.
-
-    Attributes:
-        names: of the groups.
-        rows: [times], rows of the log.
-        offered, weight: [times, groups], shares or counts.
-    """
+    """What was offered and selected of each source or topic."""
 
     names: list[str]
-    rows: np.ndarray
-    offered: np.ndarray
-    weight: np.ndarray
+    rows: np.ndarray  # [times], rows of the log
+    offered: np.ndarray  # [times, groups], shares or counts
+    weight: np.ndarray  # likewise
 
     def in_buckets(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Last row, share offered and share of the weight [buckets, groups] in at most so many buckets."""
@@ -60,19 +53,22 @@ class Shares:
         x = run.columns.at(rows)
         return [Series(name, x, y) for name, y in zip(self.names, values.T, strict=True)]
 
+    def preference(self, run: RunLog, id: str, title: str, note: str) -> Chart:
+        y, series = "share of weight ÷ share offered", self.lines(run, over_offered=True)
+        return Chart(id, title, y, series, note, levels=[(1.0, "as offered")])
+
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
     sources = _source_shares(run)
     marks, staged = _stages(run, sources)
-    also = " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
-    note = f"Above 1 the source was selected more than it was offered.{also}"
+    note = "Above 1 the source was selected more than it was offered."
+    note += " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
     totals, more = sources.totals(), _read_and_accepted(run)
-    shares = sources.lines(run, over_offered=False)
-    title, y = "Share of weight by source", "share of weight"
+    layers = sources.lines(run, over_offered=False)
     blocks: list[Block] = [
-        _preference(run, sources, "preference", "Preference for each source", note),
-        Chart("weight-share", title, y, shares, kind="stack"),
+        sources.preference(run, "preference", "Preference for each source", note),
+        Chart("weight-share", "Share of weight by source", "share of weight", layers, kind="stack"),
         share_table("Sources over the whole run", "source", run.sources, *totals, more),
         *_topics(run),
         *_loss_charts(run),
@@ -80,9 +76,8 @@ def learned_from(run: RunLog) -> Section:
     blocks = [dataclasses.replace(b, marks=marks) if isinstance(b, Chart) else b for b in blocks]
     what = "Topics, difficulty, length and repetition"
     if not run.kept:
-        blocks.append(
-            f"{what} are unknown: the run kept no windows (--log-windows-mb 0, or an older version)."
-        )
+        why = "the run kept no windows (--log-windows-mb 0, or an older version)"
+        blocks.append(f"{what} are unknown: {why}.")
     elif run.kept > len(run.windows):
         some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
         blocks.append(f"{what} are measured on {some}, drawn evenly.")
@@ -100,11 +95,12 @@ def _answer(run: RunLog, sources: Shares) -> str:
         return verdict(selector, weight, offered)
     ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
-    filtered = run.accepted is not None
-    start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. " if filtered else ""
-    gave, what = ("Acceptance gave", "read") if filtered else ("It gave", "offered")
+    start, what = "It gave", "offered"
+    if run.accepted is not None:
+        start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. Acceptance gave"
+        what = "read"
     return (
-        f"{start}{gave} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
+        f"{start} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
         f"{ratios[least]:.2f} times (divergence {moved:.3f} nats)."
     )
 
@@ -117,9 +113,10 @@ def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
     test = "(block permutation test, α = 0.01)"
     if not found:
         return [], f"Its preferences show no change point: one stage {test}."
+    places = run.columns.at(np.array(found))
     marks = [
-        ({axis: float(x[0]) for axis, x in run.columns.at(np.array([row])).items()}, f"stage {number}")
-        for number, row in enumerate(found, 2)
+        ({axis: float(x[index]) for axis, x in places.items()}, f"stage {index + 2}")
+        for index in range(len(found))
     ]
     steps = ("steps " if len(marks) > 1 else "step ") + ", ".join(f"{at['step']:.0f}" for at, _ in marks)
     return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
@@ -132,25 +129,6 @@ def _source_shares(run: RunLog) -> Shares:
         for kind in ("offered", "weight")
     )
     return Shares(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
-
-
-def _topics(run: RunLog) -> list[Block]:
-    counts = [run.selection.per_step.get(f"{kind}/topic") for kind in ("offered", "selected")]
-    if run.topics is None or counts[0] is None or counts[1] is None:
-        return []
-    shares = Shares(run.topics.names, run.columns.rows_of(run.selection.step), counts[0], counts[1])
-    note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
-    texts = run.windows.texts(np.array(run.topics.nearest), special=False)
-    typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
-    return [
-        _preference(run, shares, "topics", "Preference for each topic", note),
-        share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
-    ]
-
-
-def _preference(run: RunLog, shares: Shares, id: str, title: str, note: str) -> Chart:
-    y, series = "share of weight ÷ share offered", shares.lines(run, over_offered=True)
-    return Chart(id, title, y, series, levels=[(1.0, "as offered")], note=note)
 
 
 def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
@@ -166,37 +144,46 @@ def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
     return {"read": total("offered", run.columns.full("data/windows_read")), "accepted": total("weight", n)}
 
 
+def _topics(run: RunLog) -> list[Block]:
+    found, topics = run.selection.per_step, run.topics
+    if topics is None or "offered/topic" not in found:
+        return []
+    rows = run.columns.rows_of(run.selection.step)
+    shares = Shares(topics.names, rows, found["offered/topic"], found["selected/topic"])
+    note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
+    texts = run.windows.texts(np.array(topics.nearest), special=False)
+    typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
+    return [
+        shares.preference(run, "topics", "Preference for each topic", note),
+        share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
+    ]
+
+
 def _loss_charts(run: RunLog) -> list[Chart]:
     """Losses and measures of the windows selected against those offered, and each source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
-    def lines(names: Iterable[tuple[str, str, int]]) -> list[Series]:
+    def lines(*names: tuple[str, str, int]) -> list[Series]:
         """Those of (label, name in `run.selection.per_step`, style) that the run has."""
+        known = [(label, found[name], style) for label, name, style in names if name in found]
         return [
-            value_line(run, label, found[name], rows, MOST_POINTS, style=style)
-            for label, name, style in names
-            if name in found
+            run.value_line(label, values, rows, MOST_POINTS, style=style) for label, values, style in known
         ]
 
-    loss = metric_line(run, "train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
+    loss = run.metric_line("train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
     title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
     if run.accepted is None:
         title, note = "Loss: selected against offered", ""
-        loss += metric_line(run, "train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
-    charts = [Chart("loss", title, "nats per token", loss, note=note)]
+        loss += run.metric_line("train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
+    charts = [Chart("loss", title, "nats per token", loss, note)]
     for name, (title, unit) in MEASURES.items():
-        series = lines([("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0)])
+        series = lines(("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0))
         charts.append(Chart(name, f"{title}: selected against offered", unit, series))
-    losses = lines([(name, f"loss/{name}", index) for index, name in enumerate(run.sources)])
-    charts.append(
-        Chart(
-            "source-perplexity",
-            "Perplexity by source, before training on it",
-            "perplexity per token",
-            [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses],
-            log=True,
-            note="Of the windows that were forwarded, measured before the update: in the first epoch all of "
-            "them are new to the model.",
-        )
+    losses = lines(*((name, f"loss/{name}", index) for index, name in enumerate(run.sources)))
+    perplexities = [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses]
+    title, y = "Perplexity by source, before training on it", "perplexity per token"
+    note = (
+        "Of the windows that were forwarded, measured before the update: in the first epoch all of them are "
+        "new to the model."
     )
-    return charts
+    return [*charts, Chart("source-perplexity", title, y, perplexities, note, log=True)]

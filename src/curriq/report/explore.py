@@ -1,21 +1,29 @@
-"""Why this window? The highest and lowest scores of some steps, with the text of the windows."""
+"""Why this window? The windows of some steps with their texts, and the queries that drew them."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from curriq.report.chart import Explorer, Json, Section, numbers
 from curriq.report.runlog import RunLog
-from curriq.runlog.read import CANDIDATE_NUMBERS, CandidateRows, read_windows
+from curriq.runlog.read import CandidateRows, floats, read_queries_of, read_windows
 from curriq.runlog.selection import appearances
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MOST_SEEN = 40
 """Appearances of one window that the page lists."""
-
+ASKED = ("q", "soft_q", "start_q", "changed", "score")
+"""Columns of the queries table that the page shows."""
+BECAME = ("weight", "loss", "q", "effect")
+"""Columns of the candidates table that are shown of the window that a query drew."""
 WRITTEN = "it is written with each checkpoint, unless --no-log-candidates is set"
 TITLES = {"q": "Q", "accept_prob": "acceptance probability"}
 
 
 def explorer(run: RunLog) -> Section:
-    """Section 4 of the report."""
+    """Section 4 of the report: the highest and lowest scores of some steps, with the texts."""
     title = "Why this window?"
     shown = run.selection.shown
     if shown is None:
@@ -32,7 +40,7 @@ def explorer(run: RunLog) -> Section:
         answer += " Windows that the stream filter rejected have no Q and no loss: they were not forwarded."
     if not content["texts"]:
         answer += " The run kept no texts (--log-windows-mb 0), so only ids are shown."
-    return Section("why", title, answer, [Explorer(type="windows", content=content)])
+    return Section("why", title, answer, [Explorer("windows", content)])
 
 
 def shown_texts(section: Section) -> dict[str, str]:
@@ -72,11 +80,11 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     where = kept.find(ids)
     texts = [""] * len(ids)
     for place, text in zip(np.flatnonzero(where >= 0), kept.texts(where[where >= 0]), strict=True):
-        texts[place] = cut(text, run.detail.characters)
+        texts[place] = _cut(text, run.detail.characters)
     seen = appearances(run.folder, ids, MOST_SEEN)
-    columns = {name: numbers(rows.columns[name]) for name in CANDIDATE_NUMBERS if name in rows.columns}
-    if len({value for value in columns["score"] if value is not None}) < 2:
-        del columns["score"]  # all alike says nothing
+    columns = _numbers(rows.columns)
+    if len(set(columns.get("score", ())) - {None}) < 2:
+        columns.pop("score", None)  # all alike says nothing
     measured = run.windows.find(ids)
     return {
         "order": order,
@@ -85,7 +93,7 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
         "step": rows.step.tolist(),
         "window": np.searchsorted(ids, rows.window_id).tolist(),
         "source": rows.source.tolist(),
-        "columns": {name: values for name, values in columns.items() if any(v is not None for v in values)},
+        "columns": columns,
         # A 63-bit id does not fit a JavaScript number.
         "ids": [str(i) for i in ids],
         "topic": [] if run.topics is None else np.where(measured >= 0, run.topics.of[measured], -1).tolist(),
@@ -94,6 +102,90 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     }
 
 
-def cut(text: str, characters: int) -> str:
+def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
+    """What the explorer of queries shows; None without queries.
+
+    Args:
+        run: the run; the steps are those of its explorer of windows.
+        shown: id → text of the windows that the explorer of windows shows. Queries that drew one of them come
+            first where a step has more than `detail.rows`, and the text of such a window stays there.
+    """
+    candidates = run.selection.shown
+    table = None if candidates is None else read_queries_of(run.folder, np.unique(candidates.step))
+    if candidates is None or table is None:
+        return None
+    table = table.take(_chosen(table, shown, run.detail.rows))
+    characters = run.detail.characters
+    step, number, asked, drawn, text = (
+        table[name].to_pylist() for name in ("step", "query", "text", "window_id", "window_text")
+    )
+    windows = [None if window is None else str(window) for window in drawn]
+    texts = {
+        window: "" if shown.get(window) else _cut(beginning or "", characters)
+        for window, beginning in zip(windows, text, strict=True)
+        if window is not None
+    }
+    place = {window: index for index, window in enumerate(texts)}
+    rows = _rows_in(candidates, table)
+    columns = _numbers({name: floats(table[name]) for name in ASKED if name in table.column_names})
+    became = {name: candidates.columns[name][rows] for name in BECAME if name in candidates.columns}
+    return {
+        "order": "q" if "q" in columns else "score",
+        "step": step,
+        "number": number,
+        "queries": [_cut(query, characters) for query in asked],
+        "columns": columns,
+        "window": [None if window is None else place[window] for window in windows],
+        "source": np.where(rows >= 0, candidates.source[rows], -1).tolist(),
+        "sources": candidates.names,
+        "became": _numbers({name: np.where(rows >= 0, values, np.nan) for name, values in became.items()}),
+        "ids": list(texts),
+        "texts": list(texts.values()),
+        "shortlist": _shortlists(run, table),
+    }
+
+
+def _chosen(table: "pa.Table", shown: dict[str, str], rows: int) -> np.ndarray:
+    """At most `rows` queries of each step in the order of the table."""
+    step = table["step"].to_numpy()
+    met = np.array([str(window) in shown for window in table["window_id"].to_pylist()])
+    order = np.lexsort((~met, step))
+    place = np.arange(len(order)) - np.searchsorted(step[order], step[order])  # in its step
+    return np.sort(order[place < rows])
+
+
+def _rows_in(candidates: CandidateRows, table: "pa.Table") -> np.ndarray:
+    """Place of each query's window among the candidates, −1 where it drew none."""
+    keys = zip(candidates.step.tolist(), candidates.row.tolist(), strict=True)
+    where = {key: place for place, key in enumerate(keys)}
+    drawn = zip(table["step"].to_pylist(), table["row"].to_pylist(), strict=True)
+    return np.array([where.get(key, -1) for key in drawn], dtype=np.int64)
+
+
+def _shortlists(run: RunLog, table: "pa.Table") -> Json | None:
+    """The nearest windows of each query; an id stands once, because queries of a step share many.
+
+    None for the log of a version that did not keep them.
+    """
+    if "shortlist" not in table.column_names:
+        return None
+    near = [ids or [] for ids in table["shortlist"].to_pylist()]
+    place = {window: index for index, window in enumerate(dict.fromkeys(i for ids in near for i in ids))}
+    softmax = run.setting("retrieval", "retrieval_draw") == "softmax"
+    return {
+        "ids": [str(window) for window in place],
+        "windows": [[place[window] for window in ids] for ids in near],
+        "scores": [numbers(scores or []) for scores in table["shortlist_scores"].to_pylist()],
+        "temperature": run.setting("retrieval", "retrieval_temperature") if softmax else None,
+    }
+
+
+def _numbers(columns: dict[str, np.ndarray]) -> Json:
+    """The columns that have a number."""
+    lists = {name: numbers(values) for name, values in columns.items()}
+    return {name: values for name, values in lists.items() if any(value is not None for value in values)}
+
+
+def _cut(text: str, characters: int) -> str:
     """The beginning of a text, with a mark where something is missing."""
     return text if len(text) <= characters else text[:characters] + " …"

@@ -12,9 +12,10 @@ import html
 import json
 import re
 from importlib.resources import files
+from typing import Any
 
 from curriq.report import look
-from curriq.report.chart import Json, Section, section_json
+from curriq.report.chart import Section, section_json
 
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
 
@@ -29,34 +30,23 @@ def render(
     """The page.
 
     Args:
-        title: of the page; plain text.
+        title: plain text.
         overview: sections about all runs.
         runs: name and sections of each run; the reader chooses one.
         facts: last line of the page. `{size}` becomes the size of the page.
         live: seconds between refreshes when `curriq watch` serves the page; None for a file.
     """
-    blocks = [
-        _data(f"run-{index}", {"sections": [section_json(section) for section in sections]})
-        for index, (_, sections) in enumerate(runs)
-    ]
+    blocks = [_data(f"run-{index}", sections) for index, (_, sections) in enumerate(runs)]
     script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(_look())};", *map(_asset, SCRIPTS)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (
-        _asset("page.css")
-        .replace("/*LIGHT*/", _variables(look.LIGHT))
-        .replace("/*DARK*/", _variables(look.DARK))
-    )
+    style = _asset("page.css")
+    for theme, colours in (("/*LIGHT*/", look.LIGHT), ("/*DARK*/", look.DARK)):
+        style = style.replace(theme, _variables(colours))
     size = len(script) + len(style) + sum(len(block.encode()) for block in blocks)
-    head = {
-        "sections": [section_json(section) for section in overview],
-        "runs": [label for label, _ in runs],
-        "facts": facts.replace("{size}", f"{size / 1e6:.2f} MB"),
-        "live": live,
-    }
-    blocks.insert(0, _data("overview", head))
-    version = hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+    facts = facts.replace("{size}", f"{size / 1e6:.2f} MB")
+    blocks.insert(0, _data("overview", overview, runs=[label for label, _ in runs], facts=facts, live=live))
     pieces = {
-        "version": version,
+        "version": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
         "hash": f"sha256-{digest}",
         "connect": "'self'" if live else "'none'",
         "title": html.escape(title),
@@ -68,8 +58,9 @@ def render(
     return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], _asset("page.html"))
 
 
-def _data(identity: str, content: Json) -> str:
+def _data(identity: str, sections: list[Section], **more: Any) -> str:
     """A block that a browser reads as data: no `<` in it can end the block."""
+    content = {"sections": list(map(section_json, sections))} | more
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     # A lone surrogate is no valid UTF-8.
@@ -81,15 +72,11 @@ def _asset(name: str) -> str:
     return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _look() -> Json:
-    """What the scripts need of `look.py`."""
+def _look() -> dict[str, Any]:
+    """What the scripts need to know of the look of charts."""
     dashes = [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES]
-    return {
-        "axes": look.AXIS_LABELS,
-        "colours": len(look.LIGHT),
-        "dashes": dashes,
-        "mostDots": look.MOST_DOTS,
-    }
+    counts = {"colours": len(look.LIGHT), "dashes": dashes, "mostDots": look.MOST_DOTS}
+    return {"axes": look.AXIS_LABELS} | counts
 
 
 def _variables(colours: tuple[str, ...]) -> str:

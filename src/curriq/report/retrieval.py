@@ -2,11 +2,9 @@
 
 import math
 
-from curriq.report.chart import Block, Explorer, Section
-from curriq.report.explore import WRITTEN
-from curriq.report.lines import Lines, line_charts, other_charts, time_stack
-from curriq.report.queries import query_content
-from curriq.report.runlog import RunLog
+from curriq.report.chart import Block, Chart, Explorer, Section
+from curriq.report.explore import WRITTEN, query_content
+from curriq.report.runlog import Lines, RunLog, line_charts, other_charts, time_layers
 
 RETRIEVAL = ("langevin/", "retrieval/", "buffer/")
 """Prefixes of the metrics of this section."""
@@ -19,29 +17,26 @@ BEST_OF_40 = 2.16
 BEST = "best of 40 random strings"
 
 LINES = (
-    Lines("rag-q", "Q of the queries", "langevin/hard_q langevin/random_q"),
+    Lines("rag-q", "Q of the queries", "langevin/hard_q random_q"),
     Lines(
-        "rag-gain",
-        "Gain of the search in Q",
-        "langevin/soft_q_gain langevin/hard_q_gain langevin/above_random",
-        level="no gain",
+        "rag-gain", "Gain of the search in Q", "langevin/soft_q_gain hard_q_gain above_random", "", "no gain"
     ),
     Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "SD of Q", BEST),
     Lines(
         "rag-tokens",
         "Tokens changed, and distinct tokens",
-        "langevin/tokens_changed langevin/distinct_tokens",
+        "langevin/tokens_changed distinct_tokens",
         "share of a query's tokens",
     ),
     Lines("rag-entropy", "Entropy at τ_end", "langevin/entropy"),
     Lines("rag-max-prob", "Greatest probability at τ_end", "langevin/max_prob", "mean over tokens"),
-    Lines("rag-alike", "Similarity among queries", "langevin/cosine langevin/jaccard", "mean over pairs"),
+    Lines("rag-alike", "Similarity among queries", "langevin/cosine jaccard", "mean over pairs"),
     Lines("rag-grad-norm", "Gradient norm of the energy", "langevin/grad_norm", "", "--langevin-limit", True),
     Lines("rag-clipped", "Gradients above the limit", "langevin/clip_fraction", "share of chains and steps"),
     Lines(
         "rag-snap",
         "Cosine to the nearest token",
-        "langevin/snap_cosine langevin/snap_cosine_random",
+        "langevin/snap_cosine snap_cosine_random",
         "mean over tokens",
     ),
     Lines("rag-swaps", "Swaps accepted", "langevin/swap_acceptance", "share of steps of the search"),
@@ -49,13 +44,13 @@ LINES = (
     Lines("rag-rank", "Rank of the window drawn", "retrieval/rank", "among the top k, 0 is nearest"),
     Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),
     Lines("rag-windows", "Windows retrieved", "retrieval/windows"),
-    Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q retrieval/buffer_q"),
+    Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q buffer_q"),
     Lines(
         "rag-advantage", "Q of retrieved above random windows", "retrieval/q_advantage", "", "no advantage"
     ),
     Lines("rag-age", "Age of the windows retrieved", "retrieval/age"),
     Lines("rag-refresh", "Rows embedded again", "buffer/refresh_cosine", "cosine with the old"),
-    Lines("rag-buffer", "The ring buffer", "buffer/windows buffer/live"),
+    Lines("rag-buffer", "The ring buffer", "buffer/windows live"),
 )
 NOTES = {
     "rag-q": "Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
@@ -77,48 +72,42 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     names = [name for name in run.columns.names() if name.startswith(RETRIEVAL)]
     if not names:
         return None
-    levels = {
-        "no gain": 0.0,
-        "no advantage": 0.0,
-        BEST: BEST_OF_40,
-        "--langevin-limit": run.setting("langevin", "langevin_limit"),
-    }
+    limit = run.setting("langevin", "langevin_limit")
+    levels = {"no gain": 0.0, "no advantage": 0.0, BEST: BEST_OF_40, "--langevin-limit": limit}
     charts = line_charts(run, LINES, levels, NOTES)
-    title, rest = "Time of proposing, by phase", "diagnostics and the rest"
+    layers = time_layers(run, PHASES, "time/propose", PHASES, "diagnostics and the rest")
     note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
-    time = time_stack(run, "rag-time", title, PHASES, "time/propose", PHASES, rest, note)
+    time = Chart("rag-time", "Time of proposing, by phase", "seconds per step", layers, note, kind="stack")
     blocks: list[Block] = [*charts, time, *other_charts(run, names, LINES)]
     content = query_content(run, shown)
     searched = "langevin/tokens_changed" in run.columns
     if content is not None:
-        blocks += [_explained(run, content["step"]), Explorer(type="queries", content=content)]
+        blocks += [_explained(run, content["step"]), Explorer("queries", content)]
     elif searched:
         blocks.append(f"The run has no table of queries yet: {WRITTEN}.")
     return Section("retrieval", "What did Langevin-RAG ask for?", _answer(run, searched), blocks)
 
 
 def _answer(run: RunLog, searched: bool) -> str:
-    parts = []
     if searched:
-        changed = _mean(run, "langevin/tokens_changed")
-        parts.append(f"The search changed {changed:.0%} of the query tokens.")
+        changed, deviations = (_mean(run, f"langevin/{of}") for of in ("tokens_changed", "above_random_sd"))
+        answer = f"The search changed {changed:.0%} of the query tokens."
         if changed < LEAST_CHANGED:
-            parts.append("So the queries are the initial strings, and what follows is about those.")
-        deviations = _mean(run, "langevin/above_random_sd")
-        parts.append(
-            f"Q of the hard queries lies {_beside(deviations, '.1f', 'standard deviations')} that of random "
+            answer += " So the queries are the initial strings, and what follows is about those."
+        answer += (
+            f" Q of the hard queries lies {_beside(deviations, '.1f', 'standard deviations')} that of random "
             f"strings (mean over the steps; the best of 40 such strings lies about {BEST_OF_40:.1f} above)."
         )
     else:
         proposer = run.setting("langevin", "proposer", "?")
-        parts.append(f"The windows came out of the ring buffer by `--proposer {proposer}`, without a search.")
+        answer = f"The windows came out of the ring buffer by `--proposer {proposer}`, without a search."
     advantage = _mean(run, "retrieval/q_advantage")
     if not math.isnan(advantage):
-        parts.append(
-            f"Q of the windows retrieved lies {_beside(advantage, '.2g', 'nats per token')} that of random "
+        answer += (
+            f" Q of the windows retrieved lies {_beside(advantage, '.2g', 'nats per token')} that of random "
             "windows of the same buffer."
         )
-    return " ".join(parts)
+    return answer
 
 
 def _beside(difference: float, form: str, unit: str) -> str:

@@ -1,70 +1,53 @@
-"""A run as the report sees it: its log, and what is computed from it once for all sections."""
+"""A run as the report sees it: its log, what is computed from it once for all sections, and lines over it."""
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from curriq.report.chart import Chart, Series
 from curriq.report.topics import Embed, Topics, find_topics
+from curriq.runlog import schema
 from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
 from curriq.runlog.selection import Selection, select
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
-    """How much of a run a report shows; less per run when there are many.
+    """How much of a run a report shows; less per run when there are many."""
 
-    Attributes:
-        points: most points of a line.
-        steps: steps that the explorer shows.
-        rows: windows of each of them, half from either end.
-        characters: of a window's text; the rest is cut.
-        topics: clusters of the windows; 0 for none.
-    """
-
-    points: int = 300
-    steps: int = 48
-    rows: int = 20
-    characters: int = 600
-    topics: int = 8
+    points: int = 300  # most points of a line
+    steps: int = 48  # steps that the explorer shows
+    rows: int = 20  # windows of each of them, half from either end
+    characters: int = 600  # of a window's text; the rest is cut
+    topics: int = 8  # clusters of the windows; 0 for none
 
     @staticmethod
     def of(runs: int, topics: int) -> "Detail":
         """The detail that keeps a page of so many runs within a few megabytes."""
         if runs <= 1:
             return Detail(topics=topics)
-        return Detail(
-            points=int(np.clip(1800 / runs, 80, 300)),
-            steps=int(np.clip(192 / runs, 4, 32)),
-            rows=20 if runs <= 8 else 12,
-            characters=600 if runs <= 8 else 300,
-            topics=topics,
-        )
+        rows, characters = (20, 600) if runs <= 8 else (12, 300)
+        points, steps = int(np.clip(1800 / runs, 80, 300)), int(np.clip(192 / runs, 4, 32))
+        return Detail(points=points, steps=steps, rows=rows, characters=characters, topics=topics)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLog:
-    """One run's folder.
-
-    Attributes:
-        label: how the page names it.
-        config: `config.toml` as a dictionary, so that the log of another version opens too.
-        environment, summary: their content; empty when the run has not written them yet.
-        kept: number of windows whose tokens the run kept.
-        windows: the measured sample of them.
-        topics: clusters of that sample; None when it has too few texts.
-    """
+    """One run's folder."""
 
     folder: Path
-    label: str
+    label: str  # how the page names it
     columns: Columns
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    summary: dict[str, Any]
-    kept: int
-    windows: KeptWindows
-    topics: Topics | None
+    config: dict[str, Any]  # `config.toml` as a dictionary, so that the log of another version opens too
+    environment: dict[str, Any]  # empty when the run has not written it yet
+    summary: dict[str, Any]  # likewise
+    kept: int  # windows whose tokens the run kept
+    windows: KeptWindows  # the measured sample of them
+    topics: Topics | None  # clusters of that sample; None when it has too few texts
     selection: Selection
     detail: Detail
 
@@ -89,6 +72,25 @@ class RunLog:
         filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
         return proposed / read if filtered and from_stream else None
 
+    def metric_line(
+        self, metric: str, label: str, points: int = 0, band: bool = False, **style: Any
+    ) -> list[Series]:
+        """A metric in at most `points` buckets (`detail.points` when 0); empty where it was never logged."""
+        if metric not in self.columns:
+            return []
+        thin = self.columns.thinned(metric, points or self.detail.points)
+        if band:
+            style |= {"low": thin.low, "high": thin.high}
+        return [Series(label, thin.x, thin.mean, **style)]
+
+    def value_line(
+        self, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
+    ) -> Series:
+        """Bucket means of values at some rows of the log (all when None); a NaN counts as not measured."""
+        where = np.arange(self.columns.rows) if rows is None else rows
+        thin = self.columns.bucketed(values, where, points or self.detail.points)
+        return Series(label, thin.x, thin.mean, **style)
+
 
 def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None = None) -> RunLog:
     """Read a run's folder, also while the run goes on.
@@ -99,12 +101,12 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
     columns = read_columns(folder)
     kept = read_windows(folder)
     windows = kept.sample()
-    measures = windows.measures()
     topics = None
     if detail.topics and len(windows) and windows.tokenizer is not None:
         topics = find_topics(windows.texts(np.arange(len(windows)), special=False), detail.topics, embed)
     _, steps = columns.raw("step")
     shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), detail.steps)).round().astype(int)]
+    topic_of = None if topics is None else topics.of
     return RunLog(
         folder=folder,
         label=label,
@@ -115,6 +117,75 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
         kept=len(kept),
         windows=windows,
         topics=topics,
-        selection=select(folder, windows, measures, None if topics is None else topics.of, shown),
+        selection=select(folder, windows, windows.measures(), topic_of, shown),
         detail=detail,
     )
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Metrics in one chart."""
+
+    id: str
+    title: str
+    names: str  # of the metrics, separated by spaces; all have the prefix of the first
+    y: str = ""  # what the y-axis shows; the unit of the first metric when empty
+    level: str = ""  # name of a reference line; its height is given when the chart is made
+    log: bool = False
+
+    @property
+    def metrics(self) -> list[str]:
+        first, *more = self.names.split()
+        prefix = first.rpartition("/")[0]
+        return [first, *(f"{prefix}/{name}" for name in more)]
+
+
+def line_charts(
+    run: RunLog, placed: Sequence[Lines], levels: dict[str, float | None], notes: dict[str, str]
+) -> list[Chart]:
+    """Bucket means with the range of each bucket; an empty chart where the run has none of the metrics.
+
+    Args:
+        run: the run.
+        placed: the charts.
+        levels: name → height of the reference lines; one that is None or absent is not drawn.
+        notes: id of a chart → how to read it.
+    """
+    charts = []
+    for lines in placed:
+        series = []
+        for metric in lines.metrics:
+            label = re.sub(r"\bq\b", "Q", metric.rpartition("/")[2].replace("_", " "))
+            series += run.metric_line(metric, label, band=True)
+        height = levels.get(lines.level)
+        drawn = [] if height is None else [(float(height), lines.level)]
+        y, note = lines.y or _unit(lines.metrics[0]), notes.get(lines.id, "")
+        charts.append(Chart(lines.id, lines.title, y, series, note, levels=drawn, log=lines.log))
+    return charts
+
+
+def other_charts(run: RunLog, names: Iterable[str], placed: Sequence[Lines]) -> list[Chart]:
+    """One chart per metric that no chart of `placed` shows, so that new ones are drawn too."""
+    shown = {metric for lines in placed for metric in lines.metrics}
+    rest = [Lines("metric-" + name.replace("/", "-"), name, name) for name in names if name not in shown]
+    return line_charts(run, rest, {}, {})
+
+
+def time_layers(
+    run: RunLog, metrics: Iterable[str], whole: str, inside: Iterable[str], rest: str
+) -> list[Series]:
+    """Seconds per step of some metrics and, as a layer `rest`, what `whole` took beyond those inside it."""
+    layers = {name: np.nan_to_num(run.columns.full(name)) for name in metrics if name in run.columns}
+    if layers and whole in run.columns:
+        parts = sum(layers[name] for name in inside if name in layers)
+        layers = {rest: np.maximum(np.nan_to_num(run.columns.full(whole)) - parts, 0)} | layers
+    return [run.value_line(name.removeprefix("time/"), seconds) for name, seconds in layers.items()]
+
+
+def _unit(metric: str) -> str:
+    """Unit of a metric; empty for a pure number or one that the registry does not know."""
+    try:
+        unit = schema.find(metric).unit
+    except KeyError:
+        return ""
+    return "" if unit == "–" else unit

@@ -18,7 +18,7 @@ SHORTEST = 8
 def change_points(
     series: np.ndarray, *, alpha: float = 0.01, permutations: int = 499, least_shift: float = 1.0
 ) -> list[int]:
-    """Where the mean of the series changes for good.
+    """Indices at which the mean of the series changes for good, ascending; empty when it does not.
 
     Args:
         series: [time, k], one column per quantity; a constant column is left out.
@@ -26,9 +26,6 @@ def change_points(
         permutations: of blocks of √n neighbouring bins, per tested segment.
         least_shift: least distance of the two means, in standard deviations within the segments, root mean
             square over the columns. A shift that is real but smaller is no stage.
-
-    Returns:
-        Indices into `series` at which a new stage begins, ascending; empty when nothing changed.
     """
     edges = bucket_edges(len(series), POINTS)
     if len(edges) <= 2 * SHORTEST:
@@ -36,11 +33,9 @@ def change_points(
     binned = np.add.reduceat(series, edges[:-1], axis=0) / np.diff(edges)[:, None]
     spread = binned.std(axis=0)
     binned = binned[:, spread > 1e-9 * np.maximum(1.0, np.abs(binned).max(axis=0, initial=0.0))]
-    if binned.shape[1] == 0:
-        return []
     rng = np.random.default_rng(0)
     found: list[int] = []
-    waiting = [(0, len(binned))]
+    waiting = [(0, len(binned))] if binned.shape[1] else []
     tested = 0
     while waiting:
         start, end = waiting.pop(0)
@@ -82,8 +77,7 @@ def _p_value(part: np.ndarray, statistic: float, permutations: int, rng: np.rand
     length = max(2, round(np.sqrt(n)))
     hits = 0
     for _ in range(permutations):
-        offset = rng.integers(length)
-        rolled = np.roll(part, offset, axis=0)
+        rolled = np.roll(part, rng.integers(length), axis=0)
         blocks = [rolled[i : i + length] for i in range(0, n, length)]
         mixed = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
         hits += _best_split(mixed)[0] >= statistic

@@ -1,11 +1,15 @@
-"""The end of a run, as a person reads it on a terminal."""
+"""What ran, and how it ended: for a terminal at the end of a run, and as the last section of the page."""
 
 import math
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from curriq.report.chart import Table
+from curriq.report.chart import Block, Code, Section, Table, fixed
 from curriq.report.figures import print_table
+
+if TYPE_CHECKING:
+    from curriq.report.runlog import RunLog  # which takes a moment to import, at the end of a run
 
 LEAST_MOVED = 1e-3
 """Divergence in nats below which a run has selected nothing."""
@@ -16,15 +20,11 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print()
+    end = "[bold]stopped[/bold]"
     if summary["finished"]:
         loss, perplexity = summary["test_loss"], summary["test_perplexity"]
-        console.print(
-            f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold] "
-            f"after {summary['steps']} steps"
-        )
-    else:
-        console.print(f"[bold]stopped after {summary['steps']} steps[/bold]")
+        end = f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold]"
+    console.print(f"\n{end} after {summary['steps']} steps")
     console.print(
         f"{summary['windows_read']} windows read, {summary['windows_proposed']} proposed, "
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
@@ -36,10 +36,9 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     console.print(verdict(summary["selector"], weight, offered))
     console.print(f"log         {run_dir / 'metrics.jsonl'}")
     if summary["checkpoint"] is not None:
-        console.print(f"checkpoint  {run_dir / summary['checkpoint']}")
-        console.print(
-            f"model       {run_dir / summary['checkpoint'] / 'lm'}  (AutoModelForCausalLM opens it)"
-        )
+        folder = run_dir / summary["checkpoint"]
+        console.print(f"checkpoint  {folder}")
+        console.print(f"model       {folder / 'lm'}  (AutoModelForCausalLM opens it)")
     if not summary["finished"]:
         console.print(f"go on with  curriq resume {run_dir}")
 
@@ -79,3 +78,49 @@ def divergence(weight: dict[str, float], offered: dict[str, float]) -> float:
     """Kullback-Leibler divergence of the weight over sources from what was offered, in nats."""
     pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
     return sum(w * math.log(w / o) for w, o in pairs)
+
+
+def what_ran(run: "RunLog") -> Section:
+    """Section 6 of the report: settings, versions, seed, data, machine, cost, and how to run it again."""
+    environment, settings = run.environment, run.folder / "config.toml"
+    facts = _facts(run)
+    again = f"curriq train --config {shlex.quote(str(settings))} --run-dir NEW"
+    blocks: list[Block] = [Code("To run it again", again), _table("Facts", "what", facts)]
+    if command := environment.get("command"):
+        blocks.append(Code("Started as", shlex.join(map(str, command))))
+    if settings.exists():
+        text = settings.read_text(encoding="utf-8")
+        blocks.append(Code("All settings (config.toml)", text, folded=True))
+    if fingerprint := environment.get("fingerprint"):
+        blocks.append(_table("Fingerprint of the data", "part", fingerprint))
+    answer = (
+        f"{run.selector}, seed {facts['seed']}, {facts['state']}. Two runs with one seed, one thread count "
+        "and one machine are equal to the bit."
+    )
+    return Section("ran", "What ran?", answer, blocks)
+
+
+def _facts(run: "RunLog") -> dict[str, object]:
+    summary, environment = run.summary, run.environment
+    done = "finished" if summary.get("finished") else "stopped" if summary else "still running"
+    counts = ("windows read", "windows proposed", "windows trained", "tokens", "FLOPs", "seconds")
+    spent = {name: run.columns.last("x/" + name.lower().replace(" ", "_")) for name in counts}
+    return {
+        "folder": run.folder,
+        "state": f"{done}, {run.columns.rows} of {run.setting('train', 'steps', '?')} steps",
+        "method": run.selector,
+        "model": run.setting("lm", "model", "?"),
+        "seed": run.setting("train", "seed", "?"),
+        "data fingerprint": summary.get("data_fingerprint", "in environment.json"),
+        **{name: fixed(value, ".4g" if name == "FLOPs" else ",.0f") for name, value in spent.items()},
+        "curriq": summary.get("curriq", environment.get("curriq", "?")),
+        "machine": environment.get("machine", "?"),
+        "hardware": environment.get("hardware", "?"),
+        "device": f"{environment.get('device', '?')}, {environment.get('threads', '?')} threads",
+        "python": environment.get("python", "?"),
+        **environment.get("versions", {}),
+    }
+
+
+def _table(title: str, first: str, values: dict[str, object]) -> Table:
+    return Table(title, [first, "value"], [[name, str(value)] for name, value in values.items()])
