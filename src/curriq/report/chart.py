@@ -1,6 +1,5 @@
 """What a report shows, as data: the page draws it in the browser, `figures.py` elsewhere."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,7 +50,7 @@ class Chart:
         return [(s, index if s.style is None else s.style) for index, s in enumerate(self.series)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Interval:
     """One row of a forest plot; None where it could not be measured."""
 
@@ -116,8 +115,9 @@ class Section:
     answer: str  # one or two sentences in plain words, before any picture
     blocks: list[Block] = field(default_factory=list)
 
-    def charts(self) -> list[Chart]:
-        return [block for block in self.blocks if isinstance(block, Chart) and block]
+    def charts(self) -> list[Chart | Forest]:
+        """Those with something to draw."""
+        return [block for block in self.blocks if isinstance(block, Chart | Forest) and block]
 
 
 def fixed(value: float | None, form: str) -> str:
@@ -130,15 +130,12 @@ def section_json(section: Section) -> Json:
 
 
 def block_json(block: Block) -> Json:
-    match block:
-        case str():
-            return {"type": "prose", "text": block}
-        case Explorer():
-            return {"type": block.type, **block.content}
-        case Chart():
-            return {"type": "chart", **_plain(vars(block) | _series_json(block))}
-        case _:
-            return {"type": type(block).__name__.lower(), **_plain(vars(block))}
+    if isinstance(block, str):
+        return {"type": "prose", "text": block}
+    if isinstance(block, Explorer):
+        return {"type": block.type, **block.content}
+    series = _series_json(block) if isinstance(block, Chart) else {}
+    return {"type": type(block).__name__.lower(), **_plain(vars(block) | series)}
 
 
 def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
@@ -147,7 +144,7 @@ def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of dataclasses, containers, arrays and numbers."""
+    """What JSON can hold of series, intervals, containers, arrays and numbers."""
     match value:
         case float():
             if not math.isfinite(value):
@@ -160,7 +157,7 @@ def _plain(value: Any) -> Any:
             return _plain(value.tolist())
         case dict():
             return {name: _plain(item) for name, item in value.items()}
-        case _ if dataclasses.is_dataclass(value):
+        case Series() | Interval():
             return _plain(vars(value))
     return value
 
@@ -169,11 +166,10 @@ def _series_json(chart: Chart) -> Json:
     """Series without what they lack; axes that several of them share are written once."""
     series, axes = [], []
     for one, style in chart.styled():
-        drawn = _plain(one)
+        drawn = _plain(one) | {"style": style}
         if drawn["x"] not in axes:
             axes.append(drawn["x"])
-        drawn |= {"x": axes.index(drawn["x"]), "style": style}
-        series.append(
-            {name: value for name, value in drawn.items() if value is not None and value is not False}
-        )
+        drawn["x"] = axes.index(drawn["x"])
+        present = {name: value for name, value in drawn.items() if value is not None and value is not False}
+        series.append(present)
     return {"series": series, "axes": axes}

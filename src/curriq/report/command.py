@@ -51,11 +51,7 @@ class Report:
 
 
 def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = None) -> int:
-    """The command; returns the exit status.
-
-    Args:
-        load_embed: opens the encoder that `--encoder` names; it may use torch, this package may not.
-    """
+    """The exit status; `load_embed` opens the encoder that `--encoder` names, with torch if it likes."""
     parser = argparse.ArgumentParser(
         prog="curriq report",
         description="Write one HTML file that shows what runs did, from their logs alone, and the same "
@@ -104,10 +100,9 @@ def build(
     embed: Embed | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read the logs and answer the questions.
+    """The report on folders of runs, or on that of a comparison.
 
     Args:
-        folders: of runs, or one of a comparison.
         topics: clusters of the windows.
         embed: embeds texts for them; TF-IDF when None.
         log: takes a line of progress per run when there are several.
@@ -130,11 +125,11 @@ def build(
         runs.append(load_run_log(folder, label, detail, embed))
     first = comparison_helped(result, runs) if result else runs_helped(runs)
     name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
-    return Report(f"curriq: {name}", [first], [(run.label, sections_of(run)) for run in runs])
+    return Report(f"curriq: {name}", [first], [(run.label, _sections(run)) for run in runs])
 
 
-def sections_of(run: RunLog) -> list[Section]:
-    """The sections about one run, in the order of the questions."""
+def _sections(run: RunLog) -> list[Section]:
+    """In the order of the questions."""
     why = explorer(run)
     sections = (learned_from(run), policy_health(run), why, retrieval(run, shown_texts(why)), what_ran(run))
     return [section for section in sections if section is not None]

@@ -8,7 +8,7 @@ import numpy as np
 from curriq.report.chart import Block, Chart, Section, Series
 from curriq.report.runlog import RunLog
 from curriq.report.stages import change_points
-from curriq.report.summary import LEAST_MOVED, divergence, share_table, verdict
+from curriq.report.summary import Shares, divergence, no_choice, share_table
 from curriq.runlog.read import bucket_edges
 
 MEASURES = {
@@ -20,11 +20,8 @@ MOST_POINTS = 60
 """Points of a line over shares and means, which are noisy: one step offers a few windows of each source."""
 
 
-Marks = list[tuple[dict[str, float], str]]
-
-
 @dataclass(frozen=True)
-class Shares:
+class Preferences:
     """What was offered and selected of each source or topic."""
 
     names: list[str]
@@ -40,9 +37,10 @@ class Shares:
             offered, weight = (kind / kind.sum(axis=1, keepdims=True) for kind in sums)
         return self.rows[edges[1:] - 1], offered, weight
 
-    def totals(self) -> list[list[float]]:
+    def totals(self) -> Shares:
         """Share offered and share of the weight of each group, over the whole run."""
-        return [kind.ravel().tolist() for kind in self.in_buckets(1)[1:]]
+        offered, weight = (kind.ravel().tolist() for kind in self.in_buckets(1)[1:])
+        return list(zip(self.names, offered, weight, strict=True))
 
     def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
         """Share of the weight of each group over the run, or its ratio to the share offered."""
@@ -64,12 +62,12 @@ def learned_from(run: RunLog) -> Section:
     marks, staged = _stages(run, sources)
     note = "Above 1 the source was selected more than it was offered."
     note += " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
-    totals, more = sources.totals(), _read_and_accepted(run)
+    more = _read_and_accepted(run, sources)
     layers = sources.lines(run, over_offered=False)
     blocks: list[Block] = [
         sources.preference(run, "preference", "Preference for each source", note),
         Chart("weight-share", "Share of weight by source", "share of weight", layers, kind="stack"),
-        share_table("Sources over the whole run", "source", run.sources, *totals, more),
+        share_table("Sources over the whole run", "source", sources.totals(), **more),
         *_topics(run),
         *_loss_charts(run),
     ]
@@ -85,15 +83,13 @@ def learned_from(run: RunLog) -> Section:
     return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
 
 
-def _answer(run: RunLog, sources: Shares) -> str:
+def _answer(run: RunLog, sources: Preferences) -> str:
     if not sources.names:
         return "The run logged no shares of sources."
-    offered, weight = (dict(zip(sources.names, totals, strict=True)) for totals in sources.totals())
-    selector = str(run.summary.get("selector", run.selector))
-    moved = divergence(weight, offered)
-    if selector in ("uniform", "replay") or moved < LEAST_MOVED:
-        return verdict(selector, weight, offered)
-    ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
+    shares = sources.totals()
+    if none := no_choice(str(run.summary.get("selector", run.selector)), shares):
+        return none
+    ratios = {name: weight / offered for name, offered, weight in shares if offered > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
     start, what = "It gave", "offered"
     if run.accepted is not None:
@@ -101,11 +97,11 @@ def _answer(run: RunLog, sources: Shares) -> str:
         what = "read"
     return (
         f"{start} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
-        f"{ratios[least]:.2f} times (divergence {moved:.3f} nats)."
+        f"{ratios[least]:.2f} times (divergence {divergence(shares):.3f} nats)."
     )
 
 
-def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
+def _stages(run: RunLog, sources: Preferences) -> tuple[list[tuple[dict[str, float], str]], str]:
     """Change points of the preference for sources, and a sentence on them."""
     if not sources.names or run.columns.rows < 16:
         return [], "The run is too short to speak of stages."
@@ -122,26 +118,22 @@ def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
     return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
 
 
-def _source_shares(run: RunLog) -> Shares:
+def _source_shares(run: RunLog) -> Preferences:
     shape = len(run.sources), run.columns.rows
     offered, weight = (
         np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
         for kind in ("offered", "weight")
     )
-    return Shares(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
+    return Preferences(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
 
 
-def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
+def _read_and_accepted(run: RunLog, sources: Preferences) -> dict[str, list[str]]:
     """Of each source, the windows that a stream filter has read and those that it has accepted."""
     if run.accepted is None:
         return {}
-
-    def total(kind: str, windows: np.ndarray | float) -> list[str]:
-        shares = (run.columns.full(f"select/{kind}_share/{name}") for name in run.sources)
-        return [f"{np.nansum(share * windows):,.0f}" for share in shares]
-
-    n = float(run.setting("train", "num_candidates", 0))
-    return {"read": total("offered", run.columns.full("data/windows_read")), "accepted": total("weight", n)}
+    read, n = run.columns.full("data/windows_read")[:, None], float(run.setting("num_candidates", 0))
+    counts = {"read": sources.offered * read, "accepted": sources.weight * n}
+    return {kind: [f"{total:,.0f}" for total in np.nansum(of, axis=0)] for kind, of in counts.items()}
 
 
 def _topics(run: RunLog) -> list[Block]:
@@ -149,13 +141,13 @@ def _topics(run: RunLog) -> list[Block]:
     if topics is None or "offered/topic" not in found:
         return []
     rows = run.columns.rows_of(run.selection.step)
-    shares = Shares(topics.names, rows, found["offered/topic"], found["selected/topic"])
+    shares = Preferences(topics.names, rows, found["offered/topic"], found["selected/topic"])
     note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
     texts = run.windows.texts(np.array(topics.nearest), special=False)
     typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
     return [
         shares.preference(run, "topics", "Preference for each topic", note),
-        share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
+        share_table("Topics over the whole run", "topic", shares.totals(), **typical),
     ]
 
 
@@ -163,24 +155,22 @@ def _loss_charts(run: RunLog) -> list[Chart]:
     """Losses and measures of the windows selected against those offered, and each source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
-    def lines(*names: tuple[str, str, int]) -> list[Series]:
-        """Those of (label, name in `run.selection.per_step`, style) that the run has."""
-        known = [(label, found[name], style) for label, name, style in names if name in found]
-        return [
-            run.value_line(label, values, rows, MOST_POINTS, style=style) for label, values, style in known
-        ]
+    def line(label: str, name: str, style: int) -> list[Series]:
+        """Of a value per step; empty where the run has none."""
+        known = name in found
+        return [run.value_line(label, found[name], rows, MOST_POINTS, style=style)] if known else []
 
-    loss = run.metric_line("train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
+    loss = run.metric_line("train/loss", "selected (mixture loss)", points=MOST_POINTS, style=1)
     title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
     if run.accepted is None:
         title, note = "Loss: selected against offered", ""
-        loss += run.metric_line("train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
+        loss += run.metric_line("train/mean_loss", "offered (mean loss)", points=MOST_POINTS, style=0)
     charts = [Chart("loss", title, "nats per token", loss, note)]
     for name, (title, unit) in MEASURES.items():
-        series = lines(("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0))
+        series = line("selected", f"selected/{name}", 1) + line("offered", f"offered/{name}", 0)
         charts.append(Chart(name, f"{title}: selected against offered", unit, series))
-    losses = lines(*((name, f"loss/{name}", index) for index, name in enumerate(run.sources)))
-    perplexities = [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses]
+    losses = [own for index, name in enumerate(run.sources) for own in line(name, f"loss/{name}", index)]
+    perplexities = [dataclasses.replace(own, y=np.exp(np.minimum(own.y, 700))) for own in losses]
     title, y = "Perplexity by source, before training on it", "perplexity per token"
     note = (
         "Of the windows that were forwarded, measured before the update: in the first epoch all of them are "

@@ -1,12 +1,13 @@
 """Why this window? The windows of some steps with their texts, and the queries that drew them."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from curriq.report.chart import Explorer, Json, Section, numbers
 from curriq.report.runlog import RunLog
-from curriq.runlog.read import CandidateRows, floats, read_queries_of, read_windows
+from curriq.runlog.read import CandidateRows, read_queries_of, read_windows
 from curriq.runlog.selection import appearances
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def shown_texts(section: Section) -> dict[str, str]:
 def ranked_by(rows: CandidateRows) -> str:
     """The column that the windows of a step are ordered by: the acceptance probability, which rejected
     windows have too; or Q, or what the method has instead."""
-    for name in ("accept_prob", "q", "score", "loss"):
-        values = rows.columns.get(name)
-        if values is not None and (~np.isnan(values)).any() and np.nanmax(values) > np.nanmin(values):
+    for name in ("accept_prob", "q", "score"):
+        values = rows.columns.get(name, np.empty(0))
+        if len(np.unique(values[~np.isnan(values)])) > 1:
             return name
     return "loss"
 
@@ -77,10 +78,9 @@ def _ends(candidates: CandidateRows, order: str, rows: int) -> CandidateRows:
 def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     ids = np.unique(rows.window_id)
     kept = read_windows(run.folder)
-    where = kept.find(ids)
-    texts = [""] * len(ids)
-    for place, text in zip(np.flatnonzero(where >= 0), kept.texts(where[where >= 0]), strict=True):
-        texts[place] = _cut(text, run.detail.characters)
+    known = kept.find(ids) >= 0
+    whole = iter(kept.texts(kept.find(ids[known])))
+    texts = [_cut(next(whole), run.detail.characters) if there else "" for there in known]
     seen = appearances(run.folder, ids, MOST_SEEN)
     columns = _numbers(rows.columns)
     if len(set(columns.get("score", ())) - {None}) < 2:
@@ -114,34 +114,31 @@ def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
     table = None if candidates is None else read_queries_of(run.folder, np.unique(candidates.step))
     if candidates is None or table is None:
         return None
-    table = table.take(_chosen(table, shown, run.detail.rows))
+    queries = table.take(_chosen(table, shown, run.detail.rows)).to_pydict()
     characters = run.detail.characters
-    step, number, asked, drawn, text = (
-        table[name].to_pylist() for name in ("step", "query", "text", "window_id", "window_text")
-    )
-    windows = [None if window is None else str(window) for window in drawn]
+    drawn = [None if window is None else str(window) for window in queries["window_id"]]
     texts = {
-        window: "" if shown.get(window) else _cut(beginning or "", characters)
-        for window, beginning in zip(windows, text, strict=True)
+        window: "" if shown.get(window) else _cut(text or "", characters)
+        for window, text in zip(drawn, queries["window_text"], strict=True)
         if window is not None
     }
     place = {window: index for index, window in enumerate(texts)}
-    rows = _rows_in(candidates, table)
-    columns = _numbers({name: floats(table[name]) for name in ASKED if name in table.column_names})
+    rows = _rows_in(candidates, queries)
+    columns = _numbers({name: queries[name] for name in ASKED if name in queries})
     became = {name: candidates.columns[name][rows] for name in BECAME if name in candidates.columns}
     return {
         "order": "q" if "q" in columns else "score",
-        "step": step,
-        "number": number,
-        "queries": [_cut(query, characters) for query in asked],
+        "step": queries["step"],
+        "number": queries["query"],
+        "queries": [_cut(text, characters) for text in queries["text"]],
         "columns": columns,
-        "window": [None if window is None else place[window] for window in windows],
+        "window": [None if window is None else place[window] for window in drawn],
         "source": np.where(rows >= 0, candidates.source[rows], -1).tolist(),
         "sources": candidates.names,
         "became": _numbers({name: np.where(rows >= 0, values, np.nan) for name, values in became.items()}),
         "ids": list(texts),
         "texts": list(texts.values()),
-        "shortlist": _shortlists(run, table),
+        "shortlist": _shortlists(run, queries),
     }
 
 
@@ -154,33 +151,33 @@ def _chosen(table: "pa.Table", shown: dict[str, str], rows: int) -> np.ndarray:
     return np.sort(order[place < rows])
 
 
-def _rows_in(candidates: CandidateRows, table: "pa.Table") -> np.ndarray:
+def _rows_in(candidates: CandidateRows, queries: dict[str, list]) -> np.ndarray:
     """Place of each query's window among the candidates, −1 where it drew none."""
     keys = zip(candidates.step.tolist(), candidates.row.tolist(), strict=True)
     where = {key: place for place, key in enumerate(keys)}
-    drawn = zip(table["step"].to_pylist(), table["row"].to_pylist(), strict=True)
+    drawn = zip(queries["step"], queries["row"], strict=True)
     return np.array([where.get(key, -1) for key in drawn], dtype=np.int64)
 
 
-def _shortlists(run: RunLog, table: "pa.Table") -> Json | None:
+def _shortlists(run: RunLog, queries: dict[str, list]) -> Json | None:
     """The nearest windows of each query; an id stands once, because queries of a step share many.
 
     None for the log of a version that did not keep them.
     """
-    if "shortlist" not in table.column_names:
+    if "shortlist" not in queries:
         return None
-    near = [ids or [] for ids in table["shortlist"].to_pylist()]
+    near = [ids or [] for ids in queries["shortlist"]]
     place = {window: index for index, window in enumerate(dict.fromkeys(i for ids in near for i in ids))}
-    softmax = run.setting("retrieval", "retrieval_draw") == "softmax"
+    softmax = run.setting("retrieval_draw") == "softmax"
     return {
         "ids": [str(window) for window in place],
         "windows": [[place[window] for window in ids] for ids in near],
-        "scores": [numbers(scores or []) for scores in table["shortlist_scores"].to_pylist()],
-        "temperature": run.setting("retrieval", "retrieval_temperature") if softmax else None,
+        "scores": [numbers(scores or []) for scores in queries["shortlist_scores"]],
+        "temperature": run.setting("retrieval_temperature") if softmax else None,
     }
 
 
-def _numbers(columns: dict[str, np.ndarray]) -> Json:
+def _numbers(columns: Mapping[str, np.ndarray | list]) -> Json:
     """The columns that have a number."""
     lists = {name: numbers(values) for name, values in columns.items()}
     return {name: values for name, values in lists.items() if any(value is not None for value in values)}

@@ -26,8 +26,7 @@ def save_figures(sections: list[Section], folder: Path, axis: str = "step", pref
     Raises:
         ImportError: matplotlib is not installed.
     """
-    blocks = [block for section in sections for block in section.blocks if block]
-    charts = [block for block in blocks if isinstance(block, Chart | Forest)]
+    charts = [chart for section in sections for chart in section.charts()]
     return [save_figure(chart, folder / f"{prefix}{chart.id}.png", axis) for chart in charts]
 
 

@@ -2,6 +2,7 @@
 curves of some runs side by side."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     streams = streams_of(result)
     blocks: list[Block] = []
     for stream in streams:
-        blocks += [stream.curves(), stream.differences(), *stream.ratios(), stream.loss_table()]
+        blocks += [stream.curves(), *stream.forests(), stream.loss_table()]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
     answer = " ".join(stream.sentence() for stream in streams)
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
@@ -39,29 +40,20 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
 
 def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
-    lines = [
-        line
-        for index, run in enumerate(runs)
-        for line in run.metric_line("validation/loss", run.label, style=index)
-    ]
+    lines, rows = [], []
+    for index, run in enumerate(runs):
+        lines += run.metric_line("validation/loss", run.label, style=index)
+        validation, test = run.columns.last("validation/loss"), run.summary.get("test_loss")
+        facts = [run.label, run.selector, str(run.setting("seed", "?")), f"{run.columns.rows:,}"]
+        rows.append([*facts, fixed(validation, ".4f"), fixed(test, ".4f"), _perplexity(test)])
     y, note = "validation loss, nats per token", "On the validation set of the target, without dropout."
-    loss = Chart("validation", "Held-out loss", y, lines, note)
     header = ["run", "method", "seed", "steps", "validation loss", "test loss", "test perplexity"]
-    table = Table("Where each run stands", header, list(map(_standing, runs)))
-    return Section("did-it-help", "Did it help?", _unpaired_answer(runs), [loss, table, *_of_tasks(runs)])
-
-
-def _standing(run: RunLog) -> list[str]:
-    test = run.summary.get("test_loss")
-    return [
-        run.label,
-        run.selector,
-        str(run.setting("train", "seed", "?")),
-        f"{run.columns.rows:,}",
-        fixed(run.columns.last("validation/loss"), ".4f"),
-        fixed(test, ".4f"),
-        "–" if test is None else _perplexity(test),
+    blocks = [
+        Chart("validation", "Held-out loss", y, lines, note),
+        Table("Where each run stands", header, rows),
+        *_of_tasks(runs),
     ]
+    return Section("did-it-help", "Did it help?", _unpaired_answer(runs), blocks)
 
 
 def _unpaired_answer(runs: list[RunLog]) -> str:
@@ -71,13 +63,12 @@ def _unpaired_answer(runs: list[RunLog]) -> str:
     )
     if len(runs) > 1:
         return f"{len(runs)} runs side by side, without a test of their differences. {advice}"
-    (run,) = runs
-    _, losses = run.columns.raw("validation/loss")
+    _, losses = runs[0].columns.raw("validation/loss")
     if not len(losses):
         return f"The run has not been evaluated yet. {advice}"
     if len(losses) == 1:
         return f"The validation loss was {losses[0]:.3f} nats per token at its first measurement. {advice}"
-    test = run.summary.get("test_loss")
+    test = runs[0].summary.get("test_loss")
     end = "" if test is None else f" The test loss of the final model is {test:.4f} nats per token."
     return (
         f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end} One run "
@@ -93,24 +84,25 @@ def _of_tasks(runs: list[RunLog]) -> list[Block]:
     scores, sources = [], []
     for run in runs:
         for path in sorted((run.folder / "eval").glob("*.json")):
-            result = read_document(path)
+            result, of = read_document(path), [run.label, path.stem]
             for score in result.get("tasks", ()):
                 values = [fixed(score[name], ".4f") for name in ("value", "stderr", "chance_level")]
-                scores.append([run.label, path.stem, score["task"], score["measure"], *values])
+                scores.append([*of, score["task"], score["measure"], *values])
             for name, found in result.get("sources", {}).get("losses", {}).items():
                 loss = found["loss"]
-                values = [f"{loss:.4f}", _perplexity(loss), f"{found['windows']:,}"]
-                sources.append([run.label, path.stem, name, *values])
-    header = ["run", "checkpoint", "task", "measure", "score", "standard error", "chance level"]
-    tables = [Table("Evaluated checkpoints", header, scores)]
-    header = ["run", "checkpoint", "source", "loss", "perplexity", "windows"]
+                sources.append([*of, name, f"{loss:.4f}", _perplexity(loss), f"{found['windows']:,}"])
+    measured = ["task", "measure", "score", "standard error", "chance level"]
     note = "On the windows that the stream would have offered next."
-    tables.append(Table("Perplexity by source", header, sources, note))
+    by_source = ["source", "loss", "perplexity", "windows"]
+    tables = (
+        Table("Evaluated checkpoints", ["run", "checkpoint", *measured], scores),
+        Table("Perplexity by source", ["run", "checkpoint", *by_source], sources, note),
+    )
     return [*charts, *(table for table in tables if table.rows)]
 
 
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(min(loss, 700.0)):.2f}"
+def _perplexity(loss: float | None) -> str:
+    return "–" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
 
 
 def _task_chart(name: str, runs: list[RunLog]) -> Chart:
@@ -190,12 +182,10 @@ class Stream:
         parts = [
             f"{name} {fixed(found['mean'], '+.4f')} nats of test loss against {self.baseline}, "
             f"p = {found['p']:.3f}: {_verdict(found).replace(': ', ', ')}"
-            for name, found in self._differences().items()
+            for name, arm in self.arms.items()
+            if (found := arm["difference"]) is not None
         ]
         return ("; ".join(parts) or "No pair of runs has finished") + f"{self.suffix}."
-
-    def _differences(self) -> Json:
-        return {name: arm["difference"] for name, arm in self.arms.items() if arm["difference"] is not None}
 
     def curves(self) -> Chart:
         """Mean validation loss over the seeds with their range, and the baseline's final level."""
@@ -215,45 +205,49 @@ class Stream:
         title = f"Held-out loss, mean and range of {_count(seeds, 'seed')}{self.suffix}"
         return Chart(f"curves-{self.name}", title, "validation loss, nats per token", series, levels=levels)
 
-    def differences(self) -> Forest:
-        """Test loss against the baseline."""
-        return Forest(
+    def forests(self) -> list[Forest]:
+        """Test loss against the baseline, and the cost to reach its final loss; in windows read only where
+        an arm rejects some."""
+        costs = [arm["to_target"] for arm in self.arms.values()]
+        rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
+        found = {name: arm["difference"] for name, arm in self.arms.items()}
+        difference = Forest(
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
-            [self._interval(name, found, found["verdict"]) for name, found in self._differences().items()],
+            self._intervals(found, lambda difference: difference["verdict"]),
             neutral=0.0,
             note="Mean of the paired differences with its 95 % interval.",
         )
-
-    def ratios(self) -> list[Forest]:
-        """The cost to reach the baseline's final loss; in windows read only where an arm rejects some."""
-        costs = [arm["to_target"] for arm in self.arms.values()]
-        rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
-        return [self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects]
+        return [difference, *(self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects)]
 
     def _ratio(self, axis: str) -> Forest:
         label = AXIS_LABELS[axis]
-        read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
         costs = {name: arm["to_target"][axis.lower()] for name, arm in self.arms.items()}
+        read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
         return Forest(
             f"ratio-{axis.lower()}-{self.name}",
             f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
             f"over what {self.baseline} needed (less is better)",
-            [
-                self._interval(name, cost, f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×")
-                for name, cost in costs.items()
-                if cost is not None and name != self.baseline
-            ],
+            self._intervals(costs, lambda cost: f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×"),
             neutral=1.0,
             note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a "
             f"seed never got there.{read}",
         )
 
-    def _interval(self, name: str, summary: Json, note: str) -> Interval:
-        bounds = {bound: summary[bound] for bound in ("mean", "low", "high")}
-        style = list(self.arms).index(name)
-        return Interval(label=name, note=note, censored=bool(summary.get("censored")), style=style, **bounds)
+    def _intervals(self, summaries: Json, note: Callable[[Json], str]) -> list[Interval]:
+        """One for each arm that was measured against the baseline."""
+        return [
+            Interval(
+                name,
+                *(summary[bound] for bound in ("mean", "low", "high")),
+                note=note(summary),
+                censored=bool(summary.get("censored")),
+                style=style,
+            )
+            for style, (name, summary) in enumerate(summaries.items())
+            if summary is not None and name != self.baseline
+        ]
 
     def loss_table(self) -> Table:
         """Final test loss of each arm in nats per token, and the verdict on it."""
@@ -261,7 +255,8 @@ class Stream:
         for name, arm in self.arms.items():
             judged = ["–", "–", "–", "baseline" if name == self.baseline else "no pairs"]
             if (found := arm["difference"]) is not None:
-                interval = _bounds(found, "+.4f") or "–"
+                low, high = (fixed(found[bound], "+.4f") for bound in ("low", "high"))
+                interval = "–" if found["low"] is None else f"[{low}, {high}]"
                 judged = [fixed(found["mean"], "+.4f"), interval, f"{found['p']:.3f}", _verdict(found)]
             rows.append([name, str(_finished(arm)), fixed(arm["test_loss"], ".4f"), *judged])
         return Table(
@@ -302,13 +297,7 @@ def _ratio(summary: Json | None) -> str:
     """`0.72 [0.65, 0.80]`; a bound from below is `> 1.20 [> 1.10]`."""
     if summary is None:
         return "–"
+    low, high = summary["low"], summary["high"]
     if summary["censored"]:
-        low = "" if summary["low"] is None else f" [> {summary['low']:.2f}]"
-        return f"> {summary['mean']:.2f}{low}"
-    return f"{summary['mean']:.2f} {_bounds(summary, '.2f')}".rstrip()
-
-
-def _bounds(summary: Json, form: str) -> str:
-    if summary["low"] is None:
-        return ""
-    return f"[{fixed(summary['low'], form)}, {fixed(summary['high'], form)}]"
+        return f"> {summary['mean']:.2f}" + ("" if low is None else f" [> {low:.2f}]")
+    return f"{summary['mean']:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")

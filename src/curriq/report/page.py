@@ -18,6 +18,13 @@ from curriq.report import look
 from curriq.report.chart import Section, section_json
 
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
+LOOK = {
+    "axes": look.AXIS_LABELS,
+    "colours": len(look.LIGHT),
+    "dashes": [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES],
+    "mostDots": look.MOST_DOTS,
+}
+"""What the scripts need of `look.py`."""
 
 
 def render(
@@ -27,17 +34,15 @@ def render(
     facts: str,
     live: float | None = None,
 ) -> str:
-    """The page.
+    """The page: sections about all runs, and those of the run that the reader chooses.
 
     Args:
         title: plain text.
-        overview: sections about all runs.
-        runs: name and sections of each run; the reader chooses one.
         facts: last line of the page. `{size}` becomes the size of the page.
         live: seconds between refreshes when `curriq watch` serves the page; None for a file.
     """
     blocks = [_data(f"run-{index}", sections) for index, (_, sections) in enumerate(runs)]
-    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(_look())};", *map(_asset, SCRIPTS)))
+    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(LOOK)};", *map(_asset, SCRIPTS)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = _asset("page.css")
     for theme, colours in (("/*LIGHT*/", look.LIGHT), ("/*DARK*/", look.DARK)):
@@ -70,13 +75,6 @@ def _data(identity: str, sections: list[Section], **more: Any) -> str:
 
 def _asset(name: str) -> str:
     return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _look() -> dict[str, Any]:
-    """What the scripts need to know of the look of charts."""
-    dashes = [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES]
-    counts = {"colours": len(look.LIGHT), "dashes": dashes, "mostDots": look.MOST_DOTS}
-    return {"axes": look.AXIS_LABELS} | counts
 
 
 def _variables(colours: tuple[str, ...]) -> str:

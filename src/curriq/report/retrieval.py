@@ -4,7 +4,7 @@ import math
 
 from curriq.report.chart import Block, Chart, Explorer, Section
 from curriq.report.explore import WRITTEN, query_content
-from curriq.report.runlog import Lines, RunLog, line_charts, other_charts, time_layers
+from curriq.report.runlog import RunLog, line_charts, lines_of, other_charts, time_layers
 
 RETRIEVAL = ("langevin/", "retrieval/", "buffer/")
 """Prefixes of the metrics of this section."""
@@ -13,53 +13,8 @@ PHASES = ("time/ingest", "time/search", "time/retrieve")
 LEAST_CHANGED = 0.05
 """Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
 BEST_OF_40 = 2.16
-"""Expected greatest of 40 independent standard normal numbers."""
-BEST = "best of 40 random strings"
-
-LINES = (
-    Lines("rag-q", "Q of the queries", "langevin/hard_q random_q"),
-    Lines(
-        "rag-gain", "Gain of the search in Q", "langevin/soft_q_gain hard_q_gain above_random", "", "no gain"
-    ),
-    Lines("rag-above-random", "Hard Q above random strings", "langevin/above_random_sd", "SD of Q", BEST),
-    Lines(
-        "rag-tokens",
-        "Tokens changed, and distinct tokens",
-        "langevin/tokens_changed distinct_tokens",
-        "share of a query's tokens",
-    ),
-    Lines("rag-entropy", "Entropy at τ_end", "langevin/entropy"),
-    Lines("rag-max-prob", "Greatest probability at τ_end", "langevin/max_prob", "mean over tokens"),
-    Lines("rag-alike", "Similarity among queries", "langevin/cosine jaccard", "mean over pairs"),
-    Lines("rag-grad-norm", "Gradient norm of the energy", "langevin/grad_norm", "", "--langevin-limit", True),
-    Lines("rag-clipped", "Gradients above the limit", "langevin/clip_fraction", "share of chains and steps"),
-    Lines(
-        "rag-snap",
-        "Cosine to the nearest token",
-        "langevin/snap_cosine snap_cosine_random",
-        "mean over tokens",
-    ),
-    Lines("rag-swaps", "Swaps accepted", "langevin/swap_acceptance", "share of steps of the search"),
-    Lines("rag-score", "Similarity of query and window", "retrieval/score", "inner product, mean"),
-    Lines("rag-rank", "Rank of the window drawn", "retrieval/rank", "among the top k, 0 is nearest"),
-    Lines("rag-collisions", "Queries after the same window", "retrieval/collisions", "share of queries"),
-    Lines("rag-windows", "Windows retrieved", "retrieval/windows"),
-    Lines("rag-retrieved-q", "Q of windows: retrieved and random", "retrieval/q buffer_q"),
-    Lines(
-        "rag-advantage", "Q of retrieved above random windows", "retrieval/q_advantage", "", "no advantage"
-    ),
-    Lines("rag-age", "Age of the windows retrieved", "retrieval/age"),
-    Lines("rag-refresh", "Rows embedded again", "buffer/refresh_cosine", "cosine with the old"),
-    Lines("rag-buffer", "The ring buffer", "buffer/windows live"),
-)
-NOTES = {
-    "rag-q": "Of hard tokens; the random strings are 64 fresh ones per step, as long as the queries.",
-    "rag-gain": "Against the initial strings, soft Q at one temperature; hard Q also against random strings.",
-    "rag-above-random": "In standard deviations (SD). A search must beat the best of as many random strings "
-    "as it costs; the line is where that lies when Q is Gaussian over them.",
-    "rag-max-prob": "Well below 1 the hard tokens are not what was optimised.",
-    "rag-alike": "If it rises, the chains collapse onto one query.",
-}
+"""Expected greatest of 40 independent standard normal numbers; also a level in `assets/lines.toml`."""
+LINES = lines_of("retrieval")
 
 
 def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
@@ -72,9 +27,7 @@ def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
     names = [name for name in run.columns.names() if name.startswith(RETRIEVAL)]
     if not names:
         return None
-    limit = run.setting("langevin", "langevin_limit")
-    levels = {"no gain": 0.0, "no advantage": 0.0, BEST: BEST_OF_40, "--langevin-limit": limit}
-    charts = line_charts(run, LINES, levels, NOTES)
+    charts = line_charts(run, LINES)
     layers = time_layers(run, PHASES, "time/propose", PHASES, "diagnostics and the rest")
     note = "Ingest reads and encodes fresh windows; retrieve encodes the queries and draws."
     time = Chart("rag-time", "Time of proposing, by phase", "seconds per step", layers, note, kind="stack")
@@ -99,7 +52,7 @@ def _answer(run: RunLog, searched: bool) -> str:
             f"strings (mean over the steps; the best of 40 such strings lies about {BEST_OF_40:.1f} above)."
         )
     else:
-        proposer = run.setting("langevin", "proposer", "?")
+        proposer = run.setting("proposer", "?")
         answer = f"The windows came out of the ring buffer by `--proposer {proposer}`, without a search."
     advantage = _mean(run, "retrieval/q_advantage")
     if not math.isnan(advantage):

@@ -1,8 +1,12 @@
 """A run as the report sees it: its log, what is computed from it once for all sections, and lines over it."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +55,12 @@ class RunLog:
     selection: Selection
     detail: Detail
 
-    def setting(self, section: str, name: str, default: Any = None) -> Any:
-        return self.config.get(section, {}).get(name, default)
+    def setting(self, name: str, default: Any = None) -> Any:
+        return next((section[name] for section in self.config.values() if name in section), default)
 
     @property
     def selector(self) -> str:
-        return str(self.setting("select", "selector", "?"))
+        return str(self.setting("selector", "?"))
 
     @property
     def sources(self) -> list[str]:
@@ -68,28 +72,23 @@ class RunLog:
     def accepted(self) -> float | None:
         """Share of the windows read that a stream filter has accepted; None where none was rejected."""
         read, proposed = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
-        from_stream = self.setting("langevin", "proposer", "stream") == "stream"
+        from_stream = self.setting("proposer", "stream") == "stream"
         filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
         return proposed / read if filtered and from_stream else None
-
-    def metric_line(
-        self, metric: str, label: str, points: int = 0, band: bool = False, **style: Any
-    ) -> list[Series]:
-        """A metric in at most `points` buckets (`detail.points` when 0); empty where it was never logged."""
-        if metric not in self.columns:
-            return []
-        thin = self.columns.thinned(metric, points or self.detail.points)
-        if band:
-            style |= {"low": thin.low, "high": thin.high}
-        return [Series(label, thin.x, thin.mean, **style)]
 
     def value_line(
         self, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
     ) -> Series:
-        """Bucket means of values at some rows of the log (all when None); a NaN counts as not measured."""
+        """Means of values at some rows of the log (all when None) in at most `points` buckets
+        (`detail.points` when 0); a NaN counts as not measured."""
         where = np.arange(self.columns.rows) if rows is None else rows
         thin = self.columns.bucketed(values, where, points or self.detail.points)
         return Series(label, thin.x, thin.mean, **style)
+
+    def metric_line(self, metric: str, label: str, **style: Any) -> list[Series]:
+        """`value_line` of a metric; empty where it was never logged."""
+        rows, values = self.columns.raw(metric)
+        return [self.value_line(label, values, rows, **style)] if len(values) else []
 
 
 def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None = None) -> RunLog:
@@ -124,51 +123,51 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
 
 @dataclass(frozen=True)
 class Lines:
-    """Metrics in one chart."""
+    """Metrics in one chart; `assets/lines.toml` explains the fields."""
 
     id: str
     title: str
-    names: str  # of the metrics, separated by spaces; all have the prefix of the first
-    y: str = ""  # what the y-axis shows; the unit of the first metric when empty
-    level: str = ""  # name of a reference line; its height is given when the chart is made
+    metrics: list[str]
+    y: str = ""
     log: bool = False
-
-    @property
-    def metrics(self) -> list[str]:
-        first, *more = self.names.split()
-        prefix = first.rpartition("/")[0]
-        return [first, *(f"{prefix}/{name}" for name in more)]
+    level: str = ""
+    height: float | None = None
+    note: str = ""
 
 
-def line_charts(
-    run: RunLog, placed: Sequence[Lines], levels: dict[str, float | None], notes: dict[str, str]
-) -> list[Chart]:
-    """Bucket means with the range of each bucket; an empty chart where the run has none of the metrics.
+def lines_of(section: str) -> list[Lines]:
+    """The charts of metrics in a section of the report."""
+    text = files("curriq.report").joinpath("assets", "lines.toml").read_text(encoding="utf-8")
+    return [Lines(id, **fields) for id, fields in tomllib.loads(text)[section].items()]
 
-    Args:
-        run: the run.
-        placed: the charts.
-        levels: name → height of the reference lines; one that is None or absent is not drawn.
-        notes: id of a chart → how to read it.
-    """
+
+def line_charts(run: RunLog, placed: Iterable[Lines]) -> list[Chart]:
+    """Bucket means with the range of each bucket; an empty chart where the run has none of the metrics."""
+    n = run.setting("num_candidates")
+    of_n = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n}
     charts = []
     for lines in placed:
         series = []
-        for metric in lines.metrics:
+        for metric in filter(run.columns.__contains__, lines.metrics):
             label = re.sub(r"\bq\b", "Q", metric.rpartition("/")[2].replace("_", " "))
-            series += run.metric_line(metric, label, band=True)
-        height = levels.get(lines.level)
-        drawn = [] if height is None else [(float(height), lines.level)]
-        y, note = lines.y or _unit(lines.metrics[0]), notes.get(lines.id, "")
-        charts.append(Chart(lines.id, lines.title, y, series, note, levels=drawn, log=lines.log))
+            thin = run.columns.thinned(metric, run.detail.points)
+            series.append(Series(label, thin.x, thin.mean, low=thin.low, high=thin.high))
+        height = lines.height
+        if height is None:
+            height = of_n.get(lines.level, run.setting(lines.level[2:].replace("-", "_")))
+        levels = [] if height is None else [(float(height), lines.level)]
+        y = lines.y
+        with suppress(KeyError):  # a metric of another version
+            y = y or schema.find(lines.metrics[0]).unit.removeprefix("–")
+        charts.append(Chart(lines.id, lines.title, y, series, lines.note, levels=levels, log=lines.log))
     return charts
 
 
-def other_charts(run: RunLog, names: Iterable[str], placed: Sequence[Lines]) -> list[Chart]:
+def other_charts(run: RunLog, names: Iterable[str], placed: Iterable[Lines]) -> list[Chart]:
     """One chart per metric that no chart of `placed` shows, so that new ones are drawn too."""
     shown = {metric for lines in placed for metric in lines.metrics}
-    rest = [Lines("metric-" + name.replace("/", "-"), name, name) for name in names if name not in shown]
-    return line_charts(run, rest, {}, {})
+    rest = [Lines("metric-" + name.replace("/", "-"), name, [name]) for name in names if name not in shown]
+    return line_charts(run, rest)
 
 
 def time_layers(
@@ -180,12 +179,3 @@ def time_layers(
         parts = sum(layers[name] for name in inside if name in layers)
         layers = {rest: np.maximum(np.nan_to_num(run.columns.full(whole)) - parts, 0)} | layers
     return [run.value_line(name.removeprefix("time/"), seconds) for name, seconds in layers.items()]
-
-
-def _unit(metric: str) -> str:
-    """Unit of a metric; empty for a pure number or one that the registry does not know."""
-    try:
-        unit = schema.find(metric).unit
-    except KeyError:
-        return ""
-    return "" if unit == "–" else unit

@@ -11,6 +11,8 @@ from curriq.report.figures import print_table
 if TYPE_CHECKING:
     from curriq.report.runlog import RunLog  # which takes a moment to import, at the end of a run
 
+Shares = list[tuple[str, float, float]]
+"""Name, share offered and share of the weight of each source or topic."""
 LEAST_MOVED = 1e-3
 """Divergence in nats below which a run has selected nothing."""
 
@@ -30,10 +32,10 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
         f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s\n"
     )
-    offered, weight = summary["offered_share"], summary["weight_share"]
-    shares = [offered[name] for name in weight], list(weight.values())
-    print_table(console, share_table("What the model learned from", "source", list(weight), *shares, {}))
-    console.print(verdict(summary["selector"], weight, offered))
+    shares = [(name, summary["offered_share"][name], w) for name, w in summary["weight_share"].items()]
+    print_table(console, share_table("What the model learned from", "source", shares))
+    moved = f"The weight moved {divergence(shares):.3f} nats away from what was offered."
+    console.print(no_choice(summary["selector"], shares) or moved)
     console.print(f"log         {run_dir / 'metrics.jsonl'}")
     if summary["checkpoint"] is not None:
         folder = run_dir / summary["checkpoint"]
@@ -43,25 +45,18 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         console.print(f"go on with  curriq resume {run_dir}")
 
 
-def share_table(
-    title: str,
-    group: str,
-    names: list[str],
-    offered: list[float],
-    weight: list[float],
-    more: dict[str, list[str]],
-) -> Table:
+def share_table(title: str, group: str, shares: Shares, **more: list[str]) -> Table:
     """Shares of each group and their ratio, with more columns by heading."""
     rows = [
-        [name, f"{share:.1%}", f"{chosen:.1%}", f"{chosen / share:.3f}" if share else "–", *cells]
-        for name, share, chosen, *cells in zip(names, offered, weight, *more.values(), strict=True)
+        [name, f"{offered:.1%}", f"{weight:.1%}", f"{weight / offered:.3f}" if offered else "–", *cells]
+        for (name, offered, weight), *cells in zip(shares, *more.values(), strict=True)
     ]
     return Table(title, [group, "offered", "weight", "ratio", *more], rows)
 
 
-def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) -> str:
-    """One sentence on whether a run selected at all, from the shares of its sources."""
-    moved = divergence(weight, offered)
+def no_choice(selector: str, shares: Shares) -> str:
+    """A sentence on a run that selected nothing among its sources; empty for one that did."""
+    moved = divergence(shares)
     if selector == "uniform":
         return "The uniform baseline weighs every window alike."
     if selector == "replay":
@@ -71,13 +66,12 @@ def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) 
             f"The weights stayed uniform over sources (divergence {moved:.1e} nats): {selector} selected "
             "nothing among the windows it was offered."
         )
-    return f"The weight moved {moved:.3f} nats away from what was offered."
+    return ""
 
 
-def divergence(weight: dict[str, float], offered: dict[str, float]) -> float:
-    """Kullback-Leibler divergence of the weight over sources from what was offered, in nats."""
-    pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
-    return sum(w * math.log(w / o) for w, o in pairs)
+def divergence(shares: Shares) -> float:
+    """Kullback-Leibler divergence of the weight from what was offered, in nats."""
+    return sum(w * math.log(w / o) for _, o, w in shares if w > 0 and o > 0)
 
 
 def what_ran(run: "RunLog") -> Section:
@@ -107,10 +101,10 @@ def _facts(run: "RunLog") -> dict[str, object]:
     spent = {name: run.columns.last("x/" + name.lower().replace(" ", "_")) for name in counts}
     return {
         "folder": run.folder,
-        "state": f"{done}, {run.columns.rows} of {run.setting('train', 'steps', '?')} steps",
+        "state": f"{done}, {run.columns.rows} of {run.setting('steps', '?')} steps",
         "method": run.selector,
-        "model": run.setting("lm", "model", "?"),
-        "seed": run.setting("train", "seed", "?"),
+        "model": run.setting("model", "?"),
+        "seed": run.setting("seed", "?"),
         "data fingerprint": summary.get("data_fingerprint", "in environment.json"),
         **{name: fixed(value, ".4g" if name == "FLOPs" else ",.0f") for name, value in spent.items()},
         "curriq": summary.get("curriq", environment.get("curriq", "?")),
