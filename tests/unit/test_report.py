@@ -21,11 +21,11 @@ from tests.reports import write_run
 from curriq.cli import main
 from curriq.report.chart import Chart, Explorer, Section, Series, block_json, numbers
 from curriq.report.command import Report, build
+from curriq.report.data_mix import change_points
 from curriq.report.explore import explorer, query_content, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.page import render
 from curriq.report.runlog import Detail, load_run_log
-from curriq.report.stages import change_points
 from curriq.report.topics import find_topics
 from curriq.runlog.read import (
     bucket_edges,

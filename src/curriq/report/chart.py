@@ -1,6 +1,7 @@
 """What a report shows, as data: the page draws it in the browser, `figures.py` elsewhere."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ class Section:
     id: str  # its anchor
     title: str
     answer: str  # one or two sentences in plain words, before any picture
-    blocks: list[Block] = field(default_factory=list)
+    blocks: Sequence[Block] = ()
 
     def charts(self) -> list[Chart | Forest]:
         """Those with something to draw."""

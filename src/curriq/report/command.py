@@ -12,12 +12,11 @@ from curriq.config import missing_extra, require
 from curriq.errors import CurriqError
 from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
-from curriq.report.explore import explorer, shown_texts
+from curriq.report.explore import explorer, retrieval, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.outcome import comparison_helped, runs_helped
 from curriq.report.page import render
 from curriq.report.policy import policy_health
-from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
@@ -110,12 +109,10 @@ def build(
     Raises:
         CurriqError: a folder is neither, or a file in it is damaged.
     """
-    comparisons = [folder for folder in folders if (folder / "comparison.json").exists()]
-    if comparisons and len(folders) > 1:
-        raise CurriqError(f"{comparisons[0]} is a comparison: give it alone, or give folders of single runs.")
-    result: Json = {}
-    for folder in comparisons:
-        result = read_document(folder / "comparison.json", "compare again, finished runs are kept")
+    files = [file for folder in folders if (file := folder / "comparison.json").exists()]
+    if files and len(folders) > 1:
+        raise CurriqError(f"{files[0].parent} is a comparison: give it alone, or folders of single runs.")
+    result = read_document(files[0], "compare again, finished runs are kept") if files else {}
     places = _runs_of(result, folders[0]) if result else _labelled(folders)
     detail = Detail.of(len(places), topics)
     runs = []

@@ -1,23 +1,23 @@
 """What did it learn from, and when? Sources, topics, kinds of windows, and stages where there are any."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Section, Series
-from curriq.report.runlog import RunLog
-from curriq.report.stages import change_points
+from curriq.report.chart import Block, Section, Series
+from curriq.report.runlog import RunLog, charts_of
 from curriq.report.summary import Shares, divergence, no_choice, share_table
 from curriq.runlog.read import bucket_edges
 
-MEASURES = {
-    "difficulty": ("Difficulty", "rarity of the tokens, nats per token"),
-    "length": ("Length", "characters per window"),
-    "repetition": ("Repetition", "share of repeated 4-grams"),
-}
+MEASURES = ("difficulty", "length", "repetition")
 MOST_POINTS = 60
 """Points of a line over shares and means, which are noisy: one step offers a few windows of each source."""
+
+
+STAGE_BINS = 200
+"""The series that are searched for stages are averaged into this many bins first."""
+SHORTEST = 8
+"""Fewest bins in a stage."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,31 @@ class Preferences:
         x = run.columns.at(rows)
         return [Series(name, x, y) for name, y in zip(self.names, values.T, strict=True)]
 
-    def preference(self, run: RunLog, id: str, title: str, note: str) -> Chart:
-        y, series = "share of weight ÷ share offered", self.lines(run, over_offered=True)
-        return Chart(id, title, y, series, note, levels=[(1.0, "as offered")])
-
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
-    sources = _source_shares(run)
+    sources, topics = _source_shares(run), _topic_shares(run)
     marks, staged = _stages(run, sources)
-    note = "Above 1 the source was selected more than it was offered."
-    note += " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
-    more = _read_and_accepted(run, sources)
-    layers = sources.lines(run, over_offered=False)
-    blocks: list[Block] = [
-        sources.preference(run, "preference", "Preference for each source", note),
-        Chart("weight-share", "Share of weight by source", "share of weight", layers, kind="stack"),
-        share_table("Sources over the whole run", "source", sources.totals(), **more),
-        *_topics(run),
-        *_loss_charts(run),
-    ]
-    blocks = [dataclasses.replace(b, marks=marks) if isinstance(b, Chart) else b for b in blocks]
+    own = _losses(run) | {
+        "preference": sources.lines(run, over_offered=True),
+        "weight-share": sources.lines(run, over_offered=False),
+        "topics": [] if topics is None else topics.lines(run, over_offered=True),
+    }
+    charts = {chart.id: replace(chart, marks=marks) for chart in charts_of(run, "learned", own)}
+    if run.accepted is not None:
+        note = f"{charts['preference'].note} Offered are all windows read, accepted or rejected."
+        charts["preference"] = replace(charts["preference"], note=note)
+        title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
+        charts["loss"] = replace(charts["loss"], title=title, note=note)
+    preference, weight, of_topics, *losses = charts.values()
+    counts = _read_and_accepted(run, sources)
+    table = share_table("Sources over the whole run", "source", sources.totals(), **counts)
+    blocks: list[Block] = [preference, weight, table, of_topics]
+    if topics is not None and run.topics is not None:
+        texts = run.windows.texts(np.array(run.topics.nearest), special=False)
+        typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
+        blocks.append(share_table("Topics over the whole run", "topic", topics.totals(), **typical))
+    blocks += losses
     what = "Topics, difficulty, length and repetition"
     if not run.kept:
         why = "the run kept no windows (--log-windows-mb 0, or an older version)"
@@ -118,6 +122,79 @@ def _stages(run: RunLog, sources: Preferences) -> tuple[list[tuple[dict[str, flo
     return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
 
 
+def change_points(
+    series: np.ndarray, *, alpha: float = 0.01, permutations: int = 499, least_shift: float = 1.0
+) -> list[int]:
+    """Developmental stages: the indices at which the mean of the series changes for good, ascending.
+
+    Binary segmentation with a Gaussian mean-shift statistic over several series at once. A split counts only
+    when no more than a share α of permuted series has one as great. Neighbouring steps of a training run are
+    alike, so blocks are permuted and not single points: permuting points would take slow drift for a stage.
+
+    Args:
+        series: [time, k], one column per quantity; a constant column is left out.
+        alpha: greatest permutation p-value of a split, divided by the number of segments tested so far.
+        permutations: of blocks of √n neighbouring bins, per tested segment.
+        least_shift: least distance of the two means, in standard deviations within the segments, root mean
+            square over the columns. A shift that is real but smaller is no stage.
+    """
+    edges = bucket_edges(len(series), STAGE_BINS)
+    if len(edges) <= 2 * SHORTEST:
+        return []
+    binned = np.add.reduceat(series, edges[:-1], axis=0) / np.diff(edges)[:, None]
+    spread = binned.std(axis=0)
+    binned = binned[:, spread > 1e-9 * np.maximum(1.0, np.abs(binned).max(axis=0, initial=0.0))]
+    rng = np.random.default_rng(0)
+    found: list[int] = []
+    waiting = [(0, len(binned))] if binned.shape[1] else []
+    tested = 0
+    while waiting:
+        start, end = waiting.pop(0)
+        part = binned[start:end]
+        if len(part) < 2 * SHORTEST:
+            continue
+        tested += 1
+        statistic, split, shift = _best_split(part)
+        if shift < least_shift or _p_value(part, statistic, permutations, rng) > alpha / tested:
+            continue
+        found.append(start + split)
+        waiting += [(start, start + split), (start + split, end)]
+    return sorted(int(edges[index]) for index in found)
+
+
+def _best_split(part: np.ndarray) -> tuple[float, int, float]:
+    """Greatest share of the variance that one split explains, where it is, and its shift in standard
+    deviations."""
+    n = len(part)
+    centred = part - part.mean(axis=0)
+    scale = centred.std(axis=0)
+    centred = centred[:, scale > 0] / scale[scale > 0]
+    if centred.shape[1] == 0:
+        return 0.0, n // 2, 0.0
+    left = np.arange(SHORTEST, n - SHORTEST + 1)
+    sums = np.cumsum(centred, axis=0)[left - 1]  # of a centred series, so the right side's is its negative
+    between = (sums**2 * (n / (left * (n - left)))[:, None]).sum(axis=1)
+    best = int(between.argmax())
+    share = between[best] / (n * centred.shape[1])
+    split = int(left[best])
+    a, b = centred[:split], centred[split:]
+    within = np.sqrt((a.var(axis=0) * split + b.var(axis=0) * (n - split)) / n)
+    gaps = np.abs(a.mean(axis=0) - b.mean(axis=0)) / np.maximum(within, 1e-9)
+    return float(share), split, float(np.sqrt(np.mean(np.minimum(gaps, 100.0) ** 2)))
+
+
+def _p_value(part: np.ndarray, statistic: float, permutations: int, rng: np.random.Generator) -> float:
+    n = len(part)
+    length = max(2, round(np.sqrt(n)))
+    hits = 0
+    for _ in range(permutations):
+        rolled = np.roll(part, rng.integers(length), axis=0)
+        blocks = [rolled[i : i + length] for i in range(0, n, length)]
+        mixed = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
+        hits += _best_split(mixed)[0] >= statistic
+    return (1 + hits) / (1 + permutations)
+
+
 def _source_shares(run: RunLog) -> Preferences:
     shape = len(run.sources), run.columns.rows
     offered, weight = (
@@ -136,22 +213,15 @@ def _read_and_accepted(run: RunLog, sources: Preferences) -> dict[str, list[str]
     return {kind: [f"{total:,.0f}" for total in np.nansum(of, axis=0)] for kind, of in counts.items()}
 
 
-def _topics(run: RunLog) -> list[Block]:
-    found, topics = run.selection.per_step, run.topics
-    if topics is None or "offered/topic" not in found:
-        return []
+def _topic_shares(run: RunLog) -> Preferences | None:
+    found = run.selection.per_step
+    if run.topics is None or "offered/topic" not in found:
+        return None
     rows = run.columns.rows_of(run.selection.step)
-    shares = Preferences(topics.names, rows, found["offered/topic"], found["selected/topic"])
-    note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
-    texts = run.windows.texts(np.array(topics.nearest), special=False)
-    typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
-    return [
-        shares.preference(run, "topics", "Preference for each topic", note),
-        share_table("Topics over the whole run", "topic", shares.totals(), **typical),
-    ]
+    return Preferences(run.topics.names, rows, found["offered/topic"], found["selected/topic"])
 
 
-def _loss_charts(run: RunLog) -> list[Chart]:
+def _losses(run: RunLog) -> dict[str, list[Series]]:
     """Losses and measures of the windows selected against those offered, and each source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
@@ -161,19 +231,12 @@ def _loss_charts(run: RunLog) -> list[Chart]:
         return [run.value_line(label, found[name], rows, MOST_POINTS, style=style)] if known else []
 
     loss = run.metric_line("train/loss", "selected (mixture loss)", points=MOST_POINTS, style=1)
-    title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
     if run.accepted is None:
-        title, note = "Loss: selected against offered", ""
         loss += run.metric_line("train/mean_loss", "offered (mean loss)", points=MOST_POINTS, style=0)
-    charts = [Chart("loss", title, "nats per token", loss, note)]
-    for name, (title, unit) in MEASURES.items():
-        series = line("selected", f"selected/{name}", 1) + line("offered", f"offered/{name}", 0)
-        charts.append(Chart(name, f"{title}: selected against offered", unit, series))
-    losses = [own for index, name in enumerate(run.sources) for own in line(name, f"loss/{name}", index)]
-    perplexities = [dataclasses.replace(own, y=np.exp(np.minimum(own.y, 700))) for own in losses]
-    title, y = "Perplexity by source, before training on it", "perplexity per token"
-    note = (
-        "Of the windows that were forwarded, measured before the update: in the first epoch all of them are "
-        "new to the model."
-    )
-    return [*charts, Chart("source-perplexity", title, y, perplexities, note, log=True)]
+    measures = {
+        name: line("selected", f"selected/{name}", 1) + line("offered", f"offered/{name}", 0)
+        for name in MEASURES
+    }
+    by_source = [own for index, name in enumerate(run.sources) for own in line(name, f"loss/{name}", index)]
+    perplexities = [replace(own, y=np.exp(np.minimum(own.y, 700))) for own in by_source]
+    return {"loss": loss, **measures, "source-perplexity": perplexities}

@@ -1,12 +1,13 @@
-"""Why this window? The windows of some steps with their texts, and the queries that drew them."""
+"""Why this window, and what did Langevin-RAG ask for? Windows of some steps, and queries that drew them."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from curriq.report.chart import Explorer, Json, Section, numbers
-from curriq.report.runlog import RunLog
+from curriq.report.chart import Block, Explorer, Json, Section, numbers
+from curriq.report.runlog import RunLog, charts_of, time_layers
 from curriq.runlog.read import CandidateRows, read_queries_of, read_windows
 from curriq.runlog.selection import appearances
 
@@ -20,6 +21,14 @@ ASKED = ("q", "soft_q", "start_q", "changed", "score")
 BECAME = ("weight", "loss", "q", "effect")
 """Columns of the candidates table that are shown of the window that a query drew."""
 WRITTEN = "it is written with each checkpoint, unless --no-log-candidates is set"
+RETRIEVAL = ("langevin/", "retrieval/", "buffer/")
+"""Prefixes of the metrics of this section."""
+PHASES = ("time/ingest", "time/search", "time/retrieve")
+"""Parts of `time/propose`."""
+LEAST_CHANGED = 0.05
+"""Share of tokens changed below which nothing has been searched; as in `langevin/diagnostics.py`."""
+BEST_OF_40 = 2.16
+"""Expected greatest of 40 independent standard normal numbers; also a level in `assets/charts.toml`."""
 TITLES = {"q": "Q", "accept_prob": "acceptance probability"}
 
 
@@ -102,13 +111,69 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     }
 
 
+def retrieval(run: RunLog, shown: dict[str, str]) -> Section | None:
+    """Section 5 of the report: the diagnostics of Section 3.6, and the queries beside what they found; None
+    for a run that takes its windows from the stream. `shown` is as in `query_content`."""
+    names = [name for name in run.columns.names() if name.startswith(RETRIEVAL)]
+    if not names:
+        return None
+    phases = time_layers(run, PHASES, "time/propose", PHASES, "diagnostics and the rest")
+    blocks: list[Block] = [*charts_of(run, "retrieval", {"rag-time": phases}, names)]
+    content = query_content(run, shown)
+    searched = "langevin/tokens_changed" in run.columns
+    if content is not None:
+        steps = f"{len(set(content['step']))} of {len(run.selection.step):,} steps"
+        how = (
+            f"The queries of {steps}, at most {run.detail.rows} of each, beside the window that each drew: "
+            "choose a step, search the texts of both, or follow one query to what became of its window. Q is "
+            "that of a query's hard tokens, soft Q that of the relaxed string behind them, start Q that of "
+            "the initial string."
+        )
+        blocks += [how, Explorer("queries", content)]
+    elif searched:
+        blocks.append(f"The run has no table of queries yet: {WRITTEN}.")
+    return Section("retrieval", "What did Langevin-RAG ask for?", _retrieval_answer(run, searched), blocks)
+
+
+def _retrieval_answer(run: RunLog, searched: bool) -> str:
+    if searched:
+        changed, deviations = (_mean(run, f"langevin/{of}") for of in ("tokens_changed", "above_random_sd"))
+        answer = f"The search changed {changed:.0%} of the query tokens."
+        if changed < LEAST_CHANGED:
+            answer += " So the queries are the initial strings, and what follows is about those."
+        answer += (
+            f" Q of the hard queries lies {_beside(deviations, '.1f', 'standard deviations')} that of random "
+            f"strings (mean over the steps; the best of 40 such strings lies about {BEST_OF_40:.1f} above)."
+        )
+    else:
+        proposer = run.setting("proposer", "?")
+        answer = f"The windows came out of the ring buffer by `--proposer {proposer}`, without a search."
+    advantage = _mean(run, "retrieval/q_advantage")
+    if not math.isnan(advantage):
+        answer += (
+            f" Q of the windows retrieved lies {_beside(advantage, '.2g', 'nats per token')} that of random "
+            "windows of the same buffer."
+        )
+    return answer
+
+
+def _beside(difference: float, form: str, unit: str) -> str:
+    return f"{abs(difference):{form}} {unit} {'below' if difference < 0 else 'above'}"
+
+
+def _mean(run: RunLog, name: str) -> float:
+    """Over the whole run; NaN for a metric that it has not logged."""
+    _, values = run.columns.raw(name)
+    return float(values.mean()) if len(values) else math.nan
+
+
 def query_content(run: RunLog, shown: dict[str, str]) -> Json | None:
     """What the explorer of queries shows; None without queries.
 
     Args:
-        run: the run; the steps are those of its explorer of windows.
-        shown: id → text of the windows that the explorer of windows shows. Queries that drew one of them come
-            first where a step has more than `detail.rows`, and the text of such a window stays there.
+        run: its steps are those of its explorer of windows.
+        shown: id → text of the windows in that explorer. Queries that drew one of them come first where a
+            step has more than `detail.rows`, and the text of such a window is not repeated.
     """
     candidates = run.selection.shown
     table = None if candidates is None else read_queries_of(run.folder, np.unique(candidates.step))

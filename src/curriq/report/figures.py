@@ -21,21 +21,14 @@ NUMBER = re.compile(r"[\[>]? ?[−+]?\d.*|–")
 
 
 def save_figures(sections: list[Section], folder: Path, axis: str = "step", prefix: str = "") -> list[Path]:
-    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg, over `axis` where it has several.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """`save_figure` of every chart as FOLDER/PREFIXid.png, over `axis` where it has several."""
     charts = [chart for section in sections for chart in section.charts()]
     return [save_figure(chart, folder / f"{prefix}{chart.id}.png", axis) for chart in charts]
 
 
 def save_figure(block: Chart | Forest, path: Path, axis: str) -> Path:
-    """Write one chart as PNG and, beside it, as SVG; equal data give equal files.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Write one chart as PNG and, beside it, as SVG; equal data give equal files. ImportError without
+    matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -88,10 +81,9 @@ def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
     axes.set_xlabel(chart.axis or look.AXIS_LABELS.get(name, name))
     axes.set_ylabel(_plain(chart.y))
     if (named := sum(bool(series.label) for series in chart.series)) > 1:
-        place: dict[str, Any] = {"frameon": False, "fontsize": "small"}
-        if named > FEW or chart.kind == "stack":
-            place |= {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-        axes.legend(**place)
+        outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        place = outside if named > FEW or chart.kind == "stack" else {}
+        axes.legend(frameon=False, fontsize="small", **place)
 
 
 def _lines(axes: "Axes", chart: Chart, axis: str) -> None:

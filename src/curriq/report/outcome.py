@@ -53,10 +53,10 @@ def runs_helped(runs: list[RunLog]) -> Section:
         Table("Where each run stands", header, rows),
         *_of_tasks(runs),
     ]
-    return Section("did-it-help", "Did it help?", _unpaired_answer(runs), blocks)
+    return Section("did-it-help", "Did it help?", _answer_on(runs), blocks)
 
 
-def _unpaired_answer(runs: list[RunLog]) -> str:
+def _answer_on(runs: list[RunLog]) -> str:
     advice = (
         "Whether the method helped needs the same run with another selector, and seeds: `curriq compare "
         "examples/compare.toml` runs and judges that."
@@ -145,17 +145,15 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
 def save_curves(result: Json, folder: Path) -> list[str]:
     """Write curves-STREAM.png and .svg; returns one line per picture, or a note when matplotlib lacks."""
     lines = []
-    for stream in streams_of(result):
-        chart = stream.curves()
-        if not chart:
-            lines.append(f"curves   none for {stream.name}: no run finished.")
-            continue
-        try:
-            path = save_figure(chart, folder / f"{chart.id}.png", "windows")
-        except ImportError:
-            missing = missing_extra("drawing them", "matplotlib", "report", "use the numbers")
-            return [f"curves   none: {missing}"]
-        lines.append(f"curves   {path} (and .svg)")
+    try:
+        for stream in streams_of(result):
+            chart = stream.curves()
+            made = f"none for {stream.name}: no run finished."
+            if chart:
+                made = f"{save_figure(chart, folder / f'{chart.id}.png', 'windows')} (and .svg)"
+            lines.append(f"curves   {made}")
+    except ImportError:
+        return [f"curves   none: {missing_extra('drawing them', 'matplotlib', 'report', 'use the numbers')}"]
     return lines
 
 

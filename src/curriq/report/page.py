@@ -11,7 +11,6 @@ import hashlib
 import html
 import json
 import re
-from importlib.resources import files
 from typing import Any
 
 from curriq.report import look
@@ -42,9 +41,9 @@ def render(
         live: seconds between refreshes when `curriq watch` serves the page; None for a file.
     """
     blocks = [_data(f"run-{index}", sections) for index, (_, sections) in enumerate(runs)]
-    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(LOOK)};", *map(_asset, SCRIPTS)))
+    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(LOOK)};", *map(look.asset, SCRIPTS)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = _asset("page.css")
+    style = look.asset("page.css")
     for theme, colours in (("/*LIGHT*/", look.LIGHT), ("/*DARK*/", look.DARK)):
         style = style.replace(theme, _variables(colours))
     size = len(script) + len(style) + sum(len(block.encode()) for block in blocks)
@@ -60,7 +59,7 @@ def render(
         "data": "\n".join(blocks),
     }
     # One pass, so that a piece that looks like a placeholder stays what it is.
-    return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], _asset("page.html"))
+    return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], look.asset("page.html"))
 
 
 def _data(identity: str, sections: list[Section], **more: Any) -> str:
@@ -71,10 +70,6 @@ def _data(identity: str, sections: list[Section], **more: Any) -> str:
     # A lone surrogate is no valid UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return f'<script type="application/json" id="{identity}">{text}</script>'
-
-
-def _asset(name: str) -> str:
-    return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _variables(colours: tuple[str, ...]) -> str:

@@ -3,16 +3,16 @@
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from curriq.report.chart import Chart, Series
+from curriq.report.look import asset
 from curriq.report.topics import Embed, Topics, find_topics
 from curriq.runlog import schema
 from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
@@ -121,53 +121,49 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
     )
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Metrics in one chart; `assets/lines.toml` explains the fields."""
+def charts_of(
+    run: RunLog, section: str, own: dict[str, list[Series]], others: Iterable[str] = ()
+) -> list[Chart]:
+    """The charts of a section in `assets/charts.toml`, then one of each other metric that none of them shows.
 
-    id: str
-    title: str
-    metrics: list[str]
-    y: str = ""
-    log: bool = False
-    level: str = ""
-    height: float | None = None
-    note: str = ""
-
-
-def lines_of(section: str) -> list[Lines]:
-    """The charts of metrics in a section of the report."""
-    text = files("curriq.report").joinpath("assets", "lines.toml").read_text(encoding="utf-8")
-    return [Lines(id, **fields) for id, fields in tomllib.loads(text)[section].items()]
+    Args:
+        run: the run.
+        section: of the report.
+        own: id of a chart → its series, instead of lines of the metrics that the table names.
+        others: names of metrics, so that a new one is drawn too.
+    """
+    placed = tomllib.loads(asset("charts.toml"))[section]
+    shown = {metric for fields in placed.values() for metric in fields.get("metrics", ())}
+    rest = [name for name in others if name not in shown]
+    placed |= {"metric-" + name.replace("/", "-"): {"title": name, "metrics": [name]} for name in rest}
+    return [_chart(run, id, own.get(id), **fields) for id, fields in placed.items()]
 
 
-def line_charts(run: RunLog, placed: Iterable[Lines]) -> list[Chart]:
-    """Bucket means with the range of each bucket; an empty chart where the run has none of the metrics."""
+def _chart(
+    run: RunLog,
+    id: str,
+    series: list[Series] | None,
+    metrics: Sequence[str] = (),
+    y: str = "",
+    level: str = "",
+    height: float | None = None,
+    **fields: Any,
+) -> Chart:
+    """Of metrics the bucket means with the range of each bucket."""
     n = run.setting("num_candidates")
     of_n = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n}
-    charts = []
-    for lines in placed:
+    if height is None:
+        height = of_n.get(level, run.setting(level[2:].replace("-", "_")))
+    levels = [] if height is None else [(float(height), level)]
+    with suppress(KeyError, IndexError):  # a metric of another version
+        y = y or schema.find(metrics[0]).unit.removeprefix("–")
+    if series is None:
         series = []
-        for metric in filter(run.columns.__contains__, lines.metrics):
+        for metric in filter(run.columns.__contains__, metrics):
             label = re.sub(r"\bq\b", "Q", metric.rpartition("/")[2].replace("_", " "))
             thin = run.columns.thinned(metric, run.detail.points)
             series.append(Series(label, thin.x, thin.mean, low=thin.low, high=thin.high))
-        height = lines.height
-        if height is None:
-            height = of_n.get(lines.level, run.setting(lines.level[2:].replace("-", "_")))
-        levels = [] if height is None else [(float(height), lines.level)]
-        y = lines.y
-        with suppress(KeyError):  # a metric of another version
-            y = y or schema.find(lines.metrics[0]).unit.removeprefix("–")
-        charts.append(Chart(lines.id, lines.title, y, series, lines.note, levels=levels, log=lines.log))
-    return charts
-
-
-def other_charts(run: RunLog, names: Iterable[str], placed: Iterable[Lines]) -> list[Chart]:
-    """One chart per metric that no chart of `placed` shows, so that new ones are drawn too."""
-    shown = {metric for lines in placed for metric in lines.metrics}
-    rest = [Lines("metric-" + name.replace("/", "-"), name, [name]) for name in names if name not in shown]
-    return line_charts(run, rest)
+    return Chart(id, y=y, series=series, levels=levels, **fields)
 
 
 def time_layers(

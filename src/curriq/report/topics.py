@@ -15,17 +15,13 @@ from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
+from curriq.report.look import asset
+
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → vectors of norm 1, one row per text."""
 
 WORD = re.compile(r"[^\W\d_]{3,24}")
-FUNCTION_WORDS = """
-    about after all also and any are because been before being but can could did does for from had has have
-    her him his how into its may more must not now one only other our out over own she should some such than
-    that the their them then there these they this those through too under was were what when where which
-    while who why will with would you your
-"""
-"""English words that name no topic."""
+STOP_WORDS = frozenset(asset("stop_words.txt").split())
 VOCABULARY = 6_000
 DIMENSIONS = 32
 STARTS = 4
@@ -42,10 +38,9 @@ class Topics:
 
 
 def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None) -> Topics | None:
-    """Clusters of texts, one per window; None when there are too few texts or words to speak of topics.
+    """Clusters of the windows' texts; None when there are too few texts or words to speak of topics.
 
     Args:
-        texts: one per window.
         clusters: k; fewer come back when k-means leaves some empty.
         embed: gives the vectors; TF-IDF when None.
     """
@@ -65,9 +60,9 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
 def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:
     """Words per text, without those in one text only and those in more than half."""
     per_text = [Counter(WORD.findall(text.lower())) for text in texts]
-    rejected = set(FUNCTION_WORDS.split())
-    in_texts = Counter(word for counted in per_text for word in counted)
-    kept = [word for word, n in in_texts.items() if 2 <= n <= max(2, len(texts) / 2) and word not in rejected]
+    in_texts = Counter(word for counted in per_text for word in counted.keys() - STOP_WORDS)
+    most = max(2, len(texts) / 2)
+    kept = [word for word, n in in_texts.items() if 2 <= n <= most]
     words = sorted(kept, key=lambda word: (-in_texts[word], word))[:VOCABULARY]
     column = {word: i for i, word in enumerate(words)}
     entries = [

@@ -19,8 +19,6 @@ HOST = "127.0.0.1"
 READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
 """What in a folder changes the page when it changes."""
 
-Stamp = list[tuple[Path, int, int]]
-
 
 @dataclass
 class LivePage:
@@ -32,7 +30,7 @@ class LivePage:
     share: float = 0.1  # most of the time that making pages may take, so that the run itself is not slowed
     _lock: Any = field(default_factory=threading.Lock, init=False)
     _made: tuple[int, str] | None = field(default=None, init=False)
-    _stamp: Stamp = field(default_factory=list, init=False)
+    _stamp: list[tuple[Path, int, int]] = field(default_factory=list, init=False)
     _not_before: float = field(default=0.0, init=False)
 
     def get(self) -> tuple[int, str]:
@@ -47,24 +45,22 @@ class LivePage:
                     self._made = 200, build(self.folders, topics=self.topics).page(self.every)
                     self._stamp = stamp
             except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
-                self._made, self._stamp = (503, waiting(str(error), self.every)), []
+                # It asks again by itself until there is something to show.
+                text = (
+                    '<!doctype html><meta charset="utf-8">'
+                    f'<meta http-equiv="refresh" content="{self.every:g}"><title>curriq watch</title>'
+                    f"<p>Nothing to show yet: {html.escape(str(error))}</p>"
+                )
+                self._made, self._stamp = (503, text), []
             ended = time.monotonic()
             self._not_before = ended + (ended - began) * (1 / self.share - 1)
             return self._made
 
-    def _logs(self) -> Stamp:
+    def _logs(self) -> list[tuple[Path, int, int]]:
         """Name, size and time of every file that the page is made of."""
         paths = [folder / name for folder in self.folders for name in READ]
         files = [file for path in paths for file in (path, *sorted(path.glob("*"))) if file.is_file()]
         return [(file, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-
-
-def waiting(reason: str, every: float) -> str:
-    """A page that asks again by itself until there is something to show."""
-    return (
-        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{every:g}">'
-        f"<title>curriq watch</title><p>Nothing to show yet: {html.escape(reason)}</p>"
-    )
 
 
 def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTPServer:
