@@ -139,8 +139,8 @@ def block_json(block: Block) -> Json:
     return {"type": type(block).__name__.lower(), **_plain(vars(block) | series)}
 
 
-def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
-    """A JSON list with `DIGITS` significant digits; null for NaN."""
+def numbers(values: np.ndarray | Sequence[float | None]) -> list[float | int | None]:
+    """A JSON list with `DIGITS` significant digits; null for NaN and None."""
     return _plain(np.asarray(values, dtype=float))
 
 

@@ -80,11 +80,7 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
 
 
 def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command on the folders `RUN`, with `--topics`.
-
-    Raises:
-        CurriqError: `--topics` is out of range.
-    """
+    """The options of a command on the folders `RUN`, with `--topics`; CurriqError where that is refused."""
     runs = "folder of a run, or of a comparison (with comparison.json)"
     parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,11 +56,9 @@ def explorer(run: RunLog) -> Section:
 
 def shown_texts(section: Section) -> dict[str, str]:
     """Id → text of the windows that a section's explorer shows; empty where no text was kept."""
-    for block in section.blocks:
-        if isinstance(block, Explorer):
-            ids, texts = block.content["ids"], block.content["texts"]
-            return dict(zip(ids, texts or [""] * len(ids), strict=True))
-    return {}
+    contents = [block.content for block in section.blocks if isinstance(block, Explorer)]
+    pairs = (zip_longest(content["ids"], content["texts"], fillvalue="") for content in contents)
+    return dict(chain.from_iterable(pairs))
 
 
 def ranked_by(rows: CandidateRows) -> str:

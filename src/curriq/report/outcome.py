@@ -23,8 +23,6 @@ RATIO_AXES = ("windows", "read", "FLOPs", "seconds")
 """Axes on which the cost to reach the baseline's loss is drawn; in comparison.json in small letters."""
 TASK = "task/"
 """Prefix of the metrics of downstream tasks."""
-Z = 1.96
-"""Standard errors on either side of a 95 % interval."""
 
 
 def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
@@ -115,7 +113,7 @@ def _task_chart(name: str, runs: list[RunLog]) -> Chart:
     for index, run in enumerate(runs):
         rows, y = run.columns.raw(name)
         if len(y):
-            error = Z * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
+            error = 1.96 * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
             x, low, high = run.columns.at(rows), y - error, y + error
             series.append(Series(run.label, x, y, low=low, high=high, style=index, dots=True))
     chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance_level")) is not None]

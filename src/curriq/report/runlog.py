@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +92,7 @@ class RunLog:
 
 
 def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None = None) -> RunLog:
-    """Read a run's folder, also while the run goes on.
-
-    Raises:
-        CurriqError: it is no run's folder, or a file of it is damaged.
-    """
+    """A run's folder, also while the run goes on; CurriqError for another folder or a damaged file."""
     columns = read_columns(folder)
     kept = read_windows(folder)
     windows = kept.sample()
@@ -127,8 +123,6 @@ def charts_of(
     """The charts of a section in `assets/charts.toml`, then one of each other metric that none of them shows.
 
     Args:
-        run: the run.
-        section: of the report.
         own: id of a chart → its series, instead of lines of the metrics that the table names.
         others: names of metrics, so that a new one is drawn too.
     """
@@ -136,26 +130,19 @@ def charts_of(
     shown = {metric for fields in placed.values() for metric in fields.get("metrics", ())}
     rest = [name for name in others if name not in shown]
     placed |= {"metric-" + name.replace("/", "-"): {"title": name, "metrics": [name]} for name in rest}
-    return [_chart(run, id, own.get(id), **fields) for id, fields in placed.items()]
+    return [_chart(run, id, own.get(id), fields) for id, fields in placed.items()]
 
 
-def _chart(
-    run: RunLog,
-    id: str,
-    series: list[Series] | None,
-    metrics: Sequence[str] = (),
-    y: str = "",
-    level: str = "",
-    height: float | None = None,
-    **fields: Any,
-) -> Chart:
+def _chart(run: RunLog, id: str, series: list[Series] | None, fields: dict[str, Any]) -> Chart:
     """Of metrics the bucket means with the range of each bucket."""
+    metrics, level, height = fields.pop("metrics", []), fields.pop("level", ""), fields.pop("height", None)
     n = run.setting("num_candidates")
     of_n = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n}
     if height is None:
         height = of_n.get(level, run.setting(level[2:].replace("-", "_")))
     levels = [] if height is None else [(float(height), level)]
-    with suppress(KeyError, IndexError):  # a metric of another version
+    y = fields.pop("y", "")
+    with suppress(KeyError, IndexError):  # a metric of another version, or a chart without any
         y = y or schema.find(metrics[0]).unit.removeprefix("–")
     if series is None:
         series = []

@@ -64,11 +64,7 @@ class LivePage:
 
 
 def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTPServer:
-    """A server on the loopback interface that answers GET / and nothing else.
-
-    Raises:
-        CurriqError: the port is taken.
-    """
+    """A server on the loopback interface that answers GET / alone; CurriqError when the port is taken."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
