@@ -16,7 +16,7 @@ from tests.runs import SETTINGS
 from curriq.cli import main
 from curriq.evaluate.plan import OWN, load_plan
 from curriq.evaluate.workers import Job, last_line, run_jobs, steps_logged
-from curriq.report.comparison import print_comparison
+from curriq.report.outcome import print_comparison
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.runlog.storage import exclusive
 from curriq.train.run import train

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from tests.reports import write_run
 from curriq.cli import main
 from curriq.report.chart import Chart, Explorer, Section, Series, block_json, numbers
 from curriq.report.command import Report, build
-from curriq.report.explore import explorer, shown_texts
+from curriq.report.data_mix import change_points
+from curriq.report.explore import explorer, query_content, shown_texts
 from curriq.report.figures import save_figures
+from curriq.report.look import asset
 from curriq.report.page import render
-from curriq.report.queries import query_content
 from curriq.report.runlog import Detail, load_run_log
-from curriq.report.stages import change_points
 from curriq.report.topics import find_topics
+from curriq.runlog import schema
 from curriq.runlog.read import (
     bucket_edges,
     read_candidates,
@@ -266,6 +268,21 @@ class TestReport:
             id="a", title="", y="", series=[Series(label=str(i), x=x, y=np.ones(3)) for i in range(4)]
         )
         assert len(block_json(chart)["axes"]) == 1
+
+    def test_the_table_of_charts_names_metrics_of_the_log_once(self):
+        sections = tomllib.loads(asset("charts.toml")).values()
+        named = [
+            name for charts in sections for chart in charts.values() for name in chart.get("metrics", ())
+        ]
+        assert len(named) == len(set(named)) > 40
+        assert all(schema.find(name).name == name for name in named)
+
+    def test_a_metric_without_a_chart_is_drawn_at_the_end(self, tmp_path):
+        log = write_run(tmp_path) / "metrics.jsonl"
+        log.write_text("".join(line.replace('"step"', '"new/idea": 2, "step"') for line in log.open()))
+        policy = build([tmp_path]).runs[0][1][1]
+        assert policy.charts()[-1].id == "metric-new-idea"
+        assert set(policy.charts()[-1].series[0].y) == {2}
 
     def test_no_torch(self, tmp_path):
         write_run(tmp_path, effect=True)

@@ -40,7 +40,7 @@ def compare(plan: Plan) -> int:
         CurriqError: a run in the folder has other settings, or another process works there.
     """
     from curriq.evaluate.assess import assess
-    from curriq.report.comparison import print_comparison, save_curves
+    from curriq.report.outcome import print_comparison, save_curves
 
     # The workers inherit the lock, so that after a kill no run starts while an orphaned worker writes it.
     refusal = (

@@ -1,7 +1,7 @@
 """What a report shows, as data: the page draws it in the browser, `figures.py` elsewhere."""
 
-import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,49 +15,31 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one layer of a stack.
+    """One line, or one layer of a stack."""
 
-    Attributes:
-        label: in the legend.
-        x: by name of the axis; all of the same length as `y`.
-        y: values; NaN leaves a gap.
-        low, high: the band around the line, when there is one.
-        style: index into the colours, then the dashes; the position in the chart when None.
-        faint: an auxiliary line, drawn thin and grey.
-        dots: marks instead of a line, for few measurements.
-    """
-
-    label: str
-    x: dict[str, np.ndarray]
-    y: np.ndarray
-    low: np.ndarray | None = None
+    label: str  # in the legend
+    x: dict[str, np.ndarray]  # by name of the axis; all of the same length as `y`
+    y: np.ndarray  # NaN leaves a gap
+    low: np.ndarray | None = None  # the band around the line
     high: np.ndarray | None = None
-    style: int | None = None
-    faint: bool = False
-    dots: bool = False
+    style: int | None = None  # index into the colours, then the dashes; the position in the chart when None
+    faint: bool = False  # an auxiliary line, drawn thin and grey
+    dots: bool = False  # marks instead of a line, for few measurements
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture.
+    """One picture of lines, or of layers stacked on each other."""
 
-    Attributes:
-        id: unique on the page; also the name of the figure's file.
-        kind: lines, or layers stacked on each other.
-        levels: (y, label) of horizontal reference lines, such as chance.
-        marks: (x by axis, label) of vertical lines, such as a change point.
-        axis: name of the x-axis when it is none of the run's.
-    """
-
-    id: str
+    id: str  # unique on the page; also the name of the figure's file
     title: str
     y: str
     series: list[Series]
     note: str = ""
     kind: Literal["line", "stack"] = "line"
-    levels: list[tuple[float, str]] = field(default_factory=list)
-    marks: list[tuple[dict[str, float], str]] = field(default_factory=list)
-    axis: str = ""
+    levels: list[tuple[float, str]] = field(default_factory=list)  # (y, label) of horizontal reference lines
+    marks: list[tuple[dict[str, float], str]] = field(default_factory=list)  # vertical ones, x by axis
+    axis: str = ""  # name of the x-axis when it is none of the run's
     log: bool = False
 
     def __bool__(self) -> bool:
@@ -69,7 +51,7 @@ class Chart:
         return [(s, index if s.style is None else s.style) for index, s in enumerate(self.series)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Interval:
     """One row of a forest plot; None where it could not be measured."""
 
@@ -113,12 +95,12 @@ class Code:
     folded: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Explorer:
-    """Some steps, one at a time: windows with their text (`explore.py`), or queries (`queries.py`)."""
+    """Some steps, one at a time: windows with their text, or queries (`explore.py`)."""
 
-    content: Json
     type: Literal["windows", "queries"]
+    content: Json
 
 
 Block = Chart | Forest | Table | Code | Explorer | str
@@ -127,20 +109,16 @@ Block = Chart | Forest | Table | Code | Explorer | str
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report and what answers it.
+    """One question of the report and what answers it."""
 
-    Attributes:
-        id: its anchor.
-        answer: one or two sentences in plain words, before any picture.
-    """
-
-    id: str
+    id: str  # its anchor
     title: str
-    answer: str
-    blocks: list[Block] = field(default_factory=list)
+    answer: str  # one or two sentences in plain words, before any picture
+    blocks: Sequence[Block] = ()
 
-    def charts(self) -> list[Chart]:
-        return [block for block in self.blocks if isinstance(block, Chart) and block]
+    def charts(self) -> list[Chart | Forest]:
+        """Those with something to draw."""
+        return [block for block in self.blocks if isinstance(block, Chart | Forest) and block]
 
 
 def fixed(value: float | None, form: str) -> str:
@@ -153,51 +131,46 @@ def section_json(section: Section) -> Json:
 
 
 def block_json(block: Block) -> Json:
-    match block:
-        case str():
-            return {"type": "prose", "text": block}
-        case Explorer():
-            return {"type": block.type, **block.content}
-        case Chart():
-            return {"type": "chart", **_plain(vars(block) | _series_json(block))}
-        case _:
-            return {"type": type(block).__name__.lower(), **_plain(vars(block))}
+    if isinstance(block, str):
+        return {"type": "prose", "text": block}
+    if isinstance(block, Explorer):
+        return {"type": block.type, **block.content}
+    series = _series_json(block) if isinstance(block, Chart) else {}
+    return {"type": type(block).__name__.lower(), **_plain(vars(block) | series)}
 
 
-def numbers(values: np.ndarray | list[float]) -> list[float | int | None]:
-    """A JSON list with `DIGITS` significant digits; null for NaN."""
+def numbers(values: np.ndarray | Sequence[float | None]) -> list[float | int | None]:
+    """A JSON list with `DIGITS` significant digits; null for NaN and None."""
     return _plain(np.asarray(values, dtype=float))
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of dataclasses, containers, arrays and numbers."""
+    """What JSON can hold of series, intervals, containers, arrays and numbers."""
     match value:
         case float():
             if not math.isfinite(value):
                 return None
             short = float(f"{value:.{DIGITS}g}")
             return int(short) if short.is_integer() and abs(short) < 1e15 else short
-        case np.ndarray():
-            return [_plain(item) for item in value.tolist()]
         case list() | tuple():
             return [_plain(item) for item in value]
+        case np.ndarray():
+            return _plain(value.tolist())
         case dict():
             return {name: _plain(item) for name, item in value.items()}
-        case _ if dataclasses.is_dataclass(value):
+        case Series() | Interval():
             return _plain(vars(value))
     return value
 
 
 def _series_json(chart: Chart) -> Json:
     """Series without what they lack; axes that several of them share are written once."""
-    axes: list[Json] = []
-    series = []
+    series, axes = [], []
     for one, style in chart.styled():
-        drawn = _plain(one)
+        drawn = _plain(one) | {"style": style}
         if drawn["x"] not in axes:
             axes.append(drawn["x"])
-        drawn |= {"x": axes.index(drawn["x"]), "style": style}
-        series.append(
-            {name: value for name, value in drawn.items() if value is not None and value is not False}
-        )
+        drawn["x"] = axes.index(drawn["x"])
+        present = {name: value for name, value in drawn.items() if value is not None and value is not False}
+        series.append(present)
     return {"series": series, "axes": axes}

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import curriq
-from curriq.config import missing_extra
+from curriq.config import missing_extra, require
 from curriq.errors import CurriqError
 from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
-from curriq.report.explore import explorer, shown_texts
+from curriq.report.explore import explorer, retrieval, shown_texts
 from curriq.report.figures import save_figures
 from curriq.report.outcome import comparison_helped, runs_helped
 from curriq.report.page import render
 from curriq.report.policy import policy_health
-from curriq.report.provenance import what_ran
-from curriq.report.retrieval import retrieval
 from curriq.report.runlog import Detail, RunLog, load_run_log
+from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
 from curriq.runlog.read import AXES, read_document
 
@@ -51,11 +50,7 @@ class Report:
 
 
 def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = None) -> int:
-    """The command; returns the exit status.
-
-    Args:
-        load_embed: opens the encoder that `--encoder` names; it may use torch, this package may not.
-    """
+    """The exit status; `load_embed` opens the encoder that `--encoder` names, with torch if it likes."""
     parser = argparse.ArgumentParser(
         prog="curriq report",
         description="Write one HTML file that shows what runs did, from their logs alone, and the same "
@@ -71,11 +66,8 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     add("--encoder", default="", help=encoder)
     options = parse_runs(parser, arguments)
     embed = load_embed(options.encoder) if options.encoder and load_embed is not None else None
-    report = build(
-        options.RUN, topics=options.topics, embed=embed, log=lambda line: print(line, file=sys.stderr)
-    )
-    only = options.RUN[0] if len(options.RUN) == 1 else Path()
-    out = options.out or only / "report.html"
+    report = build(options.RUN, options.topics, embed, lambda line: print(line, file=sys.stderr))
+    out = options.out or (options.RUN[0] if len(options.RUN) == 1 else Path()) / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(report.page(), encoding="utf-8")
@@ -88,32 +80,24 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
 
 
 def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command on the folders `RUN`, with `--topics`.
-
-    Raises:
-        CurriqError: `--topics` is out of range.
-    """
-    parser.add_argument(
-        "RUN", type=Path, nargs="+", help="folder of a run, or of a comparison (with comparison.json)"
-    )
+    """The options of a command on the folders `RUN`, with `--topics`; CurriqError where that is refused."""
+    runs = "folder of a run, or of a comparison (with comparison.json)"
+    parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
-    if not 0 <= options.topics <= 32:
-        raise CurriqError(f"--topics {options.topics}: choose from 0 (none) to 32.")
+    require(0 <= options.topics <= 32, f"--topics {options.topics}: choose from 0 (none) to 32.")
     return options
 
 
 def build(
     folders: list[Path],
-    *,
     topics: int = 8,
     embed: Embed | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read the logs and answer the questions.
+    """The report on folders of runs, or on that of a comparison.
 
     Args:
-        folders: of runs, or one of a comparison.
         topics: clusters of the windows.
         embed: embeds texts for them; TF-IDF when None.
         log: takes a line of progress per run when there are several.
@@ -121,12 +105,10 @@ def build(
     Raises:
         CurriqError: a folder is neither, or a file in it is damaged.
     """
-    comparisons = [folder for folder in folders if (folder / "comparison.json").exists()]
-    if comparisons and len(folders) > 1:
-        raise CurriqError(f"{comparisons[0]} is a comparison: give it alone, or give folders of single runs.")
-    result: Json = {}
-    if comparisons:
-        result = read_document(folders[0] / "comparison.json", "compare again, finished runs are kept")
+    files = [file for folder in folders if (file := folder / "comparison.json").exists()]
+    if files and len(folders) > 1:
+        raise CurriqError(f"{files[0].parent} is a comparison: give it alone, or folders of single runs.")
+    result = read_document(files[0], "compare again, finished runs are kept") if files else {}
     places = _runs_of(result, folders[0]) if result else _labelled(folders)
     detail = Detail.of(len(places), topics)
     runs = []
@@ -136,11 +118,11 @@ def build(
         runs.append(load_run_log(folder, label, detail, embed))
     first = comparison_helped(result, runs) if result else runs_helped(runs)
     name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
-    return Report(f"curriq: {name}", [first], [(run.label, sections_of(run)) for run in runs])
+    return Report(f"curriq: {name}", [first], [(run.label, _sections(run)) for run in runs])
 
 
-def sections_of(run: RunLog) -> list[Section]:
-    """The sections about one run, in the order of the questions."""
+def _sections(run: RunLog) -> list[Section]:
+    """In the order of the questions."""
     why = explorer(run)
     sections = (learned_from(run), policy_health(run), why, retrieval(run, shown_texts(why)), what_ran(run))
     return [section for section in sections if section is not None]
@@ -165,11 +147,11 @@ def _runs_of(result: Json, folder: Path) -> list[tuple[str, Path]]:
 def _labelled(folders: list[Path]) -> list[tuple[str, Path]]:
     """Each run under the shortest end of its path that tells it from the others."""
     for folder in folders:
-        if not (folder / "metrics.jsonl").exists():
-            raise CurriqError(
-                f"{folder} is neither the folder of a run (it has no metrics.jsonl) nor of a comparison "
-                "(no comparison.json): give one that `curriq train` or `curriq compare` has written."
-            )
+        require(
+            (folder / "metrics.jsonl").exists(),
+            f"{folder} is neither the folder of a run (it has no metrics.jsonl) nor of a comparison (no "
+            "comparison.json): give one that `curriq train` or `curriq compare` has written.",
+        )
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
@@ -182,8 +164,7 @@ def _figures(report: Report, folder: Path, axis: str) -> str:
     try:
         written = report.figures(folder, axis)
     except ImportError:
-        missing = missing_extra("drawing them", "matplotlib", "report", "use the page")
-        return f"figures  none: {missing}"
+        return f"figures  none: {missing_extra('drawing them', 'matplotlib', 'report', 'use the page')}"
     except OSError as error:
         raise CurriqError(f"--figures {folder} cannot be written: {error.strerror}.") from None
     of_one = "; of all runs together, those of one by `curriq report RUN`" * (len(report.runs) > MOST_DRAWN)

@@ -1,43 +1,33 @@
 """What did it learn from, and when? Sources, topics, kinds of windows, and stages where there are any."""
 
-import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Section, Series
-from curriq.report.lines import metric_line, value_line
-from curriq.report.runlog import RunLog
-from curriq.report.stages import change_points
-from curriq.report.summary import LEAST_MOVED, divergence, share_table, verdict
+from curriq.report.chart import Block, Section, Series
+from curriq.report.runlog import RunLog, charts_of
+from curriq.report.summary import Shares, divergence, no_choice, share_table
 from curriq.runlog.read import bucket_edges
 
-MEASURES = {
-    "difficulty": ("Difficulty", "rarity of the tokens, nats per token"),
-    "length": ("Length", "characters per window"),
-    "repetition": ("Repetition", "share of repeated 4-grams"),
-}
+MEASURES = ("difficulty", "length", "repetition")
 MOST_POINTS = 60
 """Points of a line over shares and means, which are noisy: one step offers a few windows of each source."""
 
-Marks = list[tuple[dict[str, float], str]]
+
+STAGE_BINS = 200
+"""The series that are searched for stages are averaged into this many bins first."""
+SHORTEST = 8
+"""Fewest bins in a stage."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What was offered and selected of each source or topic.
-
-    Attributes:
-        names: of the groups.
-        rows: [times], rows of the log.
-        offered, weight: [times, groups], shares or counts.
-    """
+class Preferences:
+    """What was offered and selected of each source or topic."""
 
     names: list[str]
-    rows: np.ndarray
-    offered: np.ndarray
-    weight: np.ndarray
+    rows: np.ndarray  # [times], rows of the log
+    offered: np.ndarray  # [times, groups], shares or counts
+    weight: np.ndarray  # likewise
 
     def in_buckets(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Last row, share offered and share of the weight [buckets, groups] in at most so many buckets."""
@@ -47,9 +37,10 @@ class Shares:
             offered, weight = (kind / kind.sum(axis=1, keepdims=True) for kind in sums)
         return self.rows[edges[1:] - 1], offered, weight
 
-    def totals(self) -> list[list[float]]:
+    def totals(self) -> Shares:
         """Share offered and share of the weight of each group, over the whole run."""
-        return [kind.ravel().tolist() for kind in self.in_buckets(1)[1:]]
+        offered, weight = (kind.ravel().tolist() for kind in self.in_buckets(1)[1:])
+        return list(zip(self.names, offered, weight, strict=True))
 
     def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
         """Share of the weight of each group over the run, or its ratio to the share offered."""
@@ -63,26 +54,32 @@ class Shares:
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
-    sources = _source_shares(run)
+    sources, topics = _source_shares(run), _topic_shares(run)
     marks, staged = _stages(run, sources)
-    also = " Offered are all windows read, accepted or rejected." * (run.accepted is not None)
-    note = f"Above 1 the source was selected more than it was offered.{also}"
-    totals, more = sources.totals(), _read_and_accepted(run)
-    shares = sources.lines(run, over_offered=False)
-    title, y = "Share of weight by source", "share of weight"
-    blocks: list[Block] = [
-        _preference(run, sources, "preference", "Preference for each source", note),
-        Chart("weight-share", title, y, shares, kind="stack"),
-        share_table("Sources over the whole run", "source", run.sources, *totals, more),
-        *_topics(run),
-        *_loss_charts(run),
-    ]
-    blocks = [dataclasses.replace(b, marks=marks) if isinstance(b, Chart) else b for b in blocks]
+    own = _losses(run) | {
+        "preference": sources.lines(run, over_offered=True),
+        "weight-share": sources.lines(run, over_offered=False),
+        "topics": [] if topics is None else topics.lines(run, over_offered=True),
+    }
+    charts = {chart.id: replace(chart, marks=marks) for chart in charts_of(run, "learned", own)}
+    if run.accepted is not None:
+        note = f"{charts['preference'].note} Offered are all windows read, accepted or rejected."
+        charts["preference"] = replace(charts["preference"], note=note)
+        title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
+        charts["loss"] = replace(charts["loss"], title=title, note=note)
+    preference, weight, of_topics, *losses = charts.values()
+    counts = _read_and_accepted(run, sources)
+    table = share_table("Sources over the whole run", "source", sources.totals(), **counts)
+    blocks: list[Block] = [preference, weight, table, of_topics]
+    if topics is not None and run.topics is not None:
+        texts = run.windows.texts(np.array(run.topics.nearest), special=False)
+        typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
+        blocks.append(share_table("Topics over the whole run", "topic", topics.totals(), **typical))
+    blocks += losses
     what = "Topics, difficulty, length and repetition"
     if not run.kept:
-        blocks.append(
-            f"{what} are unknown: the run kept no windows (--log-windows-mb 0, or an older version)."
-        )
+        why = "the run kept no windows (--log-windows-mb 0, or an older version)"
+        blocks.append(f"{what} are unknown: {why}.")
     elif run.kept > len(run.windows):
         some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
         blocks.append(f"{what} are measured on {some}, drawn evenly.")
@@ -90,25 +87,25 @@ def learned_from(run: RunLog) -> Section:
     return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
 
 
-def _answer(run: RunLog, sources: Shares) -> str:
+def _answer(run: RunLog, sources: Preferences) -> str:
     if not sources.names:
         return "The run logged no shares of sources."
-    offered, weight = (dict(zip(sources.names, totals, strict=True)) for totals in sources.totals())
-    moved = divergence(weight, offered)
-    if run.selector in ("uniform", "replay") or moved < LEAST_MOVED:
-        return verdict(run.selector, weight, offered)
-    ratios = {name: weight[name] / offered[name] for name in offered if offered[name] > 0}
+    shares = sources.totals()
+    if none := no_choice(run.selector, shares):
+        return none
+    ratios = {name: weight / offered for name, offered, weight in shares if offered > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])
-    filtered = run.accepted is not None
-    start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. " if filtered else ""
-    gave, what = ("Acceptance gave", "read") if filtered else ("It gave", "offered")
+    start, what = "It gave", "offered"
+    if run.accepted is not None:
+        start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. Acceptance gave"
+        what = "read"
     return (
-        f"{start}{gave} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
-        f"{ratios[least]:.2f} times (divergence {moved:.3f} nats)."
+        f"{start} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
+        f"{ratios[least]:.2f} times (divergence {divergence(shares):.3f} nats)."
     )
 
 
-def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
+def _stages(run: RunLog, sources: Preferences) -> tuple[list[tuple[dict[str, float], str]], str]:
     """Change points of the preference for sources, and a sentence on them."""
     if not sources.names or run.columns.rows < 16:
         return [], "The run is too short to speak of stages."
@@ -116,86 +113,130 @@ def _stages(run: RunLog, sources: Shares) -> tuple[Marks, str]:
     test = "(block permutation test, α = 0.01)"
     if not found:
         return [], f"Its preferences show no change point: one stage {test}."
+    places = run.columns.at(np.array(found))
     marks = [
-        ({axis: float(x[0]) for axis, x in run.columns.at(np.array([row])).items()}, f"stage {number}")
-        for number, row in enumerate(found, 2)
+        ({axis: float(x[index]) for axis, x in places.items()}, f"stage {index + 2}")
+        for index in range(len(found))
     ]
     steps = ("steps " if len(marks) > 1 else "step ") + ", ".join(f"{at['step']:.0f}" for at, _ in marks)
     return marks, f"Its preferences changed at {steps}: {len(marks) + 1} stages {test}."
 
 
-def _source_shares(run: RunLog) -> Shares:
+def change_points(
+    series: np.ndarray, *, alpha: float = 0.01, permutations: int = 499, least_shift: float = 1.0
+) -> list[int]:
+    """Developmental stages: the indices at which the mean of the series changes for good, ascending.
+
+    Binary segmentation with a Gaussian mean-shift statistic over several series at once. A split counts only
+    when no more than a share α of permuted series has one as great. Neighbouring steps of a training run are
+    alike, so blocks are permuted and not single points: permuting points would take slow drift for a stage.
+
+    Args:
+        series: [time, k], one column per quantity; a constant column is left out.
+        alpha: greatest permutation p-value of a split, divided by the number of segments tested so far.
+        permutations: of blocks of √n neighbouring bins, per tested segment.
+        least_shift: least distance of the two means, in standard deviations within the segments, root mean
+            square over the columns. A shift that is real but smaller is no stage.
+    """
+    edges = bucket_edges(len(series), STAGE_BINS)
+    if len(edges) <= 2 * SHORTEST:
+        return []
+    binned = np.add.reduceat(series, edges[:-1], axis=0) / np.diff(edges)[:, None]
+    spread = binned.std(axis=0)
+    binned = binned[:, spread > 1e-9 * np.maximum(1.0, np.abs(binned).max(axis=0, initial=0.0))]
+    rng = np.random.default_rng(0)
+    found: list[int] = []
+    waiting = [(0, len(binned))] if binned.shape[1] else []
+    tested = 0
+    while waiting:
+        start, end = waiting.pop(0)
+        part = binned[start:end]
+        if len(part) < 2 * SHORTEST:
+            continue
+        tested += 1
+        statistic, split, shift = _best_split(part)
+        if shift < least_shift or _p_value(part, statistic, permutations, rng) > alpha / tested:
+            continue
+        found.append(start + split)
+        waiting += [(start, start + split), (start + split, end)]
+    return sorted(int(edges[index]) for index in found)
+
+
+def _best_split(part: np.ndarray) -> tuple[float, int, float]:
+    """Greatest share of the variance that one split explains, where it is, and its shift in standard
+    deviations."""
+    n = len(part)
+    centred = part - part.mean(axis=0)
+    scale = centred.std(axis=0)
+    centred = centred[:, scale > 0] / scale[scale > 0]
+    if centred.shape[1] == 0:
+        return 0.0, n // 2, 0.0
+    left = np.arange(SHORTEST, n - SHORTEST + 1)
+    sums = np.cumsum(centred, axis=0)[left - 1]  # of a centred series, so the right side's is its negative
+    between = (sums**2 * (n / (left * (n - left)))[:, None]).sum(axis=1)
+    best = int(between.argmax())
+    share = between[best] / (n * centred.shape[1])
+    split = int(left[best])
+    a, b = centred[:split], centred[split:]
+    within = np.sqrt((a.var(axis=0) * split + b.var(axis=0) * (n - split)) / n)
+    gaps = np.abs(a.mean(axis=0) - b.mean(axis=0)) / np.maximum(within, 1e-9)
+    return float(share), split, float(np.sqrt(np.mean(np.minimum(gaps, 100.0) ** 2)))
+
+
+def _p_value(part: np.ndarray, statistic: float, permutations: int, rng: np.random.Generator) -> float:
+    n = len(part)
+    length = max(2, round(np.sqrt(n)))
+    hits = 0
+    for _ in range(permutations):
+        rolled = np.roll(part, rng.integers(length), axis=0)
+        blocks = [rolled[i : i + length] for i in range(0, n, length)]
+        mixed = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
+        hits += _best_split(mixed)[0] >= statistic
+    return (1 + hits) / (1 + permutations)
+
+
+def _source_shares(run: RunLog) -> Preferences:
     shape = len(run.sources), run.columns.rows
     offered, weight = (
         np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
         for kind in ("offered", "weight")
     )
-    return Shares(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
+    return Preferences(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
 
 
-def _topics(run: RunLog) -> list[Block]:
-    counts = [run.selection.per_step.get(f"{kind}/topic") for kind in ("offered", "selected")]
-    if run.topics is None or counts[0] is None or counts[1] is None:
-        return []
-    shares = Shares(run.topics.names, run.columns.rows_of(run.selection.step), counts[0], counts[1])
-    note = "Clusters of the windows' text (k-means), each named by its most distinctive words (c-TF-IDF)."
-    texts = run.windows.texts(np.array(run.topics.nearest), special=False)
-    typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
-    return [
-        _preference(run, shares, "topics", "Preference for each topic", note),
-        share_table("Topics over the whole run", "topic", shares.names, *shares.totals(), typical),
-    ]
-
-
-def _preference(run: RunLog, shares: Shares, id: str, title: str, note: str) -> Chart:
-    y, series = "share of weight ÷ share offered", shares.lines(run, over_offered=True)
-    return Chart(id, title, y, series, levels=[(1.0, "as offered")], note=note)
-
-
-def _read_and_accepted(run: RunLog) -> dict[str, list[str]]:
+def _read_and_accepted(run: RunLog, sources: Preferences) -> dict[str, list[str]]:
     """Of each source, the windows that a stream filter has read and those that it has accepted."""
     if run.accepted is None:
         return {}
-
-    def total(kind: str, windows: np.ndarray | float) -> list[str]:
-        shares = (run.columns.full(f"select/{kind}_share/{name}") for name in run.sources)
-        return [f"{np.nansum(share * windows):,.0f}" for share in shares]
-
-    n = float(run.setting("train", "num_candidates", 0))
-    return {"read": total("offered", run.columns.full("data/windows_read")), "accepted": total("weight", n)}
+    read, n = run.columns.full("data/windows_read")[:, None], float(run.setting("num_candidates", 0))
+    counts = {"read": sources.offered * read, "accepted": sources.weight * n}
+    return {kind: [f"{total:,.0f}" for total in np.nansum(of, axis=0)] for kind, of in counts.items()}
 
 
-def _loss_charts(run: RunLog) -> list[Chart]:
+def _topic_shares(run: RunLog) -> Preferences | None:
+    found = run.selection.per_step
+    if run.topics is None or "offered/topic" not in found:
+        return None
+    rows = run.columns.rows_of(run.selection.step)
+    return Preferences(run.topics.names, rows, found["offered/topic"], found["selected/topic"])
+
+
+def _losses(run: RunLog) -> dict[str, list[Series]]:
     """Losses and measures of the windows selected against those offered, and each source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
-    def lines(names: Iterable[tuple[str, str, int]]) -> list[Series]:
-        """Those of (label, name in `run.selection.per_step`, style) that the run has."""
-        return [
-            value_line(run, label, found[name], rows, MOST_POINTS, style=style)
-            for label, name, style in names
-            if name in found
-        ]
+    def line(label: str, name: str, style: int) -> list[Series]:
+        """Of a value per step; empty where the run has none."""
+        known = name in found
+        return [run.value_line(label, found[name], rows, MOST_POINTS, style=style)] if known else []
 
-    loss = metric_line(run, "train/loss", "selected (mixture loss)", MOST_POINTS, style=1)
-    title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
+    loss = run.metric_line("train/loss", "selected (mixture loss)", points=MOST_POINTS, style=1)
     if run.accepted is None:
-        title, note = "Loss: selected against offered", ""
-        loss += metric_line(run, "train/mean_loss", "offered (mean loss)", MOST_POINTS, style=0)
-    charts = [Chart("loss", title, "nats per token", loss, note=note)]
-    for name, (title, unit) in MEASURES.items():
-        series = lines([("selected", f"selected/{name}", 1), ("offered", f"offered/{name}", 0)])
-        charts.append(Chart(name, f"{title}: selected against offered", unit, series))
-    losses = lines([(name, f"loss/{name}", index) for index, name in enumerate(run.sources)])
-    charts.append(
-        Chart(
-            "source-perplexity",
-            "Perplexity by source, before training on it",
-            "perplexity per token",
-            [dataclasses.replace(line, y=np.exp(np.minimum(line.y, 700))) for line in losses],
-            log=True,
-            note="Of the windows that were forwarded, measured before the update: in the first epoch all of "
-            "them are new to the model.",
-        )
-    )
-    return charts
+        loss += run.metric_line("train/mean_loss", "offered (mean loss)", points=MOST_POINTS, style=0)
+    measures = {
+        name: line("selected", f"selected/{name}", 1) + line("offered", f"offered/{name}", 0)
+        for name in MEASURES
+    }
+    by_source = [own for index, name in enumerate(run.sources) for own in line(name, f"loss/{name}", index)]
+    perplexities = [replace(own, y=np.exp(np.minimum(own.y, 700))) for own in by_source]
+    return {"loss": loss, **measures, "source-perplexity": perplexities}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curriq.report import look
-from curriq.report.chart import Chart, Forest, Section, Table
+from curriq.report.chart import Chart, Forest, Section, Series, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,22 +21,14 @@ NUMBER = re.compile(r"[\[>]? ?[−+]?\d.*|–")
 
 
 def save_figures(sections: list[Section], folder: Path, axis: str = "step", prefix: str = "") -> list[Path]:
-    """Write every chart of some sections as FOLDER/PREFIXid.png and .svg, over `axis` where it has several.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    blocks = [block for section in sections for block in section.blocks if block]
-    charts = [block for block in blocks if isinstance(block, Chart | Forest)]
+    """`save_figure` of every chart as FOLDER/PREFIXid.png, over `axis` where it has several."""
+    charts = [chart for section in sections for chart in section.charts()]
     return [save_figure(chart, folder / f"{prefix}{chart.id}.png", axis) for chart in charts]
 
 
 def save_figure(block: Chart | Forest, path: Path, axis: str) -> Path:
-    """Write one chart as PNG and, beside it, as SVG; equal data give equal files.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Write one chart as PNG and, beside it, as SVG; equal data give equal files. ImportError without
+    matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -78,10 +70,8 @@ def print_table(console: "Console", table: Table) -> None:
 
 
 def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
-    if chart.kind == "stack":
-        _layers(axes, chart, axis)
-    else:
-        _lines(axes, chart, axis)
+    draw = _layers if chart.kind == "stack" else _lines
+    draw(axes, chart, axis)
     for at, label in chart.marks:
         x = at.get(axis, next(iter(at.values())))
         axes.axvline(x, color="0.2", linewidth=0.8, linestyle=(0, (1, 2)))
@@ -90,18 +80,17 @@ def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
     name = axis if axis in shared else next(iter(shared), "")
     axes.set_xlabel(chart.axis or look.AXIS_LABELS.get(name, name))
     axes.set_ylabel(_plain(chart.y))
-    named = sum(bool(series.label) for series in chart.series)
-    if named > FEW or (chart.kind == "stack" and named > 1):
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    elif named > 1:
-        axes.legend(frameon=False, fontsize="small")
+    if (named := sum(bool(series.label) for series in chart.series)) > 1:
+        outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        place = outside if named > FEW or chart.kind == "stack" else {}
+        axes.legend(frameon=False, fontsize="small", **place)
 
 
 def _lines(axes: "Axes", chart: Chart, axis: str) -> None:
     for series, style in chart.styled():
         colour = "0.6" if series.faint else _colour(style)
         dash = look.DASHES[style // len(look.LIGHT) % len(look.DASHES)]
-        x = _along(series.x, axis, len(series.y))
+        x = _along(series, axis)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=colour, alpha=look.BAND_OPACITY, linewidth=0)
         axes.plot(
@@ -131,7 +120,7 @@ def _clear_of(chart: Chart, value: float, end: int) -> float:
 
 def _layers(axes: "Axes", chart: Chart, axis: str) -> None:
     axes.stackplot(
-        _along(chart.series[0].x, axis, len(chart.series[0].y)),
+        _along(chart.series[0], axis),
         *(np.nan_to_num(series.y) for series in chart.series),
         colors=[_colour(style) for _, style in chart.styled()],
         labels=[_plain(series.label) for series in chart.series],
@@ -158,23 +147,17 @@ def _forest(axes: "Axes", forest: Forest) -> None:
 
 def _beside(axes: "Axes", text: str, xy: tuple[float, float], **place: Any) -> None:
     """Text at a share of the width and a value of y, moved by `xytext` points."""
-    axes.annotate(
-        _plain(text),
-        xy,
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize="small",
-        **place,
-    )
+    place |= {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": "small"}
+    axes.annotate(_plain(text), xy, **place)
 
 
 def _colour(style: int) -> str:
     return look.LIGHT[style % len(look.LIGHT)]
 
 
-def _along(x: dict[str, np.ndarray], axis: str, count: int) -> np.ndarray:
+def _along(series: Series, axis: str) -> np.ndarray:
     """The wanted axis, or the first that there is; plain numbers where the log has none."""
-    return x[axis] if axis in x else next(iter(x.values()), np.arange(count))
+    return series.x[axis] if axis in series.x else next(iter(series.x.values()), np.arange(len(series.y)))
 
 
 def _plain(text: str) -> str:

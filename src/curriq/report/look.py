@@ -1,4 +1,6 @@
-"""How charts look, on the page and in pictures alike."""
+"""How charts look, on the page and in pictures alike, and the files of the report that are no Python."""
+
+from importlib.resources import files
 
 from curriq.runlog.read import AXES
 
@@ -16,3 +18,8 @@ BAND_OPACITY, LAYER_OPACITY = 0.17, 0.85
 MOST_DOTS = 24
 """Measurements of a line that are also marked by dots."""
 AXIS_LABELS = {axis: axis for axis in AXES} | {"windows": "windows proposed", "read": "windows read"}
+
+
+def asset(name: str) -> str:
+    """The text of a file in `assets/`."""
+    return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,75 +1,72 @@
-"""Did it help? Curves with seed bands, verdicts and ratios of a comparison; or the curves of some runs."""
+"""Did it help? Curves, verdicts and ratios of a comparison, for the page, a terminal and pictures; or the
+curves of some runs side by side."""
 
-import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from curriq.report.chart import Block, Chart, Section, Series, Table, fixed
-from curriq.report.comparison import streams_of
-from curriq.report.lines import metric_line
+from curriq.config import missing_extra
+from curriq.report.chart import Block, Chart, Forest, Interval, Json, Section, Series, Table, fixed
+from curriq.report.figures import print_table, save_figure
+from curriq.report.look import AXIS_LABELS
 from curriq.report.runlog import RunLog
 from curriq.runlog.read import read_document
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RATIO_AXES = ("windows", "read", "FLOPs", "seconds")
+"""Axes on which the cost to reach the baseline's loss is drawn; in comparison.json in small letters."""
 TASK = "task/"
 """Prefix of the metrics of downstream tasks."""
-Z = 1.96
-"""Standard errors on either side of a 95 % interval."""
 
 
-def comparison_helped(result: dict[str, Any], runs: list[RunLog]) -> Section:
+def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     """Section 1 for the result of `curriq compare`."""
     streams = streams_of(result)
     blocks: list[Block] = []
     for stream in streams:
-        blocks += [stream.curves(), stream.differences(), *stream.ratios(), stream.loss_table()]
-    blocks += [*task_charts(runs), *evaluated(runs)]
-    blocks += [f"Failed: {name}: {message}" for name, message in result["failed"].items()]
-    return _section(" ".join(stream.sentence() for stream in streams), [*blocks, *result["notes"]])
+        blocks += [stream.curves(), *stream.forests(), stream.loss_table()]
+    blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
+    answer = " ".join(stream.sentence() for stream in streams)
+    return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
 
 
 def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
-    lines = (metric_line(run, "validation/loss", run.label, style=i) for i, run in enumerate(runs))
+    lines, rows = [], []
+    for index, run in enumerate(runs):
+        lines += run.metric_line("validation/loss", run.label, style=index)
+        validation, test = run.columns.last("validation/loss"), run.summary.get("test_loss")
+        facts = [run.label, run.selector, str(run.setting("seed", "?")), f"{run.columns.rows:,}"]
+        rows.append([*facts, fixed(validation, ".4f"), fixed(test, ".4f"), _perplexity(test)])
     y, note = "validation loss, nats per token", "On the validation set of the target, without dropout."
-    loss = Chart("validation", "Held-out loss", y, list(itertools.chain(*lines)), note)
     header = ["run", "method", "seed", "steps", "validation loss", "test loss", "test perplexity"]
-    table = Table("Where each run stands", header, list(map(_standing, runs)))
-    return _section(_unpaired_answer(runs), [loss, table, *task_charts(runs), *evaluated(runs)])
-
-
-def _section(answer: str, blocks: list[Block]) -> Section:
-    return Section("did-it-help", "Did it help?", answer, blocks)
-
-
-def _standing(run: RunLog) -> list[str]:
-    test = run.summary.get("test_loss")
-    return [
-        run.label,
-        run.selector,
-        str(run.setting("train", "seed", "?")),
-        f"{run.columns.rows:,}",
-        fixed(run.columns.last("validation/loss"), ".4f"),
-        fixed(test, ".4f"),
-        "–" if test is None else f"{math.exp(min(test, 700)):.2f}",
+    blocks = [
+        Chart("validation", "Held-out loss", y, lines, note),
+        Table("Where each run stands", header, rows),
+        *_of_tasks(runs),
     ]
+    return Section("did-it-help", "Did it help?", _answer_on(runs), blocks)
 
 
-def _unpaired_answer(runs: list[RunLog]) -> str:
+def _answer_on(runs: list[RunLog]) -> str:
     advice = (
         "Whether the method helped needs the same run with another selector, and seeds: `curriq compare "
         "examples/compare.toml` runs and judges that."
     )
     if len(runs) > 1:
         return f"{len(runs)} runs side by side, without a test of their differences. {advice}"
-    (run,) = runs
-    _, losses = run.columns.raw("validation/loss")
+    _, losses = runs[0].columns.raw("validation/loss")
     if not len(losses):
         return f"The run has not been evaluated yet. {advice}"
     if len(losses) == 1:
         return f"The validation loss was {losses[0]:.3f} nats per token at its first measurement. {advice}"
-    test = run.summary.get("test_loss")
+    test = runs[0].summary.get("test_loss")
     end = "" if test is None else f" The test loss of the final model is {test:.4f} nats per token."
     return (
         f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end} One run "
@@ -77,34 +74,36 @@ def _unpaired_answer(runs: list[RunLog]) -> str:
     )
 
 
-def task_charts(runs: list[RunLog]) -> list[Chart]:
-    """One chart per task and measure that any of the runs has logged."""
+def _of_tasks(runs: list[RunLog]) -> list[Block]:
+    """One chart per task and measure that any of the runs has logged, and what `curriq eval` has kept in
+    RUN/eval/: the scores of checkpoints, and perplexity by source."""
     names = dict.fromkeys(name for run in runs for name in run.columns.names() if name.startswith(TASK))
-    return [_chart(name, runs) for name in names if not name.endswith(("/stderr", "/chance_level"))]
-
-
-def evaluated(runs: list[RunLog]) -> list[Table]:
-    """What `curriq eval` has kept in RUN/eval/: the scores of checkpoints, and perplexity by source."""
+    charts = [_task_chart(name, runs) for name in names if not name.endswith(("/stderr", "/chance_level"))]
     scores, sources = [], []
     for run in runs:
         for path in sorted((run.folder / "eval").glob("*.json")):
-            result = read_document(path)
+            result, of = read_document(path), [run.label, path.stem]
             for score in result.get("tasks", ()):
                 values = [fixed(score[name], ".4f") for name in ("value", "stderr", "chance_level")]
-                scores.append([run.label, path.stem, score["task"], score["measure"], *values])
+                scores.append([*of, score["task"], score["measure"], *values])
             for name, found in result.get("sources", {}).get("losses", {}).items():
-                loss, perplexity = found["loss"], math.exp(min(found["loss"], 700.0))
-                values = [f"{loss:.4f}", f"{perplexity:.2f}", f"{found['windows']:,}"]
-                sources.append([run.label, path.stem, name, *values])
-    header = ["run", "checkpoint", "task", "measure", "score", "standard error", "chance level"]
-    tables = [Table("Evaluated checkpoints", header, scores)]
-    header = ["run", "checkpoint", "source", "loss", "perplexity", "windows"]
+                loss = found["loss"]
+                sources.append([*of, name, f"{loss:.4f}", _perplexity(loss), f"{found['windows']:,}"])
+    measured = ["task", "measure", "score", "standard error", "chance level"]
     note = "On the windows that the stream would have offered next."
-    tables.append(Table("Perplexity by source", header, sources, note))
-    return [table for table in tables if table.rows]
+    by_source = ["source", "loss", "perplexity", "windows"]
+    tables = (
+        Table("Evaluated checkpoints", ["run", "checkpoint", *measured], scores),
+        Table("Perplexity by source", ["run", "checkpoint", *by_source], sources, note),
+    )
+    return [*charts, *(table for table in tables if table.rows)]
 
 
-def _chart(name: str, runs: list[RunLog]) -> Chart:
+def _perplexity(loss: float | None) -> str:
+    return "–" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
+
+
+def _task_chart(name: str, runs: list[RunLog]) -> Chart:
     """`task/hellaswag/acc_norm` over the run, with 1.96 standard errors on either side.
 
     Beside the value a log may hold `task/TASK/MEASURE/stderr` and `task/TASK/MEASURE/chance_level`.
@@ -114,15 +113,187 @@ def _chart(name: str, runs: list[RunLog]) -> Chart:
     for index, run in enumerate(runs):
         rows, y = run.columns.raw(name)
         if len(y):
-            error = Z * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
+            error = 1.96 * np.nan_to_num(run.columns.full(f"{name}/stderr")[rows])
             x, low, high = run.columns.at(rows), y - error, y + error
             series.append(Series(run.label, x, y, low=low, high=high, style=index, dots=True))
     chances = [chance for run in runs if (chance := run.columns.last(f"{name}/chance_level")) is not None]
-    return Chart(
-        "task-" + name.removeprefix(TASK).replace("/", "-"),
-        task,
-        measure.replace("_", " "),
-        series,
-        levels=[(chance, "chance level") for chance in chances[:1]],
-        note="The band is 1.96 standard errors on either side.",
-    )
+    levels = [(chance, "chance level") for chance in chances[:1]]
+    id, note = f"task-{task}-{measure}".replace("/", "-"), "The band is 1.96 standard errors on either side."
+    return Chart(id, task, measure.replace("_", " "), series, note, levels=levels)
+
+
+def print_comparison(result: Json, console: "Console | None" = None) -> None:
+    """Print two tables per stream of comparison.json, each within 80 columns, and what went wrong."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = console or Console(highlight=False)
+    for stream in streams_of(result):
+        console.print()
+        print_table(console, stream.loss_table())
+        print_table(console, stream.cost_table())
+    runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
+    logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
+    for name, message in result["failed"].items():
+        console.print(f"[red]failed[/red]  {escape(f'{name}: {message} See {logs[name]}')}", soft_wrap=True)
+    for note in result["notes"]:
+        console.print(f"[yellow]note[/yellow]    {escape(note)}", soft_wrap=True)
+
+
+def save_curves(result: Json, folder: Path) -> list[str]:
+    """Write curves-STREAM.png and .svg; returns one line per picture, or a note when matplotlib lacks."""
+    lines = []
+    try:
+        for stream in streams_of(result):
+            chart = stream.curves()
+            made = f"none for {stream.name}: no run finished."
+            if chart:
+                made = f"{save_figure(chart, folder / f'{chart.id}.png', 'windows')} (and .svg)"
+            lines.append(f"curves   {made}")
+    except ImportError:
+        return [f"curves   none: {missing_extra('drawing them', 'matplotlib', 'report', 'use the numbers')}"]
+    return lines
+
+
+def streams_of(result: Json) -> "list[Stream]":
+    """The streams of a comparison.json."""
+    several = len(result["streams"]) > 1
+    return [
+        Stream(name, arms, result["baseline"], f" ({name})" if several else "")
+        for name, arms in result["streams"].items()
+    ]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the arms reached on one stream."""
+
+    name: str
+    arms: Json  # by name, as in comparison.json
+    baseline: str
+    suffix: str  # of the titles, to tell streams apart
+
+    def sentence(self) -> str:
+        """The verdicts in a sentence."""
+        parts = [
+            f"{name} {fixed(found['mean'], '+.4f')} nats of test loss against {self.baseline}, "
+            f"p = {found['p']:.3f}: {_verdict(found).replace(': ', ', ')}"
+            for name, arm in self.arms.items()
+            if (found := arm["difference"]) is not None
+        ]
+        return ("; ".join(parts) or "No pair of runs has finished") + f"{self.suffix}."
+
+    def curves(self) -> Chart:
+        """Mean validation loss over the seeds with their range, and the baseline's final level."""
+        series, levels = [], []
+        for index, (name, arm) in enumerate(self.arms.items()):
+            curves = [run["curve"] for run in arm["runs"] if run["finished"]]
+            if not curves:
+                continue
+            axes = [axis for axis in AXIS_LABELS if axis.lower() in curves[0]]
+            x = {axis: np.mean([curve[axis.lower()] for curve in curves], axis=0) for axis in axes}
+            losses = np.array([curve["validation_loss"] for curve in curves])  # [seeds, evaluations]
+            mean, low, high = losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)
+            series.append(Series(name, x, mean, low=low, high=high, style=index))
+            if name == self.baseline:
+                levels.append((float(mean[-1]), f"final loss of {name}"))
+        seeds = max(map(_finished, self.arms.values()))
+        title = f"Held-out loss, mean and range of {_count(seeds, 'seed')}{self.suffix}"
+        return Chart(f"curves-{self.name}", title, "validation loss, nats per token", series, levels=levels)
+
+    def forests(self) -> list[Forest]:
+        """Test loss against the baseline, and the cost to reach its final loss; in windows read only where
+        an arm rejects some."""
+        costs = [arm["to_target"] for arm in self.arms.values()]
+        rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
+        found = {name: arm["difference"] for name, arm in self.arms.items()}
+        difference = Forest(
+            f"difference-{self.name}",
+            f"Test loss against {self.baseline}{self.suffix}",
+            "difference, nats per token (less is better)",
+            self._intervals(found, lambda difference: difference["verdict"]),
+            neutral=0.0,
+            note="Mean of the paired differences with its 95 % interval.",
+        )
+        return [difference, *(self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects)]
+
+    def _ratio(self, axis: str) -> Forest:
+        label = AXIS_LABELS[axis]
+        costs = {name: arm["to_target"][axis.lower()] for name, arm in self.arms.items()}
+        read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
+        return Forest(
+            f"ratio-{axis.lower()}-{self.name}",
+            f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
+            f"over what {self.baseline} needed (less is better)",
+            self._intervals(costs, lambda cost: f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×"),
+            neutral=1.0,
+            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a "
+            f"seed never got there.{read}",
+        )
+
+    def _intervals(self, summaries: Json, note: Callable[[Json], str]) -> list[Interval]:
+        """One for each arm that was measured against the baseline."""
+        return [
+            Interval(
+                name,
+                *(summary[bound] for bound in ("mean", "low", "high")),
+                note=note(summary),
+                censored=bool(summary.get("censored")),
+                style=style,
+            )
+            for style, (name, summary) in enumerate(summaries.items())
+            if summary is not None and name != self.baseline
+        ]
+
+    def loss_table(self) -> Table:
+        """Final test loss of each arm in nats per token, and the verdict on it."""
+        rows = []
+        for name, arm in self.arms.items():
+            judged = ["–", "–", "–", "baseline" if name == self.baseline else "no pairs"]
+            if (found := arm["difference"]) is not None:
+                low, high = (fixed(found[bound], "+.4f") for bound in ("low", "high"))
+                interval = "–" if found["low"] is None else f"[{low}, {high}]"
+                judged = [fixed(found["mean"], "+.4f"), interval, f"{found['p']:.3f}", _verdict(found)]
+            rows.append([name, str(_finished(arm)), fixed(arm["test_loss"], ".4f"), *judged])
+        return Table(
+            f"Test loss, mean of the seeds, and change against {self.baseline}{self.suffix}",
+            ["arm", "seeds", "loss", "change", "95 % interval", "p", "verdict"],
+            rows,
+            "Paired by seed, exact sign-flip test; docs/compare.md says how to read it.",
+        )
+
+    def cost_table(self) -> Table:
+        """Cost to reach the baseline's final validation loss, with 95 % intervals, and seeds that did."""
+        axes = [axis for axis in RATIO_AXES if axis != "read"]
+        rows = []
+        for name, arm in self.arms.items():
+            costs = arm["to_target"]
+            windows = costs["windows"]
+            seeds = "–" if windows is None else f"{windows['seeds'] - windows['censored']}/{windows['seeds']}"
+            rows.append([name, *(_ratio(costs[axis.lower()]) for axis in axes), seeds])
+        title = f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}"
+        return Table(title, ["arm", *axes, "reached"], rows)
+
+
+def _verdict(difference: Json) -> str:
+    """`gain`, or `undetermined: 3 more seeds`."""
+    more = difference["more_seeds"]
+    return difference["verdict"] + (f": {_count(more, 'more seed')}" if more else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _finished(arm: Json) -> int:
+    return sum(run["finished"] for run in arm["runs"])
+
+
+def _ratio(summary: Json | None) -> str:
+    """`0.72 [0.65, 0.80]`; a bound from below is `> 1.20 [> 1.10]`."""
+    if summary is None:
+        return "–"
+    low, high = summary["low"], summary["high"]
+    if summary["censored"]:
+        return f"> {summary['mean']:.2f}" + ("" if low is None else f" [> {low:.2f}]")
+    return f"{summary['mean']:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")

@@ -11,12 +11,19 @@ import hashlib
 import html
 import json
 import re
-from importlib.resources import files
+from typing import Any
 
 from curriq.report import look
-from curriq.report.chart import Json, Section, section_json
+from curriq.report.chart import Section, section_json
 
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
+LOOK = {
+    "axes": look.AXIS_LABELS,
+    "colours": len(look.LIGHT),
+    "dashes": [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES],
+    "mostDots": look.MOST_DOTS,
+}
+"""What the scripts need of `look.py`."""
 
 
 def render(
@@ -26,37 +33,24 @@ def render(
     facts: str,
     live: float | None = None,
 ) -> str:
-    """The page.
+    """The page: sections about all runs, and those of the run that the reader chooses.
 
     Args:
-        title: of the page; plain text.
-        overview: sections about all runs.
-        runs: name and sections of each run; the reader chooses one.
+        title: plain text.
         facts: last line of the page. `{size}` becomes the size of the page.
         live: seconds between refreshes when `curriq watch` serves the page; None for a file.
     """
-    blocks = [
-        _data(f"run-{index}", {"sections": [section_json(section) for section in sections]})
-        for index, (_, sections) in enumerate(runs)
-    ]
-    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(_look())};", *map(_asset, SCRIPTS)))
+    blocks = [_data(f"run-{index}", sections) for index, (_, sections) in enumerate(runs)]
+    script = "\n".join(('"use strict";', f"const LOOK = {json.dumps(LOOK)};", *map(look.asset, SCRIPTS)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (
-        _asset("page.css")
-        .replace("/*LIGHT*/", _variables(look.LIGHT))
-        .replace("/*DARK*/", _variables(look.DARK))
-    )
+    style = look.asset("page.css")
+    for theme, colours in (("/*LIGHT*/", look.LIGHT), ("/*DARK*/", look.DARK)):
+        style = style.replace(theme, _variables(colours))
     size = len(script) + len(style) + sum(len(block.encode()) for block in blocks)
-    head = {
-        "sections": [section_json(section) for section in overview],
-        "runs": [label for label, _ in runs],
-        "facts": facts.replace("{size}", f"{size / 1e6:.2f} MB"),
-        "live": live,
-    }
-    blocks.insert(0, _data("overview", head))
-    version = hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+    facts = facts.replace("{size}", f"{size / 1e6:.2f} MB")
+    blocks.insert(0, _data("overview", overview, runs=[label for label, _ in runs], facts=facts, live=live))
     pieces = {
-        "version": version,
+        "version": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
         "hash": f"sha256-{digest}",
         "connect": "'self'" if live else "'none'",
         "title": html.escape(title),
@@ -65,31 +59,17 @@ def render(
         "data": "\n".join(blocks),
     }
     # One pass, so that a piece that looks like a placeholder stays what it is.
-    return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], _asset("page.html"))
+    return re.sub(r"\{(\w+)\}", lambda match: pieces[match[1]], look.asset("page.html"))
 
 
-def _data(identity: str, content: Json) -> str:
+def _data(identity: str, sections: list[Section], **more: Any) -> str:
     """A block that a browser reads as data: no `<` in it can end the block."""
+    content = {"sections": list(map(section_json, sections))} | more
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     # A lone surrogate is no valid UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return f'<script type="application/json" id="{identity}">{text}</script>'
-
-
-def _asset(name: str) -> str:
-    return files("curriq.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _look() -> Json:
-    """What the scripts need of `look.py`."""
-    dashes = [" ".join(f"{look.LINE_WIDTH * length:g}" for length in dash) for dash in look.DASHES]
-    return {
-        "axes": look.AXIS_LABELS,
-        "colours": len(look.LIGHT),
-        "dashes": dashes,
-        "mostDots": look.MOST_DOTS,
-    }
 
 
 def _variables(colours: tuple[str, ...]) -> str:

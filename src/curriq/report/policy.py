@@ -4,46 +4,12 @@ import math
 
 import numpy as np
 
-from curriq.report.chart import Chart, Section, Series
-from curriq.report.lines import Lines, line_charts, metric_line, other_charts, time_stack, value_line
-from curriq.report.retrieval import PHASES, RETRIEVAL
-from curriq.report.runlog import RunLog
+from curriq.report.chart import Section, Series
+from curriq.report.explore import PHASES, RETRIEVAL
+from curriq.report.runlog import RunLog, charts_of, time_layers
 
-LINES = (
-    Lines("entropy", "Entropy of the policy", "policy/entropy", level="log N"),
-    Lines("effective-batch", "Effective batch", "policy/effective_batch_size", level="N"),
-    Lines("max-weight", "Greatest weight", "policy/max_weight", level="1/N"),
-    Lines("beta", "Temperature β", "policy/beta", log=True),
-    Lines("soft-value", "Soft value", "critic/soft_value"),
-    Lines("reward", "Reward", "reward"),
-    Lines("td-loss", "TD loss", "critic/td_loss critic/replay_loss", log=True),
-    Lines("td-target", "TD target and prediction", "critic/td_target critic/q_pred"),
-    Lines("grad-norm", "Gradient norm of θ", "train/grad_norm", level="--grad-clip", log=True),
-    Lines("q-grad-norm", "Gradient norm of φ", "critic/grad_norm", level="--q-grad-clip", log=True),
-    Lines("lr", "Learning rate", "train/lr"),
-    Lines(
-        "gate-calibration",
-        "Calibration gate: rank correlation of Q with the effects",
-        "gate/rank_correlation gate/calibration gate/calibration_error",
-        "Spearman's ρ",
-        "chance",
-    ),
-    Lines("gate-confidence", "Calibration gate: confidence", "gate/confidence gate/target_fraction", "share"),
-    Lines(
-        "target-accept-rate",
-        "Windows of the target that the filter accepts",
-        "policy/target_accept_rate",
-        "share",
-        "--min-target-accept-rate",
-    ),
-    Lines("held-out-forwards", "Cost of rewards and probes", "held_out/forwards"),
-)
-NOTES = {
-    "gate-calibration": "At each probe, its running mean, and the standard error of that mean.",
-    "gate-confidence": "Without evidence that Q ranks windows the target fraction stays 1: plain training.",
-}
-CLIPS = {"--grad-clip": ("optim", "grad_clip"), "--q-grad-clip": ("critic", "q_grad_clip")}
-"""Bound of a gradient norm → section and name of its setting."""
+CLIPS = (("θ", "train/grad_norm", "grad_clip"), ("φ", "critic/grad_norm", "q_grad_clip"))
+"""Parameters, norm of their gradient, and the setting that bounds it."""
 SHOWN_ELSEWHERE = (
     *("critic/q_mean", "critic/q_std", "critic/q_min", "critic/q_max"),
     *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch", "data/windows_read"),
@@ -66,30 +32,22 @@ FEWEST_PAIRS = 50
 def policy_health(run: RunLog) -> Section:
     """Section 3 of the report. A metric that the run did not log is left out; one without a place of its own
     is drawn at the end, so that a new metric needs no change here."""
-    n = run.setting("train", "num_candidates")
-    levels = {name: run.setting(*where) for name, where in CLIPS.items()} | {
-        "N": n,
-        "log N": n and math.log(n),
-        "1/N": n and 1 / n,
-        "chance": 0.0,
-        "--min-target-accept-rate": run.setting("critic", "min_target_accept_rate"),
-    }
-    charts = line_charts(run, LINES, levels, NOTES)
-    charts.insert(1 + [lines.id for lines in LINES].index("beta"), _q_chart(run))
-    if run.accepted is not None:
-        charts = [_accepted_chart(run), *(chart for chart in charts if chart.id not in EVEN)]
     names = run.columns.names()
     times = [name for name in names if name.startswith("time/") and name not in NO_PART]
+    own = {
+        "q": _q_lines(run),
+        "clipped": _clip_lines(run),
+        "time": time_layers(run, times, "time/step", INSIDE, "model and critic"),
+        "calibration-rank": [run.value_line("Spearman's ρ", *_ranks(run))],
+        "calibration": _calibration_curve(run),
+    }
+    if run.accepted is not None:
+        share = float(run.setting("num_candidates", np.nan)) / run.columns.full("data/windows_read")
+        own |= {id: [] for id in EVEN}
+        own["accepted"] = [run.value_line("accepted", share, points=SHARE_POINTS)]
     others = [name for name in names if not name.startswith(SHOWN_ELSEWHERE)]
-    blocks = [
-        *charts,
-        _clip_chart(run),
-        time_stack(run, "time", "Time per step", times, "time/step", INSIDE, "model and critic"),
-        _calibration_rank(run),
-        _calibration_curve(run),
-        *other_charts(run, others, LINES),
-    ]
-    return Section("policy", "Is the policy healthy?", _answer(run), blocks)
+    charts = charts_of(run, "policy", own, others)
+    return Section("policy", "Is the policy healthy?", _answer(run), charts)
 
 
 def _answer(run: RunLog) -> str:
@@ -100,26 +58,25 @@ def _answer(run: RunLog) -> str:
     judged = "nearly uniform" if fraction > 0.95 else "between uniform and greedy"
     if fraction < 0.1:
         judged = "on a few windows only"
-    parts = [f"The effective batch was {fraction:.0%} of N on average: {judged}."]
+    answer = f"The effective batch was {fraction:.0%} of N on average: {judged}."
     if run.accepted is not None:
-        parts = [
+        answer = (
             "The policy was applied before the forward pass: the stream filter accepted "
             f"{run.accepted:.0%} of the windows read. Accepted windows are weighed uniformly, so the "
             "effective batch is always N."
-        ]
+        )
     _, spread = run.columns.raw("critic/q_std")
     if len(spread):
-        beta = run.columns.last("policy/beta") or run.setting("critic", "beta", math.nan)
-        parts.append(
-            f"Q spread over the candidates by {np.median(spread):.2g} nats (median), with β = {beta:.3g}."
-        )
+        beta = run.columns.last("policy/beta") or run.setting("beta", math.nan)
+        median = f"{np.median(spread):.2g}"
+        answer += f" Q spread over the candidates by {median} nats (median), with β = {beta:.3g}."
     ranks, _ = _ranks(run)
     if len(ranks):
-        parts.append(
-            f"Q and the measured effect of a window correlate by {ranks.mean():+.2f} (Spearman, mean over "
+        answer += (
+            f" Q and the measured effect of a window correlate by {ranks.mean():+.2f} (Spearman, mean over "
             f"{len(ranks)} steps; 0 is chance)."
         )
-    return " ".join(parts)
+    return answer
 
 
 def _ranks(run: RunLog) -> tuple[np.ndarray, np.ndarray]:
@@ -129,72 +86,35 @@ def _ranks(run: RunLog) -> tuple[np.ndarray, np.ndarray]:
     return ranks[known], run.columns.rows_of(run.selection.step[known])
 
 
-def _accepted_chart(run: RunLog) -> Chart:
-    """How sharp the policy of a stream filter was."""
-    n = float(run.setting("train", "num_candidates", np.nan))
-    share = n / run.columns.full("data/windows_read")
-    return Chart(
-        "accepted",
-        "Share of the windows read that were accepted",
-        "share",
-        [value_line(run, "accepted", share, points=SHARE_POINTS)],
-        levels=[(1.0, "no filter")],
-        note="Low is a sharp policy. The others were rejected before a forward pass.",
-    )
+def _q_lines(run: RunLog) -> list[Series]:
+    if "critic/q_mean" not in run.columns:
+        return []
+    (mean,), (spread,) = (run.metric_line(f"critic/q_{name}", "") for name in ("mean", "std"))
+    low, high = mean.y - spread.y, mean.y + spread.y
+    return [
+        Series("mean ± standard deviation", mean.x, mean.y, low=low, high=high),
+        *run.metric_line("critic/q_min", "least and greatest", faint=True),
+        *run.metric_line("critic/q_max", "", faint=True),
+    ]
 
 
-def _q_chart(run: RunLog) -> Chart:
-    series = []
-    if "critic/q_mean" in run.columns:
-        (mean,), (spread,) = (metric_line(run, f"critic/q_{name}", "") for name in ("mean", "std"))
-        series = [
-            Series(
-                "mean ± standard deviation", mean.x, mean.y, low=mean.y - spread.y, high=mean.y + spread.y
-            ),
-            *metric_line(run, "critic/q_min", "least and greatest", faint=True),
-            *metric_line(run, "critic/q_max", "", faint=True),
-        ]
-    return Chart("q", "Q over the candidates", "nats per token", series)
-
-
-def _clip_chart(run: RunLog) -> Chart:
+def _clip_lines(run: RunLog) -> list[Series]:
     """Share of the steps of each bucket whose gradient was clipped."""
     series = []
-    norms = (("θ", "train/grad_norm"), ("φ", "critic/grad_norm"))
-    for (label, metric), setting in zip(norms, CLIPS.values(), strict=True):
+    for label, metric, setting in CLIPS:
         rows, values = run.columns.raw(metric)
-        bound = run.setting(*setting, math.nan)
+        bound = run.setting(setting, math.nan)
         if len(values) and math.isfinite(bound):
-            series.append(value_line(run, label, (values > bound).astype(float), rows, SHARE_POINTS))
-    return Chart("clipped", "Clipped steps", "share of steps", series)
+            series.append(run.value_line(label, (values > bound).astype(float), rows, SHARE_POINTS))
+    return series
 
 
-def _calibration_rank(run: RunLog) -> Chart:
-    ranks, rows = _ranks(run)
-    return Chart(
-        "calibration-rank",
-        "Does Q rank windows by their effect?",
-        "rank correlation with the effect",
-        [value_line(run, "Spearman's ρ", ranks, rows)],
-        levels=[(0.0, "chance")],
-    )
-
-
-def _calibration_curve(run: RunLog) -> Chart:
+def _calibration_curve(run: RunLog) -> list[Series]:
     """Mean measured effect in bins of equal size of Q, both less their step's mean."""
     pairs = run.selection.pairs
-    series = []
-    if len(pairs) >= FEWEST_PAIRS:
-        bins = np.array_split(pairs[np.argsort(pairs[:, 0], kind="stable")], BINS)
-        x, y = (np.array([part[:, column].mean() for part in bins]) for column in (0, 1))
-        error = np.array([1.96 * part[:, 1].std(ddof=1) / math.sqrt(len(part)) for part in bins])
-        label = "mean effect, 95 % interval"
-        series = [Series(label, {"q": x}, y, low=y - error, high=y + error, dots=True)]
-    return Chart(
-        "calibration",
-        "Calibration of Q",
-        "measured effect, less its step's mean",
-        axis="Q, less its step's mean",
-        series=series,
-        levels=[(0.0, "average window")],
-    )
+    if len(pairs) < FEWEST_PAIRS:
+        return []
+    bins = np.array_split(pairs[np.argsort(pairs[:, 0], kind="stable")], BINS)
+    x, y = (np.array([part[:, column].mean() for part in bins]) for column in (0, 1))
+    error = np.array([1.96 * part[:, 1].std(ddof=1) / math.sqrt(len(part)) for part in bins])
+    return [Series("mean effect, 95 % interval", {"q": x}, y, low=y - error, high=y + error, dots=True)]

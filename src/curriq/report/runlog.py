@@ -1,79 +1,66 @@
-"""A run as the report sees it: its log, and what is computed from it once for all sections."""
+"""A run as the report sees it: its log, what is computed from it once for all sections, and lines over it."""
 
+import math
+import re
+import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from curriq.report.chart import Chart, Series
+from curriq.report.look import asset
 from curriq.report.topics import Embed, Topics, find_topics
+from curriq.runlog import schema
 from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
 from curriq.runlog.selection import Selection, select
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
-    """How much of a run a report shows; less per run when there are many.
+    """How much of a run a report shows; less per run when there are many."""
 
-    Attributes:
-        points: most points of a line.
-        steps: steps that the explorer shows.
-        rows: windows of each of them, half from either end.
-        characters: of a window's text; the rest is cut.
-        topics: clusters of the windows; 0 for none.
-    """
-
-    points: int = 300
-    steps: int = 48
-    rows: int = 20
-    characters: int = 600
-    topics: int = 8
+    points: int = 300  # most points of a line
+    steps: int = 48  # steps that the explorer shows
+    rows: int = 20  # windows of each of them, half from either end
+    characters: int = 600  # of a window's text; the rest is cut
+    topics: int = 8  # clusters of the windows; 0 for none
 
     @staticmethod
     def of(runs: int, topics: int) -> "Detail":
         """The detail that keeps a page of so many runs within a few megabytes."""
         if runs <= 1:
             return Detail(topics=topics)
-        return Detail(
-            points=int(np.clip(1800 / runs, 80, 300)),
-            steps=int(np.clip(192 / runs, 4, 32)),
-            rows=20 if runs <= 8 else 12,
-            characters=600 if runs <= 8 else 300,
-            topics=topics,
-        )
+        rows, characters = (20, 600) if runs <= 8 else (12, 300)
+        points, steps = int(np.clip(1800 / runs, 80, 300)), int(np.clip(192 / runs, 4, 32))
+        return Detail(points=points, steps=steps, rows=rows, characters=characters, topics=topics)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLog:
-    """One run's folder.
-
-    Attributes:
-        label: how the page names it.
-        config: `config.toml` as a dictionary, so that the log of another version opens too.
-        environment, summary: their content; empty when the run has not written them yet.
-        kept: number of windows whose tokens the run kept.
-        windows: the measured sample of them.
-        topics: clusters of that sample; None when it has too few texts.
-    """
+    """One run's folder."""
 
     folder: Path
-    label: str
+    label: str  # how the page names it
     columns: Columns
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    summary: dict[str, Any]
-    kept: int
-    windows: KeptWindows
-    topics: Topics | None
+    config: dict[str, Any]  # `config.toml` as a dictionary, so that the log of another version opens too
+    environment: dict[str, Any]  # empty when the run has not written it yet
+    summary: dict[str, Any]  # likewise
+    kept: int  # windows whose tokens the run kept
+    windows: KeptWindows  # the measured sample of them
+    topics: Topics | None  # clusters of that sample; None when it has too few texts
     selection: Selection
     detail: Detail
 
-    def setting(self, section: str, name: str, default: Any = None) -> Any:
-        return self.config.get(section, {}).get(name, default)
+    def setting(self, name: str, default: Any = None) -> Any:
+        return next((section[name] for section in self.config.values() if name in section), default)
 
     @property
     def selector(self) -> str:
-        return str(self.summary.get("selector") or self.setting("select", "selector", "?"))
+        return str(self.summary.get("selector") or self.setting("selector", "?"))
 
     @property
     def sources(self) -> list[str]:
@@ -85,26 +72,36 @@ class RunLog:
     def accepted(self) -> float | None:
         """Share of the windows read that a stream filter has accepted; None where none was rejected."""
         read, proposed = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
-        from_stream = self.setting("langevin", "proposer", "stream") == "stream"
+        from_stream = self.setting("proposer", "stream") == "stream"
         filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
         return proposed / read if filtered and from_stream else None
 
+    def value_line(
+        self, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
+    ) -> Series:
+        """Means of values at some rows of the log (all when None) in at most `points` buckets
+        (`detail.points` when 0); a NaN counts as not measured."""
+        where = np.arange(self.columns.rows) if rows is None else rows
+        thin = self.columns.bucketed(values, where, points or self.detail.points)
+        return Series(label, thin.x, thin.mean, **style)
+
+    def metric_line(self, metric: str, label: str, **style: Any) -> list[Series]:
+        """`value_line` of a metric; empty where it was never logged."""
+        rows, values = self.columns.raw(metric)
+        return [self.value_line(label, values, rows, **style)] if len(values) else []
+
 
 def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None = None) -> RunLog:
-    """Read a run's folder, also while the run goes on.
-
-    Raises:
-        CurriqError: it is no run's folder, or a file of it is damaged.
-    """
+    """A run's folder, also while the run goes on; CurriqError for another folder or a damaged file."""
     columns = read_columns(folder)
     kept = read_windows(folder)
     windows = kept.sample()
-    measures = windows.measures()
     topics = None
     if detail.topics and len(windows) and windows.tokenizer is not None:
         topics = find_topics(windows.texts(np.arange(len(windows)), special=False), detail.topics, embed)
     _, steps = columns.raw("step")
     shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), detail.steps)).round().astype(int)]
+    topic_of = None if topics is None else topics.of
     return RunLog(
         folder=folder,
         label=label,
@@ -115,6 +112,53 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
         kept=len(kept),
         windows=windows,
         topics=topics,
-        selection=select(folder, windows, measures, None if topics is None else topics.of, shown),
+        selection=select(folder, windows, windows.measures(), topic_of, shown),
         detail=detail,
     )
+
+
+def charts_of(
+    run: RunLog, section: str, own: dict[str, list[Series]], others: Iterable[str] = ()
+) -> list[Chart]:
+    """The charts of a section in `assets/charts.toml`, then one of each other metric that none of them shows.
+
+    Args:
+        own: id of a chart → its series, instead of lines of the metrics that the table names.
+        others: names of metrics, so that a new one is drawn too.
+    """
+    placed = tomllib.loads(asset("charts.toml"))[section]
+    shown = {metric for fields in placed.values() for metric in fields.get("metrics", ())}
+    rest = [name for name in others if name not in shown]
+    placed |= {"metric-" + name.replace("/", "-"): {"title": name, "metrics": [name]} for name in rest}
+    return [_chart(run, id, own.get(id), fields) for id, fields in placed.items()]
+
+
+def _chart(run: RunLog, id: str, series: list[Series] | None, fields: dict[str, Any]) -> Chart:
+    """Of metrics the bucket means with the range of each bucket."""
+    metrics, level, height = fields.pop("metrics", []), fields.pop("level", ""), fields.pop("height", None)
+    n = run.setting("num_candidates")
+    of_n = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n}
+    if height is None:
+        height = of_n.get(level, run.setting(level[2:].replace("-", "_")))
+    levels = [] if height is None else [(float(height), level)]
+    y = fields.pop("y", "")
+    with suppress(KeyError, IndexError):  # a metric of another version, or a chart without any
+        y = y or schema.find(metrics[0]).unit.removeprefix("–")
+    if series is None:
+        series = []
+        for metric in filter(run.columns.__contains__, metrics):
+            label = re.sub(r"\bq\b", "Q", metric.rpartition("/")[2].replace("_", " "))
+            thin = run.columns.thinned(metric, run.detail.points)
+            series.append(Series(label, thin.x, thin.mean, low=thin.low, high=thin.high))
+    return Chart(id, y=y, series=series, levels=levels, **fields)
+
+
+def time_layers(
+    run: RunLog, metrics: Iterable[str], whole: str, inside: Iterable[str], rest: str
+) -> list[Series]:
+    """Seconds per step of some metrics and, as a layer `rest`, what `whole` took beyond those inside it."""
+    layers = {name: np.nan_to_num(run.columns.full(name)) for name in metrics if name in run.columns}
+    if layers and whole in run.columns:
+        parts = sum(layers[name] for name in inside if name in layers)
+        layers = {rest: np.maximum(np.nan_to_num(run.columns.full(whole)) - parts, 0)} | layers
+    return [run.value_line(name.removeprefix("time/"), seconds) for name, seconds in layers.items()]

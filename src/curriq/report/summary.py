@@ -1,12 +1,18 @@
-"""The end of a run, as a person reads it on a terminal."""
+"""What ran, and how it ended: for a terminal at the end of a run, and as the last section of the page."""
 
 import math
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from curriq.report.chart import Table
+from curriq.report.chart import Block, Code, Section, Table, fixed
 from curriq.report.figures import print_table
 
+if TYPE_CHECKING:
+    from curriq.report.runlog import RunLog  # which takes a moment to import, at the end of a run
+
+Shares = list[tuple[str, float, float]]
+"""Name, share offered and share of the weight of each source or topic."""
 LEAST_MOVED = 1e-3
 """Divergence in nats below which a run has selected nothing."""
 
@@ -16,53 +22,41 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print()
+    end = "[bold]stopped[/bold]"
     if summary["finished"]:
         loss, perplexity = summary["test_loss"], summary["test_perplexity"]
-        console.print(
-            f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold] "
-            f"after {summary['steps']} steps"
-        )
-    else:
-        console.print(f"[bold]stopped after {summary['steps']} steps[/bold]")
+        end = f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold]"
+    console.print(f"\n{end} after {summary['steps']} steps")
     console.print(
         f"{summary['windows_read']} windows read, {summary['windows_proposed']} proposed, "
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
         f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s\n"
     )
-    offered, weight = summary["offered_share"], summary["weight_share"]
-    shares = [offered[name] for name in weight], list(weight.values())
-    print_table(console, share_table("What the model learned from", "source", list(weight), *shares, {}))
-    console.print(verdict(summary["selector"], weight, offered))
+    shares = [(name, summary["offered_share"][name], w) for name, w in summary["weight_share"].items()]
+    print_table(console, share_table("What the model learned from", "source", shares))
+    moved = f"The weight moved {divergence(shares):.3f} nats away from what was offered."
+    console.print(no_choice(summary["selector"], shares) or moved)
     console.print(f"log         {run_dir / 'metrics.jsonl'}")
     if summary["checkpoint"] is not None:
-        console.print(f"checkpoint  {run_dir / summary['checkpoint']}")
-        console.print(
-            f"model       {run_dir / summary['checkpoint'] / 'lm'}  (AutoModelForCausalLM opens it)"
-        )
+        folder = run_dir / summary["checkpoint"]
+        console.print(f"checkpoint  {folder}")
+        console.print(f"model       {folder / 'lm'}  (AutoModelForCausalLM opens it)")
     if not summary["finished"]:
         console.print(f"go on with  curriq resume {run_dir}")
 
 
-def share_table(
-    title: str,
-    group: str,
-    names: list[str],
-    offered: list[float],
-    weight: list[float],
-    more: dict[str, list[str]],
-) -> Table:
+def share_table(title: str, group: str, shares: Shares, **more: list[str]) -> Table:
     """Shares of each group and their ratio, with more columns by heading."""
     rows = [
-        [name, f"{share:.1%}", f"{chosen:.1%}", f"{chosen / share:.3f}" if share else "–", *cells]
-        for name, share, chosen, *cells in zip(names, offered, weight, *more.values(), strict=True)
+        [name, f"{offered:.1%}", f"{weight:.1%}", f"{weight / offered:.3f}" if offered else "–", *cells]
+        for (name, offered, weight), *cells in zip(shares, *more.values(), strict=True)
     ]
     return Table(title, [group, "offered", "weight", "ratio", *more], rows)
 
 
-def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) -> str:
-    """One sentence on whether a run selected at all, from the shares of its sources."""
-    moved = divergence(weight, offered)
+def no_choice(selector: str, shares: Shares) -> str:
+    """A sentence on a run that selected nothing among its sources; empty for one that did."""
+    moved = divergence(shares)
     if selector == "uniform":
         return "The uniform baseline weighs every window alike."
     if selector == "replay":
@@ -72,10 +66,54 @@ def verdict(selector: str, weight: dict[str, float], offered: dict[str, float]) 
             f"The weights stayed uniform over sources (divergence {moved:.1e} nats): {selector} selected "
             "nothing among the windows it was offered."
         )
-    return f"The weight moved {moved:.3f} nats away from what was offered."
+    return ""
 
 
-def divergence(weight: dict[str, float], offered: dict[str, float]) -> float:
-    """Kullback-Leibler divergence of the weight over sources from what was offered, in nats."""
-    pairs = [(weight[name], offered[name]) for name in offered if weight[name] > 0 and offered[name] > 0]
-    return sum(w * math.log(w / o) for w, o in pairs)
+def divergence(shares: Shares) -> float:
+    """Kullback-Leibler divergence of the weight from what was offered, in nats."""
+    return sum(w * math.log(w / o) for _, o, w in shares if w > 0 and o > 0)
+
+
+def what_ran(run: "RunLog") -> Section:
+    """Section 6 of the report: settings, versions, seed, data, machine, cost, and how to run it again."""
+    environment, settings = run.environment, run.folder / "config.toml"
+    facts = _facts(run)
+    again = f"curriq train --config {shlex.quote(str(settings))} --run-dir NEW"
+    blocks: list[Block] = [Code("To run it again", again), _table("Facts", "what", facts)]
+    if command := environment.get("command"):
+        blocks.append(Code("Started as", shlex.join(map(str, command))))
+    if settings.exists():
+        text = settings.read_text(encoding="utf-8")
+        blocks.append(Code("All settings (config.toml)", text, folded=True))
+    if fingerprint := environment.get("fingerprint"):
+        blocks.append(_table("Fingerprint of the data", "part", fingerprint))
+    answer = (
+        f"{run.selector}, seed {facts['seed']}, {facts['state']}. Two runs with one seed, one thread count "
+        "and one machine are equal to the bit."
+    )
+    return Section("ran", "What ran?", answer, blocks)
+
+
+def _facts(run: "RunLog") -> dict[str, object]:
+    summary, environment = run.summary, run.environment
+    done = "finished" if summary.get("finished") else "stopped" if summary else "still running"
+    counts = ("windows read", "windows proposed", "windows trained", "tokens", "FLOPs", "seconds")
+    spent = {name: run.columns.last("x/" + name.lower().replace(" ", "_")) for name in counts}
+    return {
+        "folder": run.folder,
+        "state": f"{done}, {run.columns.rows} of {run.setting('steps', '?')} steps",
+        "method": run.selector,
+        "model": run.setting("model", "?"),
+        "seed": run.setting("seed", "?"),
+        "data fingerprint": summary.get("data_fingerprint", "in environment.json"),
+        **{name: fixed(value, ".4g" if name == "FLOPs" else ",.0f") for name, value in spent.items()},
+        "curriq": summary.get("curriq", environment.get("curriq", "?")),
+        **{name: environment.get(name, "?") for name in ("machine", "hardware")},
+        "device": f"{environment.get('device', '?')}, {environment.get('threads', '?')} threads",
+        "python": environment.get("python", "?"),
+        **environment.get("versions", {}),
+    }
+
+
+def _table(title: str, first: str, values: dict[str, object]) -> Table:
+    return Table(title, [first, "value"], [[name, str(value)] for name, value in values.items()])

@@ -15,17 +15,13 @@ from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
+from curriq.report.look import asset
+
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → vectors of norm 1, one row per text."""
 
 WORD = re.compile(r"[^\W\d_]{3,24}")
-FUNCTION_WORDS = """
-    about after all also and any are because been before being but can could did does for from had has have
-    her him his how into its may more must not now one only other our out over own she should some such than
-    that the their them then there these they this those through too under was were what when where which
-    while who why will with would you your
-"""
-"""English words that name no topic."""
+STOP_WORDS = frozenset(asset("stop_words.txt").split())
 VOCABULARY = 6_000
 DIMENSIONS = 32
 STARTS = 4
@@ -34,29 +30,19 @@ WORDS_IN_NAME = 3
 
 @dataclass(frozen=True)
 class Topics:
-    """Clusters, the greatest first.
+    """Clusters, the greatest first."""
 
-    Attributes:
-        names: of the clusters, each some of its words.
-        of: cluster of each text.
-        nearest: for each cluster the text nearest to its centre.
-    """
-
-    names: list[str]
-    of: np.ndarray
-    nearest: list[int]
+    names: list[str]  # of the clusters, each some of its words
+    of: np.ndarray  # cluster of each text
+    nearest: list[int]  # for each cluster the text nearest to its centre
 
 
 def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None) -> Topics | None:
-    """Cluster texts.
+    """Clusters of the windows' texts; None when there are too few texts or words to speak of topics.
 
     Args:
-        texts: one per window.
         clusters: k; fewer come back when k-means leaves some empty.
         embed: gives the vectors; TF-IDF when None.
-
-    Returns:
-        None when there are too few texts or words to speak of topics.
     """
     counts, words = _counts(texts)
     if len(texts) < 5 * clusters or len(words) < clusters:
@@ -65,19 +51,18 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
     centres, labels = _kmeans(vectors, clusters)
     sizes = np.bincount(labels, minlength=len(centres))
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i] > 0]
+    nearest = [int(np.argmax(np.where(labels == i, (vectors @ centres[i]).round(9), -np.inf))) for i in order]
     place = np.full(len(centres), -1)
     place[order] = np.arange(len(order))
-    nearest = [int(np.argmax(np.where(labels == i, (vectors @ centres[i]).round(9), -np.inf))) for i in order]
-    labels = place[labels]
-    return Topics(_names(counts, words, labels, len(order)), labels, nearest)
+    return Topics(_names(counts, words, place[labels], len(order)), place[labels], nearest)
 
 
 def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:
     """Words per text, without those in one text only and those in more than half."""
     per_text = [Counter(WORD.findall(text.lower())) for text in texts]
-    rejected = set(FUNCTION_WORDS.split())
-    in_texts = Counter(word for counted in per_text for word in counted)
-    kept = [word for word, n in in_texts.items() if 2 <= n <= max(2, len(texts) / 2) and word not in rejected]
+    in_texts = Counter(word for counted in per_text for word in counted.keys() - STOP_WORDS)
+    most = max(2, len(texts) / 2)
+    kept = [word for word, n in in_texts.items() if 2 <= n <= most]
     words = sorted(kept, key=lambda word: (-in_texts[word], word))[:VOCABULARY]
     column = {word: i for i, word in enumerate(words)}
     entries = [
@@ -86,18 +71,17 @@ def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:
         for word, count in counted.items()
         if word in column
     ]
-    rows, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
+    rows, columns, values = np.array(entries, dtype=int).reshape(-1, 3).T
     shape = (len(texts), max(1, len(words)))
-    return csr_matrix((np.array(values, dtype=float), (rows, columns)), shape=shape), words
+    return csr_matrix((values.astype(float), (rows, columns)), shape=shape), words
 
 
 def _tfidf(counts: csr_matrix) -> np.ndarray:
     """Unit vectors of the greatest singular directions of the TF-IDF matrix (latent semantic analysis)."""
-    n = counts.shape[0]
     frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
     weighted = counts.copy()
     weighted.data = 1 + np.log(weighted.data)
-    weighted = weighted.multiply(np.log(n / np.maximum(1, frequency))).tocsr()
+    weighted = weighted.multiply(np.log(counts.shape[0] / np.maximum(1, frequency))).tocsr()
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     weighted = csr_matrix(weighted.multiply(1 / np.maximum(norms, 1e-12)[:, None]))
     dimensions = min(DIMENSIONS, min(weighted.shape) - 1)
@@ -118,10 +102,7 @@ def _kmeans(vectors: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]
 
 def _names(counts: csr_matrix, words: list[str], labels: np.ndarray, clusters: int) -> list[str]:
     """c-TF-IDF: frequency of a word in the cluster times log(1 + A/frequency in all), A words per cluster."""
-    member = csr_matrix(
-        (np.ones(len(labels)), (labels, np.arange(len(labels)))), shape=(clusters, len(labels))
-    )
-    by_cluster = np.asarray((member @ counts).todense())
+    by_cluster = np.stack([np.asarray(counts[labels == i].sum(axis=0)).ravel() for i in range(clusters)])
     total = by_cluster.sum(axis=0)
     average = by_cluster.sum() / max(1, clusters)
     share = by_cluster / np.maximum(1, by_cluster.sum(axis=1, keepdims=True))

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from curriq.config import require
 from curriq.errors import CurriqError
 from curriq.report.command import build, parse_runs
 
@@ -18,27 +19,18 @@ HOST = "127.0.0.1"
 READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
 """What in a folder changes the page when it changes."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-
 
 @dataclass
 class LivePage:
-    """The page of some runs, made again only when their logs have grown.
+    """The page of some runs, made again only when their logs have grown."""
 
-    Attributes:
-        folders: of runs or of one comparison.
-        every: seconds between the refreshes of the page.
-        topics: clusters of the windows.
-        share: greatest share of the time that making pages may take, so that the run itself is not slowed.
-    """
-
-    folders: list[Path]
-    every: float
-    topics: int
-    share: float = 0.1
+    folders: list[Path]  # of runs or of one comparison
+    every: float  # seconds between the refreshes of the page
+    topics: int  # clusters of the windows
+    share: float = 0.1  # most of the time that making pages may take, so that the run itself is not slowed
     _lock: Any = field(default_factory=threading.Lock, init=False)
     _made: tuple[int, str] | None = field(default=None, init=False)
-    _stamp: Stamp = field(default=(), init=False)
+    _stamp: list[tuple[Path, int, int]] = field(default_factory=list, init=False)
     _not_before: float = field(default=0.0, init=False)
 
     def get(self) -> tuple[int, str]:
@@ -53,47 +45,36 @@ class LivePage:
                     self._made = 200, build(self.folders, topics=self.topics).page(self.every)
                     self._stamp = stamp
             except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
-                self._made, self._stamp = (503, waiting(str(error), self.every)), ()
+                # It asks again by itself until there is something to show.
+                text = (
+                    '<!doctype html><meta charset="utf-8">'
+                    f'<meta http-equiv="refresh" content="{self.every:g}"><title>curriq watch</title>'
+                    f"<p>Nothing to show yet: {html.escape(str(error))}</p>"
+                )
+                self._made, self._stamp = (503, text), []
             ended = time.monotonic()
             self._not_before = ended + (ended - began) * (1 / self.share - 1)
             return self._made
 
-    def _logs(self) -> Stamp:
+    def _logs(self) -> list[tuple[Path, int, int]]:
         """Name, size and time of every file that the page is made of."""
         paths = [folder / name for folder in self.folders for name in READ]
         files = [file for path in paths for file in (path, *sorted(path.glob("*"))) if file.is_file()]
-        return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
-
-
-def waiting(reason: str, every: float) -> str:
-    """A page that asks again by itself until there is something to show."""
-    return (
-        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{every:g}">'
-        f"<title>curriq watch</title><p>Nothing to show yet: {html.escape(reason)}</p>"
-    )
+        return [(file, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
 def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTPServer:
-    """A server on the loopback interface that answers GET / and nothing else.
-
-    Raises:
-        CurriqError: the port is taken.
-    """
+    """A server on the loopback interface that answers GET / alone; CurriqError when the port is taken."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             # A name that some web site resolves to this address must not read the page.
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
             if host not in (HOST, "localhost"):
-                self.send_error(403, "this page is for this machine only")
-            elif self.path.partition("?")[0] != "/":
-                self.send_error(404)
-            else:
-                self._answer(*page())
-
-        do_HEAD = do_GET
-
-        def _answer(self, status: int, content: str) -> None:
+                return self.send_error(403, "this page is for this machine only")
+            if self.path.partition("?")[0] != "/":
+                return self.send_error(404)
+            status, content = page()
             body = content.encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -103,6 +84,8 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)
+
+        do_HEAD = do_GET
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Silence per-request logging."""
@@ -125,13 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
     options = parse_runs(parser, arguments)
-    if not options.every >= 1:
-        raise CurriqError(f"--every {options.every}: give at least 1 second.")
-    if not 0 <= options.port <= 65535:
-        raise CurriqError(f"--port {options.port}: a port lies between 0 and 65535.")
-    missing = [folder for folder in options.RUN if not folder.is_dir()]
-    if missing:
-        raise CurriqError(f"{missing[0]} is no folder: give one that `curriq train` writes.")
+    require(options.every >= 1, f"--every {options.every}: give at least 1 second.")
+    require(0 <= options.port <= 65535, f"--port {options.port}: a port lies between 0 and 65535.")
+    for folder in options.RUN:
+        require(folder.is_dir(), f"{folder} is no folder: give one that `curriq train` writes.")
     page = LivePage(options.RUN, options.every, options.topics)
     with make_server(page.get, options.port) as server:
         print(f"watching {', '.join(map(str, options.RUN))} at http://localhost:{server.server_port}/")
