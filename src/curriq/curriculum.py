@@ -211,13 +211,10 @@ class Curriculum(Saved):
             examples is not None or self.config.critic.credit != "counterfactual",
             "credit by measured effects needs the batch: weigh(…, examples=batch).",
         )
-        features = Features(
-            hidden=hidden.detach().float(),
-            pooled=hidden.detach().float(),
-            loss=losses.detach().float(),
-            source=torch.zeros(len(losses), dtype=torch.int64) if source is None else source,
-        )
-        return self._part.weigh(self.step, features.to("cpu"), list(examples or ())).to(losses.device)
+        seen, loss = hidden.detach().float().cpu(), losses.detach().float().cpu()
+        source = torch.zeros(len(loss), dtype=torch.int64) if source is None else source.cpu()
+        features = Features(hidden=seen, pooled=seen, loss=loss, source=source)
+        return self._part.weigh(self.step, features, list(examples or ())).to(losses.device)
 
     def observe(
         self, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
