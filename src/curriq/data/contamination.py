@@ -86,7 +86,8 @@ class NearDuplicateIndex:
         # Jaccard <= shared / own, so almost every unrelated document is settled here.
         if not found.any() or found.mean() < self.threshold:
             return np.empty(0, np.int64)
-        sharers, shared = np.unique(np.concatenate([_gather(*r) for r in ranges]), return_counts=True)
+        owned = [owners[low:high] for owners, *ends in ranges for low, high in zip(*ends, strict=True)]
+        sharers, shared = np.unique(np.concatenate(owned), return_counts=True)
         union = np.array([self._sizes[number] for number in sharers]) + len(document) - shared
         return sharers[shared / union >= self.threshold].astype(np.int64)
 
@@ -94,13 +95,6 @@ class NearDuplicateIndex:
         hashes, owners = map(np.concatenate, zip(self._segments.pop(), self._segments.pop(), strict=True))
         order = np.argsort(hashes, kind="stable")
         self._segments.append((hashes[order], owners[order]))
-
-
-def _gather(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """values[low[0]:high[0]], values[low[1]:high[1]], … in one array."""
-    counts = high - low
-    first = np.repeat(low - np.cumsum(counts) + counts, counts)
-    return values[first + np.arange(counts.sum())]
 
 
 @dataclass(frozen=True)

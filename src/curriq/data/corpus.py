@@ -8,7 +8,7 @@ import torch
 
 from curriq.config import DataConfig, RunConfig, SourceConfig
 from curriq.data.contamination import ContaminationFilter, SplitRule
-from curriq.data.corruption import corrupted_source
+from curriq.data.corruption import Duplicates
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
@@ -21,10 +21,8 @@ from curriq.rng import derive_seed
 if TYPE_CHECKING:
     import transformers
 
-
 _SHARED_SEED = 0
 """Order in which the target is read for the held-out sets and the tokenizer: the same for all seeds."""
-
 
 LEAST_BLOCKS_AHEAD = 4
 """Blocks of N windows that are read ahead of training, at least."""
@@ -90,7 +88,7 @@ def _open_sources(
         fields = ("path", "hub_split", "hub_revision")
         of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
         clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
-        documents = corrupted_source(source.corruption, clean, seed)
+        documents = Duplicates(clean, seed) if source.corruption == "duplicates" else clean
         return SourceReader(documents, source.corruption, tokenizer, data.window, seed, position)
 
     return SourceMix(
@@ -135,22 +133,18 @@ def data_fingerprint(
     }
     settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
+    slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
+    cuts_text = (serialised(tokenizer),) if tokenizer.is_fast else slow
+    marks = (str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))
     return {
         **sources,
         **{name: str(getattr(data, name)) for name in settings},
         "target": f"{data.target} {target.fingerprint()}",
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": short_hash(*cuts_text, *marks),
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),
     }
-
-
-def tokenizer_fingerprint(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
-    """Short hash of everything that decides how a tokenizer cuts text."""
-    slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
-    parts = (serialised(tokenizer),) if tokenizer.is_fast else slow
-    return short_hash(*parts, str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))

@@ -1,12 +1,7 @@
 """Corruptions of a source, to test whether a curriculum learns to avoid noise.
 
 Each acts in one place: on the text (`ocr`), on the tokens (`random-tokens`, `shuffled-tokens`) or on the
-choice of documents (`duplicates`). The functions for the two other places return their input unchanged, so a
-caller applies all three with the source's corruption and needs no branch:
-
-    source = corrupted_source(corruption, source, seed)
-    rng = document_rng(seed, source.name, document, source.epoch)
-    ids = corrupt_tokens(corruption, encode(corrupt_text(corruption, document.text, rng)), vocabulary, rng)
+choice of documents (`duplicates`). The functions for the other places return their input unchanged.
 
 There is no state to save: the noise in a document follows from (seed, source, document key, epoch), so a
 resumed run repeats it exactly and each epoch has its own. A corrupted document keeps the key of the clean
@@ -68,11 +63,6 @@ def corrupt_tokens(
     if name == "shuffled-tokens":  # right unigrams, no syntax
         return rng.permutation(np.asarray(ids, dtype=np.int64)).tolist()
     return ids
-
-
-def corrupted_source(name: CorruptionName, source: DocumentSource, seed: int) -> DocumentSource:
-    """The source under a corruption; the source itself when that corruption keeps all documents."""
-    return Duplicates(source, seed) if name == "duplicates" else source
 
 
 def ocr_errors(text: str, rng: np.random.Generator) -> str:
