@@ -1,6 +1,6 @@
 """The text of a run, opened from its configuration: tokenizer, training stream and held-out sets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
 from curriq.data.sources import open_source
 from curriq.data.split import HeldOutSets, build_held_out
-from curriq.data.stream import DecontaminatedSource, SourceMix, SourceReader, WindowStream
+from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.rng import derive_seed
 
@@ -64,10 +64,15 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     target = open_source(target_of(data), _SHARED_SEED)
     held_out, contamination = build_held_out(target, tokenizer, data, encoder)
-    mix = _open_sources(config, tokenizer, contamination)
-    fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
-    generator = torch.Generator().manual_seed(derive_seed(config.train.seed, "stream"))
-    stream: WindowStream | Prefetched = WindowStream(mix, data.shuffle_buffer, generator, fingerprint)
+    readers = _open_readers(config, tokenizer, contamination)
+    stream: WindowStream | Prefetched = WindowStream(
+        readers,
+        [source.weight for source in data.sources],
+        data.shuffle_buffer,
+        torch.Generator().manual_seed(derive_seed(config.train.seed, "stream")),
+        data_fingerprint(config, tokenizer, readers, target, held_out),
+        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
+    )
     if read_ahead:
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
         stream = Prefetched(stream, block=config.train.num_candidates, ahead=ahead)
@@ -79,23 +84,20 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     )
 
 
-def _open_sources(
+def _open_readers(
     config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", contamination: ContaminationFilter
-) -> SourceMix:
+) -> dict[int, SourceReader]:
     data, seed, target = config.data, config.train.seed, target_of(config.data)
-
-    def open_reader(position: int, source: SourceConfig) -> SourceReader:
-        fields = ("path", "hub_split", "hub_revision")
-        of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
-        clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
-        documents = Duplicates(clean, seed) if source.corruption == "duplicates" else clean
-        return SourceReader(documents, source.corruption, tokenizer, data.window, seed, position)
-
-    return SourceMix(
-        readers={i: open_reader(i, source) for i, source in enumerate(data.sources) if source.weight > 0},
-        weights=[source.weight for source in data.sources],
-        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
-    )
+    fields = ("path", "hub_split", "hub_revision")
+    readers = {}
+    for position, source in enumerate(data.sources):
+        if source.weight > 0:
+            of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
+            clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
+            documents = Duplicates(clean, seed) if source.corruption == "duplicates" else clean
+            corruption, window = source.corruption, data.window
+            readers[position] = SourceReader(documents, corruption, tokenizer, window, seed, position)
+    return readers
 
 
 def training_texts(data: DataConfig) -> Iterator[str]:
@@ -121,7 +123,7 @@ def target_of(data: DataConfig) -> SourceConfig:
 def data_fingerprint(
     config: RunConfig,
     tokenizer: "transformers.PreTrainedTokenizerBase",
-    mix: SourceMix,
+    readers: Mapping[int, SourceReader],
     target: DocumentSource,
     held_out: HeldOutSets,
 ) -> dict[str, str]:
@@ -129,7 +131,7 @@ def data_fingerprint(
     data = config.data
     sources = {
         f"source {data.sources[i].name}": f"{reader.source.fingerprint()} corruption={reader.corruption}"
-        for i, reader in mix.readers.items()
+        for i, reader in readers.items()
     }
     settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"

@@ -9,9 +9,10 @@ the stream is read where it is needed. The windows are the same.
 import itertools
 import logging
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -90,8 +91,11 @@ class Prefetched:
             raise self._error
         self._stream.load_state_dict(self._snapshot)
         if self._since:
-            with _silenced():  # the worker has logged this already
+            _log.disabled = True  # the worker has logged this already
+            try:
                 self._stream.read(self._since)
+            finally:
+                _log.disabled = False
         self._snapshot, self._since = self._stream.state_dict(), 0
         return self._snapshot
 
@@ -156,44 +160,22 @@ class _Blocks(IterableDataset):
         self._size = size
 
     def __iter__(self) -> Iterator[Block]:
-        captured = LogCapture()
+        captured = BufferingHandler(sys.maxsize)
         _log.handlers[:] = [captured]  # the terminal belongs to the process that trains
         _log.propagate = False
-        try:
-            for number in itertools.count():
-                state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
-                yield Block(self._stream.read(self._size), state, captured.take())
-        except CurriqError as error:
-            yield Block(error, None, captured.take())
-
-
-class LogCapture(logging.Handler):
-    """Keeps the messages that are logged in the worker."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._messages: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append((record.levelno, record.getMessage()))
-
-    def take(self) -> list[tuple[int, str]]:
-        """The messages since the last call."""
-        messages, self._messages = self._messages, []
-        return messages
+        for number in itertools.count():
+            state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
+            try:
+                offer: Offer | CurriqError = self._stream.read(self._size)
+            except CurriqError as error:
+                offer = error
+            yield Block(offer, state, [(record.levelno, record.getMessage()) for record in captured.buffer])
+            if isinstance(offer, CurriqError):
+                return
+            captured.flush()
 
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C is for the process that trains, which ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _silenced() -> Generator[None]:
-    level = _log.level
-    _log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        _log.setLevel(level)
