@@ -20,7 +20,6 @@ from curriq.config import DataConfig
 from curriq.data.documents import Document
 
 HeldOutName = Literal["reward", "validation", "test"]
-HELD_OUT: tuple[HeldOutName, ...] = ("reward", "validation", "test")
 Side = Literal["train", "reward", "validation", "test"]
 
 _SALT = b"curriq-split-1"
@@ -99,20 +98,15 @@ class NearDuplicateIndex:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The side of each document, by its key.
-
-    Attributes:
-        held_out_share: share of documents that are held out.
-        sizes: windows that each held-out set asks for; held-out documents are divided in this proportion.
-    """
+    """The side of each document, by its key; the sets share the held-out ones by their sizes."""
 
     held_out_share: float
     sizes: Mapping[HeldOutName, int]
 
     @staticmethod
     def from_config(config: DataConfig) -> "SplitRule":
-        sizes = (config.reward_set_size, config.validation_set_size, config.test_set_size)
-        return SplitRule(config.held_out_share, dict(zip(HELD_OUT, sizes, strict=True)))
+        reward, validation, test = config.reward_set_size, config.validation_set_size, config.test_set_size
+        return SplitRule(config.held_out_share, {"reward": reward, "validation": validation, "test": test})
 
     def side(self, document: Document) -> Side:
         """The side of a document. A larger `held_out_share` only adds held-out documents; the sizes of the
@@ -130,13 +124,8 @@ class SplitRule:
 
 
 class ContaminationFilter:
-    """The documents that may enter the training stream.
-
-    Args:
-        rule: the split by key, which excludes all held-out documents of the target, also those in no set.
-        threshold: Jaccard similarity of word 5-shingles from which a document counts as a
-            near-duplicate; 1 compares document keys only.
-    """
+    """The documents that may enter the training stream: no held-out document of the target, in a set or not,
+    and no near-duplicate of one in a set, from a Jaccard `threshold` on shingles; 1 compares keys only."""
 
     def __init__(self, rule: SplitRule, threshold: float) -> None:
         self.rule = rule

@@ -30,14 +30,8 @@ LEAST_BLOCKS_AHEAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The text of a run.
-
-    Attributes:
-        tokenizer: turns text into tokens and back.
-        stream: training windows, without end.
-        held_out: reward, validation and test set of the target.
-        source_names: names by `Candidates.source`.
-    """
+    """The text of a run: an endless stream of training windows, the held-out sets of the target, and the
+    sources' names by `Windows.source`."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched
@@ -45,7 +39,7 @@ class Corpus:
     source_names: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name; see `check_fingerprint`."""
+        """What must be equal when a run is resumed, by name."""
         return self.stream.fingerprint()
 
 
@@ -76,12 +70,8 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     if read_ahead:
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
         stream = Prefetched(stream, block=config.train.num_candidates, ahead=ahead)
-    return Corpus(
-        tokenizer=tokenizer,
-        stream=stream,
-        held_out=held_out,
-        source_names=tuple(source.name for source in data.sources),
-    )
+    names = tuple(source.name for source in data.sources)
+    return Corpus(tokenizer=tokenizer, stream=stream, held_out=held_out, source_names=names)
 
 
 def _open_readers(
@@ -136,14 +126,14 @@ def data_fingerprint(
     settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
     slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
-    cuts_text = (serialised(tokenizer),) if tokenizer.is_fast else slow
+    cut = (serialised(tokenizer),) if tokenizer.is_fast else slow
     marks = (str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))
     return {
         **sources,
         **{name: str(getattr(data, name)) for name in settings},
         "target": f"{data.target} {target.fingerprint()}",
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
-        "tokenizer": short_hash(*cuts_text, *marks),
+        "tokenizer": short_hash(*cut, *marks),
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.

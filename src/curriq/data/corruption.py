@@ -49,15 +49,8 @@ def corrupt_text(name: CorruptionName, text: str, rng: np.random.Generator) -> s
 def corrupt_tokens(
     name: CorruptionName, ids: list[int], vocabulary: Int[np.ndarray, "V"], rng: np.random.Generator
 ) -> list[int]:
-    """The tokens of a document under a corruption, as many as before: uniform ones, or its own in random
-    order; unchanged when that corruption does not act on tokens.
-
-    Args:
-        name: name of the corruption.
-        ids: token ids of the document, without EOS.
-        vocabulary: ids that random tokens are drawn from, see `tokenizer.ordinary_ids`.
-        rng: generator of the document, see `document_rng`.
-    """
+    """The tokens of a document under a corruption, as many as before: uniform ones of the vocabulary, or its
+    own in random order; unchanged when that corruption does not act on tokens."""
     if name == "random-tokens":
         return rng.choice(vocabulary, size=len(ids)).tolist()
     if name == "shuffled-tokens":  # right unigrams, no syntax
@@ -99,12 +92,8 @@ class Duplicates(MemorySource):
     """A few documents of another source, repeated exactly.
 
     They are the first ones of that source (for an embedded source a random sample), and an epoch is one
-    permutation of them. They are read again on resume, so the state is (epoch, position) alone.
-
-    Args:
-        source: source at its beginning, without held-out documents; nobody else may read from it.
-        seed: seed of the run.
-        distinct: number of distinct documents; fewer when the source has fewer.
+    permutation of them. They are read again on resume, so the state is (epoch, position) alone. Nobody else
+    may read from the source.
     """
 
     def __init__(self, source: DocumentSource, seed: int, distinct: int = DISTINCT_DUPLICATES) -> None:

@@ -28,12 +28,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of one source, sorted by path.
-
-    Attributes:
-        paths: the files as the user has them.
-        extension: their common extension, without that of the compression.
-    """
+    """The files of one source, sorted by path; `extension` is theirs without that of the compression."""
 
     paths: list[Path]
     extension: str

@@ -29,17 +29,11 @@ SNAPSHOT_BLOCKS = 4
 
 
 class Block(NamedTuple):
-    """What the worker sends.
+    """What the worker sends."""
 
-    Attributes:
-        offer: the windows, or why there are none and will be none.
-        state: of the stream before them, in every few blocks.
-        messages: level and text of what was logged meanwhile.
-    """
-
-    offer: Offer | CurriqError
-    state: State | None
-    messages: list[tuple[int, str]]
+    offer: Offer | CurriqError  # the windows, or why there are none and will be none
+    state: State | None  # of the stream before them, in every few blocks
+    messages: list[tuple[int, str]]  # level and text of what was logged meanwhile
 
 
 class Prefetched:
@@ -78,7 +72,6 @@ class Prefetched:
         return replace(Offer.cat(parts), cost=Cost(windows_read=n))
 
     def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name."""
         return self._stream.fingerprint()
 
     def state_dict(self) -> State:
@@ -100,11 +93,7 @@ class Prefetched:
         return self._snapshot
 
     def load_state_dict(self, state: State) -> None:
-        """Continue exactly where the state was taken.
-
-        Raises:
-            CurriqError: the state is of a stream of other data.
-        """
+        """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
         self._stream.load_state_dict(state)
         self._snapshot, self._since = state, 0
         self._blocks = self._rest = self._error = None

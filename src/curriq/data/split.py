@@ -66,8 +66,6 @@ def build_held_out(
 
     Args:
         source: the target at the beginning of an epoch.
-        tokenizer: turns its documents into tokens.
-        config: sizes, shares, the near-duplicate threshold and the topic settings.
         encoder: embeds windows for topic-coherent sets; `config.topic_encoder` when None.
 
     Raises:

@@ -93,17 +93,10 @@ def window_id(source: str, tokens: np.ndarray) -> int:
 
 
 class Packer(Saved):
-    """Cuts one source's documents into windows; the tokens left over wait for the next document.
+    """Cuts one source's documents into windows of T = `length` tokens; those left over wait for the next one.
 
     Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token is lost or
-    padded and a window may hold the end of one document and the beginning of the next. A window comes from
-    one source.
-
-    Args:
-        source: name of the source, part of every window id.
-        length: T, tokens per window.
-        eos: id of the token that ends every document.
-        position: of the source in the configuration.
+    padded and a window may hold the end of one document and the beginning of the next.
     """
 
     SAVED = ("_tokens", "_difficulty", "_learnt")
@@ -124,13 +117,7 @@ class Packer(Saved):
         learnt: Sequence[bool] | None = None,
     ) -> list[Window]:
         """The windows that this document completes; none for a document that is empty, or of which nothing is
-        learnt: it is skipped, EOS and all.
-
-        Args:
-            tokens: of the document.
-            difficulty: its label.
-            learnt: which tokens are learnt; None for all, and the EOS token then is one of them.
-        """
+        learnt: it is skipped, EOS and all. `learnt` says which tokens are; None for all, also EOS."""
         if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
         mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
@@ -175,13 +162,7 @@ def encode_documents(
 
 
 class DecontaminatedSource(Saved):
-    """A source without its held-out documents.
-
-    Args:
-        source: all documents.
-        contamination: refuses the held-out ones.
-        of_target: the source holds the target's documents.
-    """
+    """A source without its held-out documents; `of_target` when it holds the target's documents."""
 
     SAVED = ("_source",)
 
@@ -212,10 +193,8 @@ class SourceReader(Saved):
 
     Args:
         source: training documents, in endless epochs.
-        corruption: how their text and tokens are corrupted.
-        tokenizer: turns them into tokens.
+        corruption: how their text and tokens are corrupted, from `seed`.
         length: T, tokens per window.
-        seed: seed of the corruption.
         position: of the source in the configuration.
     """
 
@@ -241,11 +220,7 @@ class SourceReader(Saved):
         self._epoch_tokens = 0
 
     def next_window(self) -> Window:
-        """The next window.
-
-        Raises:
-            CurriqError: a whole epoch had no document to train on.
-        """
+        """The next window; CurriqError when a whole epoch had no document to train on."""
         while not self._pending:
             self._read()
         return self._pending.popleft()
@@ -326,11 +301,7 @@ class WindowStream:
         self._buffer = Rows()
 
     def read(self, n: int) -> Offer:
-        """The next n windows.
-
-        Raises:
-            CurriqError: a source has nothing to train on.
-        """
+        """The next n windows; CurriqError when a source has nothing to train on."""
         windows = batch([self._next() for _ in range(n)], labelled=self._labelled)
         return Offer.of(windows, cost=Cost(windows_read=n), epoch=self.epoch)
 
@@ -353,11 +324,7 @@ class WindowStream:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue exactly where the state was taken.
-
-        Raises:
-            CurriqError: the state is of a stream of other data.
-        """
+        """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
         check_fingerprint(state["fingerprint"], self._fingerprint)
         for i, reader in self._readers.items():
             reader.load_state_dict(state["readers"][str(i)])
@@ -377,11 +344,7 @@ class WindowStream:
 
 
 class Unreadable(Saved):
-    """A stream that takes windows back: what is unread is read before everything else, as it was.
-
-    Args:
-        stream: where the windows come from.
-    """
+    """A stream that takes windows back: what is unread is read before everything else, as it was."""
 
     def __init__(self, stream: WindowSource) -> None:
         self._stream = stream
@@ -410,11 +373,7 @@ class Unreadable(Saved):
 
 
 def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Refuse to resume on other data.
-
-    Raises:
-        CurriqError: names every entry that differs, and how to go on.
-    """
+    """Refuse to resume on other data, with a CurriqError that names every entry that differs."""
     differing = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     if differing:
         changes = "; ".join(
