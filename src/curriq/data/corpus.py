@@ -40,7 +40,7 @@ class Corpus:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
-        return self.stream.fingerprint()
+        return self.stream.fingerprint
 
 
 def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead: bool = False) -> Corpus:

@@ -46,6 +46,7 @@ class Prefetched:
     """
 
     def __init__(self, stream: WindowStream, *, block: int, ahead: int) -> None:
+        self.fingerprint = stream.fingerprint
         self._stream = stream
         self._block = block
         self._ahead = ahead
@@ -70,9 +71,6 @@ class Prefetched:
             missing -= len(parts[-1])
             self._since += len(parts[-1])
         return replace(Offer.cat(parts), cost=Cost(windows_read=n))
-
-    def fingerprint(self) -> dict[str, str]:
-        return self._stream.fingerprint()
 
     def state_dict(self) -> State:
         """That of a `WindowStream` which has handed out the same windows: either can go on from it.

@@ -296,7 +296,7 @@ class WindowStream:
         self._cumulative = list(accumulate(weights))
         self._buffer_size = buffer_size
         self._generator = generator
-        self._fingerprint = dict(fingerprint)
+        self.fingerprint = dict(fingerprint)
         self._labelled = labelled
         self._buffer = Rows()
 
@@ -311,13 +311,9 @@ class WindowStream:
         once = [reader for reader in self._readers.values() if reader.corruption != "duplicates"]
         return max((reader.source.epoch for reader in once), default=0)
 
-    def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name."""
-        return dict(self._fingerprint)
-
     def state_dict(self) -> State:
         return {
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
             "readers": {str(i): reader.state_dict() for i, reader in self._readers.items()},
             "buffer": self._buffer.state_dict(),
             "generator": self._generator.get_state(),
@@ -325,7 +321,7 @@ class WindowStream:
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
-        check_fingerprint(state["fingerprint"], self._fingerprint)
+        check_fingerprint(state["fingerprint"], self.fingerprint)
         for i, reader in self._readers.items():
             reader.load_state_dict(state["readers"][str(i)])
         self._buffer.load_state_dict(state["buffer"])
