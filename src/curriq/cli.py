@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 """
 
 import argparse
+import ast
 import functools
 import inspect
 import logging
@@ -12,13 +13,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import curriq
 from curriq.config.aliases import FORMER
 from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
-from curriq.config.groups import FIRST, GROUPS, describe, group_of
 from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
 from curriq.config.sections import SourceConfig
 from curriq.errors import CurriqError
@@ -42,6 +43,26 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq presets [NAME]                 list the presets, or print one as a run file
   curriq --version                      the version of this program
 """
+
+FIRST = (
+    *("sources", "target", "window", "model", "steps", "num_candidates", "lm_lr"),
+    *("selector", "max_read_ratio", "seed", "run_dir"),
+)
+"""The settings that most runs change."""
+
+_POLICY = (
+    *("temperature", "beta", "beta_lr", "effective_batch_fraction", "max_read_ratio", "accept_fraction"),
+    *("min_target_accept_rate", "corr_for_full_sharpness", "uniform_share", "dirichlet_concentration"),
+    *("q_weighting", "train_subset_size"),
+)
+_NAMES = {"lm": "model", "optim": "optimizer", "critic": "q-network", "select": "selector", "train": "loop"}
+
+GROUPS: dict[str, str] = {}
+"""Group of settings → what is in it: the sections, and the policy."""
+for _section, _type in get_type_hints(RunConfig).items():
+    GROUPS[_NAMES.get(_section, _section)] = _type.__doc__
+    if _section == "critic":
+        GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,6 +200,25 @@ def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str =
     if "sources" in values:
         values["sources"] = list(map(parse_source, values["sources"]))
     return base.override(**values)
+
+
+def group_of(name: str) -> str:
+    """The group of a setting: its section, except for the settings of the policy."""
+    section = field_owners()[name]
+    return "policy" if name in _POLICY else _NAMES.get(section, section)
+
+
+@functools.cache
+def describe() -> dict[str, tuple[Any, str]]:
+    """Flat name of every setting → its type, and the docstring under its field."""
+    described = {}
+    for section in get_type_hints(RunConfig).values():
+        kinds, tree = get_type_hints(section), ast.parse(inspect.getsource(section))
+        for field, text in pairwise(node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                name = ast.unparse(field.target)
+                described[name] = kinds[name], " ".join(ast.literal_eval(text.value).split())
+    return described
 
 
 def _add_flag(parser: Any, name: str, base: RunConfig) -> None:

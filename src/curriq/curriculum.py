@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from curriq import parallel
-from curriq.config import CriticConfig, RunConfig, require, unknown_key
+from curriq.config import CriticConfig, RunConfig, refuse_unknown, require
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.lm.held_out import build_probe, build_reward
@@ -120,8 +120,7 @@ class Curriculum(Saved):
     ) -> None:
         examples = list(target)
         require(bool(examples), "target is empty: give examples of what the model is to get better at.")
-        for name in settings.keys() - SETTINGS:
-            raise CurriqError(unknown_key(name, sorted(SETTINGS), "setting of a Curriculum"))
+        refuse_unknown(settings, sorted(SETTINGS), kind="setting of a Curriculum")
         sizes = {"num_candidates": batch_size, "reward_set_size": len(examples), "train_subset_size": 0}
         settings = {"reward_windows": min(8, len(examples))} | settings
         self.config = preset_config(preset).override(**sizes, seed=seed, **settings)

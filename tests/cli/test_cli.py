@@ -13,9 +13,8 @@ import pytest
 from tests.runs import assert_same_run, tiny
 
 import curriq
-from curriq.cli import main, parse_run_config
+from curriq.cli import FIRST, GROUPS, describe, main, parse_run_config
 from curriq.config import EMBEDDED_SOURCES, SourceConfig, field_owners, flag, format_source, load_toml
-from curriq.config.groups import FIRST, GROUPS, describe
 from curriq.presets import PRESETS, preset
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import train

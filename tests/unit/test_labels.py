@@ -15,7 +15,7 @@ from tests.runs import assert_same_state
 
 from curriq.config import OptimConfig
 from curriq.data.documents import Document, MemorySource
-from curriq.data.stream import Packer, SourceMix, SourceReader, WindowStream
+from curriq.data.stream import Packer, SourceReader, WindowStream
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass, subset_pass, two_pass, weighted_gradient
@@ -334,7 +334,7 @@ def half_labelled_stream(tokenizer) -> WindowStream:
         if position == 0:
             reader._packer = EvenTokens(f"s{position}", T, EOS, position)
         readers[position] = reader
-    return WindowStream(SourceMix(readers=readers, weights=[1, 1]), 8, torch.Generator().manual_seed(0), {})
+    return WindowStream(readers, [1, 1], 8, torch.Generator().manual_seed(0), {})
 
 
 @pytest.mark.parametrize("done", [0, 5, 60])

@@ -50,7 +50,7 @@ def worker_of(stream):
 def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_the_others_state():
     config = tiny(shuffle_buffer=16)
     plain, ahead = open_corpus(config).stream, opened(config)
-    assert ahead.fingerprint() == plain.fingerprint()
+    assert ahead.fingerprint == plain.fingerprint
     assert_equal(batches(ahead, CUTS), batches(plain, CUTS))
     assert len(ahead._rest) > 0  # or a block ends here, and this test shows less
     saved_ahead, saved_plain = ahead.state_dict(), plain.state_dict()

@@ -18,13 +18,11 @@ from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
 from curriq.data.stream import (
     DecontaminatedSource,
     Packer,
-    SourceMix,
+    Rows,
     SourceReader,
     Unreadable,
     WindowStream,
     check_fingerprint,
-    rows_from_state,
-    rows_to_state,
     window_id,
 )
 from curriq.errors import CurriqError
@@ -121,8 +119,9 @@ def test_rows_survive_a_checkpoint(tmp_path):
     rows = packer.add(range(1, 20), 2.5) + packer.add(range(1, 20))
     rows += packer.add(range(1, 10), learnt=[True, False, True] * 3)
     assert len({row.labels is None for row in rows}) == 2
-    torch.save(rows_to_state(rows), tmp_path / "state.pt")
-    restored = rows_from_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.save(Rows(rows).state_dict(), tmp_path / "state.pt")
+    restored = Rows(rows[:1])
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for old, new in zip(rows, restored, strict=True):
         np.testing.assert_array_equal(old.tokens, new.tokens)
         assert (new.id, new.source) == (old.id, old.source) == (old.id, 2)
@@ -131,7 +130,9 @@ def test_rows_survive_a_checkpoint(tmp_path):
 
 
 def test_no_rows_survive_a_checkpoint():
-    assert rows_from_state(rows_to_state([])) == []
+    restored = Rows(Packer("web", 4, EOS).add(range(4)))
+    restored.load_state_dict(Rows().state_dict())
+    assert not restored
 
 
 WORDS = [f"w{i}" for i in range(1000)]
@@ -166,9 +167,10 @@ def make_stream(tokenizer, *, seed=0, weights=(0.5, 0.2, 0.3), dirts=("none", "s
             source = MemorySource(f"s{i}", documents(count, i, labels=i == 0), seed)
             guarded = DecontaminatedSource(source, guard, of_target=i == 0)
             readers[i] = SourceReader(guarded, corruption, tokenizer, T, seed, i)
-    mix = SourceMix(readers=readers, weights=weights, labelled=labelled)
     generator = torch.Generator().manual_seed(seed)
-    return WindowStream(mix, buffer, generator, {"seed": str(seed), "T": str(T)})
+    return WindowStream(
+        readers, weights, buffer, generator, {"seed": str(seed), "T": str(T)}, labelled=labelled
+    )
 
 
 def assert_equal_windows(left, right):
@@ -206,7 +208,7 @@ def test_without_shuffling_one_source_is_its_documents_in_order(tokenizer):
     expected = [tokenizer.convert_tokens_to_ids(w) for _ in range(2) for d in iter(source.next_document, None)
                 for w in [*d.text.split(), "<eos>"]]  # fmt: skip
     reader = SourceReader(MemorySource("web", texts, 3), "none", tokenizer, T, 0)
-    stream = WindowStream(SourceMix(readers={0: reader}, weights=[2.0]), 1, torch.Generator(), {})
+    stream = WindowStream({0: reader}, [2.0], 1, torch.Generator(), {})
     got = stream.read(len(expected) // T).windows.tokens.flatten().tolist()
     assert got == expected[: len(got)], "two epochs laid end to end"
 
@@ -262,9 +264,7 @@ def test_equal_windows_have_equal_ids_for_every_seed(tokenizer):
     ids = []
     for seed in (0, 1):
         reader = SourceReader(MemorySource("web", long, seed), "none", tokenizer, T, seed)
-        stream = WindowStream(
-            SourceMix(readers={0: reader}, weights=[1]), 4, torch.Generator().manual_seed(seed), {}
-        )
+        stream = WindowStream({0: reader}, [1], 4, torch.Generator().manual_seed(seed), {})
         ids.append(stream.read(200).windows.ids.tolist())
     assert ids[0] != ids[1]
     assert set(ids[0]) == set(ids[1])
@@ -293,7 +293,7 @@ def test_no_held_out_text_enters_many_epochs_of_the_stream(tokenizer, share, thr
         for i, corruption in enumerate(["none", "shuffled-tokens"])
     }
     generator = torch.Generator().manual_seed(seed)
-    stream = WindowStream(SourceMix(readers=readers, weights=[1, 1]), 8, generator, {})
+    stream = WindowStream(readers, [1, 1], 8, generator, {})
     seen = set(stream.read(700).windows.tokens.flatten().tolist()) - {0}
     assert stream.epoch >= 2
     held_out = [set(s.tokens.flatten().tolist()) - {0} for s in (sets.reward, sets.validation, sets.test)]
@@ -308,7 +308,7 @@ def test_a_new_epoch_is_said_once_per_source(tokenizer, caplog):
         offer = stream.read(300)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(set(said)) >= 4
-    last = max(reader.source.epoch for reader in stream._mix.readers.values())
+    last = max(reader.source.epoch for reader in stream._readers.values())
     assert offer.epoch == last
     assert any(f"'s0' is used up: epoch {last} begins" in text for text in said)
 
@@ -316,7 +316,7 @@ def test_a_new_epoch_is_said_once_per_source(tokenizer, caplog):
 def test_duplicates_repeat_without_announcement(tokenizer, caplog):
     source = Duplicates(MemorySource("twins", documents(50, 1), 0), seed=0, distinct=3)
     reader = SourceReader(source, "duplicates", tokenizer, T, 0)
-    stream = WindowStream(SourceMix(readers={0: reader}, weights=[1]), 4, torch.Generator(), {})
+    stream = WindowStream({0: reader}, [1], 4, torch.Generator(), {})
     with caplog.at_level(logging.WARNING, logger="curriq"):
         offer = stream.read(200)
     assert not caplog.records
@@ -331,7 +331,7 @@ def test_a_source_without_training_documents_is_an_error(tokenizer):
 
 def test_a_source_shorter_than_a_window_is_repeated_until_it_fills_one(tokenizer):
     reader = SourceReader(MemorySource("tiny", [Document("w1 w2")], 0), "none", tokenizer, T, 0)
-    stream = WindowStream(SourceMix(readers={0: reader}, weights=[1]), 2, torch.Generator(), {})
+    stream = WindowStream({0: reader}, [1], 2, torch.Generator(), {})
     one, two = (tokenizer.convert_tokens_to_ids(w) for w in ("w1", "w2"))
     assert stream.read(1).windows.tokens[0].tolist() == ([one, two, 0] * 3)[:T]
 

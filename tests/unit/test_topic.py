@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriq.data.encoder import HashingEncoder, load_encoder
-from curriq.data.topic import draw_topic, gumbel_top_k
+from curriq.data.split import draw_topic, gumbel_top_k
 from curriq.errors import CurriqError
 
 
@@ -58,10 +58,10 @@ def test_topic_sets_are_nearer_to_each_other_than_the_pool():
 
 def test_high_temperature_draws_uniformly_and_low_temperature_takes_the_nearest():
     pool = np.eye(50, dtype=np.float32)
-    assert draw_topic({"only": pool}, {"only": 50}, 1e6)["only"] != list(range(50))
+    assert draw_topic({"reward": pool}, {"reward": 50}, 1e6)["reward"] != list(range(50))
     angles = np.linspace(0, math.pi / 2, 50)
     fan = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    nearest = sorted(draw_topic({"only": fan}, {"only": 5}, 1e-7)["only"])
+    nearest = sorted(draw_topic({"reward": fan}, {"reward": 5}, 1e-7)["reward"])
     assert nearest == list(range(nearest[0], nearest[0] + 5)), "five neighbours on the circle"
 
 

@@ -66,10 +66,10 @@ def rename_source_keys(source: dict[str, Any]) -> dict[str, Any]:
 
 def _value(name: str, value: Any) -> Any:
     """One value of a setting under today's name."""
-    new = _VALUES.get((name, value), value) if isinstance(value, str) else value
-    if new is not value:
-        _warn(f"{flag(name)} {value} is now {new}")
-    return new
+    if not isinstance(value, str) or (name, value) not in _VALUES:
+        return value
+    _warn(f"{flag(name)} {value} is now {_VALUES[name, value]}")
+    return _VALUES[name, value]
 
 
 @functools.cache

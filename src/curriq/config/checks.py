@@ -1,6 +1,5 @@
 """Checks and error texts that settings share; each error names the value and the rule."""
 
-import math
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -30,33 +29,24 @@ def require_known(setting: str, name: str, built_in: Iterable[str], group: str) 
     if name not in built_in and ":" not in name:
         known = [*built_in, *(point.name for point in entry_points(group=group))]
         how = " Or write package.module:function or path/to/file.py:function."
-        require(name in known, unknown_key(name, known, setting) + how)
-
-
-def require_at_least(minimum: float, **values: float) -> None:
-    """Raise CurriqError unless each value, named as its flag, is finite and at least `minimum`."""
-    for name, value in values.items():
-        require(minimum <= value < math.inf, f"{flag(name)} = {value}: it must be at least {minimum}.")
+        refuse_unknown([name], known, kind=setting, how=how)
 
 
 def refuse_unknown(
-    names: Iterable[str], known: Iterable[str], where: str = "", kind: str = "setting"
+    names: Iterable[str], known: Iterable[str], where: str = "", kind: str = "setting", how: str = ""
 ) -> None:
-    """Raise CurriqError for the first name that is not known; `where` is how the error begins."""
+    """Raise CurriqError for the first name that is not known, with the nearest known one; `where` is how the
+    error begins, `how` how it ends."""
     known = list(known)
     for name in names:
-        require(name in known, where + unknown_key(name, known, kind))
+        if name not in known:
+            near, every = did_you_mean(name, known), ", ".join(known)
+            raise CurriqError(f"{where}unknown {kind} {name!r}.{near} Known: {every}.{how}")
 
 
 def flag(name: str) -> str:
     """The command-line spelling of a field: `q_lr` → `--q-lr`."""
     return "--" + name.replace("_", "-")
-
-
-def unknown_key(name: str, known: Iterable[str], kind: str = "setting") -> str:
-    """Error text for a name that is not in `known`, with the nearest known name."""
-    known = list(known)
-    return f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
 
 
 def did_you_mean(name: str, known: Iterable[str], form: str = "{!r}") -> str:

@@ -83,15 +83,13 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]
 
 def _sizes(config: RunConfig) -> sections.Pairs:
     """Sizes that another size bounds, and what the bandit needs."""
-    select, train = config.select, config.train
-    too_many = "no more can be drawn; lower the one or raise the other"
-    if train.reward_windows > config.data.reward_set_size:
-        yield "reward_windows", "reward_set_size", too_many
-    if select.selector == "random-k" and select.random_k > train.num_candidates:
-        yield "random_k", "num_candidates", too_many
-    if train.train_subset_size > train.num_candidates:
-        yield "train_subset_size", "num_candidates", too_many
-    if select.selector == "bandit" and train.reward_every > 1:
+    bounds = {"reward_windows": "reward_set_size", "train_subset_size": "num_candidates"}
+    if config.select.selector == "random-k":
+        bounds["random_k"] = "num_candidates"
+    for name, bound in bounds.items():
+        if config.value(name) > config.value(bound):
+            yield name, bound, "no more can be drawn; lower the one or raise the other"
+    if config.select.selector == "bandit" and config.train.reward_every > 1:
         yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
 
 

@@ -20,7 +20,6 @@ from curriq.config import DataConfig
 from curriq.data.documents import Document
 
 HeldOutName = Literal["reward", "validation", "test"]
-HELD_OUT: tuple[HeldOutName, ...] = ("reward", "validation", "test")
 Side = Literal["train", "reward", "validation", "test"]
 
 _SALT = b"curriq-split-1"
@@ -86,7 +85,8 @@ class NearDuplicateIndex:
         # Jaccard <= shared / own, so almost every unrelated document is settled here.
         if not found.any() or found.mean() < self.threshold:
             return np.empty(0, np.int64)
-        sharers, shared = np.unique(np.concatenate([_gather(*r) for r in ranges]), return_counts=True)
+        owned = [owners[low:high] for owners, *ends in ranges for low, high in zip(*ends, strict=True)]
+        sharers, shared = np.unique(np.concatenate(owned), return_counts=True)
         union = np.array([self._sizes[number] for number in sharers]) + len(document) - shared
         return sharers[shared / union >= self.threshold].astype(np.int64)
 
@@ -96,29 +96,17 @@ class NearDuplicateIndex:
         self._segments.append((hashes[order], owners[order]))
 
 
-def _gather(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """values[low[0]:high[0]], values[low[1]:high[1]], … in one array."""
-    counts = high - low
-    first = np.repeat(low - np.cumsum(counts) + counts, counts)
-    return values[first + np.arange(counts.sum())]
-
-
 @dataclass(frozen=True)
 class SplitRule:
-    """The side of each document, by its key.
-
-    Attributes:
-        held_out_share: share of documents that are held out.
-        sizes: windows that each held-out set asks for; held-out documents are divided in this proportion.
-    """
+    """The side of each document, by its key; the sets share the held-out ones by their sizes."""
 
     held_out_share: float
     sizes: Mapping[HeldOutName, int]
 
     @staticmethod
     def from_config(config: DataConfig) -> "SplitRule":
-        sizes = (config.reward_set_size, config.validation_set_size, config.test_set_size)
-        return SplitRule(config.held_out_share, dict(zip(HELD_OUT, sizes, strict=True)))
+        reward, validation, test = config.reward_set_size, config.validation_set_size, config.test_set_size
+        return SplitRule(config.held_out_share, {"reward": reward, "validation": validation, "test": test})
 
     def side(self, document: Document) -> Side:
         """The side of a document. A larger `held_out_share` only adds held-out documents; the sizes of the
@@ -136,13 +124,8 @@ class SplitRule:
 
 
 class ContaminationFilter:
-    """The documents that may enter the training stream.
-
-    Args:
-        rule: the split by key, which excludes all held-out documents of the target, also those in no set.
-        threshold: Jaccard similarity of word 5-shingles from which a document counts as a
-            near-duplicate; 1 compares document keys only.
-    """
+    """The documents that may enter the training stream: no held-out document of the target, in a set or not,
+    and no near-duplicate of one in a set, from a Jaccard `threshold` on shingles; 1 compares keys only."""
 
     def __init__(self, rule: SplitRule, threshold: float) -> None:
         self.rule = rule

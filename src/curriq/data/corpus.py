@@ -1,6 +1,6 @@
 """The text of a run, opened from its configuration: tokenizer, training stream and held-out sets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,23 +8,21 @@ import torch
 
 from curriq.config import DataConfig, RunConfig, SourceConfig
 from curriq.data.contamination import ContaminationFilter, SplitRule
-from curriq.data.corruption import corrupted_source
+from curriq.data.corruption import Duplicates
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
 from curriq.data.sources import open_source
 from curriq.data.split import HeldOutSets, build_held_out
-from curriq.data.stream import DecontaminatedSource, SourceMix, SourceReader, WindowStream
+from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.rng import derive_seed
 
 if TYPE_CHECKING:
     import transformers
 
-
 _SHARED_SEED = 0
 """Order in which the target is read for the held-out sets and the tokenizer: the same for all seeds."""
-
 
 LEAST_BLOCKS_AHEAD = 4
 """Blocks of N windows that are read ahead of training, at least."""
@@ -32,14 +30,8 @@ LEAST_BLOCKS_AHEAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The text of a run.
-
-    Attributes:
-        tokenizer: turns text into tokens and back.
-        stream: training windows, without end.
-        held_out: reward, validation and test set of the target.
-        source_names: names by `Candidates.source`.
-    """
+    """The text of a run: an endless stream of training windows, the held-out sets of the target, and the
+    sources' names by `Windows.source`."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched
@@ -47,8 +39,8 @@ class Corpus:
     source_names: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name; see `check_fingerprint`."""
-        return self.stream.fingerprint()
+        """What must be equal when a run is resumed, by name."""
+        return self.stream.fingerprint
 
 
 def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead: bool = False) -> Corpus:
@@ -66,38 +58,36 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     target = open_source(target_of(data), _SHARED_SEED)
     held_out, contamination = build_held_out(target, tokenizer, data, encoder)
-    mix = _open_sources(config, tokenizer, contamination)
-    fingerprint = data_fingerprint(config, tokenizer, mix, target, held_out)
-    generator = torch.Generator().manual_seed(derive_seed(config.train.seed, "stream"))
-    stream: WindowStream | Prefetched = WindowStream(mix, data.shuffle_buffer, generator, fingerprint)
+    readers = _open_readers(config, tokenizer, contamination)
+    stream: WindowStream | Prefetched = WindowStream(
+        readers,
+        [source.weight for source in data.sources],
+        data.shuffle_buffer,
+        torch.Generator().manual_seed(derive_seed(config.train.seed, "stream")),
+        data_fingerprint(config, tokenizer, readers, target, held_out),
+        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
+    )
     if read_ahead:
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
         stream = Prefetched(stream, block=config.train.num_candidates, ahead=ahead)
-    return Corpus(
-        tokenizer=tokenizer,
-        stream=stream,
-        held_out=held_out,
-        source_names=tuple(source.name for source in data.sources),
-    )
+    names = tuple(source.name for source in data.sources)
+    return Corpus(tokenizer=tokenizer, stream=stream, held_out=held_out, source_names=names)
 
 
-def _open_sources(
+def _open_readers(
     config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", contamination: ContaminationFilter
-) -> SourceMix:
+) -> dict[int, SourceReader]:
     data, seed, target = config.data, config.train.seed, target_of(config.data)
-
-    def open_reader(position: int, source: SourceConfig) -> SourceReader:
-        fields = ("path", "hub_split", "hub_revision")
-        of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
-        clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
-        documents = corrupted_source(source.corruption, clean, seed)
-        return SourceReader(documents, source.corruption, tokenizer, data.window, seed, position)
-
-    return SourceMix(
-        readers={i: open_reader(i, source) for i, source in enumerate(data.sources) if source.weight > 0},
-        weights=[source.weight for source in data.sources],
-        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
-    )
+    fields = ("path", "hub_split", "hub_revision")
+    readers = {}
+    for position, source in enumerate(data.sources):
+        if source.weight > 0:
+            of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
+            clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
+            documents = Duplicates(clean, seed) if source.corruption == "duplicates" else clean
+            corruption, window = source.corruption, data.window
+            readers[position] = SourceReader(documents, corruption, tokenizer, window, seed, position)
+    return readers
 
 
 def training_texts(data: DataConfig) -> Iterator[str]:
@@ -123,7 +113,7 @@ def target_of(data: DataConfig) -> SourceConfig:
 def data_fingerprint(
     config: RunConfig,
     tokenizer: "transformers.PreTrainedTokenizerBase",
-    mix: SourceMix,
+    readers: Mapping[int, SourceReader],
     target: DocumentSource,
     held_out: HeldOutSets,
 ) -> dict[str, str]:
@@ -131,26 +121,22 @@ def data_fingerprint(
     data = config.data
     sources = {
         f"source {data.sources[i].name}": f"{reader.source.fingerprint()} corruption={reader.corruption}"
-        for i, reader in mix.readers.items()
+        for i, reader in readers.items()
     }
     settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
+    slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
+    cut = (serialised(tokenizer),) if tokenizer.is_fast else slow
+    marks = (str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))
     return {
         **sources,
         **{name: str(getattr(data, name)) for name in settings},
         "target": f"{data.target} {target.fingerprint()}",
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": short_hash(*cut, *marks),
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),
     }
-
-
-def tokenizer_fingerprint(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
-    """Short hash of everything that decides how a tokenizer cuts text."""
-    slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
-    parts = (serialised(tokenizer),) if tokenizer.is_fast else slow
-    return short_hash(*parts, str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))

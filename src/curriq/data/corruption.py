@@ -1,12 +1,7 @@
 """Corruptions of a source, to test whether a curriculum learns to avoid noise.
 
 Each acts in one place: on the text (`ocr`), on the tokens (`random-tokens`, `shuffled-tokens`) or on the
-choice of documents (`duplicates`). The functions for the two other places return their input unchanged, so a
-caller applies all three with the source's corruption and needs no branch:
-
-    source = corrupted_source(corruption, source, seed)
-    rng = document_rng(seed, source.name, document, source.epoch)
-    ids = corrupt_tokens(corruption, encode(corrupt_text(corruption, document.text, rng)), vocabulary, rng)
+choice of documents (`duplicates`). The functions for the other places return their input unchanged.
 
 There is no state to save: the noise in a document follows from (seed, source, document key, epoch), so a
 resumed run repeats it exactly and each epoch has its own. A corrupted document keeps the key of the clean
@@ -54,25 +49,13 @@ def corrupt_text(name: CorruptionName, text: str, rng: np.random.Generator) -> s
 def corrupt_tokens(
     name: CorruptionName, ids: list[int], vocabulary: Int[np.ndarray, "V"], rng: np.random.Generator
 ) -> list[int]:
-    """The tokens of a document under a corruption, as many as before: uniform ones, or its own in random
-    order; unchanged when that corruption does not act on tokens.
-
-    Args:
-        name: name of the corruption.
-        ids: token ids of the document, without EOS.
-        vocabulary: ids that random tokens are drawn from, see `tokenizer.ordinary_ids`.
-        rng: generator of the document, see `document_rng`.
-    """
+    """The tokens of a document under a corruption, as many as before: uniform ones of the vocabulary, or its
+    own in random order; unchanged when that corruption does not act on tokens."""
     if name == "random-tokens":
         return rng.choice(vocabulary, size=len(ids)).tolist()
     if name == "shuffled-tokens":  # right unigrams, no syntax
         return rng.permutation(np.asarray(ids, dtype=np.int64)).tolist()
     return ids
-
-
-def corrupted_source(name: CorruptionName, source: DocumentSource, seed: int) -> DocumentSource:
-    """The source under a corruption; the source itself when that corruption keeps all documents."""
-    return Duplicates(source, seed) if name == "duplicates" else source
 
 
 def ocr_errors(text: str, rng: np.random.Generator) -> str:
@@ -109,12 +92,8 @@ class Duplicates(MemorySource):
     """A few documents of another source, repeated exactly.
 
     They are the first ones of that source (for an embedded source a random sample), and an epoch is one
-    permutation of them. They are read again on resume, so the state is (epoch, position) alone.
-
-    Args:
-        source: source at its beginning, without held-out documents; nobody else may read from it.
-        seed: seed of the run.
-        distinct: number of distinct documents; fewer when the source has fewer.
+    permutation of them. They are read again on resume, so the state is (epoch, position) alone. Nobody else
+    may read from the source.
     """
 
     def __init__(self, source: DocumentSource, seed: int, distinct: int = DISTINCT_DUPLICATES) -> None:

@@ -77,19 +77,13 @@ def read_epoch(source: DocumentSource) -> Iterator[Document]:
 
 
 class MemorySource:
-    """Documents held in memory, in a new permutation each epoch.
+    """Documents held in memory, in a new permutation each epoch; CurriqError when there are none.
 
-    The permutation is seeded from (seed, name, epoch), so the state is (epoch, position) alone.
+    The permutation is seeded from (seed, name, purpose, epoch), so the state is (epoch, position) alone.
 
     Args:
-        name: name of the source.
-        documents: its documents, in an order that is the same in every process.
-        seed: seed of the run.
+        documents: in an order that is the same in every process.
         version: what else the fingerprint covers, such as the version of the corpus.
-        purpose: tells the permutations of two sources with one name and seed apart.
-
-    Raises:
-        CurriqError: there are no documents.
     """
 
     def __init__(
@@ -156,14 +150,10 @@ def write_cached(path: Path, content: bytes) -> bool:
     because everything in it can be computed again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+            temporary = Path(folder, path.name)
+            temporary.write_bytes(content)
+            temporary.replace(path)
     except OSError:
-        return False
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
         return False
     return True

@@ -47,8 +47,12 @@ def embedded_documents(kind: str) -> tuple[Document, ...]:
     Raises:
         CurriqError: this Python ships neither topics nor the sources of its standard library.
     """
-    assert kind in KINDS
-    texts = _read_cache() or _build_corpus()
+    path = cache_dir() / "corpus" / f"{corpus_version()}.json.gz"
+    try:
+        texts = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error):  # there is none, or it is damaged
+        texts = _extract_texts()
+        write_cached(path, gzip.compress(json.dumps(texts).encode(), compresslevel=6, mtime=0))
     unique = {document_key(text): text for text in reversed(texts[kind])}
     documents = tuple(Document(text, key=key) for key, text in reversed(unique.items()))
     if not documents:
@@ -64,25 +68,8 @@ def corpus_version() -> str:
     return f"{sys.implementation.name}-{platform.python_version()}-{FORMAT}"
 
 
-def _cache_path() -> Path:
-    return cache_dir() / "corpus" / f"{corpus_version()}.jsonl.gz"
-
-
-def _read_cache() -> dict[str, list[str]] | None:
-    """The cached corpus; None when there is none or it cannot be read."""
-    texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    try:
-        with gzip.open(_cache_path(), "rt", encoding="utf-8") as file:
-            for line in file:
-                kind, text = json.loads(line)
-                texts[kind].append(text)
-    except (OSError, EOFError, ValueError, KeyError, zlib.error):
-        return None
-    return texts
-
-
-def _build_corpus() -> dict[str, list[str]]:
-    """Extract both kinds in one pass over the standard library, and cache them."""
+def _extract_texts() -> dict[str, list[str]]:
+    """Both kinds, in one pass over the standard library."""
     texts: dict[str, list[str]] = {"prose": list(topic_texts()), "code": []}
     for path in library_files(Path(sysconfig.get_path("stdlib"))):
         try:
@@ -95,8 +82,6 @@ def _build_corpus() -> dict[str, list[str]]:
             continue
         texts["prose"].extend(docstrings(tree))
         texts["code"].extend(code_documents(source, tree))
-    lines = (json.dumps([kind, text]) + "\n" for kind in KINDS for text in texts[kind])
-    write_cached(_cache_path(), gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0))
     return texts
 
 
@@ -153,7 +138,8 @@ def without_docstrings(source: str, tree: ast.Module) -> list[str | None]:
     """
     found: list[tuple[ast.Expr, bytes]] = []
     for owner, block in _statement_blocks(tree):
-        bare = [statement for statement in block if _is_bare_string(statement)]
+        # Among the nodes that have a value of their own, only a constant can hold a string.
+        bare = [s for s in block if isinstance(s, ast.Expr) and isinstance(getattr(s.value, "value", 0), str)]
         filler = b"pass" if len(bare) == len(block) and owner is not tree else b""
         found += [(statement, b"" if i else filler) for i, statement in enumerate(bare)]
     found.sort(key=lambda item: (item[0].lineno, item[0].col_offset), reverse=True)
@@ -181,29 +167,17 @@ def _statement_blocks(tree: ast.Module) -> Iterator[tuple[ast.AST, list]]:
                 yield node, block
 
 
-def _is_bare_string(statement: ast.AST) -> bool:
-    match statement:
-        case ast.Expr(ast.Constant(str())):
-            return True
-    return False
-
-
 def parts(text: str, limit: int) -> Iterator[str]:
     """The text in parts of at most `limit` characters, cut at blank lines where there are any, else
     between lines; a single longer line stays whole."""
     part = ""
-    for block in _blocks(text, limit):
-        if part and len(part) + len(block) > limit:
-            yield part
-            part = ""
-        part += block
+    for paragraph in re.findall(r".+?(?:\n\s*\n|\Z)", text, flags=re.DOTALL):  # with the blank lines after it
+        for block in [paragraph] if len(paragraph) <= limit else paragraph.splitlines(keepends=True):
+            if part and len(part) + len(block) > limit:
+                yield part
+                part = ""
+            part += block
     yield part
-
-
-def _blocks(text: str, limit: int) -> Iterator[str]:
-    """Paragraphs with the blank lines after them; a paragraph over the limit as single lines."""
-    for paragraph in re.findall(r".+?(?:\n\s*\n|\Z)", text, flags=re.DOTALL):
-        yield from [paragraph] if len(paragraph) <= limit else paragraph.splitlines(keepends=True)
 
 
 def long_parts(text: str, limit: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -30,12 +31,12 @@ class Encoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class HashingEncoder:
     """Counts of words and word pairs, hashed to e = `dimensions` buckets and damped as log(1 + count); needs
     no weights."""
 
-    def __init__(self, dimensions: int = 1024) -> None:
-        self.dimensions = dimensions
+    dimensions: int = 1024
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
         counts = np.zeros((len(texts), self.dimensions), np.float32)

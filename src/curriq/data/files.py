@@ -1,14 +1,13 @@
 """Local files: which ones a path names, how their format is read, and where their faults are."""
 
-import codecs
 import functools
 import glob
 import gzip
+import io
 import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ BUILDERS = {".txt": "text", ".jsonl": "text", ".json": "json", ".csv": "csv", ".
 COMPRESSIONS = (".gz", ".zst")
 EDGE_BYTES = 64 * 1024
 """Bytes at both ends of a file that its fingerprint covers."""
-CHUNK_BYTES = 1 << 20
 _KNOWN = f"Known: {', '.join(BUILDERS)}, each also with {' or '.join(COMPRESSIONS)}."
 
 Options = dict[str, Any]
@@ -30,12 +28,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of one source, sorted by path.
-
-    Attributes:
-        paths: the files as the user has them.
-        extension: their common extension, without that of the compression.
-    """
+    """The files of one source, sorted by path; `extension` is theirs without that of the compression."""
 
     paths: list[Path]
     extension: str
@@ -72,8 +65,8 @@ class LocalFiles:
             return path
         copy = self.scratch / f"{short_hash(str(path))}{self.extension}"
         if not copy.exists():
-            with copy.open("wb") as file:
-                file.writelines(decompressed_chunks(path))
+            with open_decompressed(path) as packed, copy.open("wb") as file:
+                shutil.copyfileobj(packed, file)
         return copy
 
 
@@ -145,15 +138,15 @@ def _matches(config: SourceConfig, where: str) -> list[Path]:
     if not path.is_dir():
         names = [str(path)] if path.is_file() else glob.glob(str(path), recursive=True)
         return [Path(name) for name in names if Path(name).is_file()]
-    inside = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+    inside = [
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
     found = [file for file in inside if extension_of(file) in BUILDERS]
     if inside and not found:
         raise CurriqError(f"{where} holds no file of a known format. {_KNOWN}")
     return found
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def extension_of(path: Path) -> str:
@@ -162,33 +155,28 @@ def extension_of(path: Path) -> str:
     return name.suffix.lower()
 
 
-def decompressed_chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of the file without its compression, 1 MiB at a time."""
-    import zstandard
+def open_decompressed(path: Path) -> io.BufferedIOBase:
+    """The file without its compression, open for reading."""
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path)
+        case ".zst":
+            import zstandard
 
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": zstandard.open}
-    with openers.get(path.suffix.lower(), open)(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+            return io.BufferedReader(zstandard.open(path, "rb"))  # its own reader has no lines
+    return path.open("rb")
 
 
 def locate_line(paths: list[Path], number: int) -> str:
     """Where the `number`-th line, from 1, of all the files lies: `line 3 of data/b.jsonl`."""
     left = number
     for path in paths:
-        count = _count_lines(path)
-        if left <= count:
+        with open_decompressed(path) as file:
+            count = sum(1 for _ in itertools.islice(file, left))
+        if count == left:
             return f"line {left} of {path}"
         left -= count
     return f"line {number}"
-
-
-def _count_lines(path: Path) -> int:
-    """Lines of the decompressed text; the last one also counts without a line break at its end."""
-    count, last = 0, b"\n"
-    for last in decompressed_chunks(path):
-        count += last.count(b"\n")
-    return count + (not last.endswith(b"\n"))
 
 
 def find_undecodable(paths: list[Path]) -> tuple[Path, int, int] | None:
@@ -197,11 +185,12 @@ def find_undecodable(paths: list[Path]) -> tuple[Path, int, int] | None:
     for path in paths:
         if extension_of(path) == ".parquet":
             continue
-        offset, rest = 0, b""  # rest: bytes of a character that the last chunk cut in two
+        offset = 0
         try:
-            for chunk in itertools.chain(decompressed_chunks(path), [b""]):
-                _, used = codecs.utf_8_decode(rest + chunk, "strict", not chunk)
-                offset, rest = offset + used, (rest + chunk)[used:]
+            with open_decompressed(path) as file:
+                for line in file:  # no character holds a line break, so each line stands for itself
+                    line.decode()
+                    offset += len(line)
         except UnicodeDecodeError as error:
             return path, offset + error.start, error.object[error.start]
         except Exception:  # a damaged archive: the reader's own error says more

@@ -9,9 +9,10 @@ the stream is read where it is needed. The windows are the same.
 import itertools
 import logging
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,17 +29,11 @@ SNAPSHOT_BLOCKS = 4
 
 
 class Block(NamedTuple):
-    """What the worker sends.
+    """What the worker sends."""
 
-    Attributes:
-        offer: the windows, or why there are none and will be none.
-        state: of the stream before them, in every few blocks.
-        messages: level and text of what was logged meanwhile.
-    """
-
-    offer: Offer | CurriqError
-    state: State | None
-    messages: list[tuple[int, str]]
+    offer: Offer | CurriqError  # the windows, or why there are none and will be none
+    state: State | None  # of the stream before them, in every few blocks
+    messages: list[tuple[int, str]]  # level and text of what was logged meanwhile
 
 
 class Prefetched:
@@ -51,6 +46,7 @@ class Prefetched:
     """
 
     def __init__(self, stream: WindowStream, *, block: int, ahead: int) -> None:
+        self.fingerprint = stream.fingerprint
         self._stream = stream
         self._block = block
         self._ahead = ahead
@@ -76,10 +72,6 @@ class Prefetched:
             self._since += len(parts[-1])
         return replace(Offer.cat(parts), cost=Cost(windows_read=n))
 
-    def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name."""
-        return self._stream.fingerprint()
-
     def state_dict(self) -> State:
         """That of a `WindowStream` which has handed out the same windows: either can go on from it.
 
@@ -90,17 +82,16 @@ class Prefetched:
             raise self._error
         self._stream.load_state_dict(self._snapshot)
         if self._since:
-            with _silenced():  # the worker has logged this already
+            _log.disabled = True  # the worker has logged this already
+            try:
                 self._stream.read(self._since)
+            finally:
+                _log.disabled = False
         self._snapshot, self._since = self._stream.state_dict(), 0
         return self._snapshot
 
     def load_state_dict(self, state: State) -> None:
-        """Continue exactly where the state was taken.
-
-        Raises:
-            CurriqError: the state is of a stream of other data.
-        """
+        """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
         self._stream.load_state_dict(state)
         self._snapshot, self._since = state, 0
         self._blocks = self._rest = self._error = None
@@ -156,44 +147,22 @@ class _Blocks(IterableDataset):
         self._size = size
 
     def __iter__(self) -> Iterator[Block]:
-        captured = LogCapture()
+        captured = BufferingHandler(sys.maxsize)
         _log.handlers[:] = [captured]  # the terminal belongs to the process that trains
         _log.propagate = False
-        try:
-            for number in itertools.count():
-                state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
-                yield Block(self._stream.read(self._size), state, captured.take())
-        except CurriqError as error:
-            yield Block(error, None, captured.take())
-
-
-class LogCapture(logging.Handler):
-    """Keeps the messages that are logged in the worker."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._messages: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append((record.levelno, record.getMessage()))
-
-    def take(self) -> list[tuple[int, str]]:
-        """The messages since the last call."""
-        messages, self._messages = self._messages, []
-        return messages
+        for number in itertools.count():
+            state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
+            try:
+                offer: Offer | CurriqError = self._stream.read(self._size)
+            except CurriqError as error:
+                offer = error
+            yield Block(offer, state, [(record.levelno, record.getMessage()) for record in captured.buffer])
+            if isinstance(offer, CurriqError):
+                return
+            captured.flush()
 
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C is for the process that trains, which ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _silenced() -> Generator[None]:
-    level = _log.level
-    _log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        _log.setLevel(level)

@@ -28,11 +28,8 @@ Row = Mapping[str, Any]
 
 
 def open_source(config: SourceConfig, seed: int) -> DocumentSource:
-    """The source that `config.path` names, at its beginning.
-
-    Args:
-        config: name, path and columns. Weight and corruption are applied by the stream.
-        seed: seed of the order of the embedded corpus; files keep their order.
+    """The source that `config.path` names, at its beginning; the stream applies weight and corruption. `seed`
+    decides the order of the embedded corpus; files keep theirs.
 
     Raises:
         CurriqError: nothing matches the path, its format is unknown, or it cannot be read.
@@ -55,9 +52,6 @@ class BadRow(Exception):
 
 class StreamedSource(abc.ABC):
     """Documents of a streamed data set, in its own order; each epoch is one pass.
-
-    Args:
-        config: name, path and columns of the source.
 
     Raises:
         CurriqError: the data set cannot be opened. The same later when a row cannot be read, has no text

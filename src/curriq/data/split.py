@@ -1,6 +1,11 @@
 """The three held-out sets, and the filter that keeps their documents out of the stream.
 
 Only the target's documents fill the sets; the filter then applies to every source.
+
+The windows of a document must stay in one set. For topic-coherent sets too the documents are therefore
+divided first, and each set then draws its windows around one random anchor from its own share. A draw without
+replacement with probability ∝ exp(cosine/temperature) is the top k of the log-weights plus Gumbel noise (Kool
+et al. 2019, "Stochastic Beams and Where to Find Them"), and the top k of each share is such a draw from it.
 """
 
 from collections.abc import Mapping
@@ -8,14 +13,19 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from curriq.config import DataConfig
 from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRule
 from curriq.data.documents import DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
 from curriq.data.stream import Packer, Window, batch, encode_documents
 from curriq.data.tokenizer import eos_id
-from curriq.data.topic import draw_topic
 from curriq.errors import CurriqError
+from curriq.rng import derive_seed
 from curriq.types import Windows
 
 if TYPE_CHECKING:
@@ -56,8 +66,6 @@ def build_held_out(
 
     Args:
         source: the target at the beginning of an epoch.
-        tokenizer: turns its documents into tokens.
-        config: sizes, shares, the near-duplicate threshold and the topic settings.
         encoder: embeds windows for topic-coherent sets; `config.topic_encoder` when None.
 
     Raises:
@@ -72,13 +80,19 @@ def build_held_out(
     pools = _fill_pools(source, tokenizer, config.window, wanted, contamination)
     contamination.freeze()
     if any(len(pools[name]) < size for name, size in sizes.items()):
-        raise CurriqError(_too_small(source.name, contamination.rule, pools, config.window))
+        sets = ", ".join(f"{name} {size} (available {len(pools[name])})" for name, size in sizes.items())
+        raise CurriqError(
+            f"the held-out sets are larger than the held-out documents of the target {source.name!r}, in "
+            f"windows of {config.window} tokens: {sets}. Lower --reward-set-size, --validation-set-size or "
+            f"--test-set-size, raise --held-out-share = {config.held_out_share}, shorten --window, or give "
+            "the target more text."
+        )
     if config.topic_coherent:
         encoder = encoder or load_encoder(config.topic_encoder)
-        texts = {
-            name: tokenizer.batch_decode([w.tokens.tolist() for w in pool]) for name, pool in pools.items()
+        embeddings = {
+            name: encoder.encode(tokenizer.batch_decode([window.tokens.tolist() for window in pool]))
+            for name, pool in pools.items()
         }
-        embeddings = {name: encoder.encode(pool) for name, pool in texts.items()}
         drawn = draw_topic(embeddings, sizes, config.topic_temperature)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
     sets = HeldOutSets(**{name: batch(pool, labelled=False) for name, pool in pools.items()})
@@ -109,19 +123,40 @@ def _fill_pools(
                 contamination.add(document, side)
                 documents_of[side] += 1
                 pools[side] += packers[side].add(ids, document.difficulty, learnt)
-    return {name: _spread(pool, wanted[name]) for name, pool in pools.items()}
+    counts = {name: min(wanted[name], len(pool)) for name, pool in pools.items()}
+    return {
+        name: [pool[i * len(pool) // counts[name]] for i in range(counts[name])]  # at even distances
+        for name, pool in pools.items()
+    }
 
 
-def _spread(pool: list[Window], most: int) -> list[Window]:
-    """At most that many windows, at even distances."""
-    n = min(most, len(pool))
-    return [pool[i * len(pool) // n] for i in range(n)]
+def draw_topic(
+    embeddings: Mapping[HeldOutName, Float[np.ndarray, "_ e"]],
+    sizes: Mapping[HeldOutName, int],
+    temperature: float,
+) -> dict[HeldOutName, list[int]]:
+    """Rows of each set's pool that are nearest in topic to one random anchor of all pools.
+
+    Args:
+        embeddings: unit-norm embeddings of each set's pool of windows.
+        sizes: windows to draw for each set, at most as many as its pool has.
+        temperature: softmax temperature over the cosine similarity.
+    """
+    generator = torch.Generator().manual_seed(
+        derive_seed(0, "topic")
+    )  # not the run's: all seeds share the sets
+    everything = torch.from_numpy(np.concatenate(list(embeddings.values()))).double()
+    anchor = everything[torch.randint(len(everything), (), generator=generator)]
+    drawn = {}
+    for name, pool in embeddings.items():
+        similarity = torch.from_numpy(pool).double() @ anchor
+        drawn[name] = gumbel_top_k(similarity / temperature, sizes[name], generator).tolist()
+    return drawn
 
 
-def _too_small(name: str, rule: SplitRule, pools: Mapping[HeldOutName, list[Window]], window: int) -> str:
-    sets = ", ".join(f"{side} {size} (available {len(pools[side])})" for side, size in rule.sizes.items())
-    return (
-        f"the held-out sets are larger than the held-out documents of the target {name!r}, in windows of "
-        f"{window} tokens: {sets}. Lower --reward-set-size, --validation-set-size or --test-set-size, raise "
-        f"--held-out-share = {rule.held_out_share}, shorten --window, or give the target more text."
-    )
+def gumbel_top_k(log_weights: Float[Tensor, "m"], k: int, generator: torch.Generator) -> Int[Tensor, "k"]:
+    """k of m items without replacement, each draw with probability ∝ exp(log_weights) among those left."""
+    uniform = torch.rand(len(log_weights), dtype=torch.float64, generator=generator)
+    # −log(1 − u) is Exp(1), and −log of that is Gumbel. u = 0 gives +∞, which sorts like the rest.
+    gumbel = -torch.log(-torch.log1p(-uniform))
+    return torch.topk(log_weights + gumbel, k).indices

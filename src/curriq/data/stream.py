@@ -22,7 +22,7 @@ from curriq.config import CorruptionName
 from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
-from curriq.data.documents import Document, DocumentSource
+from curriq.data.documents import Document, DocumentSource, read_epoch
 from curriq.data.tokenizer import encode, eos_id, ordinary_ids
 from curriq.errors import CurriqError
 from curriq.state import Saved, State
@@ -67,23 +67,21 @@ def batch(rows: Sequence[Window], *, labelled: bool = True) -> Windows:
     )
 
 
-def rows_to_state(rows: Sequence[Window]) -> State | None:
-    """A list of rows for a checkpoint; None when it is empty."""
-    return batch(rows).state_dict() if rows else None
+class Rows(deque[Window]):
+    """Windows that a checkpoint keeps, as one batch."""
 
+    def state_dict(self) -> State:
+        return batch(self).state_dict() if self else {}
 
-def rows_from_state(state: State | None) -> list[Window]:
-    """Inverse of `rows_to_state`."""
-    if state is None:
-        return []
-    columns = {name: value.numpy().copy() for name, value in state.items() if value is not None}
-    labels = columns.get("labels", columns["tokens"])
-    return [
-        Window(tokens, int(id), float(difficulty), int(source), None if (label == tokens).all() else label)
-        for tokens, id, difficulty, source, label in zip(
-            columns["tokens"], columns["ids"], columns["difficulty"], columns["source"], labels, strict=True
-        )
-    ]
+    def load_state_dict(self, state: State) -> None:
+        self.clear()
+        columns = {name: value.numpy().copy() for name, value in state.items() if value is not None}
+        if columns:
+            names = ("tokens", "ids", "difficulty", "source")
+            labels = columns.get("labels", columns["tokens"])
+            for tokens, *values, label in zip(*(columns[name] for name in names), labels, strict=True):
+                known = [value.item() for value in values]
+                self.append(Window(tokens, *known, None if (label == tokens).all() else label))
 
 
 def window_id(source: str, tokens: np.ndarray) -> int:
@@ -95,17 +93,10 @@ def window_id(source: str, tokens: np.ndarray) -> int:
 
 
 class Packer(Saved):
-    """Cuts one source's documents into windows; the tokens left over wait for the next document.
+    """Cuts one source's documents into windows of T = `length` tokens; those left over wait for the next one.
 
     Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token is lost or
-    padded and a window may hold the end of one document and the beginning of the next. A window comes from
-    one source.
-
-    Args:
-        source: name of the source, part of every window id.
-        length: T, tokens per window.
-        eos: id of the token that ends every document.
-        position: of the source in the configuration.
+    padded and a window may hold the end of one document and the beginning of the next.
     """
 
     SAVED = ("_tokens", "_difficulty", "_learnt")
@@ -126,13 +117,7 @@ class Packer(Saved):
         learnt: Sequence[bool] | None = None,
     ) -> list[Window]:
         """The windows that this document completes; none for a document that is empty, or of which nothing is
-        learnt: it is skipped, EOS and all.
-
-        Args:
-            tokens: of the document.
-            difficulty: its label.
-            learnt: which tokens are learnt; None for all, and the EOS token then is one of them.
-        """
+        learnt: it is skipped, EOS and all. `learnt` says which tokens are; None for all, also EOS."""
         if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
         mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
@@ -177,13 +162,7 @@ def encode_documents(
 
 
 class DecontaminatedSource(Saved):
-    """A source without its held-out documents.
-
-    Args:
-        source: all documents.
-        contamination: refuses the held-out ones.
-        of_target: the source holds the target's documents.
-    """
+    """A source without its held-out documents; `of_target` when it holds the target's documents."""
 
     SAVED = ("_source",)
 
@@ -209,17 +188,17 @@ class DecontaminatedSource(Saved):
         return self._source.fingerprint()
 
 
-class SourceReader:
+class SourceReader(Saved):
     """One source's windows in order: its documents, corrupted on request, tokenised and packed.
 
     Args:
         source: training documents, in endless epochs.
-        corruption: how their text and tokens are corrupted.
-        tokenizer: turns them into tokens.
+        corruption: how their text and tokens are corrupted, from `seed`.
         length: T, tokens per window.
-        seed: seed of the corruption.
         position: of the source in the configuration.
     """
+
+    SAVED = ("source", "_packer", "_pending", "_epoch_tokens")
 
     def __init__(
         self,
@@ -237,22 +216,23 @@ class SourceReader:
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
         self._packer = Packer(source.name, length, eos_id(tokenizer), position)
-        self._pending: deque[Window] = deque()
+        self._pending = Rows()
         self._epoch_tokens = 0
 
     def next_window(self) -> Window:
-        """The next window.
-
-        Raises:
-            CurriqError: a whole epoch had no document to train on.
-        """
+        """The next window; CurriqError when a whole epoch had no document to train on."""
         while not self._pending:
             self._read()
         return self._pending.popleft()
 
     def _read(self) -> None:
-        epoch = self.source.epoch
-        documents, ended = self._next_documents()
+        epoch, characters = self.source.epoch, 0
+        documents: list[Document] = []
+        for document in read_epoch(self.source):
+            documents.append(document)
+            characters += len(document.text)
+            if len(documents) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                break
         rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
         noisy = [self._corrupted(document, rng) for document, rng in zip(documents, rngs, strict=True)]
         for document, (clean, learnt), rng in zip(
@@ -261,7 +241,7 @@ class SourceReader:
             ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
             self._pending.extend(self._packer.add(ids, document.difficulty, learnt))
-        if ended:
+        if self.source.epoch > epoch:
             self._begin_epoch()
 
     def _corrupted(self, document: Document, rng: np.random.Generator) -> Document:
@@ -273,18 +253,6 @@ class SourceReader:
         )
         return replace(document, messages=messages)
 
-    def _next_documents(self) -> tuple[list[Document], bool]:
-        """Some documents of one epoch, and whether it ended after them."""
-        documents: list[Document] = []
-        characters = 0
-        while len(documents) < _BATCH_DOCUMENTS and characters < _BATCH_CHARACTERS:
-            document = self.source.next_document()
-            if document is None:
-                return documents, True
-            documents.append(document)
-            characters += len(document.text)
-        return documents, False
-
     def _begin_epoch(self) -> None:
         name = self.source.name
         if self._epoch_tokens == 0:
@@ -295,112 +263,74 @@ class SourceReader:
                 "--near-duplicate-threshold."
             )
         _log.log(
-            logging.DEBUG if self.repeats_expected else logging.WARNING,
-            "source %r is used up: epoch %d begins, its training documents (%d tokens) come again.",
-            name,
-            self.source.epoch,
-            self._epoch_tokens,
+            logging.DEBUG if self.corruption == "duplicates" else logging.WARNING,
+            f"source {name!r} is used up: epoch {self.source.epoch} begins, its training documents "
+            f"({self._epoch_tokens} tokens) come again.",
         )
         self._epoch_tokens = 0
-
-    @property
-    def repeats_expected(self) -> bool:
-        """Whether repeats of this source are expected."""
-        return self.corruption == "duplicates"
-
-    def state_dict(self) -> State:
-        return {
-            "source": self.source.state_dict(),
-            "packer": self._packer.state_dict(),
-            "pending": rows_to_state(self._pending),
-            "epoch_tokens": self._epoch_tokens,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.source.load_state_dict(state["source"])
-        self._packer.load_state_dict(state["packer"])
-        self._pending = deque(rows_from_state(state["pending"]))
-        self._epoch_tokens = state["epoch_tokens"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceMix:
-    """The sources of a stream, in the order of the configuration.
-
-    Attributes:
-        readers: by position in the configuration; a source of weight 0 needs none.
-        weights: relative share of the windows of each source.
-        labelled: whether any source has difficulty labels.
-    """
-
-    readers: Mapping[int, SourceReader]
-    weights: Sequence[float]
-    labelled: bool = False
 
 
 class WindowStream:
     """Windows of several sources, mixed by weight and shuffled.
 
     Args:
-        mix: the sources.
+        readers: the sources, by position in the configuration; a source of weight 0 needs none.
+        weights: relative share of the windows of each source.
         buffer_size: windows in the shuffle buffer; 1 keeps each source's order.
         generator: draws sources and buffer slots.
         fingerprint: what must be equal when a run is resumed, by name.
+        labelled: whether any source has difficulty labels.
     """
 
     def __init__(
-        self, mix: SourceMix, buffer_size: int, generator: torch.Generator, fingerprint: Mapping[str, str]
+        self,
+        readers: Mapping[int, SourceReader],
+        weights: Sequence[float],
+        buffer_size: int,
+        generator: torch.Generator,
+        fingerprint: Mapping[str, str],
+        *,
+        labelled: bool = False,
     ) -> None:
-        self._mix = mix
-        self._cumulative = list(accumulate(mix.weights))
+        self._readers = readers
+        self._cumulative = list(accumulate(weights))
         self._buffer_size = buffer_size
         self._generator = generator
-        self._fingerprint = dict(fingerprint)
-        self._buffer: list[Window] = []
+        self.fingerprint = dict(fingerprint)
+        self._labelled = labelled
+        self._buffer = Rows()
 
     def read(self, n: int) -> Offer:
-        """The next n windows.
-
-        Raises:
-            CurriqError: a source has nothing to train on.
-        """
-        windows = batch([self._next() for _ in range(n)], labelled=self._mix.labelled)
+        """The next n windows; CurriqError when a source has nothing to train on."""
+        windows = batch([self._next() for _ in range(n)], labelled=self._labelled)
         return Offer.of(windows, cost=Cost(windows_read=n), epoch=self.epoch)
 
     @property
     def epoch(self) -> int:
         """Times that the most often repeated source has run out, sources of duplicates aside."""
-        readers = self._mix.readers.values()
-        return max((reader.source.epoch for reader in readers if not reader.repeats_expected), default=0)
-
-    def fingerprint(self) -> dict[str, str]:
-        """What must be equal when a run is resumed, by name."""
-        return dict(self._fingerprint)
+        once = [reader for reader in self._readers.values() if reader.corruption != "duplicates"]
+        return max((reader.source.epoch for reader in once), default=0)
 
     def state_dict(self) -> State:
         return {
-            "fingerprint": self.fingerprint(),
-            "readers": {str(i): reader.state_dict() for i, reader in self._mix.readers.items()},
-            "buffer": rows_to_state(self._buffer),
+            "fingerprint": self.fingerprint,
+            "readers": {str(i): reader.state_dict() for i, reader in self._readers.items()},
+            "buffer": self._buffer.state_dict(),
             "generator": self._generator.get_state(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue exactly where the state was taken.
-
-        Raises:
-            CurriqError: the state is of a stream of other data.
-        """
-        check_fingerprint(state["fingerprint"], self._fingerprint)
-        for i, reader in self._mix.readers.items():
+        """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
+        check_fingerprint(state["fingerprint"], self.fingerprint)
+        for i, reader in self._readers.items():
             reader.load_state_dict(state["readers"][str(i)])
-        self._buffer = rows_from_state(state["buffer"])
+        self._buffer.load_state_dict(state["buffer"])
         self._generator.set_state(state["generator"])
 
     def _next(self) -> Window:
         while len(self._buffer) < self._buffer_size:
             source = bisect.bisect_right(self._cumulative, self._uniform() * self._cumulative[-1])
-            self._buffer.append(self._mix.readers[source].next_window())
+            self._buffer.append(self._readers[source].next_window())
         slot = math.floor(self._uniform() * len(self._buffer))
         self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
         return self._buffer.pop()
@@ -410,11 +340,7 @@ class WindowStream:
 
 
 class Unreadable(Saved):
-    """A stream that takes windows back: what is unread is read before everything else, as it was.
-
-    Args:
-        stream: where the windows come from.
-    """
+    """A stream that takes windows back: what is unread is read before everything else, as it was."""
 
     def __init__(self, stream: WindowSource) -> None:
         self._stream = stream
@@ -443,11 +369,7 @@ class Unreadable(Saved):
 
 
 def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Refuse to resume on other data.
-
-    Raises:
-        CurriqError: names every entry that differs, and how to go on.
-    """
+    """Refuse to resume on other data, with a CurriqError that names every entry that differs."""
     differing = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     if differing:
         changes = "; ".join(

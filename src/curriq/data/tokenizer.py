@@ -31,7 +31,6 @@ def load_tokenizer(
     """The tokenizer that the configuration asks for; it always has an EOS token.
 
     Args:
-        config: `train`, a folder, a hub name, or `auto`.
         lm: the model, whose own tokenizer `auto` takes unless it is trained from scratch.
         sample: returns the texts to train on; called only when a tokenizer is trained.
 
@@ -53,11 +52,7 @@ def load_tokenizer(
 
 
 def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
-    """Id of the token that ends a document.
-
-    Raises:
-        CurriqError: the tokenizer has none.
-    """
+    """Id of the token that ends a document; CurriqError when the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise CurriqError(
             f"tokenizer {tokenizer.name_or_path!r} has no EOS token, which has to stand between documents. "
@@ -98,10 +93,7 @@ def train_tokenizer(
 
     All 256 bytes are in the vocabulary, so any text can be encoded and decoded unchanged. The vocabulary is
     smaller than `vocab_size` when the sample has too few pairs to merge. EOS is also the token for begin,
-    padding and unknown.
-
-    Raises:
-        CurriqError: there is no text.
+    padding and unknown. CurriqError when there is no text.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curriq.config import require_at_least
+from curriq.config import Within
 from curriq.errors import CurriqError
 from curriq.runlog.storage import write_atomically
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     add("--device", default="auto", help="torch device (default: a GPU when there is one)")
     add("--out", type=Path, help="JSON of the scores (default: in the run's folder eval/)")
     options = parser.parse_args(list(arguments))
-    require_at_least(0, limit=options.limit, source_windows=options.source_windows)
-    require_at_least(-1, fewshot=options.fewshot)
-    require_at_least(1, batch_size=options.batch_size)
+    least = {"limit": 0, "source_windows": 0, "fewshot": -1, "batch_size": 1}
+    for name, minimum in least.items():
+        Within(f"[{minimum}, inf)").check(name, getattr(options, name))
     return evaluate(options)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from curriq.config import LMConfig, did_you_mean, missing_extra, require, unknown_key
+from curriq.config import LMConfig, did_you_mean, missing_extra, refuse_unknown, require
 from curriq.errors import CurriqError
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
@@ -202,8 +202,7 @@ def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
     except CurriqError as error:
         raise CurriqError(f"{error}{did_you_mean(what, CONFIG_MAPPING, 'random:{}')}") from error
     known = sorted({*plain.to_dict(), *plain.attribute_map})
-    for key in overrides:
-        require(key in known, f"--model {what}: override " + unknown_key(key, known))
+    refuse_unknown(overrides, known, f"--model {what}: override ")
     # Through the constructor, so that what derives from the overrides (head sizes, key-value heads) follows.
     with _refusal(f"random:{what}", "cannot be made"):
         return make(**overrides)
