@@ -14,8 +14,8 @@ from rich.console import Console
 from tests.runs import SETTINGS
 
 from curriq.cli import main
+from curriq.evaluate.compare import Job, last_line, run_jobs, steps_logged
 from curriq.evaluate.plan import OWN, load_plan
-from curriq.evaluate.workers import Job, last_line, run_jobs, steps_logged
 from curriq.report.outcome import print_comparison
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.runlog.storage import exclusive
@@ -295,9 +295,9 @@ class TestWorkers:
         ]
         console = Console(record=True, file=io.StringIO(), width=100)
         with exclusive(tmp_path, "still finishing") as lock:
-            outcome = run_jobs(jobs, 1, 0, lock, console, poll_seconds=0.01)
-        assert outcome.failed == {"bad": "no luck."}
-        assert not outcome.stopped
+            failed, stopped = run_jobs(jobs, 1, 0, lock, console, poll_seconds=0.01)
+        assert failed == {"bad": "no luck."}
+        assert not stopped
         assert (tmp_path / "good").exists()
         text = console.export_text()
         assert "bad: failed (exit status 2): no luck." in text

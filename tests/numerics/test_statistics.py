@@ -31,13 +31,13 @@ class TestCrossing:
     @pytest.mark.parametrize("points", [2, 3, 7, 50])
     def test_of_a_line_is_exact_between_any_points(self, points: int):
         x, y = line(0.02, points)
-        crossing = first_crossing(x, y, target=4.7)
-        assert crossing.reached
-        assert crossing.x == pytest.approx(65.0)
+        crossing, reached = first_crossing(x, y, target=4.7)
+        assert reached
+        assert crossing == pytest.approx(65.0)
 
     def test_takes_the_first_of_several(self):
         x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 1.0, 3.0, 1.0])
-        assert first_crossing(x, y, 2.0).x == 1.5
+        assert first_crossing(x, y, 2.0)[0] == 1.5
 
     def test_never_reached_is_the_end_as_a_bound(self):
         x, y = line(0.01)

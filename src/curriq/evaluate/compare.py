@@ -1,21 +1,44 @@
-"""`curriq compare`: runs the unfinished of arms × seeds × streams, and compares all of them."""
+"""`curriq compare`: runs the unfinished of arms × seeds × streams in several processes with one live display,
+and compares all of them. An interrupt lets the processes save before they stop."""
 
 import argparse
-import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from curriq.config import SourceConfig, differences, field_owners, load_toml, to_toml
-from curriq.errors import CurriqError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
-from curriq.evaluate.workers import Job, run_jobs, steps_logged
 from curriq.runlog.read import read_summary
 from curriq.runlog.storage import exclusive, write_atomically
+from curriq.train.interrupt import stop_flag
 
 HARMLESS = ("threads", "run_dir")
 """Settings outside [log] that may differ in a finished run."""
+TAIL_BYTES = 1 << 16
+"""More than the longest row of a log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command: program and arguments."""
+
+    name: str
+    command: Sequence[str]
+    log: Path  # its output is appended here
+    steps: int
+    progress: Callable[[], int]  # steps finished so far, cheap to ask
+    result: Callable[[], str]  # shown after a success
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,11 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compare(plan: Plan) -> int:
-    """The exit status after running a plan and writing comparison.json, the curves and the tables.
-
-    Raises:
-        CurriqError: a run in the folder has other settings, or another process works there.
-    """
+    """The exit status after running a plan and writing comparison.json, the curves and the tables;
+    CurriqError when a run in the folder has other settings, or another process works there."""
     from curriq.evaluate.assess import assess
     from curriq.report.outcome import print_comparison, save_curves
 
@@ -48,28 +68,26 @@ def compare(plan: Plan) -> int:
         "still finishing their runs. Wait for them, or give another folder."
     )
     with exclusive(plan.out, refusal) as lock:
-        finished = {run.name for run in plan.runs if is_finished(run)}
+        finished = {run.name: run.config.train.steps for run in plan.runs if is_finished(run)}
         jobs = [_job(run, plan.compare.workers) for run in plan.runs if run.name not in finished]
-        done_before = sum(run.config.train.steps for run in plan.runs if run.name in finished)
         if finished:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
-        outcome = run_jobs(jobs, plan.compare.workers, done_before, lock)
-        if outcome.stopped:
+        failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
+        if stopped:
             again = f"curriq compare {plan.file} --out {plan.out}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
-        result = assess(plan, outcome.failed)
+        result = assess(plan, failed)
         path = plan.out / "comparison.json"
         write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         print_comparison(result)
-        for line in (f"numbers  {path}", *save_curves(result, plan.out)):
-            print(line)
-    return 1 if outcome.failed else 0
+        print(f"numbers  {path}", *save_curves(result, plan.out), sep="\n")
+    return 1 if failed else 0
 
 
 def is_finished(run: PlannedRun) -> bool:
     """Whether the run's folder holds its result; CurriqError when it holds a run with other settings."""
-    settings = run.folder / "config.toml"
+    settings, summary = run.folder / "config.toml", run.folder / "summary.json"
     if not settings.exists():
         return False
     changed = [
@@ -78,18 +96,18 @@ def is_finished(run: PlannedRun) -> bool:
         if (name == "eval_every" or (field_owners()[name] != "log" and name not in HARMLESS))
         and not (name == "sources" and _same_but_pinned(ours, theirs))
     ]
-    if changed:
-        raise CurriqError(
-            f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change, "
-            "remove the folder to run it again, or give another --out."
-        )
-    return (run.folder / "summary.json").exists() and bool(read_summary(run.folder)["finished"])
+    require(
+        not changed,
+        f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change, remove the "
+        "folder to run it again, or give another --out.",
+    )
+    return summary.exists() and bool(read_summary(run.folder)["finished"])
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:
     """Whether the sources differ only in the commits of hub data sets, which a run pins when it starts."""
     return len(planned) == len(run) and all(
-        ours == (theirs if ours.is_pinned else dataclasses.replace(theirs, hub_revision=ours.hub_revision))
+        ours == (theirs if ours.is_pinned else replace(theirs, hub_revision=ours.hub_revision))
         for ours, theirs in zip(planned, run, strict=True)
     )
 
@@ -117,3 +135,131 @@ def _job(run: PlannedRun, workers: int) -> Job:
         progress=lambda: steps_logged(run.folder),
         result=lambda: "test loss {test_loss:.4f} in {seconds:.0f} s".format(**read_summary(run.folder)),
     )
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int,
+    finished_steps: int,
+    lock: int,
+    console: Console | None = None,
+    poll_seconds: float = 0.2,
+) -> tuple[dict[str, str], bool]:
+    """The last message of each job that failed, and whether Ctrl-C stopped them, after running all jobs, at
+    most `workers` at once. One that fails does not stop the others.
+
+    The first Ctrl-C interrupts every worker, waits for them to save, and starts no more; the second kills
+    them.
+
+    Args:
+        finished_steps: steps of jobs that were finished before, for the display.
+        lock: descriptor that the workers keep open; see `storage.exclusive`.
+        console: standard error when None.
+    """
+    display = _Display(console or Console(stderr=True, highlight=False), jobs, finished_steps)
+    failed, stopped = dict[str, str](), False
+    waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
+    with stop_flag() as stop, display.progress:
+        try:
+            while running or (waiting and not stopped):
+                if stop() and not stopped:
+                    stopped = True
+                    for _, process in running.values():
+                        process.send_signal(signal.SIGINT)
+                while waiting and len(running) < workers and not stopped:
+                    job = waiting.popleft()
+                    running[job.name] = job, _start(job, lock)
+                    display.started(job)
+                time.sleep(poll_seconds)
+                for job, process in list(running.values()):
+                    display.update(job)
+                    if process.poll() is not None:
+                        del running[job.name]
+                        if process.returncode and not stopped:
+                            failed[job.name] = last_line(job.log)
+                        display.ended(job, process.returncode, failed.get(job.name))
+        finally:
+            for _, process in running.values():
+                process.kill()
+                process.wait()
+    return failed, stopped
+
+
+def _start(job: Job, lock: int) -> subprocess.Popen:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log:
+        # In its own session, so that the terminal's Ctrl-C reaches it only once, through us.
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
+
+
+class _Display:
+    """On a terminal a bar for all steps and one per worker; elsewhere a line when a job starts or ends."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            speed_estimate_period=600,  # steps come in bursts, because a worker takes seconds to start
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self._steps = {job.name: job.progress() for job in jobs}
+        self._bars: dict[str, TaskID] = {}
+        self._ended = 0
+        done = finished_steps + sum(self._steps.values())
+        total = finished_steps + sum(job.steps for job in jobs)
+        self._all = self.progress.add_task("[bold]all steps", total=total, completed=done)
+
+    def started(self, job: Job) -> None:
+        done = self._steps[job.name]
+        self._bars[job.name] = self.progress.add_task(escape(job.name), total=job.steps, completed=done)
+        if not self.progress.console.is_terminal:
+            self._print(f"{job.name}: started")
+
+    def update(self, job: Job) -> None:
+        if self.progress.console.is_terminal:
+            done = job.progress()
+            self.progress.update(self._bars[job.name], completed=done)
+            self.progress.update(self._all, advance=done - self._steps[job.name])
+            self._steps[job.name] = done
+
+    def ended(self, job: Job, status: int, message: str | None) -> None:
+        text, style = ("stopped", "yellow") if status else (job.result(), "")
+        if message is not None:
+            text, style = f"failed (exit status {status}): {message}", "red"
+        self._ended += 1
+        self.progress.remove_task(self._bars.pop(job.name))
+        self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.progress.console.print(escape(text), style=style, soft_wrap=True)
+
+
+def steps_logged(run_dir: Path) -> int:
+    """Steps that a run's log holds so far, from its last whole row."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            rows = file.read().split(b"\n")[:-1]
+        return int(json.loads(rows[-1])["step"]) + 1
+    except (OSError, IndexError, ValueError, KeyError):  # no log yet, no whole row in it, or a damaged one
+        return 0
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty; the program's own error where there is one."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    own = [line for line in lines[-20:] if line.startswith("curriq: ")]
+    return (own or lines or ["it printed nothing"])[-1].removeprefix("curriq: ")

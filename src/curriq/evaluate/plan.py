@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ OWN = {
     "progress": "the workers have no display of their own",
 }
 """Settings of a run that the comparison decides, and where."""
-
 SHARED = ("steps", "num_candidates", "eval_every", "model")
 """Settings that all arms of a stream must share, beside those of the data and the tokenizer."""
-
 WORKER_LOG = "worker.log"
 """File in a run's folder with what its worker said."""
 
@@ -47,12 +46,9 @@ class CompareConfig(Section):
     seeds: tuple[int, ...]
     baseline: str
     workers: Count = 1
-    base: str = ""
-    """Preset that everything starts from; the defaults when empty."""
-    config: str = ""
-    """Run file over the preset."""
-    allow_constant_lr: bool = False
-    """Compare at a learning rate that has not decayed."""
+    base: str = ""  # preset that everything starts from; the defaults when empty
+    config: str = ""  # run file over the preset
+    allow_constant_lr: bool = False  # compare at a learning rate that has not decayed
 
     def check(self) -> None:
         require(bool(self.seeds), "seeds is empty: list at least one, and six or more for a verdict.")
@@ -86,23 +82,16 @@ class Plan:
     out: Path
     compare: CompareConfig
     streams: tuple[str, ...]
-    arms: dict[str, dict[str, Any]]
-    """Name → its own settings."""
+    arms: dict[str, dict[str, Any]]  # name → its own settings
     runs: tuple[PlannedRun, ...]
 
 
 def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -> Plan:
-    """Read and check the whole file.
-
-    Args:
-        file: TOML with the tables [compare], [arms.NAME] and, when there is more than one stream or it
-            needs settings, [streams.NAME]; docs/compare.md describes them.
-        out: folder of the comparison; runs/NAME of the file when None.
-        workers: instead of the file's.
+    """The comparison that a TOML file describes (docs/compare.md), in the folder `out` (runs/NAME of the file
+    when None) and with so many workers (the file's when None).
 
     Raises:
-        CurriqError: no such file, no valid TOML, an unknown or refused setting, or arms that would not
-            compare.
+        CurriqError: no such file, no valid TOML, an unknown or refused setting, or arms that do not compare.
     """
     out = out or Path("runs") / file.stem
     tables = read_tables(file)
@@ -115,27 +104,18 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         require(len(arms) > 1, "there is one arm only: a comparison needs the baseline and another.")
         start = preset(compare.base) if compare.base else RunConfig()
         start = load_toml(compare.config, start) if compare.config else start
-        configs = {
-            (stream, arm): _resolve(start, stream, of_stream, arm, of_arm)
-            for stream, of_stream in streams.items()
-            for arm, of_arm in arms.items()
-        }
+        configs = {}
+        for stream, arm in product(streams, arms):
+            with errors_name(f"[arms.{arm}] on [streams.{stream}]"):
+                configs[stream, arm] = start.override(**(streams[stream] | arms[arm]))
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
-    runs = tuple(
-        PlannedRun(
-            stream=stream,
-            arm=arm,
-            seed=seed,
-            config=configs[stream, arm].override(
-                seed=seed, run_dir=str(out / stream / f"{arm}-{seed}"), threads=0, progress="none"
-            ),
-        )
-        for stream in streams
-        for seed in compare.seeds
-        for arm in arms
-    )
-    return Plan(file=file, out=out, compare=compare, streams=tuple(streams), arms=arms, runs=runs)
+    runs = []
+    for stream, seed, arm in product(streams, compare.seeds, arms):
+        own = {"seed": seed, "run_dir": str(out / stream / f"{arm}-{seed}")}
+        config = configs[stream, arm].override(**own, threads=0, progress="none")
+        runs.append(PlannedRun(stream=stream, arm=arm, seed=seed, config=config))
+    return Plan(file=file, out=out, compare=compare, streams=tuple(streams), arms=arms, runs=tuple(runs))
 
 
 def _compare_config(table: Any, workers: int | None) -> CompareConfig:
@@ -148,41 +128,32 @@ def _compare_config(table: Any, workers: int | None) -> CompareConfig:
 
 
 def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """[arms.*] or [streams.*], checked, with the settings of their presets and files put in."""
+    """[arms.*] or [streams.*], checked: a table's settings over those of its `file`, a run file beside the
+    plan, over those of its `preset`."""
     require(
         isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()),
         f"[{kind}] holds one table per name: write [{kind}.NAME] and its settings below.",
     )
+    expanded = {}
     for name, settings in tables.items():
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None,
             f"[{kind}.{name!r}]: the name becomes a folder, so use letters, digits, '.', '_' and '-'.",
         )
-        own = [setting for setting in settings if setting not in ("preset", "file", *FORMER)]
-        for setting in own:
+        own = dict(settings)
+        start, file = own.pop("preset", None), own.pop("file", None)
+        known = [setting for setting in own if setting not in FORMER]
+        for setting in known:
             require(setting not in OWN, f"[{kind}.{name}] {setting}: take it out; {OWN.get(setting)}.")
-        refuse_unknown(own, field_owners(), f"[{kind}.{name}] ")
-    return {name: _expanded(settings, folder) for name, settings in tables.items()}
-
-
-def _expanded(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A table's settings over those of its `file`, a run file beside the plan, over those of its `preset`."""
-    own = dict(settings)
-    preset_name, file = own.pop("preset", None), own.pop("file", None)
-    expanded = {} if preset_name is None else own_settings(str(preset_name))
-    if file is not None:
-        tables = read_tables(folder / str(file))
-        with errors_name(folder / str(file)):
-            expanded |= flat_settings(tables)
-    return expanded | own
-
-
-def _resolve(
-    start: RunConfig, stream: str, of_stream: dict[str, Any], arm: str, of_arm: dict[str, Any]
-) -> RunConfig:
-    """The stream's settings over the base, the arm's over both, checked together."""
-    with errors_name(f"[arms.{arm}] on [streams.{stream}]"):
-        return start.override(**(of_stream | of_arm))
+        refuse_unknown(known, field_owners(), f"[{kind}.{name}] ")
+        expanded[name] = {} if start is None else own_settings(str(start))
+        if file is not None:
+            path = folder / str(file)
+            of_file = read_tables(path)
+            with errors_name(path):
+                expanded[name] |= flat_settings(of_file)
+        expanded[name] |= own
+    return expanded
 
 
 def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compare: CompareConfig) -> None:
@@ -204,6 +175,4 @@ def shown(value: Any) -> str:
     """A value as an error message shows it; sources by what is not at its default."""
     if isinstance(value, tuple):
         return "[" + ", ".join(shown(item) for item in value) + "]"
-    if isinstance(value, SourceConfig):
-        return format_source(value)
-    return repr(value)
+    return format_source(value) if isinstance(value, SourceConfig) else repr(value)

@@ -26,13 +26,6 @@ MARGIN_SHARE = 0.01
 Verdict = Literal["gain", "no gain", "worse", "undetermined"]
 
 
-class Crossing(NamedTuple):
-    """Where a curve first comes down to a target; the end of the curve, a lower bound, when not `reached`."""
-
-    x: float
-    reached: bool
-
-
 class Ratio(NamedTuple):
     """Cost at which an arm reaches the baseline's final loss, over the baseline's own; below 1 is cheaper.
 
@@ -69,20 +62,21 @@ class PairedSummary:
     more_seeds: int  # seeds missing for a verdict; 0 unless undetermined
 
 
-def first_crossing(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"], target: float) -> Crossing:
-    """First x at which the curve, linear between its points, is at or below the target.
+def first_crossing(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"], target: float) -> tuple[float, bool]:
+    """First x at which the curve, linear between its points, is at or below the target, and True; the last x,
+    a lower bound, and False for a curve that never comes down to it.
 
     With y_{j−1} > target ≥ y_j: x_{j−1} + (x_j − x_{j−1}) (y_{j−1} − target) / (y_{j−1} − y_j). A first
     point that is below already gives its own x: nothing is extrapolated.
     """
     below = np.flatnonzero(y <= target)
     if not below.size:
-        return Crossing(float(x[-1]), False)
+        return float(x[-1]), False
     j = int(below[0])
     if j == 0:
-        return Crossing(float(x[0]), True)
+        return float(x[0]), True
     share = (y[j - 1] - target) / (y[j - 1] - y[j])
-    return Crossing(float(x[j - 1] + share * (x[j] - x[j - 1])), True)
+    return float(x[j - 1] + share * (x[j] - x[j - 1])), True
 
 
 def ratio_to_target(
@@ -98,8 +92,8 @@ def ratio_to_target(
     (windows), but can be below 1 on the others (FLOPs, seconds).
     """
     target = float(baseline_y[-1])
-    arm = first_crossing(arm_x, arm_y, target)
-    return Ratio(arm.x / first_crossing(baseline_x, baseline_y, target).x, not arm.reached)
+    x, reached = first_crossing(arm_x, arm_y, target)
+    return Ratio(x / first_crossing(baseline_x, baseline_y, target)[0], not reached)
 
 
 def mean_height(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"]) -> float:
@@ -119,10 +113,9 @@ def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | 
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     rng = np.random.default_rng(0)
-    result = stats.bootstrap(
-        (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=rng
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    how = {"confidence_level": CONFIDENCE, "n_resamples": RESAMPLES, "method": "percentile", "rng": rng}
+    interval = stats.bootstrap((values,), np.mean, **how).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
@@ -132,18 +125,11 @@ def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
     Exact up to `EXACT_UP_TO` differences, above by 9,999 random patterns with a fixed seed. Its only
     assumption is that under the null hypothesis a difference and its opposite are equally likely.
     """
-    n = len(differences)
-    if n < 2:
+    if len(differences) < 2:
         return 1.0
-    test = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=np.inf if n <= EXACT_UP_TO else RESAMPLES,
-        alternative="two-sided",
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
+    resamples, rng = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES, np.random.default_rng(0)
+    how = {"permutation_type": "samples", "alternative": "two-sided", "n_resamples": resamples, "rng": rng}
+    return float(stats.permutation_test((differences,), np.mean, **how).pvalue)
 
 
 def summarise_ratios(ratios: list[Ratio]) -> RatioSummary:
@@ -155,10 +141,8 @@ def summarise_ratios(ratios: list[Ratio]) -> RatioSummary:
     logs = np.log([ratio.value for ratio in ratios])
     censored = sum(ratio.censored for ratio in ratios)
     low, high = (None if end is None else math.exp(end) for end in bootstrap_interval(logs))
-    mean = math.exp(logs.mean())
-    return RatioSummary(
-        mean=mean, low=low, high=None if censored else high, censored=censored, seeds=len(ratios)
-    )
+    high = None if censored else high
+    return RatioSummary(mean=math.exp(logs.mean()), low=low, high=high, censored=censored, seeds=len(ratios))
 
 
 def summarise_differences(arm: Float[np.ndarray, "n"], baseline: Float[np.ndarray, "n"]) -> PairedSummary:

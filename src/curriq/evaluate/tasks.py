@@ -8,8 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from curriq.config import Within
 from curriq.errors import CurriqError
+from curriq.report.chart import Table, fixed
+from curriq.report.figures import print_table
 from curriq.runlog.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -27,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("MODEL", type=Path, help="folder of a run, of one of its checkpoints, or of any Hugging Face model")
-    tasks = " ".join(TASKS)
-    add("--tasks", nargs="*", default=list(TASKS), help=f"tasks or groups (default: {tasks})")
+    add("--tasks", nargs="*", default=list(TASKS), help=f"tasks or groups (default: {' '.join(TASKS)})")
     add("--limit", type=int, default=0, help="first examples of each task; 0 for all (default)")
     add("--fewshot", type=int, default=-1, help="worked examples; -1 takes the task's own number")
     add("--path", default="", help="folder of your own task files (YAML), for local data")
@@ -45,11 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """The exit status after scoring, printing and saving.
-
-    Raises:
-        CurriqError: there is no model, a task cannot be scored, or sources are requested without a run.
-    """
+    """The exit status after scoring, printing and saving; CurriqError when there is no model, a task cannot
+    be scored, or sources are requested without a run."""
     folder, run = model_folder(options.MODEL)
     if options.source_windows and run is None:
         raise CurriqError(
@@ -69,31 +69,31 @@ def evaluate(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             device=options.device,
         )
-        result["tasks"] = [_finite(asdict(score)) for score in scores]
+        for score in scores:
+            value = score.value if math.isfinite(score.value) else None  # JSON has no infinity
+            result["tasks"].append(asdict(score) | {"value": value})
         _print_scores(scores)
     if options.source_windows and run is not None:
         result["sources"] = source_losses(run, options.source_windows)
         _print_sources(result["sources"])
     out = options.out or (None if run is None else run / "eval" / f"{folder.parent.name}.json")
     if out is not None:
-        _save(out, result)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
         print(f"scores   {out}")
     return 0
 
 
 def model_folder(path: Path) -> tuple[Path, Path | None]:
-    """The Hugging Face folder at a path, and the run that it belongs to, if any.
-
-    Raises:
-        CurriqError: there is no model at the path.
-    """
+    """The Hugging Face folder at a path, and the run that it belongs to, if any; CurriqError without one."""
     from curriq.train.checkpoint import latest_checkpoint
 
-    if _is_model(path):
-        inside = path.name == "lm" and path.parent.parent.name == "checkpoints"
-        return path, path.parents[2] if inside else None
-    if _is_model(path / "lm"):
-        return path / "lm", path.parents[1] if path.parent.name == "checkpoints" else None
+    lm = path if _is_model(path) else path / "lm"
+    if _is_model(lm):
+        return lm, lm.parents[2] if lm.name == "lm" and lm.parents[1].name == "checkpoints" else None
     if (path / "config.toml").exists():
         return latest_checkpoint(path).lm, path
     raise CurriqError(
@@ -107,10 +107,8 @@ def _is_model(folder: Path) -> bool:
 
 
 def source_losses(run: Path, windows: int) -> dict[str, Any]:
-    """Mean loss of each source on the next windows of the run's stream.
-
-    In the first epoch the model was trained on none of them; `epoch` says whether that still holds.
-    """
+    """Mean loss of each source on the next windows of the run's stream. In the first epoch the model was
+    trained on none of them; `epoch` says whether that still holds."""
     from curriq.lm.held_out import held_out_loss
     from curriq.train.run import load_run
 
@@ -124,36 +122,18 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
     return {"epoch": float(offer.epoch or 0), "losses": losses}
 
 
-def _finite(score: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in score.items()}
-
-
-def _save(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise CurriqError(f"--out {path} cannot be written: {error.strerror}.") from None
-
-
 def _print_scores(scores: "list[Score]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "measure", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("score", "± standard error", "chance", "examples"):
-        table.add_column(heading, justify="right")
+    rows = []
     for score in scores:
-        numbers = (score.value, score.stderr, score.chance_level)
-        cells = ("–" if number is None else f"{number:.4f}" for number in numbers)
-        table.add_row(score.task, score.measure, *cells, f"{score.examples:,}")
-    Console(highlight=False, soft_wrap=True).print(table)
+        numbers = (fixed(number, ".4f") for number in (score.value, score.stderr, score.chance_level))
+        rows.append([score.task, score.measure, *numbers, f"{score.examples:,}"])
+    header = ["task", "measure", "score", "± standard error", "chance", "examples"]
+    print_table(Console(highlight=False, soft_wrap=True), Table("Scores", header, rows))
 
 
 def _print_sources(result: dict[str, Any]) -> None:
     print(f"by source, on the stream's next windows (epoch {result['epoch']:.0f}):")
     for name, found in result["losses"].items():
-        loss = found["loss"]
-        perplexity = math.exp(min(loss, 700.0))
-        print(f"  {name}: {loss:.4f} nats per token, perplexity {perplexity:.2f}, {found['windows']} windows")
+        perplexity = math.exp(min(found["loss"], 700.0))
+        cost = f"{found['loss']:.4f} nats per token, perplexity {perplexity:.2f}"
+        print(f"  {name}: {cost}, {found['windows']} windows")
