@@ -134,12 +134,7 @@ class Learner:
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
         """
-        mixture = self._pass(
-            self.lm,
-            offer.to(self.lm.device),
-            score,
-            with_entropy,
-        )
+        mixture = self._pass(self.lm, offer.to(self.lm.device), score, with_entropy)
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture

@@ -28,12 +28,7 @@ ScoreFunction = Callable[[Offer, Features], Float[Tensor, "n"]]
 """Log-weights of some windows; must not depend on which windows are scored together."""
 
 
-def single_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def single_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """Leave the gradient of Σ π_i ℓ_i on θ (cleared before) and return the mixture.
 
     Cost: one forward and one backward pass, as in plain training.
@@ -67,12 +62,7 @@ def single_pass(
     return _mixture(lm, offer, seen, scores, with_entropy)
 
 
-def two_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def two_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """The same gradient by scoring everything first; the reference for `single_pass`.
 
     Used when the model has dropout: scores are measured without it, gradients are taken with it.
@@ -90,12 +80,7 @@ def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Calla
         draw: log-weights of all windows → the indices to train on, each with weight 1/B.
     """
 
-    def subset(
-        lm: LanguageModel,
-        offer: Offer,
-        score: ScoreFunction,
-        with_entropy: bool = False,
-    ) -> Mixture:
+    def subset(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
         _clear(lm.parameters)
         scored = score_pass(lm, offer, score, with_entropy)
         chosen = draw(scored.scores)
@@ -123,12 +108,7 @@ def gumbel_top(b: int, generator: torch.Generator) -> Callable[[Float[Tensor, "n
     return draw
 
 
-def score_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def score_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """Features, scores and weights of all windows, without a gradient and without dropout."""
     local = offer.take(parallel.shard())
     chunk = lm.pieces.windows(local.windows)
@@ -145,11 +125,7 @@ def score_pass(
     return _mixture(lm, offer, seen, scores, with_entropy)
 
 
-def weighted_gradient(
-    lm: LanguageModel,
-    windows: Windows,
-    weights: Float[Tensor, "n"],
-) -> float:
+def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor, "n"]) -> float:
     """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum.
 
     Windows of weight 0 are not forwarded.

@@ -198,10 +198,7 @@ def context_length(config: "PretrainedConfig") -> int | None:
 
 
 def window_losses(
-    lm: LanguageModel,
-    hidden: Float[Tensor, "n T d"],
-    windows: Windows,
-    with_entropy: bool = False,
+    lm: LanguageModel, hidden: Float[Tensor, "n T d"], windows: Windows, with_entropy: bool = False
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"] | None]:
     """Mean next-token loss of each window over its learnt tokens, and its mean predictive entropy; nats per
     token, 0 for a window without a learnt token.
