@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -135,11 +134,6 @@ class Windows(Batch):
         if columns["labels"] is not None:
             columns["labels"] = columns["labels"].long()
         return cls(**columns).to(device)
-
-
-def pad(rows: Float[Tensor, "n T"], length: int, value: float) -> Float[Tensor, "n L"]:
-    """Rows lengthened to `length` with `value`."""
-    return F.pad(rows, (0, length - rows.shape[1]), value=value)
 
 
 @dataclass(frozen=True)
@@ -388,9 +382,8 @@ class Step(Mixture):
 
     def state_dict(self) -> State:
         """What the TD update of the next step reads; the offer and the metrics are in the log."""
-        return {
-            **{name: getattr(self, name) for name in ("index", "scores", "weights", "loss")},
-            **{name: getattr(self, name) for name in ("q", "policy", "action", "reward")},
+        names = ("index", "scores", "weights", "loss", "q", "policy", "action", "reward")
+        return {name: getattr(self, name) for name in names} | {
             "trained": self.trained.state_dict(),
             "features": self.features.state_dict(),
             "effects": None if self.effects is None else dict(vars(self.effects)),

@@ -11,7 +11,6 @@ from curriq.config import OptimConfig
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.lm.model import window_losses_of
 from curriq.types import NO_COST, Cost, Features, Mixture, Offer, Sampled
 
 N, T, M = 8, 8, 5
@@ -208,7 +207,7 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
 def test_window_losses_are_those_of_training() -> None:
     setting = Setting()
     mixture = setting.mixture()
-    losses = window_losses_of(in_pieces(setting.lm, **SIZES), setting.offer.windows)
+    losses = in_pieces(setting.lm, **SIZES).window_losses(setting.offer.windows)
     torch.testing.assert_close(losses, mixture.features.loss)
 
 

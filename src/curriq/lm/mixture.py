@@ -33,8 +33,8 @@ def single_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entr
 
     Cost: one forward and one backward pass, as in plain training.
     """
+    lm.network.zero_grad()
     parameters = lm.parameters
-    _clear(parameters)
     local = offer.take(parallel.shard())
     chunk = lm.pieces.windows(local.windows)
     running_max = -torch.inf
@@ -67,7 +67,7 @@ def two_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy
 
     Used when the model has dropout: scores are measured without it, gradients are taken with it.
     """
-    _clear(lm.parameters)
+    lm.network.zero_grad()
     mixture = score_pass(lm, offer, score, with_entropy)
     weighted_gradient(lm, offer.windows, mixture.weights)
     return mixture
@@ -81,7 +81,7 @@ def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Calla
     """
 
     def subset(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
-        _clear(lm.parameters)
+        lm.network.zero_grad()
         scored = score_pass(lm, offer, score, with_entropy)
         chosen = draw(scored.scores)
         weights = torch.zeros_like(scored.weights)
@@ -178,11 +178,6 @@ def last_and_pooled(hidden: Float[Tensor, "n T d"]) -> tuple[Float[Tensor, "n d"
     """h_x of Eq. 2 (the last token's hidden state), and the mean over tokens; float32 or finer."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return hidden[:, -1].to(dtype), hidden.mean(1, dtype=dtype)
-
-
-def _clear(parameters: list[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

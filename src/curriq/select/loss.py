@@ -10,9 +10,8 @@ from torch import Tensor
 from curriq.config import RunConfig, TokenizerConfig, require
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
-from curriq.lm.flops import forward_flops
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, forward_flops
 from curriq.select.base import Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
-from curriq.lm.flops import trunk_flops
 from curriq.lm.learner import ReforwardedAction
+from curriq.lm.model import trunk_flops
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
 from curriq.softq.critic import TDCritic, stored_action
