@@ -11,7 +11,7 @@ from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
-from curriq.softq.critic import MixtureCredit, QNetwork, QReplay, SampledCredit, TDCritic
+from curriq.softq.critic import QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
 from curriq.softq.features import QInputs
 from curriq.softq.temperature import FixedBeta
 from curriq.types import NO_COST, Critic, Features, Step
@@ -317,7 +317,7 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
         noise = 0.03 * torch.randn((), generator=generator, dtype=torch.float64)
         rewards.append((hidden @ truth).mean() + noise)
         done = transition(hidden, int(torch.randint(n, (), generator=generator)), rewards[-1].item())
-        task = credit.regression(done)
+        task = credit(done)
         inputs = hidden[task.rows]  # Q is linear, so a prediction's gradient is its (combined) input
         rows.append(inputs[0] if task.combine is None else (task.combine.double() @ inputs)[0])
     found = torch.linalg.lstsq(torch.stack(rows), torch.stack(rewards)[:, None]).solution[:, 0]
@@ -326,9 +326,9 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
 
 def test_sampled_credit_recovers_one_nth_of_the_scale_and_mixture_credit_all_of_it():
     """Standard errors here: 0.007 for the sampled rule at N = 16, 0.003 for the mixture's."""
-    assert recovered_scale(SampledCredit(), 16) == pytest.approx(1 / 16, abs=0.035)
-    assert recovered_scale(MixtureCredit(), 16) == pytest.approx(1.0, abs=0.02)
-    assert recovered_scale(SampledCredit(), 1) == pytest.approx(1.0, abs=0.02)
+    assert recovered_scale(sampled_credit, 16) == pytest.approx(1 / 16, abs=0.035)
+    assert recovered_scale(mixture_credit, 16) == pytest.approx(1.0, abs=0.02)
+    assert recovered_scale(sampled_credit, 1) == pytest.approx(1.0, abs=0.02)
 
 
 def test_mixture_credit_is_refused_where_it_has_no_meaning():

@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -39,47 +38,29 @@ class Regression:
     offsets: Float[Tensor, "r"]
 
 
-@runtime_checkable
-class Credit(Protocol):
-    """A rule of credit assignment."""
-
-    def regression(self, previous: Step) -> Regression | None:
-        """What the step asks of Q; None where it teaches nothing under this rule."""
-        ...
-
-
-class SampledCredit:
+def sampled_credit(previous: Step) -> Regression:
     """The paper's rule: the sampled candidate answers for the step, q̂ = Q(h_a).
 
     Given that candidate a was drawn from a nearly uniform policy, the mixture's reward moves by only
     π_a of its own value, so Q recovers about 1/N of the true scale.
     """
-
-    def regression(self, previous: Step) -> Regression:
-        return Regression(
-            rows=torch.tensor([previous.action], device=previous.weights.device),
-            combine=None,
-            offsets=previous.weights.new_zeros(1),
-        )
+    weights = previous.weights
+    row = torch.tensor([previous.action], device=weights.device)
+    return Regression(rows=row, combine=None, offsets=weights.new_zeros(1))
 
 
-class MixtureCredit:
+def mixture_credit(previous: Step) -> Regression:
     """The mixture answers for the step, q̂ = Σ w_i Q(h_i): what was trained on is what is rewarded.
 
     Recovers the full scale where rewards are linear in the mixture weights, as long as the weights vary
     (`--dirichlet-concentration`). Reads the stored features of all candidates; the action plays no part.
     """
-
-    def regression(self, previous: Step) -> Regression:
-        weights = previous.weights
-        return Regression(
-            rows=torch.arange(len(weights), device=weights.device),
-            combine=weights[None],
-            offsets=weights.new_zeros(1),
-        )
+    weights = previous.weights
+    rows = torch.arange(len(weights), device=weights.device)
+    return Regression(rows=rows, combine=weights[None], offsets=weights.new_zeros(1))
 
 
-class CounterfactualCredit:
+def counterfactual_credit(previous: Step) -> Regression | None:
     """Every probed window answers for itself: y_i = y + e_i − Σ w_j e_j.
 
     Had the step been taken on window i alone, its reward would have been r_k plus the window's own effect
@@ -87,20 +68,18 @@ class CounterfactualCredit:
     log-probability lasts, so it reaches the normalised return in full: its share (1 − γ) now, and γ through
     every later level, sum to 1. Steps without measured effects teach nothing.
     """
-
-    def regression(self, previous: Step) -> Regression | None:
-        effects = previous.effects
-        if effects is None:
-            return None
-        return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
+    effects = previous.effects
+    if effects is None:
+        return None
+    return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
 
 
-CREDIT_RULES: dict[str, Credit] = {
-    "sampled": SampledCredit(),
-    "mixture": MixtureCredit(),
-    "counterfactual": CounterfactualCredit(),
+CREDIT_RULES: dict[str, Callable[[Step], Regression | None]] = {
+    "sampled": sampled_credit,
+    "mixture": mixture_credit,
+    "counterfactual": counterfactual_credit,
 }
-"""The values of `CriticConfig.credit`."""
+"""The values of `CriticConfig.credit`; None where a step teaches nothing under the rule."""
 
 
 class QReplay(Saved):
@@ -323,7 +302,7 @@ class TDCritic(Saved):
             "critic/q_max": q.max(),
             "critic/soft_value": value,
         }
-        task = None if previous is None else self.credit.regression(previous)
+        task = None if previous is None else self.credit(previous)
         if previous is None or previous.reward is None or task is None:
             self.inputs.observe(features)
             return _to_metrics(measured), NO_COST
@@ -332,7 +311,10 @@ class TDCritic(Saved):
         targets = y + task.offsets
         self.scale.observe(previous.reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
-        inputs = self.inputs(self._responsible(previous, task))
+        responsible = previous.features.take(task.rows)
+        if self.config.td_into_theta:  # the sampled action's, with a gradient into θ
+            responsible = self.previous_action(previous)
+        inputs = self.inputs(responsible)
         predicted = self.online(inputs)
         if task.combine is not None:
             predicted = task.combine.to(predicted.dtype) @ predicted
@@ -353,16 +335,9 @@ class TDCritic(Saved):
         self.inputs.observe(features)
         return metrics, self._update_cost
 
-    def _responsible(self, previous: Step, task: Regression) -> Features:
-        """Features of the windows that answer; the sampled action's may carry a gradient into θ."""
-        if self.config.td_into_theta:
-            return self.previous_action(previous)
-        return previous.features.take(task.rows)
-
     def _in_nats(self, f: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        return (
-            f if self.scale.scale == 1.0 and self.scale.loc == 0.0 else self.scale.loc + self.scale.scale * f
-        )
+        loc, scale = self.scale.loc, self.scale.scale
+        return f if scale == 1.0 and loc == 0.0 else loc + scale * f
 
     def _backward(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Fresh gradient of φ, clipped; returns its norm before clipping."""
