@@ -74,19 +74,14 @@ class NoCritic(Saved):
         return {}, NO_COST
 
 
+@dataclass(eq=False)
 class StreamProposer(Saved):
-    """C_k = NEXTBATCH (Algorithm 1, line 3): the next N windows of the stream.
-
-    Args:
-        stream: where the windows come from.
-        n: N, windows per step.
-    """
+    """C_k = NEXTBATCH (Algorithm 1, line 3): the next n windows of the stream."""
 
     SAVED = ("stream",)
 
-    def __init__(self, stream: WindowSource, n: int) -> None:
-        self.stream = stream
-        self.n = n
+    stream: WindowSource
+    n: int
 
     def propose(self, step: int) -> Offer:
         began = time.perf_counter()
@@ -134,14 +129,24 @@ class RandomK(Uniform):
         return offer.take(shuffled[: self._k].sort().values)
 
 
+class History(Saved):
+    """The last `capacity` values, oldest first, in float64 on the CPU: for ranks and quantiles."""
+
+    SAVED = ("values",)
+
+    def __init__(self, capacity: int) -> None:
+        assert capacity > 0
+        self._capacity = capacity
+        self.values = torch.zeros(0, dtype=torch.float64)
+
+    def extend(self, new: Float[Tensor, "n"]) -> None:
+        self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
+
+
 class UniformUntil(Saved):
     """Uniform over all candidates before `step`, then `inner`; the mixture of Q warm-up.
 
     Until then `inner` is not asked and does not learn.
-
-    Args:
-        inner: the selector that takes over.
-        step: first step of `inner`.
     """
 
     SAVED = ("_inner",)

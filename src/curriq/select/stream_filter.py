@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -133,29 +133,25 @@ def _count_within(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
     return counts[place].double()
 
 
+@dataclass(eq=False)
 class ScoredStream(Saved):
-    """The windows of a stream, each with its `dsir_score`.
+    """The windows of a stream, each with its `dsir_score`."""
 
-    Args:
-        stream: where the windows come from.
-        score: of a batch of windows.
-    """
+    SAVED = ("stream", "score")
 
-    SAVED = ("_stream", "_score")
-
-    def __init__(self, stream: WindowSource, score: DsirScore) -> None:
-        self._stream = stream
-        self._score = score
+    stream: WindowSource
+    score: DsirScore
 
     def read(self, n: int) -> Offer:
-        offer = self._stream.read(n)
-        return replace(offer, known={**offer.known, "dsir_score": self._score(offer.windows)})
+        offer = self.stream.read(n)
+        return replace(offer, known={**offer.known, "dsir_score": self.score(offer.windows)})
 
 
 class StreamEnded(Exception):
     """A stream that ends, as one of the user's own may, has no window left."""
 
 
+@dataclass(eq=False)
 class FilteredStream(Saved):
     """Reads the stream in its order and accepts each window with its own probability (rejection sampling).
 
@@ -175,24 +171,15 @@ class FilteredStream(Saved):
         generator: CPU generator of the draws, one per window read.
     """
 
-    SAVED = ("stream", "_generator")
+    SAVED = ("stream", "generator")
 
-    def __init__(
-        self,
-        stream: Unreadable,
-        n: int,
-        *,
-        max_read_ratio: int,
-        accept_prob: Callable[[Offer], Float[Tensor, "n"]],
-        num_unfiltered: Callable[[int], int],
-        generator: torch.Generator,
-    ) -> None:
-        self.stream = stream
-        self.n = n
-        self._most = max_read_ratio * n
-        self._accept_prob = accept_prob
-        self._num_unfiltered = num_unfiltered
-        self._generator = generator
+    stream: Unreadable
+    n: int
+    _: KW_ONLY
+    max_read_ratio: int
+    accept_prob: Callable[[Offer], Float[Tensor, "n"]]
+    num_unfiltered: Callable[[int], int]
+    generator: torch.Generator
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -201,20 +188,20 @@ class FilteredStream(Saved):
             StreamEnded: no window is left.
         """
         began = time.perf_counter()
-        unfiltered = self._num_unfiltered(step)
+        unfiltered, most = self.num_unfiltered(step), self.max_read_ratio * self.n
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
         ended = False
-        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < self._most:
+        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
-            batch = self.stream.read(min(wanted, self._most - len(keys)))
+            batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            new = self._accept_prob(batch).double().cpu()
-            drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
+            new = self.accept_prob(batch).double().cpu()
+            drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
             keys = torch.cat([keys, new.log() - drawn.log()])
@@ -228,7 +215,9 @@ class FilteredStream(Saved):
         self.stream.unread(everything.take(slice(end, None)))
         n = int(accepted.sum()) if ended else self.n
         chosen = keys[:end].topk(n).indices.sort().values
-        judged = _with_samples(everything.take(slice(end)), prob[:end], unfiltered)
+        prob = prob[:end]
+        sampled = Sampled(accept_prob=prob, unfiltered=torch.arange(len(prob)) < unfiltered)
+        judged = replace(everything.take(slice(end)), sampled=sampled)
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         return replace(
@@ -238,11 +227,6 @@ class FilteredStream(Saved):
             cost=Cost(windows_read=len(judged)),
             metrics={"time/propose": time.perf_counter() - began},
         )
-
-
-def _with_samples(offer: Offer, accept_prob: Float[Tensor, "n"], unfiltered: int) -> Offer:
-    first = torch.arange(len(offer)) < unfiltered
-    return replace(offer, sampled=Sampled(accept_prob=accept_prob, unfiltered=first))
 
 
 class StreamFilter(Uniform):
@@ -266,6 +250,8 @@ class StreamFilter(Uniform):
         min_target_accept_rate: share of these that must be accepted, in [0, 1).
         memory: probes whose unfiltered windows are remembered.
     """
+
+    SAVED = ("_temperature", "_least_beta", "_unfiltered")
 
     def __init__(
         self,
@@ -347,18 +333,9 @@ class StreamFilter(Uniform):
         assert q is not None, "a stream is filtered by a critic that has values"
         return q.cpu()
 
-    def state_dict(self) -> State:
-        return {
-            "temperature": self._temperature.state_dict(),
-            "least_beta": self._least_beta,
-            "unfiltered": [features.state_dict() for features in self._unfiltered],
-        }
-
     def load_state_dict(self, state: State) -> None:
-        self._temperature.load_state_dict(state["temperature"])
-        self._least_beta = state["least_beta"]
-        self._unfiltered.clear()
-        self._unfiltered.extend(map(Features.from_state_dict, state["unfiltered"]))
+        super().load_state_dict(state)
+        self._unfiltered = deque(map(Features.from_state_dict, state["unfiltered"]), self._unfiltered.maxlen)
 
 
 def build_filter(
@@ -369,15 +346,7 @@ def build_filter(
     target: Callable[[], Float[Tensor, "D"]] | None,
     device: torch.device | str = "cpu",
 ) -> tuple[StreamFilter, TDCritic]:
-    """The learned filter and its critic.
-
-    Args:
-        config: of the run.
-        sources: how many there are.
-        generators: of the run.
-        target: DSIR scores of the target's own windows; None where they are not measured.
-        device: of the critic.
-    """
+    """The learned filter over so many sources and its critic, on `device`; `target` as in `StreamFilter`."""
     settings = config.critic
     acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.accept_fraction))
     temperature = build_temperature(settings, settings.accept_fraction, share=acceptance, memory=1)
