@@ -147,8 +147,9 @@ def test_reward_and_held_out_gradient_are_of_the_learnt_tokens():
     probe = EffectProbe(
         Learner(lm, OptimConfig(), 1), reward, windows=N, decay=0.0, generator=torch.Generator()
     )
-    drawn = reward.draw(0)
-    ours = torch.cat([piece.flatten() for piece in probe._held_out_gradient(drawn)])
+    reward.draw(0)
+    assert probe.effects(0, Offer.of(windows), torch.ones(N)) is None  # before the optimizer's first step
+    ours = torch.cat([piece.flatten() for piece in probe._average._average])
     sums, _, counts = reference(lm, windows)
     loss = sums.sum() / counts.sum()
     close(ours, gradient_of(lm, loss))

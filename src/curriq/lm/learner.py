@@ -86,10 +86,6 @@ class Learner(Saved):
         config: learning rate, schedule, clipping and micro-batches.
         steps: length of the schedule.
         mixture_pass: `single_pass` or `two_pass`; by default the single pass where the model has no dropout.
-
-    Attributes:
-        lm: the language model.
-        optimizer: AdamW over all of θ.
     """
 
     SAVED = ("optimizer",)

@@ -110,12 +110,7 @@ class Uniform(PlainSelector):
 
 
 class RandomK(Uniform):
-    """Trains uniformly on k random candidates of each step; `random-single` is k = 1.
-
-    Args:
-        k: windows kept per step; all of them where fewer are proposed.
-        generator: CPU generator of the draws.
-    """
+    """Trains uniformly on k random candidates of each step, on all where there are fewer."""
 
     SAVED = ("_generator",)
 

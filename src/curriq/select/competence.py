@@ -45,9 +45,6 @@ class LengthDifficulty(Saved):
 
     Windows have a constant number of *tokens*. A tokenizer spells frequent text with few long tokens
     and rare text (names, numbers, noise) with many short ones, so fewer characters mean harder text.
-
-    Args:
-        token_characters: characters of each token of the vocabulary, see `token_characters`.
     """
 
     def __init__(self, token_characters: Int[Tensor, "V"]) -> None:

@@ -20,9 +20,7 @@ from curriq.types import Cost, Features, Offer, Windows
 class ByLoss(PlainSelector):
     """Score ±ℓ/temperature: high loss first (sign +1), or low loss first (sign −1).
 
-    Args:
-        temperature: nats per token; towards 0 the extreme window gets all the weight.
-        sign: +1 or −1.
+    Towards a temperature of 0 nats per token the extreme window gets all the weight.
     """
 
     temperature: float

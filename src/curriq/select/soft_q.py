@@ -61,12 +61,8 @@ class DirichletNoise(Saved):
     """`inner` with weights that vary at random: π̃_i ∝ π_i g_i with g_i ~ Gamma(c)/c, independent.
 
     With uniform weights π̃ is a draw from the symmetric Dirichlet distribution of concentration c. Mixture
-    credit needs such variation: under a policy that hardly varies there is nothing to regress on.
-
-    Args:
-        inner: the selector.
-        concentration: c; the effective batch fraction is about c/(1 + c) of the inner one's.
-        generator: CPU generator of the draws.
+    credit needs such variation: under a policy that hardly varies there is nothing to regress on. The
+    effective batch fraction is about c/(1 + c) of the inner one's.
     """
 
     SAVED = ("_inner", "_generator")

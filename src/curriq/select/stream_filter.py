@@ -229,6 +229,7 @@ class FilteredStream(Saved):
         )
 
 
+@dataclass(eq=False)
 class StreamFilter(Uniform):
     """The acceptance probability of a window, from its Q; what was accepted is weighed evenly.
 
@@ -251,30 +252,24 @@ class StreamFilter(Uniform):
         memory: probes whose unfiltered windows are remembered.
     """
 
-    SAVED = ("_temperature", "_least_beta", "_unfiltered")
+    SAVED = ("temperature", "_least_beta", "_unfiltered")
 
-    def __init__(
-        self,
-        critic: Critic,
-        temperature: Temperature,
-        acceptance: Acceptance,
-        *,
-        target: Callable[[], Float[Tensor, "D"]] | None = None,
-        min_target_accept_rate: float = 0.0,
-        memory: int = 8,
-    ) -> None:
-        self._critic = critic
-        self._temperature = temperature
-        self.acceptance = acceptance
-        self._target = target
-        self._min_target_accept_rate = min_target_accept_rate
+    critic: Critic
+    temperature: Temperature
+    acceptance: Acceptance
+    _: KW_ONLY
+    target: Callable[[], Float[Tensor, "D"]] | None = None
+    min_target_accept_rate: float = 0.0
+    memory: int = 8
+
+    def __post_init__(self) -> None:
         self._least_beta = 0.0
-        self._unfiltered: deque[Features] = deque(maxlen=memory)
+        self._unfiltered: deque[Features] = deque(maxlen=self.memory)
 
     @property
     def beta(self) -> float:
         """β of the next draws, nats per token; ∞ accepts everything."""
-        return max(self._temperature.beta, self._least_beta)
+        return max(self.temperature.beta, self._least_beta)
 
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]:
         """The acceptance probability of each window of the stream."""
@@ -300,10 +295,10 @@ class StreamFilter(Uniform):
         self._unfiltered.append(Features.before_forward(step.trained.take(rows[own])))
         q = self._values(list(self._unfiltered))
         latest = torch.arange(len(q) - len(own), len(q))
-        metrics |= self._temperature.observe(
+        metrics |= self.temperature.observe(
             q, replace(effects, rows=latest, effect=effects.effect.cpu()[own])
         )
-        return metrics if self._target is None else metrics | self._bound_by_target(self._target(), q)
+        return metrics if self.target is None else metrics | self._bound_by_target(self.target(), q)
 
     def _bound_by_target(self, dsir_score: Float[Tensor, "D"], sample: Float[Tensor, "m"]) -> Metrics:
         """Set the least β; the metric is the share of the target's own windows that it would accept."""
@@ -323,13 +318,13 @@ class StreamFilter(Uniform):
             return self.acceptance.prob(z[:, m:], z[:, :m]).mean(1)
 
         q = q - q[:m].mean()
-        rate = self._min_target_accept_rate
+        rate = self.min_target_accept_rate
         self._least_beta = (solve_beta(q, rate, accepted) or 0.0) if rate else 0.0
         return {"policy/target_accept_rate": accepted(q[None] / self.beta).item()}
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
         """On the CPU, where the stream is, and where β is solved in many small operations."""
-        q = self._critic.values(Features.cat(features))
+        q = self.critic.values(Features.cat(features))
         assert q is not None, "a stream is filtered by a critic that has values"
         return q.cpu()
 

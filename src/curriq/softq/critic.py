@@ -86,12 +86,6 @@ class QReplay(Saved):
     """The last `capacity` pairs of Q's input and its target, sampled uniformly.
 
     A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
-
-    Args:
-        capacity: pairs kept; a new one overwrites the oldest.
-        width: entries of an input.
-        device: where the pairs lie.
-        generator: CPU generator of the draws.
     """
 
     SAVED = ("_hidden", "_targets", "_added", "_generator")
@@ -255,11 +249,9 @@ class TDCritic(Saved):
         self.previous_action = previous_action
         self._update_cost = update_cost
         self.credit = CREDIT_RULES[config.credit]
-        self.replay = (
-            QReplay(config.q_replay_size, inputs.width, device, generators("critic/replay"))
-            if config.q_replay_size
-            else None
-        )
+        self.replay: QReplay | None = None
+        if config.q_replay_size:
+            self.replay = QReplay(config.q_replay_size, inputs.width, device, generators("critic/replay"))
 
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:

@@ -170,12 +170,7 @@ class LearnedBeta(Saved):
     """β as soft actor-critic learns its temperature (Haarnoja et al. 2018, Section 5).
 
     log β descends β-weighted entropy excess: log β ← log β − η (H(π) − H̄), with H̄ = log(N f) for the fraction
-    f that `sharpness` asks for.
-
-    Args:
-        sharpness: the fraction f.
-        beta: where it starts.
-        learning_rate: η.
+    f that `sharpness` asks for and the learning rate η.
     """
 
     SAVED = ("sharpness", "beta")
