@@ -14,8 +14,7 @@ from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.rng import Generators
 from curriq.select.base import Uniform
 from curriq.select.soft_q import SoftQ
-from curriq.softq.critic import TDCritic, stored_action
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic, stored_action
 from curriq.softq.temperature import FixedBeta
 from curriq.train.loop import Components, LoopState, theta_reset_schedule, train_step
 

@@ -13,9 +13,16 @@ from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.select.base import Uniform
 from curriq.select.soft_q import DirichletNoise, SoftQ
-from curriq.softq.critic import Scale, TDCritic, counterfactual_credit
+from curriq.softq.critic import (
+    LOSS_SCALE,
+    SOURCE_SCALE,
+    STATE_SCALE,
+    QInputs,
+    Scale,
+    TDCritic,
+    counterfactual_credit,
+)
 from curriq.softq.equations import effective_batch_size
-from curriq.softq.features import LOSS_SCALE, SOURCE_SCALE, STATE_SCALE, QInputs
 from curriq.softq.temperature import FixedBeta
 from curriq.types import NO_COST, Effects, Features, Step
 

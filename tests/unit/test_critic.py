@@ -11,8 +11,7 @@ from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
-from curriq.softq.critic import QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
 from curriq.softq.temperature import FixedBeta
 from curriq.types import NO_COST, Critic, Features, Step
 

@@ -31,8 +31,7 @@ from curriq.lm.embeddings import InputEmbeddings
 from curriq.lm.model import context_length, trunk_flops
 from curriq.plugins import find_builder
 from curriq.select.base import Context, Method
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.types import Critic
 
 

@@ -13,8 +13,7 @@ from curriq.lm.learner import ReforwardedAction
 from curriq.lm.model import trunk_flops
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
-from curriq.softq.critic import TDCritic, stored_action
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic, stored_action
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource

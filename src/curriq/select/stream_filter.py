@@ -18,8 +18,7 @@ from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.rng import Generators
 from curriq.select.base import Uniform
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
     Acceptance,
