@@ -77,8 +77,8 @@ class Batch:
         return dict(vars(self))
 
     @classmethod
-    def from_state_dict(cls: type[B], state: State, device: torch.device | str = "cpu") -> B:
-        return cls(**state).to(device)
+    def from_state_dict(cls: type[B], state: State) -> B:
+        return cls(**state)
 
     def _mapped(self: B, change: Callable[[Tensor], Tensor]) -> B:
         return type(self)(**{name: _map(value, change) for name, value in vars(self).items()})
@@ -129,11 +129,11 @@ class Windows(Batch):
         return dict(vars(self)) | {"tokens": self.tokens.to("cpu", torch.int32), "labels": labels}
 
     @classmethod
-    def from_state_dict(cls, state: State, device: torch.device | str = "cpu") -> "Windows":
+    def from_state_dict(cls, state: State) -> "Windows":
         columns = state | {"tokens": state["tokens"].long()}
         if columns["labels"] is not None:
             columns["labels"] = columns["labels"].long()
-        return cls(**columns).to(device)
+        return cls(**columns)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Offer:
     @staticmethod
     def from_state_dict(state: State) -> "Offer":
         windows = Windows.from_state_dict(state["windows"])
-        sampled = None if state["sampled"] is None else Sampled(**state["sampled"])
+        sampled = None if state["sampled"] is None else Sampled.from_state_dict(state["sampled"])
         return Offer.of(windows, known=state["known"], sampled=sampled, epoch=state["epoch"])
 
 

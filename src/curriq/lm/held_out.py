@@ -75,7 +75,6 @@ class HeldOutReward(Saved):
     Args:
         reward_set: D.
         windows: M.
-        generator: CPU generator of the draws.
         every: steps between rewards; the steps between have none.
         paired: measure the gain instead of the level.
 
@@ -171,13 +170,8 @@ def first_order_effects(
 ) -> Float[Tensor, "m"]:
     """e_i of some windows, nats per token: what a step on each alone adds to the held-out log-probability.
 
-    Args:
-        before: ℓ_i(θ).
-        after: measures the same losses again, with θ displaced against the direction.
-        parameters: θ; equal bit by bit afterwards.
-        direction: P ∇ℓ_D.
-        rate: α, the learning rate of a step.
-        relative_step: length of the displacement over ‖θ‖.
+    `before` is ℓ_i(θ), and `after` measures it again with θ displaced by `relative_step` · ‖θ‖ against the
+    direction P ∇ℓ_D. The parameters are equal bit by bit afterwards. The rate is α.
     """
     size = relative_step * total_norm(parameters) / max(1e-30, total_norm(direction))
     with displaced(parameters, direction, -size):
@@ -212,7 +206,6 @@ class EffectProbe(Saved):
         reward: draws the held-out windows, and gets its loss before the update from the gradient's pass.
         windows: candidates probed per probe, drawn at random; all of them where there are not more.
         decay: of the average of the held-out gradients.
-        generator: CPU generator of the draws of windows.
         shuffle: ablation: permute the effects among the windows, so that they mean nothing.
     """
 

@@ -81,11 +81,7 @@ def gradients_set_aside(parameters: Sequence[Tensor]) -> Generator[None]:
 class Learner(Saved):
     """θ and AdamW: accumulates the mixture gradient, then takes one clipped step on it.
 
-    Args:
-        lm: the language model.
-        config: learning rate, schedule, clipping and micro-batches.
-        steps: length of the schedule.
-        mixture_pass: `single_pass` or `two_pass`; by default the single pass where the model has no dropout.
+    The schedule is `steps` long; `mixture_pass` is by default the single pass where the model has no dropout.
     """
 
     SAVED = ("optimizer",)

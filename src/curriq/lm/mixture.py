@@ -76,8 +76,7 @@ def two_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy
 def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Callable[..., Mixture]:
     """A pass that scores all windows and trains on few: a forward over N buys a backward over B.
 
-    Args:
-        draw: log-weights of all windows → the indices to train on, each with weight 1/B.
+    From the log-weights of all, `draw` gives the indices to train on, each with weight 1/B.
     """
 
     def subset(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:

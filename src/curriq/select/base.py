@@ -109,19 +109,18 @@ class Uniform(PlainSelector):
         return torch.zeros_like(features.loss)
 
 
+@dataclass(eq=False)
 class RandomK(Uniform):
     """Trains uniformly on k random candidates of each step, on all where there are fewer."""
 
-    SAVED = ("_generator",)
+    SAVED = ("generator",)
 
-    def __init__(self, k: int, generator: torch.Generator) -> None:
-        assert k >= 1
-        self._k = k
-        self._generator = generator
+    k: int
+    generator: torch.Generator
 
     def admit(self, step: int, offer: Offer) -> Offer:
-        shuffled = torch.randperm(len(offer), generator=self._generator)
-        return offer.take(shuffled[: self._k].sort().values)
+        shuffled = torch.randperm(len(offer), generator=self.generator)
+        return offer.take(shuffled[: self.k].sort().values)
 
 
 class History(Saved):
@@ -177,15 +176,3 @@ def plain(
     """The method that scores the windows of a stream, the corpus's own by default, and has no Q."""
     proposer = StreamProposer(stream or context.corpus.stream, config.train.num_candidates)
     return Method(proposer=proposer, selector=selector, critic=NoCritic(), cost=cost)
-
-
-def build_uniform(config: RunConfig, context: Context) -> Method:
-    return plain(Uniform(), config, context)
-
-
-def build_random_single(config: RunConfig, context: Context) -> Method:
-    return plain(RandomK(1, context.generators("random-k")), config, context)
-
-
-def build_random_k(config: RunConfig, context: Context) -> Method:
-    return plain(RandomK(config.select.random_k, context.generators("random-k")), config, context)

@@ -3,6 +3,7 @@ for Neural Machine Translation")."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -40,6 +41,7 @@ class LabelDifficulty(Saved):
         return label.masked_fill(label.isnan(), torch.inf)
 
 
+@dataclass(eq=False)
 class LengthDifficulty(Saved):
     """Minus the characters of the window.
 
@@ -47,11 +49,10 @@ class LengthDifficulty(Saved):
     and rare text (names, numbers, noise) with many short ones, so fewer characters mean harder text.
     """
 
-    def __init__(self, token_characters: Int[Tensor, "V"]) -> None:
-        self._characters = token_characters.cpu()
+    token_characters: Int[Tensor, "V"]
 
     def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
-        return -self._characters[windows.tokens.cpu()].sum(1).double()
+        return -self.token_characters[windows.tokens.cpu()].sum(1).double()
 
 
 def token_characters(decode: Callable[[list[int]], str], vocab_size: int) -> Int[Tensor, "V"]:

@@ -11,7 +11,7 @@ from curriq.config import RunConfig, TokenizerConfig, require
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel, forward_flops
+from curriq.lm.model import forward_flops
 from curriq.select.base import Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 
@@ -64,37 +64,16 @@ class ExcessLoss(PlainSelector):
         return (features.loss - irreducible) / self.temperature
 
 
-def build_high_loss(config: RunConfig, context: Context) -> Method:
-    return plain(ByLoss(config.select.selector_temperature, +1), config, context)
-
-
-def build_low_loss(config: RunConfig, context: Context) -> Method:
-    return plain(ByLoss(config.select.selector_temperature, -1), config, context)
-
-
-def build_uncertainty(config: RunConfig, context: Context) -> Method:
-    return plain(Uncertainty(config.select.selector_temperature), config, context)
-
-
 def build_rho(config: RunConfig, context: Context) -> Method:
     """RHO-LOSS with the model that `--reference-model` names.
 
     Raises:
         CurriqError: it cannot be loaded, or was trained with another tokenizer.
     """
-    reference = _load_reference(config, context)
-    selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
-    cost = Cost(extra_flops=forward_flops(reference, config.data.window))
-    return plain(selector, config, context, cost=cost)
-
-
-def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
-    name = config.select.reference_model
+    name, window, tokenizer = config.select.reference_model, config.data.window, context.corpus.tokenizer
     lm_config = replace(config.lm, model=name, dropout=0.0, lora_rank=0)
     try:
-        reference = load_language_model(
-            lm_config, context.corpus.tokenizer, config.data.window, config.train.seed, context.lm.device
-        )
+        reference = load_language_model(lm_config, tokenizer, window, config.train.seed, context.lm.device)
         theirs = load_tokenizer(TokenizerConfig(tokenizer=name), config.lm, list)
     except CurriqError as error:
         # The loaders speak of --model and of training from scratch, which do not help here.
@@ -105,9 +84,10 @@ def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
             "causal language model with its tokenizer; `curriq train --preset reference` trains one."
         ) from error
     require(
-        context.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
+        tokenizer.get_vocab() == theirs.get_vocab(),
         f"--reference-model {name!r} was trained with another tokenizer than this "
         "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
         "sources.",
     )
-    return reference
+    selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
+    return plain(selector, config, context, cost=Cost(extra_flops=forward_flops(reference, window)))

@@ -155,7 +155,6 @@ class QInputs(Saved):
     ) -> None:
         assert names
         self._names = tuple(names)
-        self.hidden = hidden
         self._sources = sources
         self._layer_norm = layer_norm
         # Entries of an input, and what fills them.
@@ -187,7 +186,7 @@ class QInputs(Saved):
         self._loss_spread += (1 - LOSS_MEMORY) * (spread - self._loss_spread)
 
     def _state(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return STATE_SCALE * F.layer_norm(hidden, (self.hidden,)) if self._layer_norm else hidden
+        return STATE_SCALE * F.layer_norm(hidden, hidden.shape[-1:]) if self._layer_norm else hidden
 
     def _loss(self, features: Features) -> Float[Tensor, "n 1"]:
         """Distance from the running mean in running standard deviations; 0 before the first step."""
