@@ -28,10 +28,9 @@ def transition(hidden: torch.Tensor, action: int, reward: float) -> Step:
 
 
 def critic(width: int = 3, seed: int = 0, previous_action=None, **settings) -> TDCritic:
-    extra = {} if previous_action is None else {"previous_action": previous_action}
     config = CriticConfig(**settings)
     inputs = QInputs(config.q_features, width, layer_norm=config.q_layer_norm)
-    return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed), **extra)
+    return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed), previous_action)
 
 
 def saved_and_loaded(state):

@@ -105,9 +105,8 @@ class LanguageModel:
     @contextmanager
     def without_dropout(self) -> Generator[None]:
         """Evaluation mode; restores the mode it found."""
-        was_training = self.network.training
         # Evaluation mode only where it changes something: switching visits every module of the network.
-        toggle = self.has_dropout and was_training
+        toggle = self.has_dropout and self.network.training
         if toggle:
             self.network.eval()
         try:

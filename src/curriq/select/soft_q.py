@@ -13,7 +13,7 @@ from curriq.lm.learner import ReforwardedAction
 from curriq.lm.model import trunk_flops
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
-from curriq.softq.critic import QInputs, TDCritic, stored_action
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource
@@ -125,7 +125,7 @@ def _filtering(config: RunConfig, context: Context, stream: WindowSource, score:
 def _critic(config: RunConfig, context: Context, temperature: Temperature) -> TDCritic:
     settings, lm, sources = config.critic, context.lm, len(context.corpus.source_names)
     inputs = QInputs(settings.q_features, lm.width, sources, layer_norm=settings.q_layer_norm)
-    previous_action, update_cost = stored_action, NO_COST
+    previous_action, update_cost = None, NO_COST
     if settings.td_into_theta:
         previous_action = ReforwardedAction(lm, settings.td_lambda)
         passes = 3 + config.lm.gradient_checkpointing

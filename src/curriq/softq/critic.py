@@ -44,6 +44,7 @@ def sampled_credit(previous: Step) -> Regression:
     Given that candidate a was drawn from a nearly uniform policy, the mixture's reward moves by only
     π_a of its own value, so Q recovers about 1/N of the true scale.
     """
+    assert previous.action is not None, "a critic that has values draws an action"
     weights = previous.weights
     row = torch.tensor([previous.action], device=weights.device)
     return Regression(rows=row, combine=None, offsets=weights.new_zeros(1))
@@ -246,12 +247,6 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def stored_action(previous: Step) -> Features:
-    """The sampled action's features as they were at θ_{k−1}, without gradient."""
-    assert previous.action is not None, "a critic that has values draws an action"
-    return previous.features.take(slice(previous.action, previous.action + 1))
-
-
 class Scale(Saved):
     """Running mean and scale of Q, so that φ learns numbers of size 1: Q = loc + scale · f(x).
 
@@ -294,10 +289,10 @@ class TDCritic(Saved):
         temperature: gives β.
         device: where φ lies.
         generators: gives the purposes `critic/init` and `critic/replay` a generator each.
-        previous_action: features of the previous action, for the sampled rule. The default takes the stored
-            ones. For TD-into-θ (Section 2.7) pass a function that forwards the action's tokens again with
-            gradient, scaled by `td_lambda`: the TD loss is then backpropagated through it exactly once,
-            and its gradient on θ is left there, unclipped, for the caller's optimizer.
+        previous_action: None for the stored features of what answers. For TD-into-θ (Section 2.7) a function
+            that forwards the previous action's tokens again with gradient, scaled by `td_lambda`: the TD loss
+            is then backpropagated through it exactly once, and its gradient on θ is left there, unclipped,
+            for the caller's optimizer.
         update_cost: of one TD update, in operations of the language model.
     """
 
@@ -311,7 +306,7 @@ class TDCritic(Saved):
         temperature: Temperature,
         device: torch.device | str,
         generators: Generators,
-        previous_action: Callable[[Step], Features] = stored_action,
+        previous_action: Callable[[Step], Features] | None = None,
         update_cost: Cost = NO_COST,
     ) -> None:
         self.config = config
@@ -389,8 +384,9 @@ class TDCritic(Saved):
         targets = y + task.offsets
         self.scale.observe(previous.reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
-        responsible = previous.features.take(task.rows)
-        if self.config.td_into_theta:  # the sampled action's, with a gradient into θ
+        if self.previous_action is None:
+            responsible = previous.features.take(task.rows)
+        else:
             responsible = self.previous_action(previous)
         inputs = self.inputs(responsible)
         predicted = self.online(inputs)
