@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curriq.cli import parse_run_config
 from curriq.config import RunConfig
 from curriq.lm.held_out import displaced, total_norm
-from curriq.lm.model import LanguageModel, Pieces, window_losses, window_losses_of
+from curriq.lm.model import LanguageModel, Pieces, window_losses
 from curriq.presets import own_settings
 from curriq.train.loop import train_step
 from curriq.train.run import prepare
@@ -102,10 +102,10 @@ def accuracy(run) -> None:
     for name in ("float32", "TF32", "bfloat16") if lm.device.type == "cuda" else ("float32", "bfloat16"):
         for relative in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5):
             with arithmetic(lm, name):
-                before = window_losses_of(lm, windows)
+                before = lm.window_losses(windows)
                 began = time.perf_counter()
                 with displaced(lm.parameters, direction, -relative * scale):
-                    found = (before - window_losses_of(lm, windows)) / (relative * scale)
+                    found = (before - lm.window_losses(windows)) / (relative * scale)
                 synchronise(lm.device)
                 seconds = time.perf_counter() - began
             error = (found - exact).norm() / exact.norm()

@@ -31,8 +31,7 @@ from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select.base import NoCritic, Uniform
 from curriq.select.soft_q import SoftQ
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
 from curriq.train.loop import Components, LoopState, NoHeldOut, train_step
 from curriq.types import Offer, Windows

@@ -17,7 +17,7 @@ from curriq.langevin.dynamics import VOCABULARY_CHUNK, StepRule, gradient_scale
 from curriq.langevin.energy import Energy
 from curriq.langevin.samplers import QuerySampler, Sample, Vocabulary
 from curriq.lm.embeddings import InputEmbeddings
-from curriq.lm.flops import trunk_flops
+from curriq.lm.model import trunk_flops
 from curriq.types import Cost
 
 CANDIDATES = 32

@@ -43,7 +43,6 @@ from curriq.langevin.energy import features_of
 from curriq.langevin.retrieval import uniform_slots
 from curriq.lm.held_out import RELATIVE_STEP, displaced, held_out_loss, total_norm
 from curriq.lm.mixture import weighted_gradient
-from curriq.lm.model import window_losses_of
 from curriq.rng import Generators
 from curriq.select.base import Context, Method
 from curriq.train.build import Run
@@ -78,7 +77,6 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 RANDOM_BATCHES = 2
 """Batches of random windows per step whose mean effect the retrieved windows are compared with."""
-PIECES = {"micro_batch": 64, "chunk_tokens": 2048}
 
 
 def trained(folder: Path, seed: int, steps: int, settings: dict[str, Any]) -> Run:
@@ -145,7 +143,7 @@ def loss_after(run: Run, offer: Offer) -> float:
     learner.snapshot()
     learner.accumulate(offer, lambda part, features: torch.zeros_like(features.loss), False)
     learner.update(run.config.train.steps // 2)
-    loss = held_out_loss(run.lm, run.corpus.held_out.validation, **PIECES)
+    loss = held_out_loss(run.lm, run.corpus.held_out.validation)
     learner.restore()
     learner.release()
     return loss
@@ -156,14 +154,14 @@ def calibration(run: Run, count: int = 256) -> tuple[float, float]:
     q = run.session.components.critic.differentiable
     windows = run.corpus.stream.read(count).windows
     learner, lm, validation = run.session.components.learner, run.lm, run.corpus.held_out.validation
-    weighted_gradient(lm, validation, torch.full((len(validation),), 1 / len(validation)).double(), **PIECES)
+    weighted_gradient(lm, validation, torch.full((len(validation),), 1 / len(validation)).double())
     gradient = [p.grad for p in lm.parameters if p.grad is not None]
     direction = learner.precondition(gradient)
     assert direction is not None
     size = RELATIVE_STEP * total_norm(lm.parameters) / total_norm(direction)
-    before = window_losses_of(lm, windows, **PIECES)
+    before = lm.window_losses(windows)
     with displaced(lm.parameters, direction, -size):
-        effects = before - window_losses_of(lm, windows, **PIECES)
+        effects = before - lm.window_losses(windows)
     with lm.measuring():
         values = torch.cat([q(features_of(lm.trunk(part))) for part in windows.tokens.split(64)])
     rho = stats.spearmanr(values.numpy(), effects.numpy()).statistic

@@ -42,9 +42,8 @@ from curriq.rng import Generators
 from curriq.select.base import NoCritic
 from curriq.select.soft_q import SoftQ
 from curriq.select.stream_filter import DsirScore, StreamEnded, build_filter, filtered
-from curriq.softq.critic import TDCritic
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.equations import sample_action
-from curriq.softq.features import QInputs
 from curriq.softq.temperature import build_temperature, effective_batch_fraction
 from curriq.state import Saved, State
 from curriq.types import Cost, Critic, Features, Metrics, Offer, Step, Windows, merge

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -78,8 +77,8 @@ class Batch:
         return dict(vars(self))
 
     @classmethod
-    def from_state_dict(cls: type[B], state: State, device: torch.device | str = "cpu") -> B:
-        return cls(**state).to(device)
+    def from_state_dict(cls: type[B], state: State) -> B:
+        return cls(**state)
 
     def _mapped(self: B, change: Callable[[Tensor], Tensor]) -> B:
         return type(self)(**{name: _map(value, change) for name, value in vars(self).items()})
@@ -130,16 +129,11 @@ class Windows(Batch):
         return dict(vars(self)) | {"tokens": self.tokens.to("cpu", torch.int32), "labels": labels}
 
     @classmethod
-    def from_state_dict(cls, state: State, device: torch.device | str = "cpu") -> "Windows":
+    def from_state_dict(cls, state: State) -> "Windows":
         columns = state | {"tokens": state["tokens"].long()}
         if columns["labels"] is not None:
             columns["labels"] = columns["labels"].long()
-        return cls(**columns).to(device)
-
-
-def pad(rows: Float[Tensor, "n T"], length: int, value: float) -> Float[Tensor, "n L"]:
-    """Rows lengthened to `length` with `value`."""
-    return F.pad(rows, (0, length - rows.shape[1]), value=value)
+        return cls(**columns)
 
 
 @dataclass(frozen=True)
@@ -282,7 +276,7 @@ class Offer:
     @staticmethod
     def from_state_dict(state: State) -> "Offer":
         windows = Windows.from_state_dict(state["windows"])
-        sampled = None if state["sampled"] is None else Sampled(**state["sampled"])
+        sampled = None if state["sampled"] is None else Sampled.from_state_dict(state["sampled"])
         return Offer.of(windows, known=state["known"], sampled=sampled, epoch=state["epoch"])
 
 
@@ -388,9 +382,8 @@ class Step(Mixture):
 
     def state_dict(self) -> State:
         """What the TD update of the next step reads; the offer and the metrics are in the log."""
-        return {
-            **{name: getattr(self, name) for name in ("index", "scores", "weights", "loss")},
-            **{name: getattr(self, name) for name in ("q", "policy", "action", "reward")},
+        names = ("index", "scores", "weights", "loss", "q", "policy", "action", "reward")
+        return {name: getattr(self, name) for name in names} | {
             "trained": self.trained.state_dict(),
             "features": self.features.state_dict(),
             "effects": None if self.effects is None else dict(vars(self.effects)),

@@ -88,9 +88,9 @@ def test_the_filter_of_the_stream_is_the_selector(name, context):
     method = build(name, context)
     assert isinstance(method.proposer, FilteredStream)
     assert isinstance(method.selector, StreamFilter)
-    assert method.proposer._accept_prob == method.selector.accept_prob  # a method of this very object
-    assert method.selector._critic is method.critic
-    assert method.selector._temperature is method.critic.temperature
+    assert method.proposer.accept_prob == method.selector.accept_prob  # a method of this very object
+    assert method.selector.critic is method.critic
+    assert method.selector.temperature is method.critic.temperature
 
 
 def test_the_recommended_preset_on_sources_alone_selects(tmp_path):

@@ -20,8 +20,7 @@ from curriq.select.competence import (
 )
 from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
 from curriq.select.soft_q import DirichletNoise, SoftQ
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import CalibrationGate, FixedBeta, FixedFraction, LearnedBeta, SolvedBeta
 from curriq.types import Effects, Features, Offer, Selector, Step, Windows
 

@@ -14,8 +14,7 @@ from curriq.lm.learner import Learner, ReforwardedAction
 from curriq.rng import Generators
 from curriq.select.base import Uniform
 from curriq.select.soft_q import SoftQ
-from curriq.softq.critic import TDCritic, stored_action
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
 from curriq.train.loop import Components, LoopState, theta_reset_schedule, train_step
 
@@ -129,7 +128,7 @@ def test_five_steps_agree(settings):
         ),
         STEPS,
     )
-    previous_action = ReforwardedAction(lm, settings.td_lambda) if settings.td_into_theta else stored_action
+    previous_action = ReforwardedAction(lm, settings.td_lambda) if settings.td_into_theta else None
     temperature = FixedBeta(settings.beta)
     inputs = QInputs(settings.q_features, lm.width)
     critic = TDCritic(settings, inputs, temperature, "cpu", Generators(1), previous_action)

@@ -11,7 +11,6 @@ from curriq.config import OptimConfig
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.lm.model import window_losses_of
 from curriq.types import NO_COST, Cost, Features, Mixture, Offer, Sampled
 
 N, T, M = 8, 8, 5
@@ -162,7 +161,7 @@ def test_shuffled_effects_are_the_same_numbers_at_other_windows() -> None:
 def test_the_average_of_gradients_is_bias_corrected_and_resumes() -> None:
     """Equal gradients average to themselves, from the first probe on."""
     setting = Setting()
-    setting.probe._decay = 0.9
+    setting.probe._average._decay = 0.9
     mixture = setting.mixture()
     first = setting.probe.before(0, setting.offer, mixture).effect
     state = setting.probe.state_dict()
@@ -174,7 +173,7 @@ def test_the_average_of_gradients_is_bias_corrected_and_resumes() -> None:
 
 def test_nothing_is_probed_between_rewards_or_before_the_first_update() -> None:
     setting = Setting()
-    setting.reward._every = 2
+    setting.reward.every = 2
     assert setting.probe.before(1, setting.offer, setting.mixture()) is None
     assert setting.probe.after(1) == (None, NO_COST)
     setting.learner.optimizer.state.clear()
@@ -208,7 +207,7 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
 def test_window_losses_are_those_of_training() -> None:
     setting = Setting()
     mixture = setting.mixture()
-    losses = window_losses_of(in_pieces(setting.lm, **SIZES), setting.offer.windows)
+    losses = in_pieces(setting.lm, **SIZES).window_losses(setting.offer.windows)
     torch.testing.assert_close(losses, mixture.features.loss)
 
 

@@ -15,8 +15,7 @@ from curriq.select.bandit import SourceBandit
 from curriq.select.base import RandomK, Uniform
 from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
 from curriq.select.soft_q import SoftQ
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
 
 N, T = 11, 8

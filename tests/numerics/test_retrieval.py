@@ -12,8 +12,7 @@ from curriq.langevin.ring_buffer import RingBuffer, TorchIndex
 from curriq.langevin.samplers import IdentitySampler, Vocabulary
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.rng import Generators
-from curriq.softq.critic import QNetwork
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, QNetwork
 
 WIDTH, WINDOWS, BEST = 16, 200, 12
 

@@ -6,8 +6,7 @@ from tests.helpers import finished_step, random_offer
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
 from curriq.train.meter import Meter
 from curriq.types import NO_COST, Cost, Features, Offer, Step

@@ -13,9 +13,16 @@ from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.select.base import Uniform
 from curriq.select.soft_q import DirichletNoise, SoftQ
-from curriq.softq.critic import CounterfactualCredit, Scale, TDCritic
+from curriq.softq.critic import (
+    LOSS_SCALE,
+    SOURCE_SCALE,
+    STATE_SCALE,
+    QInputs,
+    Scale,
+    TDCritic,
+    counterfactual_credit,
+)
 from curriq.softq.equations import effective_batch_size
-from curriq.softq.features import LOSS_SCALE, SOURCE_SCALE, STATE_SCALE, QInputs
 from curriq.softq.temperature import FixedBeta
 from curriq.types import NO_COST, Effects, Features, Step
 
@@ -41,11 +48,11 @@ def finished(features: Features, effects: Effects | None, reward: float = 0.01) 
 
 def test_every_probed_window_gets_the_target_plus_its_own_effect_minus_the_mixtures():
     effects = Effects(rows=torch.tensor([1, 4]), effect=torch.tensor([0.5, -0.25]), mixture=0.125)
-    task = CounterfactualCredit().regression(finished(seen(), effects))
+    task = counterfactual_credit(finished(seen(), effects))
     assert task.rows.tolist() == [1, 4]
     assert task.combine is None
     assert task.offsets.tolist() == [0.375, -0.375]
-    assert CounterfactualCredit().regression(finished(seen(), None)) is None
+    assert counterfactual_credit(finished(seen(), None)) is None
 
 
 def q_critic(sources: int = 1, **settings) -> TDCritic:

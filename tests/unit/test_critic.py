@@ -11,8 +11,7 @@ from curriq.config import CriticConfig
 from curriq.errors import CurriqError
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
-from curriq.softq.critic import MixtureCredit, QNetwork, QReplay, SampledCredit, TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
 from curriq.softq.temperature import FixedBeta
 from curriq.types import NO_COST, Critic, Features, Step
 
@@ -29,10 +28,9 @@ def transition(hidden: torch.Tensor, action: int, reward: float) -> Step:
 
 
 def critic(width: int = 3, seed: int = 0, previous_action=None, **settings) -> TDCritic:
-    extra = {} if previous_action is None else {"previous_action": previous_action}
     config = CriticConfig(**settings)
     inputs = QInputs(config.q_features, width, layer_norm=config.q_layer_norm)
-    return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed), **extra)
+    return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed), previous_action)
 
 
 def saved_and_loaded(state):
@@ -317,7 +315,7 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
         noise = 0.03 * torch.randn((), generator=generator, dtype=torch.float64)
         rewards.append((hidden @ truth).mean() + noise)
         done = transition(hidden, int(torch.randint(n, (), generator=generator)), rewards[-1].item())
-        task = credit.regression(done)
+        task = credit(done)
         inputs = hidden[task.rows]  # Q is linear, so a prediction's gradient is its (combined) input
         rows.append(inputs[0] if task.combine is None else (task.combine.double() @ inputs)[0])
     found = torch.linalg.lstsq(torch.stack(rows), torch.stack(rewards)[:, None]).solution[:, 0]
@@ -326,9 +324,9 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
 
 def test_sampled_credit_recovers_one_nth_of_the_scale_and_mixture_credit_all_of_it():
     """Standard errors here: 0.007 for the sampled rule at N = 16, 0.003 for the mixture's."""
-    assert recovered_scale(SampledCredit(), 16) == pytest.approx(1 / 16, abs=0.035)
-    assert recovered_scale(MixtureCredit(), 16) == pytest.approx(1.0, abs=0.02)
-    assert recovered_scale(SampledCredit(), 1) == pytest.approx(1.0, abs=0.02)
+    assert recovered_scale(sampled_credit, 16) == pytest.approx(1 / 16, abs=0.035)
+    assert recovered_scale(mixture_credit, 16) == pytest.approx(1.0, abs=0.02)
+    assert recovered_scale(sampled_credit, 1) == pytest.approx(1.0, abs=0.02)
 
 
 def test_mixture_credit_is_refused_where_it_has_no_meaning():

@@ -6,7 +6,7 @@ from tests.helpers import VOCAB, tiny_lm
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from curriq.lm.flops import forward_flops, trunk_flops
+from curriq.lm.model import forward_flops, trunk_flops
 
 D, LAYERS = 16, 2
 T = 24

@@ -19,7 +19,7 @@ from curriq.data.stream import Packer, SourceReader, WindowStream
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass, subset_pass, two_pass, weighted_gradient
-from curriq.lm.model import LanguageModel, window_losses, window_losses_of
+from curriq.lm.model import LanguageModel, window_losses
 from curriq.select.stream_filter import DsirScore
 from curriq.types import IGNORED, Features, Offer, Step, Windows
 
@@ -89,7 +89,7 @@ def test_losses_and_entropies_are_means_over_the_learnt_tokens(chunk):
     close(losses.detach(), (sums / counts.clamp(min=1)).detach())
     close(entropy, (entropies / counts.clamp(min=1)).detach())
     assert losses[2:4].tolist() == entropy[2:4].tolist() == [0, 0]
-    close(window_losses_of(in_pieces(lm, **SIZES), windows), losses.detach())
+    close(in_pieces(lm, **SIZES).window_losses(windows), losses.detach())
 
 
 def test_where_all_is_learnt_labels_change_no_digit():
@@ -147,8 +147,9 @@ def test_reward_and_held_out_gradient_are_of_the_learnt_tokens():
     probe = EffectProbe(
         Learner(lm, OptimConfig(), 1), reward, windows=N, decay=0.0, generator=torch.Generator()
     )
-    drawn = reward.draw(0)
-    ours = torch.cat([piece.flatten() for piece in probe._held_out_gradient(drawn)])
+    reward.draw(0)
+    assert probe.effects(0, Offer.of(windows), torch.ones(N)) is None  # before the optimizer's first step
+    ours = torch.cat([piece.flatten() for piece in probe._average._average])
     sums, _, counts = reference(lm, windows)
     loss = sums.sum() / counts.sum()
     close(ours, gradient_of(lm, loss))

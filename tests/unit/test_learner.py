@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from tests.helpers import finished_step, random_offer, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.learner import Learner, LRSchedule, NonFiniteError, ReforwardedAction
+from curriq.lm.learner import Learner, NonFiniteError, ReforwardedAction, learning_rate
 from curriq.lm.mixture import single_pass, two_pass
 from curriq.types import Features, Step
 
@@ -49,31 +50,36 @@ def equal(left: list, right: list) -> bool:
     )
 
 
+def schedule(kind: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
+    config = OptimConfig(lm_lr=8.0, lr_schedule=kind, lr_warmup_steps=warmup_steps)
+    return lambda step: learning_rate(config, step, steps)
+
+
 class TestSchedule:
     """By hand, peak 8."""
 
     def test_warm_up_is_linear_and_reaches_the_peak_in_the_step_after_it(self) -> None:
-        schedule = LRSchedule(peak=8.0, kind="constant", warmup_steps=3, steps=100)
-        assert [schedule(k) for k in range(5)] == [2.0, 4.0, 6.0, 8.0, 8.0]
-        assert schedule(99) == 8.0
+        rate = schedule("constant", warmup_steps=3, steps=100)
+        assert [rate(k) for k in range(5)] == [2.0, 4.0, 6.0, 8.0, 8.0]
+        assert rate(99) == 8.0
 
     def test_linear(self) -> None:
-        schedule = LRSchedule(peak=8.0, kind="linear", warmup_steps=1, steps=5)
-        assert [schedule(k) for k in range(6)] == [4.0, 8.0, 6.0, 4.0, 2.0, 0.0]
+        rate = schedule("linear", warmup_steps=1, steps=5)
+        assert [rate(k) for k in range(6)] == [4.0, 8.0, 6.0, 4.0, 2.0, 0.0]
 
     def test_cosine(self) -> None:
-        schedule = LRSchedule(peak=8.0, kind="cosine", warmup_steps=2, steps=8)
+        rate = schedule("cosine", warmup_steps=2, steps=8)
         third = 8.0 / 3
         expected = [third, 2 * third, 8.0, 4 + 2 * math.sqrt(3), 6.0, 4.0, 2.0, 4 - 2 * math.sqrt(3), 0.0]
-        assert [schedule(k) for k in range(9)] == pytest.approx(expected, abs=1e-12)
+        assert [rate(k) for k in range(9)] == pytest.approx(expected, abs=1e-12)
 
     @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
     def test_without_warm_up_it_begins_at_the_peak(self, kind: str) -> None:
-        assert LRSchedule(peak=8.0, kind=kind, warmup_steps=0, steps=10)(0) == 8.0
+        assert schedule(kind, warmup_steps=0, steps=10)(0) == 8.0
 
     def test_run_shorter_than_its_warm_up(self) -> None:
-        schedule = LRSchedule(peak=8.0, kind="cosine", warmup_steps=7, steps=3)
-        assert [schedule(k) for k in range(3)] == [1.0, 2.0, 3.0]
+        rate = schedule("cosine", warmup_steps=7, steps=3)
+        assert [rate(k) for k in range(3)] == [1.0, 2.0, 3.0]
 
 
 class TestUpdate:

@@ -16,8 +16,7 @@ from curriq.config import LMConfig
 from curriq.errors import CurriqError
 from curriq.langevin.energy import Energy
 from curriq.lm.embeddings import InputEmbeddings
-from curriq.lm.flops import forward_flops
-from curriq.lm.model import LanguageModel, window_losses
+from curriq.lm.model import LanguageModel, forward_flops, window_losses
 from curriq.rng import Generators
 from curriq.softq.critic import QNetwork
 from curriq.train.run import prepare, resume, train
@@ -68,7 +67,7 @@ class TestEveryArchitecture:
         assert all("lora_" in name for name in names)
         assert len(lm.parameters) == len(names) > 0
         windows = random_offer(3).windows
-        losses, _ = window_losses(lm, lm.trunk(windows.tokens), windows, 1000)
+        losses, _ = window_losses(lm, lm.trunk(windows.tokens), windows)
         losses.sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in lm.parameters)
         assert all(p.grad is None for p in lm.network.parameters() if not p.requires_grad)

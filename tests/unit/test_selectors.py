@@ -24,8 +24,7 @@ from curriq.select.competence import (
 )
 from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
 from curriq.select.soft_q import SoftQ
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
 from curriq.types import Features, Offer, Step, Windows
 

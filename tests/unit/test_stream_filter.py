@@ -220,7 +220,7 @@ class TestStreamFilter:
         }
         selector = prepare(preset("smoke").override(**settings)).session.components.selector
         assert isinstance(selector, StreamFilter)
-        assert selector.acceptance._always_accept == always
+        assert selector.acceptance.always_accept == always
 
     def test_accepts_the_share_that_is_asked_for(self):
         """Of unfiltered windows, so up to the noise of the three probes' 48."""

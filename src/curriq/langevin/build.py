@@ -28,12 +28,10 @@ from curriq.langevin.samplers import (
     random_strings,
 )
 from curriq.lm.embeddings import InputEmbeddings
-from curriq.lm.flops import trunk_flops
-from curriq.lm.model import context_length
+from curriq.lm.model import context_length, trunk_flops
 from curriq.plugins import find_builder
 from curriq.select.base import Context, Method
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.types import Critic
 
 

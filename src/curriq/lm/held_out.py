@@ -14,6 +14,7 @@ whose first loss the mixture step has measured already.
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -64,6 +65,7 @@ def held_out_loss(lm: MeasuredModel, windows: Windows) -> float:
     return total / max(1, int(counts.sum()))
 
 
+@dataclass(eq=False)
 class HeldOutReward(Saved):
     """r_k on M windows D̂_k drawn afresh from the reward set D without replacement, nats per token.
 
@@ -73,7 +75,6 @@ class HeldOutReward(Saved):
     Args:
         reward_set: D.
         windows: M.
-        generator: CPU generator of the draws.
         every: steps between rewards; the steps between have none.
         paired: measure the gain instead of the level.
 
@@ -83,39 +84,30 @@ class HeldOutReward(Saved):
         forwards: forward passes of a window that the step has cost so far; a backward pass counts as two.
     """
 
-    SAVED = ("_generator",)
+    SAVED = ("generator",)
 
-    def __init__(
-        self,
-        lm: MeasuredModel,
-        reward_set: Windows,
-        windows: int,
-        generator: torch.Generator,
-        *,
-        every: int = 1,
-        paired: bool = False,
-    ) -> None:
-        self._lm = lm
-        self._reward_set = reward_set
-        self._generator = generator
-        self._every = every
-        self._paired = paired
-        self.windows = windows
-        self.drawn: Windows | None = None
-        self.loss_before: float | None = None
-        self.forwards = 0
+    lm: MeasuredModel
+    reward_set: Windows
+    windows: int
+    generator: torch.Generator
+    _: KW_ONLY
+    every: int = 1
+    paired: bool = False
+    drawn: Windows | None = field(default=None, init=False)
+    loss_before: float | None = field(default=None, init=False)
+    forwards: int = field(default=0, init=False)
 
     def draw(self, step: int) -> Windows | None:
         """Begin a step: D̂_k, or None where the step has no reward."""
         self.drawn, self.loss_before, self.forwards = None, None, 0
-        if step % self._every == 0:
-            order = torch.randperm(len(self._reward_set), generator=self._generator)
-            self.drawn = self._reward_set.take(order[: self.windows])
+        if step % self.every == 0:
+            order = torch.randperm(len(self.reward_set), generator=self.generator)
+            self.drawn = self.reward_set.take(order[: self.windows])
         return self.drawn
 
     def before(self, step: int, offer: Offer | None = None, mixture: Mixture | None = None) -> None:
         """At θ_k, before the update."""
-        if self.draw(step) is not None and self._paired:
+        if self.draw(step) is not None and self.paired:
             self.loss_before = self._loss()
 
     def after(self, step: int) -> tuple[float | None, Cost]:
@@ -123,13 +115,13 @@ class HeldOutReward(Saved):
         if self.drawn is None:
             return None, NO_COST
         level = -self._loss()
-        reward = level + self.loss_before if self._paired and self.loss_before is not None else level
+        reward = level + self.loss_before if self.paired and self.loss_before is not None else level
         return reward, Cost(forwards=self.forwards)
 
     def _loss(self) -> float:
         assert self.drawn is not None
         self.forwards += self.windows
-        return held_out_loss(self._lm, self.drawn)
+        return held_out_loss(self.lm, self.drawn)
 
 
 RELATIVE_STEP = 3e-4
@@ -178,13 +170,8 @@ def first_order_effects(
 ) -> Float[Tensor, "m"]:
     """e_i of some windows, nats per token: what a step on each alone adds to the held-out log-probability.
 
-    Args:
-        before: ℓ_i(θ).
-        after: measures the same losses again, with θ displaced against the direction.
-        parameters: θ; equal bit by bit afterwards.
-        direction: P ∇ℓ_D.
-        rate: α, the learning rate of a step.
-        relative_step: length of the displacement over ‖θ‖.
+    `before` is ℓ_i(θ), and `after` measures it again with θ displaced by `relative_step` · ‖θ‖ against the
+    direction P ∇ℓ_D. The parameters are equal bit by bit afterwards. The rate is α.
     """
     size = relative_step * total_norm(parameters) / max(1e-30, total_norm(direction))
     with displaced(parameters, direction, -size):
@@ -211,44 +198,36 @@ def probed_rows(offer: Offer, most: int, generator: torch.Generator) -> Int[Tens
     return order[:most].sort().values
 
 
+@dataclass(eq=False)
 class EffectProbe(Saved):
     """Measures effects of the candidates of a step on the held-out windows of its reward.
 
     Args:
-        learner: θ and its optimizer.
         reward: draws the held-out windows, and gets its loss before the update from the gradient's pass.
         windows: candidates probed per probe, drawn at random; all of them where there are not more.
         decay: of the average of the held-out gradients.
-        generator: CPU generator of the draws of windows.
         shuffle: ablation: permute the effects among the windows, so that they mean nothing.
     """
 
-    SAVED = ("_average", "_generator", "_reward")
+    SAVED = ("_average", "generator", "reward")
 
-    def __init__(
-        self,
-        learner: MeasuredLearner,
-        reward: HeldOutReward,
-        *,
-        windows: int,
-        decay: float,
-        generator: torch.Generator,
-        shuffle: bool = False,
-    ) -> None:
-        self._learner = learner
-        self._lm = learner.lm
-        self._reward = reward
-        self._windows = windows
-        self._average = AveragedGradient(decay)
-        self._generator = generator
-        self._shuffle = shuffle
+    learner: MeasuredLearner
+    reward: HeldOutReward
+    _: KW_ONLY
+    windows: int
+    decay: float
+    generator: torch.Generator
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        self._average = AveragedGradient(self.decay)
 
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         """Effects at θ_k; None in steps without a reward, and before the optimizer's first step.
 
         The mixture's gradient on θ stays as it is.
         """
-        drawn = self._reward.draw(step)
+        drawn = self.reward.draw(step)
         return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
 
     def effects(
@@ -256,47 +235,38 @@ class EffectProbe(Saved):
     ) -> Effects | None:
         """Effects on the windows that were drawn; None before the optimizer's first step.
 
-        Args:
-            step: k.
-            offer: the windows of the step.
-            weights: their weights in the mixture.
-            losses: their losses at the present θ; None where nobody has measured them.
+        `weights` are those of the offered windows in the mixture, `losses` theirs at θ_k, None where nobody
+        has measured them.
         """
-        assert self._reward.drawn is not None
-        direction = self._learner.precondition(
-            self._average.update(self._held_out_gradient(self._reward.drawn))
-        )
+        drawn = self.reward.drawn
+        assert drawn is not None
+        self.reward.loss_before, gradient = self.learner.held_out_gradient(drawn, _shares(drawn))
+        self.reward.forwards += 3 * len(drawn)
+        direction = self.learner.precondition(self._average.update(gradient))
         if direction is None:
             return None
-        rows = probed_rows(offer, self._windows, self._generator)
+        rows = probed_rows(offer, self.windows, self.generator)
         probed = offer.windows.take(rows)
         effect = first_order_effects(
             self._losses(probed) if losses is None else losses[rows.to(losses.device)],
             lambda: self._losses(probed),
-            self._lm.parameters,
+            self.learner.lm.parameters,
             direction,
-            rate=self._learner.rate(step),
-            relative_step=REDUCED_RELATIVE_STEP if self._lm.reduced_precision else RELATIVE_STEP,
+            rate=self.learner.rate(step),
+            relative_step=REDUCED_RELATIVE_STEP if self.learner.lm.reduced_precision else RELATIVE_STEP,
         )
-        if self._shuffle:
-            effect = effect[torch.randperm(len(effect), generator=self._generator).to(effect.device)]
+        if self.shuffle:
+            effect = effect[torch.randperm(len(effect), generator=self.generator).to(effect.device)]
         mixture = weighted_mean(effect, weights[rows.to(weights.device)])
         return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture)
 
     def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""
-        return self._reward.after(step)
-
-    def _held_out_gradient(self, windows: Windows) -> list[Tensor]:
-        """∇ℓ_D at θ_k; leaves the loss with the reward."""
-        loss, gradient = self._learner.held_out_gradient(windows, _shares(windows))
-        self._reward.loss_before = loss
-        self._reward.forwards += 3 * len(windows)
-        return gradient
+        return self.reward.after(step)
 
     def _losses(self, windows: Windows) -> Float[Tensor, "m"]:
-        self._reward.forwards += len(windows)
-        local = self._lm.window_losses(windows.take(parallel.shard()))
+        self.reward.forwards += len(windows)
+        local = self.learner.lm.window_losses(windows.take(parallel.shard()))
         return parallel.gather_rows(local, len(windows))
 
 

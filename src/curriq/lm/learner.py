@@ -13,7 +13,7 @@ from torch import Tensor
 from curriq.config import OptimConfig
 from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass, weighted_gradient
 from curriq.lm.model import LanguageModel, Pieces
-from curriq.state import State
+from curriq.state import Saved, State
 from curriq.types import Features, Metrics, Mixture, Offer, Step, Windows
 
 
@@ -21,25 +21,18 @@ class NonFiniteError(ArithmeticError):
     """The loss or its gradient is NaN or infinite; θ has not been changed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LRSchedule:
-    """Learning rate as a function of the step: linear warm-up, then constant or decay to zero."""
-
-    peak: float
-    kind: str
-    warmup_steps: int
-    steps: int
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / (self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        decay = {
-            "constant": 1.0,
-            "linear": 1.0 - progress,
-            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-        }[self.kind]
-        return self.peak * decay
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Learning rate of a step of so many: linear warm-up, then constant or decay to zero."""
+    peak, warmup = config.lm_lr, config.lr_warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    decay = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.lr_schedule]
+    return peak * decay
 
 
 def preconditioned(
@@ -85,19 +78,14 @@ def gradients_set_aside(parameters: Sequence[Tensor]) -> Generator[None]:
             parameter.grad = grad
 
 
-class Learner:
+class Learner(Saved):
     """θ and AdamW: accumulates the mixture gradient, then takes one clipped step on it.
 
-    Args:
-        lm: the language model.
-        config: learning rate, schedule, clipping and micro-batches.
-        steps: length of the schedule.
-        mixture_pass: `single_pass` or `two_pass`; by default the single pass where the model has no dropout.
-
-    Attributes:
-        lm: the language model.
-        optimizer: AdamW over all of θ.
+    The schedule is `steps` long; `mixture_pass` is by default the single pass where the model has no dropout.
     """
+
+    SAVED = ("optimizer",)
+    # Not the snapshot: between steps θ is equal to it, so the next step takes it again.
 
     def __init__(
         self,
@@ -110,9 +98,7 @@ class Learner:
         self.lm = lm
         lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
         self.config = config
-        self._schedule = LRSchedule(
-            peak=config.lm_lr, kind=config.lr_schedule, warmup_steps=config.lr_warmup_steps, steps=steps
-        )
+        self._steps = steps
         self._pass = mixture_pass or (two_pass if lm.has_dropout else single_pass)
         self.optimizer = torch.optim.AdamW(
             lm.parameters,
@@ -134,12 +120,7 @@ class Learner:
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
         """
-        mixture = self._pass(
-            self.lm,
-            offer.to(self.lm.device),
-            score,
-            with_entropy,
-        )
+        mixture = self._pass(self.lm, offer.to(self.lm.device), score, with_entropy)
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture
@@ -153,7 +134,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}")
-        lr = self._schedule(step)
+        lr = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -161,7 +142,7 @@ class Learner:
 
     def rate(self, step: int) -> float:
         """α_k, the learning rate of a step."""
-        return self._schedule(step)
+        return learning_rate(self.config, step, self._steps)
 
     def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
         """Σ w_i ℓ_i at θ_k and its gradient, on every rank; gradients on θ stay as they were."""
@@ -192,15 +173,8 @@ class Learner:
         """Forget the snapshot."""
         self._snapshot = None
 
-    def state_dict(self) -> State:
-        """Without the snapshot: between steps θ is equal to it, so the next step takes it again."""
-        return {"optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: State) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._snapshot = None
-
-
+@dataclass(frozen=True)
 class ReforwardedAction:
     """Features of the previous action under the present θ, with gradient: TD-into-θ (Section 2.7).
 
@@ -208,17 +182,16 @@ class ReforwardedAction:
     that both are clipped together and take one AdamW step.
     """
 
-    def __init__(self, lm: LanguageModel, td_lambda: float) -> None:
-        self._lm = lm
-        self._td_lambda = td_lambda
+    lm: LanguageModel
+    td_lambda: float
 
     def __call__(self, previous: Step) -> Features:
         assert previous.action is not None
         action = slice(previous.action, previous.action + 1)
         stored = previous.features.take(action)
-        tokens = previous.trained.windows.tokens[action].to(self._lm.device)
-        with self._lm.without_dropout():
-            hidden = self._lm.trunk(tokens)
-        hidden.register_hook(lambda gradient: gradient * self._td_lambda)
+        tokens = previous.trained.windows.tokens[action].to(self.lm.device)
+        with self.lm.without_dropout():
+            hidden = self.lm.trunk(tokens)
+        hidden.register_hook(lambda gradient: gradient * self.td_lambda)
         last, pooled = last_and_pooled(hidden)
         return replace(stored, hidden=last, pooled=pooled)

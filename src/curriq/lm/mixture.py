@@ -28,18 +28,13 @@ ScoreFunction = Callable[[Offer, Features], Float[Tensor, "n"]]
 """Log-weights of some windows; must not depend on which windows are scored together."""
 
 
-def single_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def single_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """Leave the gradient of Σ π_i ℓ_i on θ (cleared before) and return the mixture.
 
     Cost: one forward and one backward pass, as in plain training.
     """
+    lm.network.zero_grad()
     parameters = lm.parameters
-    _clear(parameters)
     local = offer.take(parallel.shard())
     chunk = lm.pieces.windows(local.windows)
     running_max = -torch.inf
@@ -67,17 +62,12 @@ def single_pass(
     return _mixture(lm, offer, seen, scores, with_entropy)
 
 
-def two_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def two_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """The same gradient by scoring everything first; the reference for `single_pass`.
 
     Used when the model has dropout: scores are measured without it, gradients are taken with it.
     """
-    _clear(lm.parameters)
+    lm.network.zero_grad()
     mixture = score_pass(lm, offer, score, with_entropy)
     weighted_gradient(lm, offer.windows, mixture.weights)
     return mixture
@@ -86,17 +76,11 @@ def two_pass(
 def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Callable[..., Mixture]:
     """A pass that scores all windows and trains on few: a forward over N buys a backward over B.
 
-    Args:
-        draw: log-weights of all windows → the indices to train on, each with weight 1/B.
+    From the log-weights of all, `draw` gives the indices to train on, each with weight 1/B.
     """
 
-    def subset(
-        lm: LanguageModel,
-        offer: Offer,
-        score: ScoreFunction,
-        with_entropy: bool = False,
-    ) -> Mixture:
-        _clear(lm.parameters)
+    def subset(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
+        lm.network.zero_grad()
         scored = score_pass(lm, offer, score, with_entropy)
         chosen = draw(scored.scores)
         weights = torch.zeros_like(scored.weights)
@@ -123,12 +107,7 @@ def gumbel_top(b: int, generator: torch.Generator) -> Callable[[Float[Tensor, "n
     return draw
 
 
-def score_pass(
-    lm: LanguageModel,
-    offer: Offer,
-    score: ScoreFunction,
-    with_entropy: bool = False,
-) -> Mixture:
+def score_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
     """Features, scores and weights of all windows, without a gradient and without dropout."""
     local = offer.take(parallel.shard())
     chunk = lm.pieces.windows(local.windows)
@@ -145,11 +124,7 @@ def score_pass(
     return _mixture(lm, offer, seen, scores, with_entropy)
 
 
-def weighted_gradient(
-    lm: LanguageModel,
-    windows: Windows,
-    weights: Float[Tensor, "n"],
-) -> float:
+def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor, "n"]) -> float:
     """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum.
 
     Windows of weight 0 are not forwarded.
@@ -202,11 +177,6 @@ def last_and_pooled(hidden: Float[Tensor, "n T d"]) -> tuple[Float[Tensor, "n d"
     """h_x of Eq. 2 (the last token's hidden state), and the mean over tokens; float32 or finer."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     return hidden[:, -1].to(dtype), hidden.mean(1, dtype=dtype)
-
-
-def _clear(parameters: list[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -5,7 +5,7 @@ that scoring reads the hidden state alone and the head can be run on a few windo
 checked against the model's own logits when it is made.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from curriq.errors import CurriqError
 from curriq.types import IGNORED, Windows
@@ -103,9 +105,8 @@ class LanguageModel:
     @contextmanager
     def without_dropout(self) -> Generator[None]:
         """Evaluation mode; restores the mode it found."""
-        was_training = self.network.training
         # Evaluation mode only where it changes something: switching visits every module of the network.
-        toggle = self.has_dropout and was_training
+        toggle = self.has_dropout and self.network.training
         if toggle:
             self.network.eval()
         try:
@@ -121,8 +122,17 @@ class LanguageModel:
             yield
 
     def window_losses(self, windows: Windows) -> Float[Tensor, "M"]:
-        """As `window_losses_of`."""
-        return window_losses_of(self, windows)
+        """Mean next-token loss of each window, nats per token, without gradient and dropout."""
+        micro_batch, chunk = self.pieces.micro_batch, self.pieces.windows(windows)
+        dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
+        losses = [torch.zeros(0, device=self.device, dtype=dtype)]
+        with self.measuring():
+            for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
+                batch = windows.take(slice(start, start + micro_batch)).to(self.device)
+                for i, hidden in enumerate(self.trunk(batch.tokens).split(chunk)):
+                    part = batch.take(slice(i * chunk, (i + 1) * chunk))
+                    losses.append(window_losses(self, hidden, part)[0])
+        return torch.cat(losses)
 
     @contextmanager
     def full_precision(self) -> Generator[None]:
@@ -198,10 +208,7 @@ def context_length(config: "PretrainedConfig") -> int | None:
 
 
 def window_losses(
-    lm: LanguageModel,
-    hidden: Float[Tensor, "n T d"],
-    windows: Windows,
-    with_entropy: bool = False,
+    lm: LanguageModel, hidden: Float[Tensor, "n T d"], windows: Windows, with_entropy: bool = False
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"] | None]:
     """Mean next-token loss of each window over its learnt tokens, and its mean predictive entropy; nats per
     token, 0 for a window without a learnt token.
@@ -252,15 +259,20 @@ def _piece(
     return loss, entropy
 
 
-def window_losses_of(lm: LanguageModel, windows: Windows) -> Float[Tensor, "M"]:
-    """Mean next-token loss of each window, nats per token, without gradient and dropout."""
-    micro_batch, chunk = lm.pieces.micro_batch, lm.pieces.windows(windows)
-    dtype = torch.promote_types(lm.parameters[0].dtype, torch.float32)
-    losses = [torch.zeros(0, device=lm.device, dtype=dtype)]
-    with lm.measuring():
-        for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
-            batch = windows.take(slice(start, start + micro_batch)).to(lm.device)
-            for i, hidden in enumerate(lm.trunk(batch.tokens).split(chunk)):
-                part = batch.take(slice(i * chunk, (i + 1) * chunk))
-                losses.append(window_losses(lm, hidden, part)[0])
-    return torch.cat(losses)
+def forward_flops(lm: LanguageModel, window: int) -> int:
+    """Operations of one window's forward pass, half of a backward pass's, counted by torch; a multiply-add
+    counts as two."""
+    return _count_flops(lm, window, lambda tokens: lm.head(lm.trunk(tokens)))
+
+
+def trunk_flops(lm: LanguageModel, window: int) -> int:
+    """The part of `forward_flops` up to the last hidden states, without the head."""
+    return _count_flops(lm, window, lm.trunk)
+
+
+def _count_flops(lm: LanguageModel, window: int, part: Callable[[Tensor], Tensor]) -> int:
+    counter = FlopCounterMode(display=False)
+    # Attention as plain matrix products: the counter does not know the fused CPU kernels.
+    with lm.measuring(), sdpa_kernel(SDPBackend.MATH), counter:
+        part(torch.zeros((1, window), dtype=torch.long, device=lm.device))
+    return counter.get_total_flops()

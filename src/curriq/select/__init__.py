@@ -4,29 +4,40 @@ from collections.abc import Callable
 
 from curriq.config import RunConfig
 from curriq.plugins import find_builder
-from curriq.select import bandit, base, competence, loss, recorded, soft_q
-from curriq.select.base import Context, Method
+from curriq.select import bandit, competence, recorded, soft_q
+from curriq.select.base import Context, Method, RandomK, Uniform, plain
+from curriq.select.loss import ByLoss, Uncertainty, build_rho
 from curriq.select.recorded import reorder
+from curriq.types import Selector
 
 __all__ = ["METHODS", "builder", "reorder"]
 
-METHODS: dict[str, Callable[[RunConfig, Context], Method]] = {
+Builder = Callable[[RunConfig, Context], Method]
+
+
+def _plain(make: Callable[[RunConfig, Context], Selector]) -> Builder:
+    return lambda config, context: plain(make(config, context), config, context)
+
+
+METHODS: dict[str, Builder] = {
     "soft-q": soft_q.build,
-    "uniform": base.build_uniform,
-    "random-single": base.build_random_single,
-    "random-k": base.build_random_k,
-    "high-loss": loss.build_high_loss,
-    "low-loss": loss.build_low_loss,
-    "uncertainty": loss.build_uncertainty,
+    "uniform": _plain(lambda config, context: Uniform()),
+    "random-single": _plain(lambda config, context: RandomK(1, context.generators("random-k"))),
+    "random-k": _plain(
+        lambda config, context: RandomK(config.select.random_k, context.generators("random-k"))
+    ),
+    "high-loss": _plain(lambda config, context: ByLoss(config.select.selector_temperature, +1)),
+    "low-loss": _plain(lambda config, context: ByLoss(config.select.selector_temperature, -1)),
+    "uncertainty": _plain(lambda config, context: Uncertainty(config.select.selector_temperature)),
     "competence": competence.build,
-    "rho": loss.build_rho,
+    "rho": build_rho,
     "bandit": bandit.build,
     "replay": recorded.build,
 }
 """The values of `--selector`, and `replay` for the weights of a recorded curriculum."""
 
 
-def builder(name: str) -> Callable[[RunConfig, Context], Method]:
+def builder(name: str) -> Builder:
     """The function that builds the method called `name`, built in or the user's own.
 
     Raises:

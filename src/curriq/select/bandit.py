@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from curriq.config import RunConfig
-from curriq.select.base import Context, Method, Uniform, plain
-from curriq.select.history import History
+from curriq.select.base import Context, History, Method, Uniform, plain
 from curriq.softq.equations import sample_action
 from curriq.types import Metrics, Offer, Step
 

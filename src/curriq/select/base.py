@@ -74,19 +74,14 @@ class NoCritic(Saved):
         return {}, NO_COST
 
 
+@dataclass(eq=False)
 class StreamProposer(Saved):
-    """C_k = NEXTBATCH (Algorithm 1, line 3): the next N windows of the stream.
-
-    Args:
-        stream: where the windows come from.
-        n: N, windows per step.
-    """
+    """C_k = NEXTBATCH (Algorithm 1, line 3): the next n windows of the stream."""
 
     SAVED = ("stream",)
 
-    def __init__(self, stream: WindowSource, n: int) -> None:
-        self.stream = stream
-        self.n = n
+    stream: WindowSource
+    n: int
 
     def propose(self, step: int) -> Offer:
         began = time.perf_counter()
@@ -114,34 +109,38 @@ class Uniform(PlainSelector):
         return torch.zeros_like(features.loss)
 
 
+@dataclass(eq=False)
 class RandomK(Uniform):
-    """Trains uniformly on k random candidates of each step; `random-single` is k = 1.
+    """Trains uniformly on k random candidates of each step, on all where there are fewer."""
 
-    Args:
-        k: windows kept per step; all of them where fewer are proposed.
-        generator: CPU generator of the draws.
-    """
+    SAVED = ("generator",)
 
-    SAVED = ("_generator",)
-
-    def __init__(self, k: int, generator: torch.Generator) -> None:
-        assert k >= 1
-        self._k = k
-        self._generator = generator
+    k: int
+    generator: torch.Generator
 
     def admit(self, step: int, offer: Offer) -> Offer:
-        shuffled = torch.randperm(len(offer), generator=self._generator)
-        return offer.take(shuffled[: self._k].sort().values)
+        shuffled = torch.randperm(len(offer), generator=self.generator)
+        return offer.take(shuffled[: self.k].sort().values)
+
+
+class History(Saved):
+    """The last `capacity` values, oldest first, in float64 on the CPU: for ranks and quantiles."""
+
+    SAVED = ("values",)
+
+    def __init__(self, capacity: int) -> None:
+        assert capacity > 0
+        self._capacity = capacity
+        self.values = torch.zeros(0, dtype=torch.float64)
+
+    def extend(self, new: Float[Tensor, "n"]) -> None:
+        self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
 
 
 class UniformUntil(Saved):
     """Uniform over all candidates before `step`, then `inner`; the mixture of Q warm-up.
 
     Until then `inner` is not asked and does not learn.
-
-    Args:
-        inner: the selector that takes over.
-        step: first step of `inner`.
     """
 
     SAVED = ("_inner",)
@@ -177,15 +176,3 @@ def plain(
     """The method that scores the windows of a stream, the corpus's own by default, and has no Q."""
     proposer = StreamProposer(stream or context.corpus.stream, config.train.num_candidates)
     return Method(proposer=proposer, selector=selector, critic=NoCritic(), cost=cost)
-
-
-def build_uniform(config: RunConfig, context: Context) -> Method:
-    return plain(Uniform(), config, context)
-
-
-def build_random_single(config: RunConfig, context: Context) -> Method:
-    return plain(RandomK(1, context.generators("random-k")), config, context)
-
-
-def build_random_k(config: RunConfig, context: Context) -> Method:
-    return plain(RandomK(config.select.random_k, context.generators("random-k")), config, context)

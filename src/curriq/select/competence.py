@@ -3,6 +3,7 @@ for Neural Machine Translation")."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
-from curriq.select.base import Context, Method, Uniform, plain
-from curriq.select.history import History
+from curriq.select.base import Context, History, Method, Uniform, plain
 from curriq.state import Saved
 from curriq.types import Metrics, Offer, Stateful, Step, Windows
 
@@ -41,21 +41,18 @@ class LabelDifficulty(Saved):
         return label.masked_fill(label.isnan(), torch.inf)
 
 
+@dataclass(eq=False)
 class LengthDifficulty(Saved):
     """Minus the characters of the window.
 
     Windows have a constant number of *tokens*. A tokenizer spells frequent text with few long tokens
     and rare text (names, numbers, noise) with many short ones, so fewer characters mean harder text.
-
-    Args:
-        token_characters: characters of each token of the vocabulary, see `token_characters`.
     """
 
-    def __init__(self, token_characters: Int[Tensor, "V"]) -> None:
-        self._characters = token_characters.cpu()
+    token_characters: Int[Tensor, "V"]
 
     def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
-        return -self._characters[windows.tokens.cpu()].sum(1).double()
+        return -self.token_characters[windows.tokens.cpu()].sum(1).double()
 
 
 def token_characters(decode: Callable[[list[int]], str], vocab_size: int) -> Int[Tensor, "V"]:
@@ -68,9 +65,6 @@ class RarityDifficulty(Saved):
 
     Probabilities are add-one estimates from all candidates seen so far, this step's among them
     (rarity after Platanios et al. 2019, which sums over a sentence; windows have one length).
-
-    Args:
-        vocab_size: V.
     """
 
     SAVED = ("_counts",)
@@ -87,11 +81,7 @@ class RarityDifficulty(Saved):
 
 
 class LabelOrRarity(Saved):
-    """The label where the stream has labels, otherwise unigram rarity; one or the other for a whole run.
-
-    Args:
-        vocab_size: V.
-    """
+    """The label where the stream has labels, otherwise unigram rarity; one or the other for a whole run."""
 
     SAVED = ("_rarity",)
 
@@ -136,13 +126,11 @@ class Competence(Uniform):
     def admit(self, step: int, offer: Offer) -> Offer:
         difficulty = self._difficulty(offer.windows)
         self._seen.extend(difficulty)
-        is_open = self._easier_share(difficulty) < self._level(step)
+        ordered = self._seen.values.sort().values
+        easier_share = torch.searchsorted(ordered, difficulty) / ordered.shape[0]
+        is_open = easier_share < self._level(step)
         is_open[difficulty.argmin()] = True
         return offer.take(is_open.nonzero().squeeze(1))
-
-    def _easier_share(self, difficulty: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        ordered = self._seen.values.sort().values
-        return torch.searchsorted(ordered, difficulty) / ordered.shape[0]
 
     def _level(self, step: int) -> float:
         return root_competence(step, self._total_steps, self._initial)

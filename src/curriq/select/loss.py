@@ -1,7 +1,7 @@
 """Selectors that read the model's own uncertainty: loss, predictive entropy, excess loss."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
@@ -10,48 +10,40 @@ from torch import Tensor
 from curriq.config import RunConfig, TokenizerConfig, require
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
-from curriq.lm.flops import forward_flops
 from curriq.lm.load import load_language_model
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import forward_flops
 from curriq.select.base import Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 
-ReferenceLoss = Callable[[Windows], Float[Tensor, "n"]]
-"""Mean next-token loss of each window under the reference model, nats per token."""
 
-
+@dataclass(eq=False)
 class ByLoss(PlainSelector):
     """Score ±ℓ/temperature: high loss first (sign +1), or low loss first (sign −1).
 
-    Args:
-        temperature: nats per token; towards 0 the extreme window gets all the weight.
-        sign: +1 or −1.
+    Towards a temperature of 0 nats per token the extreme window gets all the weight.
     """
 
-    def __init__(self, temperature: float, sign: Literal[1, -1]) -> None:
-        self._scale = sign / temperature
+    temperature: float
+    sign: Literal[1, -1]
 
     def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
-        return features.loss * self._scale
+        return features.loss * (self.sign / self.temperature)
 
 
+@dataclass(eq=False)
 class Uncertainty(PlainSelector):
-    """Score H/temperature, where H is the mean predictive entropy of the window's tokens.
-
-    Args:
-        temperature: nats per token.
-    """
+    """Score H/temperature, where H is the mean predictive entropy of the window's tokens; nats per token."""
 
     needs_entropy = True
 
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
+    temperature: float
 
     def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         assert features.entropy is not None, "needs_entropy is set, but the features have no entropy"
-        return features.entropy / self._temperature
+        return features.entropy / self.temperature
 
 
+@dataclass(eq=False)
 class ExcessLoss(PlainSelector):
     """Score (ℓ_θ − ℓ_ref)/temperature: windows that are learnable but not yet learnt.
 
@@ -60,29 +52,16 @@ class ExcessLoss(PlainSelector):
     and cancels.
 
     Args:
-        reference: losses under a frozen model of the target text.
+        reference: mean next-token losses under a frozen model of the target text, nats per token.
         temperature: nats per token.
     """
 
-    def __init__(self, reference: ReferenceLoss, temperature: float) -> None:
-        self._reference = reference
-        self._temperature = temperature
+    reference: Callable[[Windows], Float[Tensor, "n"]]
+    temperature: float
 
     def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
-        irreducible = self._reference(offer.windows).to(features.loss.device)
-        return (features.loss - irreducible) / self._temperature
-
-
-def build_high_loss(config: RunConfig, context: Context) -> Method:
-    return plain(ByLoss(config.select.selector_temperature, +1), config, context)
-
-
-def build_low_loss(config: RunConfig, context: Context) -> Method:
-    return plain(ByLoss(config.select.selector_temperature, -1), config, context)
-
-
-def build_uncertainty(config: RunConfig, context: Context) -> Method:
-    return plain(Uncertainty(config.select.selector_temperature), config, context)
+        irreducible = self.reference(offer.windows).to(features.loss.device)
+        return (features.loss - irreducible) / self.temperature
 
 
 def build_rho(config: RunConfig, context: Context) -> Method:
@@ -91,20 +70,10 @@ def build_rho(config: RunConfig, context: Context) -> Method:
     Raises:
         CurriqError: it cannot be loaded, or was trained with another tokenizer.
     """
-    reference = _load_reference(config, context)
-    selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
-    return plain(
-        selector, config, context, cost=Cost(extra_flops=forward_flops(reference, config.data.window))
-    )
-
-
-def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
-    name = config.select.reference_model
-    lm_config = dataclasses.replace(config.lm, model=name, dropout=0.0, lora_rank=0)
+    name, window, tokenizer = config.select.reference_model, config.data.window, context.corpus.tokenizer
+    lm_config = replace(config.lm, model=name, dropout=0.0, lora_rank=0)
     try:
-        reference = load_language_model(
-            lm_config, context.corpus.tokenizer, config.data.window, config.train.seed, context.lm.device
-        )
+        reference = load_language_model(lm_config, tokenizer, window, config.train.seed, context.lm.device)
         theirs = load_tokenizer(TokenizerConfig(tokenizer=name), config.lm, list)
     except CurriqError as error:
         # The loaders speak of --model and of training from scratch, which do not help here.
@@ -115,9 +84,10 @@ def _load_reference(config: RunConfig, context: Context) -> LanguageModel:
             "causal language model with its tokenizer; `curriq train --preset reference` trains one."
         ) from error
     require(
-        context.corpus.tokenizer.get_vocab() == theirs.get_vocab(),
+        tokenizer.get_vocab() == theirs.get_vocab(),
         f"--reference-model {name!r} was trained with another tokenizer than this "
         "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
         "sources.",
     )
-    return reference
+    selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
+    return plain(selector, config, context, cost=Cost(extra_flops=forward_flops(reference, window)))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,9 @@ from curriq.types import IGNORED, Cost, Features, Offer, Windows
 
 
 class RecordedProposer(Saved):
-    """Offers step by step what another run was offered. A step determines everything, so there is no state.
+    """Offers step by step what another run was offered, whose sources are among `source_names`, this run's.
 
-    Args:
-        curriculum: the file.
-        source_names: of this run; the curriculum's are among them.
+    A step determines everything, so there is no state.
     """
 
     def __init__(self, curriculum: RecordedCurriculum, source_names: Sequence[str]) -> None:
@@ -43,15 +41,11 @@ class RecordedProposer(Saved):
         return Offer.of(windows, cost=Cost(windows_read=len(windows)), metrics=metrics)
 
 
+@dataclass(eq=False)
 class RecordedWeights(PlainSelector):
-    """Score of a window: the log-weight that it had in the recorded run, to the bit.
+    """Score of a window, identified by `Offer.rows`: its log-weight in the recorded run, to the bit."""
 
-    Args:
-        curriculum: the file; the candidates are its own, identified by `Offer.rows`.
-    """
-
-    def __init__(self, curriculum: RecordedCurriculum) -> None:
-        self._curriculum = curriculum
+    curriculum: RecordedCurriculum
 
     def admit(self, step: int, offer: Offer) -> Offer:
         """Windows that the recorded run did not forward are not forwarded here either."""
@@ -62,21 +56,20 @@ class RecordedWeights(PlainSelector):
         return self._scores(step)[offer.rows].to(features.loss.device)
 
     def _scores(self, step: int) -> Float[Tensor, "N"]:
-        return torch.from_numpy(self._curriculum[step].scores)
+        return torch.from_numpy(self.curriculum[step].scores)
 
 
 def build(config: RunConfig, context: Context) -> Method:
     """Windows and weights of `--curriculum`."""
-    curriculum = _open(config, context)
-    proposer = RecordedProposer(curriculum, context.corpus.source_names)
-    return Method(proposer=proposer, selector=RecordedWeights(curriculum), critic=NoCritic())
+    proposer = _proposer(config, context)
+    return Method(proposer=proposer, selector=RecordedWeights(proposer.curriculum), critic=NoCritic())
 
 
 def reorder(method: Method, config: RunConfig, context: Context) -> Method:
     """The same method on the windows of `--curriculum`, in its order."""
-    proposer = RecordedProposer(_open(config, context), context.corpus.source_names)
-    return replace(method, proposer=proposer)
+    return replace(method, proposer=_proposer(config, context))
 
 
-def _open(config: RunConfig, context: Context) -> RecordedCurriculum:
-    return open_curriculum(config, context.corpus.fingerprint(), context.corpus.source_names)
+def _proposer(config: RunConfig, context: Context) -> RecordedProposer:
+    names = context.corpus.source_names
+    return RecordedProposer(open_curriculum(config, context.corpus.fingerprint(), names), names)

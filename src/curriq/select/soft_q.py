@@ -9,12 +9,11 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
-from curriq.lm.flops import trunk_flops
 from curriq.lm.learner import ReforwardedAction
+from curriq.lm.model import trunk_flops
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
-from curriq.softq.critic import TDCritic, stored_action
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource
@@ -61,12 +60,8 @@ class DirichletNoise(Saved):
     """`inner` with weights that vary at random: π̃_i ∝ π_i g_i with g_i ~ Gamma(c)/c, independent.
 
     With uniform weights π̃ is a draw from the symmetric Dirichlet distribution of concentration c. Mixture
-    credit needs such variation: under a policy that hardly varies there is nothing to regress on.
-
-    Args:
-        inner: the selector.
-        concentration: c; the effective batch fraction is about c/(1 + c) of the inner one's.
-        generator: CPU generator of the draws.
+    credit needs such variation: under a policy that hardly varies there is nothing to regress on. The
+    effective batch fraction is about c/(1 + c) of the inner one's.
     """
 
     SAVED = ("_inner", "_generator")
@@ -95,24 +90,22 @@ class DirichletNoise(Saved):
 
 def build(config: RunConfig, context: Context) -> Method:
     """Soft Q-learning: weights on the windows of the stream, or a filter before the forward pass."""
+    settings = config.critic
     stream: WindowSource = context.corpus.stream
     score = None
-    if "dsir_score" in config.critic.q_features:
+    if "dsir_score" in settings.q_features:
         score = DsirScore(context.corpus.held_out.reward, context.lm.device)
         stream = ScoredStream(stream, score)
     if config.train.max_read_ratio > 1:
         return _filtering(config, context, stream, score)
-    temperature = build_temperature(
-        config.critic, config.critic.effective_batch_fraction, share=effective_batch_fraction
-    )
+    fraction = settings.effective_batch_fraction
+    temperature = build_temperature(settings, fraction, share=effective_batch_fraction)
     critic = _critic(config, context, temperature)
-    selector: Selector = SoftQ(critic, temperature, config.critic.uniform_share)
-    if not config.critic.q_weighting:
+    selector: Selector = SoftQ(critic, temperature, settings.uniform_share)
+    if not settings.q_weighting:
         selector = Uniform()
-    if config.critic.dirichlet_concentration:
-        selector = DirichletNoise(
-            selector, config.critic.dirichlet_concentration, context.generators("jitter")
-        )
+    if concentration := settings.dirichlet_concentration:
+        selector = DirichletNoise(selector, concentration, context.generators("jitter"))
     return replace(plain(selector, config, context, stream=stream), critic=critic)
 
 
@@ -130,11 +123,9 @@ def _filtering(config: RunConfig, context: Context, stream: WindowSource, score:
 
 
 def _critic(config: RunConfig, context: Context, temperature: Temperature) -> TDCritic:
-    settings, lm = config.critic, context.lm
-    inputs = QInputs(
-        settings.q_features, lm.width, len(context.corpus.source_names), layer_norm=settings.q_layer_norm
-    )
-    previous_action, update_cost = stored_action, NO_COST
+    settings, lm, sources = config.critic, context.lm, len(context.corpus.source_names)
+    inputs = QInputs(settings.q_features, lm.width, sources, layer_norm=settings.q_layer_norm)
+    previous_action, update_cost = None, NO_COST
     if settings.td_into_theta:
         previous_action = ReforwardedAction(lm, settings.td_lambda)
         passes = 3 + config.lm.gradient_checkpointing

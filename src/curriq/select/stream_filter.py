@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,7 @@ from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.rng import Generators
 from curriq.select.base import Uniform
-from curriq.softq.critic import TDCritic
-from curriq.softq.features import QInputs
+from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
     Acceptance,
@@ -133,29 +132,25 @@ def _count_within(ngrams: Int[Tensor, "n g"]) -> Float[Tensor, "n g"]:
     return counts[place].double()
 
 
+@dataclass(eq=False)
 class ScoredStream(Saved):
-    """The windows of a stream, each with its `dsir_score`.
+    """The windows of a stream, each with its `dsir_score`."""
 
-    Args:
-        stream: where the windows come from.
-        score: of a batch of windows.
-    """
+    SAVED = ("stream", "score")
 
-    SAVED = ("_stream", "_score")
-
-    def __init__(self, stream: WindowSource, score: DsirScore) -> None:
-        self._stream = stream
-        self._score = score
+    stream: WindowSource
+    score: DsirScore
 
     def read(self, n: int) -> Offer:
-        offer = self._stream.read(n)
-        return replace(offer, known={**offer.known, "dsir_score": self._score(offer.windows)})
+        offer = self.stream.read(n)
+        return replace(offer, known={**offer.known, "dsir_score": self.score(offer.windows)})
 
 
 class StreamEnded(Exception):
     """A stream that ends, as one of the user's own may, has no window left."""
 
 
+@dataclass(eq=False)
 class FilteredStream(Saved):
     """Reads the stream in its order and accepts each window with its own probability (rejection sampling).
 
@@ -175,24 +170,15 @@ class FilteredStream(Saved):
         generator: CPU generator of the draws, one per window read.
     """
 
-    SAVED = ("stream", "_generator")
+    SAVED = ("stream", "generator")
 
-    def __init__(
-        self,
-        stream: Unreadable,
-        n: int,
-        *,
-        max_read_ratio: int,
-        accept_prob: Callable[[Offer], Float[Tensor, "n"]],
-        num_unfiltered: Callable[[int], int],
-        generator: torch.Generator,
-    ) -> None:
-        self.stream = stream
-        self.n = n
-        self._most = max_read_ratio * n
-        self._accept_prob = accept_prob
-        self._num_unfiltered = num_unfiltered
-        self._generator = generator
+    stream: Unreadable
+    n: int
+    _: KW_ONLY
+    max_read_ratio: int
+    accept_prob: Callable[[Offer], Float[Tensor, "n"]]
+    num_unfiltered: Callable[[int], int]
+    generator: torch.Generator
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -201,20 +187,20 @@ class FilteredStream(Saved):
             StreamEnded: no window is left.
         """
         began = time.perf_counter()
-        unfiltered = self._num_unfiltered(step)
+        unfiltered, most = self.num_unfiltered(step), self.max_read_ratio * self.n
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
         ended = False
-        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < self._most:
+        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
-            batch = self.stream.read(min(wanted, self._most - len(keys)))
+            batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            new = self._accept_prob(batch).double().cpu()
-            drawn = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
+            new = self.accept_prob(batch).double().cpu()
+            drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
             keys = torch.cat([keys, new.log() - drawn.log()])
@@ -228,7 +214,9 @@ class FilteredStream(Saved):
         self.stream.unread(everything.take(slice(end, None)))
         n = int(accepted.sum()) if ended else self.n
         chosen = keys[:end].topk(n).indices.sort().values
-        judged = _with_samples(everything.take(slice(end)), prob[:end], unfiltered)
+        prob = prob[:end]
+        sampled = Sampled(accept_prob=prob, unfiltered=torch.arange(len(prob)) < unfiltered)
+        judged = replace(everything.take(slice(end)), sampled=sampled)
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         return replace(
@@ -240,11 +228,7 @@ class FilteredStream(Saved):
         )
 
 
-def _with_samples(offer: Offer, accept_prob: Float[Tensor, "n"], unfiltered: int) -> Offer:
-    first = torch.arange(len(offer)) < unfiltered
-    return replace(offer, sampled=Sampled(accept_prob=accept_prob, unfiltered=first))
-
-
+@dataclass(eq=False)
 class StreamFilter(Uniform):
     """The acceptance probability of a window, from its Q; what was accepted is weighed evenly.
 
@@ -267,28 +251,24 @@ class StreamFilter(Uniform):
         memory: probes whose unfiltered windows are remembered.
     """
 
-    def __init__(
-        self,
-        critic: Critic,
-        temperature: Temperature,
-        acceptance: Acceptance,
-        *,
-        target: Callable[[], Float[Tensor, "D"]] | None = None,
-        min_target_accept_rate: float = 0.0,
-        memory: int = 8,
-    ) -> None:
-        self._critic = critic
-        self._temperature = temperature
-        self.acceptance = acceptance
-        self._target = target
-        self._min_target_accept_rate = min_target_accept_rate
+    SAVED = ("temperature", "_least_beta", "_unfiltered")
+
+    critic: Critic
+    temperature: Temperature
+    acceptance: Acceptance
+    _: KW_ONLY
+    target: Callable[[], Float[Tensor, "D"]] | None = None
+    min_target_accept_rate: float = 0.0
+    memory: int = 8
+
+    def __post_init__(self) -> None:
         self._least_beta = 0.0
-        self._unfiltered: deque[Features] = deque(maxlen=memory)
+        self._unfiltered: deque[Features] = deque(maxlen=self.memory)
 
     @property
     def beta(self) -> float:
         """β of the next draws, nats per token; ∞ accepts everything."""
-        return max(self._temperature.beta, self._least_beta)
+        return max(self.temperature.beta, self._least_beta)
 
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]:
         """The acceptance probability of each window of the stream."""
@@ -314,10 +294,10 @@ class StreamFilter(Uniform):
         self._unfiltered.append(Features.before_forward(step.trained.take(rows[own])))
         q = self._values(list(self._unfiltered))
         latest = torch.arange(len(q) - len(own), len(q))
-        metrics |= self._temperature.observe(
+        metrics |= self.temperature.observe(
             q, replace(effects, rows=latest, effect=effects.effect.cpu()[own])
         )
-        return metrics if self._target is None else metrics | self._bound_by_target(self._target(), q)
+        return metrics if self.target is None else metrics | self._bound_by_target(self.target(), q)
 
     def _bound_by_target(self, dsir_score: Float[Tensor, "D"], sample: Float[Tensor, "m"]) -> Metrics:
         """Set the least β; the metric is the share of the target's own windows that it would accept."""
@@ -337,28 +317,19 @@ class StreamFilter(Uniform):
             return self.acceptance.prob(z[:, m:], z[:, :m]).mean(1)
 
         q = q - q[:m].mean()
-        rate = self._min_target_accept_rate
+        rate = self.min_target_accept_rate
         self._least_beta = (solve_beta(q, rate, accepted) or 0.0) if rate else 0.0
         return {"policy/target_accept_rate": accepted(q[None] / self.beta).item()}
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
         """On the CPU, where the stream is, and where β is solved in many small operations."""
-        q = self._critic.values(Features.cat(features))
+        q = self.critic.values(Features.cat(features))
         assert q is not None, "a stream is filtered by a critic that has values"
         return q.cpu()
 
-    def state_dict(self) -> State:
-        return {
-            "temperature": self._temperature.state_dict(),
-            "least_beta": self._least_beta,
-            "unfiltered": [features.state_dict() for features in self._unfiltered],
-        }
-
     def load_state_dict(self, state: State) -> None:
-        self._temperature.load_state_dict(state["temperature"])
-        self._least_beta = state["least_beta"]
-        self._unfiltered.clear()
-        self._unfiltered.extend(map(Features.from_state_dict, state["unfiltered"]))
+        super().load_state_dict(state)
+        self._unfiltered = deque(map(Features.from_state_dict, state["unfiltered"]), self._unfiltered.maxlen)
 
 
 def build_filter(
@@ -369,15 +340,7 @@ def build_filter(
     target: Callable[[], Float[Tensor, "D"]] | None,
     device: torch.device | str = "cpu",
 ) -> tuple[StreamFilter, TDCritic]:
-    """The learned filter and its critic.
-
-    Args:
-        config: of the run.
-        sources: how many there are.
-        generators: of the run.
-        target: DSIR scores of the target's own windows; None where they are not measured.
-        device: of the critic.
-    """
+    """The learned filter over so many sources and its critic, on `device`; `target` as in `StreamFilter`."""
     settings = config.critic
     acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.accept_fraction))
     temperature = build_temperature(settings, settings.accept_fraction, share=acceptance, memory=1)

@@ -7,18 +7,17 @@ Bellman target y (Eq. 3) for each of them. The critic then descends the mean of 
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curriq.config import CriticConfig
+from curriq.config import CriticConfig, FeatureName
 from curriq.rng import Generators
 from curriq.softq.equations import boltzmann, polyak_, soft_value, td_target
-from curriq.softq.features import QInputs
 from curriq.softq.temperature import Temperature
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Features, Metrics, Step
@@ -39,47 +38,30 @@ class Regression:
     offsets: Float[Tensor, "r"]
 
 
-@runtime_checkable
-class Credit(Protocol):
-    """A rule of credit assignment."""
-
-    def regression(self, previous: Step) -> Regression | None:
-        """What the step asks of Q; None where it teaches nothing under this rule."""
-        ...
-
-
-class SampledCredit:
+def sampled_credit(previous: Step) -> Regression:
     """The paper's rule: the sampled candidate answers for the step, q̂ = Q(h_a).
 
     Given that candidate a was drawn from a nearly uniform policy, the mixture's reward moves by only
     π_a of its own value, so Q recovers about 1/N of the true scale.
     """
-
-    def regression(self, previous: Step) -> Regression:
-        return Regression(
-            rows=torch.tensor([previous.action], device=previous.weights.device),
-            combine=None,
-            offsets=previous.weights.new_zeros(1),
-        )
+    assert previous.action is not None, "a critic that has values draws an action"
+    weights = previous.weights
+    row = torch.tensor([previous.action], device=weights.device)
+    return Regression(rows=row, combine=None, offsets=weights.new_zeros(1))
 
 
-class MixtureCredit:
+def mixture_credit(previous: Step) -> Regression:
     """The mixture answers for the step, q̂ = Σ w_i Q(h_i): what was trained on is what is rewarded.
 
     Recovers the full scale where rewards are linear in the mixture weights, as long as the weights vary
     (`--dirichlet-concentration`). Reads the stored features of all candidates; the action plays no part.
     """
-
-    def regression(self, previous: Step) -> Regression:
-        weights = previous.weights
-        return Regression(
-            rows=torch.arange(len(weights), device=weights.device),
-            combine=weights[None],
-            offsets=weights.new_zeros(1),
-        )
+    weights = previous.weights
+    rows = torch.arange(len(weights), device=weights.device)
+    return Regression(rows=rows, combine=weights[None], offsets=weights.new_zeros(1))
 
 
-class CounterfactualCredit:
+def counterfactual_credit(previous: Step) -> Regression | None:
     """Every probed window answers for itself: y_i = y + e_i − Σ w_j e_j.
 
     Had the step been taken on window i alone, its reward would have been r_k plus the window's own effect
@@ -87,32 +69,24 @@ class CounterfactualCredit:
     log-probability lasts, so it reaches the normalised return in full: its share (1 − γ) now, and γ through
     every later level, sum to 1. Steps without measured effects teach nothing.
     """
-
-    def regression(self, previous: Step) -> Regression | None:
-        effects = previous.effects
-        if effects is None:
-            return None
-        return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
+    effects = previous.effects
+    if effects is None:
+        return None
+    return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
 
 
-CREDIT_RULES: dict[str, Credit] = {
-    "sampled": SampledCredit(),
-    "mixture": MixtureCredit(),
-    "counterfactual": CounterfactualCredit(),
+CREDIT_RULES: dict[str, Callable[[Step], Regression | None]] = {
+    "sampled": sampled_credit,
+    "mixture": mixture_credit,
+    "counterfactual": counterfactual_credit,
 }
-"""The values of `CriticConfig.credit`."""
+"""The values of `CriticConfig.credit`; None where a step teaches nothing under the rule."""
 
 
 class QReplay(Saved):
     """The last `capacity` pairs of Q's input and its target, sampled uniformly.
 
     A pair keeps the target that was computed when it was stored; later changes of Q̄ do not reach it.
-
-    Args:
-        capacity: pairs kept; a new one overwrites the oldest.
-        width: entries of an input.
-        device: where the pairs lie.
-        generator: CPU generator of the draws.
     """
 
     SAVED = ("_hidden", "_targets", "_added", "_generator")
@@ -145,7 +119,93 @@ class QReplay(Saved):
         return self._hidden[index], self._targets[index]
 
 
-PreviousAction = Callable[[Step], Features]
+LOSS_SCALE = 2.0
+DSIR_SCALE = 2.0
+SOURCE_SCALE = 4.0
+STATE_SCALE = 0.2
+"""Sizes of the entries, and so how fast Q learns from them. A normalised hidden state has many entries, which
+can explain much of what is chance in a few measured effects; the loss and the source have few, and what they
+explain lasts. experiments/LOG.md has the comparison."""
+LOSS_MEMORY = 0.95
+"""Share of the loss's running mean and spread that stays per step."""
+
+
+class QInputs(Saved):
+    """Builds φ's input [n, width] from the features of some windows; each row from one window alone.
+
+    The paper's input is the hidden state of the last token. The other inputs are remedies: the mean over the
+    tokens says more about a window than its last token, its loss says how well it is known, its source, where
+    a run has several, is what generalises fastest from few measured effects, and its dsir_score to the target
+    is known of every window, labelled or not. The last two need no forward pass.
+
+    Args:
+        names: which features, concatenated in this order.
+        hidden: d, width of a hidden state.
+        sources: number of the run's sources.
+        layer_norm: give each hidden state mean 0 and standard deviation `STATE_SCALE` first, so that its own
+            scale, which grows in training, does not matter.
+
+    Attributes:
+        width: entries of an input.
+    """
+
+    SAVED = ("_loss_mean", "_loss_spread")
+
+    def __init__(
+        self, names: Sequence[FeatureName], hidden: int, sources: int = 1, *, layer_norm: bool = False
+    ) -> None:
+        assert names
+        self._names = tuple(names)
+        self._sources = sources
+        self._layer_norm = layer_norm
+        # Entries of an input, and what fills them.
+        parts: dict[str, tuple[int, Callable[[Features], Tensor]]] = {
+            "last": (hidden, lambda features: self._state(features.hidden)),
+            "mean": (hidden, lambda features: self._state(_present(features.pooled, "pooled"))),
+            "loss": (1, self._loss),
+            "source": (sources, self._source),
+            "dsir_score": (1, self._dsir_score),
+        }
+        self._parts = [parts[name][1] for name in self._names]
+        self.width = sum(parts[name][0] for name in self._names)
+        self._loss_mean: float | None = None
+        self._loss_spread = 0.0
+
+    def __call__(self, features: Features) -> Float[Tensor, "n w"]:
+        parts = [part(features) for part in self._parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def observe(self, features: Features) -> None:
+        """Let the scale of the loss follow the windows of a step (all of them)."""
+        if "loss" not in self._names:
+            return
+        loss = features.loss.double()
+        mean, spread = loss.mean().item(), loss.std(correction=0).item()
+        if self._loss_mean is None:
+            self._loss_mean, self._loss_spread = mean, spread
+        self._loss_mean += (1 - LOSS_MEMORY) * (mean - self._loss_mean)
+        self._loss_spread += (1 - LOSS_MEMORY) * (spread - self._loss_spread)
+
+    def _state(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return STATE_SCALE * F.layer_norm(hidden, hidden.shape[-1:]) if self._layer_norm else hidden
+
+    def _loss(self, features: Features) -> Float[Tensor, "n 1"]:
+        """Distance from the running mean in running standard deviations; 0 before the first step."""
+        if self._loss_mean is None or self._loss_spread <= 0:
+            return torch.zeros_like(features.loss)[:, None]
+        return LOSS_SCALE * (features.loss[:, None] - self._loss_mean) / self._loss_spread
+
+    def _source(self, features: Features) -> Float[Tensor, "n S"]:
+        one_hot = F.one_hot(_present(features.source, "source"), self._sources)
+        return SOURCE_SCALE * one_hot.to(features.loss.dtype)
+
+    def _dsir_score(self, features: Features) -> Float[Tensor, "n 1"]:
+        return DSIR_SCALE * _present(features.known.get("dsir_score"), "dsir_score")[:, None]
+
+
+def _present(value: Tensor | None, name: str) -> Tensor:
+    assert value is not None, f"Q reads features.{name}, but the forward pass has not filled it in"
+    return value
 
 
 class QNetwork(nn.Module):
@@ -185,12 +245,6 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
         for parameter in layer.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return layer
-
-
-def stored_action(previous: Step) -> Features:
-    """The sampled action's features as they were at θ_{k−1}, without gradient."""
-    assert previous.action is not None, "a critic that has values draws an action"
-    return previous.features.take(slice(previous.action, previous.action + 1))
 
 
 class Scale(Saved):
@@ -235,10 +289,10 @@ class TDCritic(Saved):
         temperature: gives β.
         device: where φ lies.
         generators: gives the purposes `critic/init` and `critic/replay` a generator each.
-        previous_action: features of the previous action, for the sampled rule. The default takes the stored
-            ones. For TD-into-θ (Section 2.7) pass a function that forwards the action's tokens again with
-            gradient, scaled by `td_lambda`: the TD loss is then backpropagated through it exactly once,
-            and its gradient on θ is left there, unclipped, for the caller's optimizer.
+        previous_action: None for the stored features of what answers. For TD-into-θ (Section 2.7) a function
+            that forwards the previous action's tokens again with gradient, scaled by `td_lambda`: the TD loss
+            is then backpropagated through it exactly once, and its gradient on θ is left there, unclipped,
+            for the caller's optimizer.
         update_cost: of one TD update, in operations of the language model.
     """
 
@@ -252,7 +306,7 @@ class TDCritic(Saved):
         temperature: Temperature,
         device: torch.device | str,
         generators: Generators,
-        previous_action: PreviousAction = stored_action,
+        previous_action: Callable[[Step], Features] | None = None,
         update_cost: Cost = NO_COST,
     ) -> None:
         self.config = config
@@ -276,11 +330,9 @@ class TDCritic(Saved):
         self.previous_action = previous_action
         self._update_cost = update_cost
         self.credit = CREDIT_RULES[config.credit]
-        self.replay = (
-            QReplay(config.q_replay_size, inputs.width, device, generators("critic/replay"))
-            if config.q_replay_size
-            else None
-        )
+        self.replay: QReplay | None = None
+        if config.q_replay_size:
+            self.replay = QReplay(config.q_replay_size, inputs.width, device, generators("critic/replay"))
 
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:
@@ -323,7 +375,7 @@ class TDCritic(Saved):
             "critic/q_max": q.max(),
             "critic/soft_value": value,
         }
-        task = None if previous is None else self.credit.regression(previous)
+        task = None if previous is None else self.credit(previous)
         if previous is None or previous.reward is None or task is None:
             self.inputs.observe(features)
             return _to_metrics(measured), NO_COST
@@ -332,7 +384,11 @@ class TDCritic(Saved):
         targets = y + task.offsets
         self.scale.observe(previous.reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
-        inputs = self.inputs(self._responsible(previous, task))
+        if self.previous_action is None:
+            responsible = previous.features.take(task.rows)
+        else:
+            responsible = self.previous_action(previous)
+        inputs = self.inputs(responsible)
         predicted = self.online(inputs)
         if task.combine is not None:
             predicted = task.combine.to(predicted.dtype) @ predicted
@@ -353,16 +409,9 @@ class TDCritic(Saved):
         self.inputs.observe(features)
         return metrics, self._update_cost
 
-    def _responsible(self, previous: Step, task: Regression) -> Features:
-        """Features of the windows that answer; the sampled action's may carry a gradient into θ."""
-        if self.config.td_into_theta:
-            return self.previous_action(previous)
-        return previous.features.take(task.rows)
-
     def _in_nats(self, f: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        return (
-            f if self.scale.scale == 1.0 and self.scale.loc == 0.0 else self.scale.loc + self.scale.scale * f
-        )
+        loc, scale = self.scale.loc, self.scale.scale
+        return f if scale == 1.0 and loc == 0.0 else loc + scale * f
 
     def _backward(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Fresh gradient of φ, clipped; returns its norm before clipping."""

@@ -7,6 +7,7 @@ before. Q's spread moves slowly against a step, and the log shows the fraction t
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -49,21 +50,21 @@ class Sharpness(Stateful, Protocol):
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics: ...
 
 
+@dataclass
 class FixedBeta(Saved):
     """The paper's β."""
 
-    def __init__(self, beta: float) -> None:
-        self.beta = beta
+    beta: float
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
 
 
+@dataclass
 class FixedFraction(Saved):
     """Always the same fraction."""
 
-    def __init__(self, fraction: float) -> None:
-        self.fraction = fraction
+    fraction: float
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
@@ -159,37 +160,31 @@ class SolvedBeta(Saved):
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         metrics = self._sharpness.observe(q, effects)
         self._recent.append((q - q.mean()).detach().double().cpu())
-        self.beta = (
-            solve_beta(torch.cat(list(self._recent)), self._sharpness.fraction, self._share) or self.beta
-        )
+        recent = torch.cat(list(self._recent))
+        self.beta = solve_beta(recent, self._sharpness.fraction, self._share) or self.beta
         return metrics
 
 
+@dataclass
 class LearnedBeta(Saved):
     """β as soft actor-critic learns its temperature (Haarnoja et al. 2018, Section 5).
 
     log β descends β-weighted entropy excess: log β ← log β − η (H(π) − H̄), with H̄ = log(N f) for the fraction
-    f that `sharpness` asks for.
-
-    Args:
-        sharpness: the fraction f.
-        beta: where it starts.
-        learning_rate: η.
+    f that `sharpness` asks for and the learning rate η.
     """
 
-    SAVED = ("_sharpness", "beta")
+    SAVED = ("sharpness", "beta")
 
-    def __init__(self, sharpness: Sharpness, beta: float, learning_rate: float) -> None:
-        self._sharpness = sharpness
-        self._learning_rate = learning_rate
-        self.beta = beta
+    sharpness: Sharpness
+    beta: float
+    learning_rate: float
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
-        metrics = self._sharpness.observe(q, effects)
-        wanted = math.log(max(1.0, len(q) * self._sharpness.fraction))
+        metrics = self.sharpness.observe(q, effects)
+        wanted = math.log(max(1.0, len(q) * self.sharpness.fraction))
         excess = entropy(boltzmann(q.double(), self.beta)).item() - wanted
         # A uniform policy has no more entropy to give: without a bound β would grow for ever.
-        self.beta = min(1e6, max(1e-12, self.beta * math.exp(-self._learning_rate * excess)))
+        self.beta = min(1e6, max(1e-12, self.beta * math.exp(-self.learning_rate * excess)))
         return metrics
 
 
@@ -207,6 +202,7 @@ ALWAYS_ACCEPT_QUANTILE = 0.1
 among much noise, harmful where all is of one kind; experiments/LOG.md has the comparison."""
 
 
+@dataclass(frozen=True)
 class Acceptance:
     """The acceptance probability min(1, exp((q − c)/β)) of a window; as a `Share`, the mean over windows.
 
@@ -216,12 +212,11 @@ class Acceptance:
             out are not worth a batch of their own.
     """
 
-    def __init__(self, always_accept: float = 0.0) -> None:
-        self._always_accept = always_accept
+    always_accept: float = 0.0
 
     def prob(self, z: Float[Tensor, "*b n"], sample: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
         """Of windows with z = q/β, with c measured on an on-distribution sample."""
-        c = sample.quantile(1 - self._always_accept, dim=-1, keepdim=True, interpolation="higher")
+        c = sample.quantile(1 - self.always_accept, dim=-1, keepdim=True, interpolation="higher")
         return (z - c).exp().clamp(max=1.0)
 
     def __call__(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
@@ -229,14 +224,7 @@ class Acceptance:
 
 
 def build_temperature(critic: CriticConfig, fraction: float, *, share: Share, memory: int = 8) -> Temperature:
-    """The temperature that `--temperature` names.
-
-    Args:
-        critic: β, where it is fixed, and how it is learned.
-        fraction: what β is solved for, at the sharpest.
-        share: what the fraction is a share of.
-        memory: batches that β is solved on.
-    """
+    """The temperature that `--temperature` names; its policy has at its sharpest the `share` `fraction`."""
     if critic.temperature == "fixed":
         return FixedBeta(critic.beta)
     if critic.temperature == "learned":

@@ -8,12 +8,11 @@ from curriq import langevin, select
 from curriq.config import RunConfig
 from curriq.data import Corpus
 from curriq.data.tokenizer import serialised
-from curriq.lm.flops import forward_flops, trunk_flops
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, subset_pass
-from curriq.lm.model import LanguageModel
+from curriq.lm.model import LanguageModel, forward_flops, trunk_flops
 from curriq.select.base import Context, Method, UniformUntil
 from curriq.train.loop import Components, HeldOut, LoopState, NoHeldOut, theta_reset_schedule
 from curriq.train.meter import Meter, TaskProbe, Timed
