@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ class TestCommand:
         alone.mkdir()
         (alone / "config.json").touch()
         assert model_folder(alone) == (alone, None)
+
+    def test_scores_are_printed_and_saved(self, tmp_path, monkeypatch, capsys):
+        """What is not finite is printed as it is and saved as null."""
+        score = Score(task="mmlu", measure="acc", value=0.26, stderr=0.01, chance_level=0.25, examples=1234)
+        infinite = replace(score, measure="perplexity", value=math.inf, stderr=None, chance_level=None)
+        monkeypatch.setattr("curriq.lm.harness.score_folder", lambda *_, **__: [score, infinite])
+        (tmp_path / "config.json").touch()
+        assert main(["eval", str(tmp_path), "--tasks", "mmlu", "--out", str(tmp_path / "out.json")]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["mmlu", "acc", "0.2600", "0.0100", "0.2500", "1,234"] in rows
+        assert ["mmlu", "perplexity", "inf", "–", "–", "1,234"] in rows
+        saved = json.loads((tmp_path / "out.json").read_text())["tasks"]
+        assert [row["value"] for row in saved] == [0.26, None]
 
     def test_bad_values_are_refused(self, capsys):
         assert main(["eval", "x", "--limit", "-1"]) == 2
