@@ -284,8 +284,8 @@ def test_every_documented_name_is_logged(runs):
     rows = [row for name in COMPOSITIONS for row in read_metrics(runs(name).folder)]
     logged = {find(name).name for row in rows for name in row}
     documented = {metric.name for group in GROUPS for metric in group.metrics}
-    # These need the harness (tests/unit/test_tasks.py), or parts of the caller's own.
-    elsewhere = {name for name in documented if name.startswith(("task/", "own/")) or name == "time/tasks"}
+    # These need the harness (tests/unit/test_tasks.py).
+    elsewhere = {name for name in documented if name.startswith("task/") or name == "time/tasks"}
     assert documented - logged == elsewhere
     fields = {field for name in COMPOSITIONS for field in read_summary(runs(name).folder)}
     assert {field.name for field in SUMMARY} == fields
