@@ -67,6 +67,10 @@ def words_and_learnt(tokenizer: PreTrainedTokenizerBase, messages: Any) -> list[
 
 
 class TestEncoding:
+    def test_a_template_may_name_the_special_tokens(self) -> None:
+        marked = TAGGED.replace("<eos>", "{{ eos_token }}")
+        assert encode_chat(word_tokenizer(marked), CHAT) == encode_chat(word_tokenizer(TAGGED), CHAT)
+
     @pytest.mark.parametrize("template", [TAGGED, PLAIN])
     def test_learns_the_assistants_tokens(self, template: str) -> None:
         assert words_and_learnt(word_tokenizer(template), CHAT) == [

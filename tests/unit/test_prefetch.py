@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -102,6 +104,39 @@ def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
     assert ours.summary["test_loss"] == theirs.summary["test_loss"]
 
 
+def test_a_tokenizer_with_threads_is_no_obstacle():
+    """A forked worker has none of the threads with which this process has tokenised already."""
+    script = """
+from tests.runs import tiny
+from curriq.data import open_corpus
+corpus = open_corpus(tiny(), read_ahead=True)
+corpus.tokenizer(["many words to cut into tokens"] * 500)
+print(len(corpus.stream.read(64)))
+"""
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "64\n", done.stderr
+
+
+def test_a_chat_template_that_conversations_set_is_set_here_too(tmp_path):
+    """Or the model would be saved without the template that it was trained in."""
+    turns = [
+        {"role": "user", "content": "count " * 9},
+        {"role": "assistant", "content": "one two three " * 9},
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": turns}) for _ in range(50)))
+    chat = SourceConfig(name="chat", path=str(tmp_path / "chats.jsonl"), text_field="messages", weight=1)
+    config = tiny(sources=(*tiny().data.sources[:1], chat), target="prose")
+    corpora = [open_corpus(config, read_ahead=ahead) for ahead in (False, True)]
+    for corpus in corpora:
+        corpus.stream.read(64)
+    plain, ahead = (corpus.tokenizer.chat_template for corpus in corpora)
+    assert plain is not None
+    assert ahead == plain
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_only_a_gpu_has_its_stream_read_ahead(monkeypatch, device):
     asked = []
@@ -159,11 +194,13 @@ def test_what_the_worker_logs_is_logged_here_once(caplog, tmp_path):
 
 
 def test_a_worker_that_is_killed_fails_the_next_read_and_nothing_else():
+    handler = signal.getsignal(signal.SIGCHLD)
     stream = opened(tiny())
     stream.read(4)
-    worker, handler = worker_of(stream), signal.getsignal(signal.SIGCHLD)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    worker = worker_of(stream)
     os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # not reaped, so torch would see it
     began = time.monotonic()
     while time.monotonic() - began < 0.2:
         torch.ones(100, 100) @ torch.ones(100, 100)  # a training step goes on

@@ -59,15 +59,16 @@ def encode_chat(
         CurriqError: the tokenizer is a slow one, or the template cannot render the conversation, or has no
             tags and renders turns differently once later ones follow.
     """
-    name = repr(tokenizer.name_or_path) if tokenizer.name_or_path else "of this run"
     if not tokenizer.is_fast:
         raise CurriqError(
-            f"chat data needs a fast tokenizer, one with tokenizer.json, which the tokenizer {name} is not."
+            "chat data needs a fast tokenizer, one with tokenizer.json, which the tokenizer "
+            f"{_name(tokenizer)} is not."
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_TEMPLATE
         _log.warning(
-            f"the tokenizer {name} has no chat_template: conversations are written in Phi-3's format."
+            f"the tokenizer {_name(tokenizer)} has no chat_template: conversations are written in Phi-3's "
+            "format."
         )
     text, spans = _render(tokenizer, messages)
     learnt = bytearray(len(text))
@@ -81,6 +82,10 @@ def encode_chat(
     return encoded["input_ids"], [1 in learnt[first:last] for first, last in ranges]
 
 
+def _name(tokenizer: Any) -> str:
+    return repr(tokenizer.name_or_path) if tokenizer.name_or_path else "of this run"
+
+
 def _added_by_turns(tokenizer: Any, messages: Sequence[Message], whole: str) -> Iterator[tuple[int, int]]:
     """Range of characters that each assistant turn adds to the prompt for it."""
     for i, message in enumerate(messages):
@@ -89,7 +94,7 @@ def _added_by_turns(tokenizer: Any, messages: Sequence[Message], whole: str) -> 
             turn, _ = _render(tokenizer, messages[: i + 1])
             if not (whole.startswith(turn) and turn.startswith(prompt)):
                 raise CurriqError(
-                    f"the chat template of {tokenizer.name_or_path!r} changes turn {i + 1} of "
+                    f"the chat template of the tokenizer {_name(tokenizer)} changes turn {i + 1} of "
                     f"{shorten(messages)} once later turns follow. Use a template with {{% generation %}} "
                     "tags around the assistant's text."
                 )
@@ -108,7 +113,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False
         texts, spans = render_jinja_template([list(messages)], **options)
     except Exception as error:  # a template may raise anything
         raise CurriqError(
-            f"the chat template of {tokenizer.name_or_path!r} cannot render {shorten(messages)}: {error!r}. "
-            "Fix or remove the row, or use another template."
+            f"the chat template of the tokenizer {_name(tokenizer)} cannot render {shorten(messages)}: "
+            f"{error!r}. Fix or remove the row, or use another template."
         ) from error
     return texts[0], spans[0] if has_tags else None

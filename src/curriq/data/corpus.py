@@ -69,7 +69,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     )
     if read_ahead:
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
-        stream = Prefetched(stream, block=config.train.num_candidates, ahead=ahead)
+        stream = Prefetched(stream, tokenizer, block=config.train.num_candidates, ahead=ahead)
     names = tuple(source.name for source in data.sources)
     return Corpus(tokenizer=tokenizer, stream=stream, held_out=held_out, source_names=names)
 
@@ -125,8 +125,10 @@ def data_fingerprint(
     }
     settings = ("window", "shuffle_buffer", "held_out_share", "near_duplicate_threshold")
     topic = f"pool={data.topic_pool_size} temperature={data.topic_temperature} encoder={data.topic_encoder}"
-    slow = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
-    cut = (serialised(tokenizer),) if tokenizer.is_fast else slow
+    if tokenizer.is_fast:
+        cut = (serialised(tokenizer),)
+    else:
+        cut = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())))
     marks = (str(tokenizer.eos_token_id), str(tokenizer.chat_template or ""))
     return {
         **sources,

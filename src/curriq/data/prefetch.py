@@ -8,12 +8,13 @@ the stream is read where it is needed. The windows are the same.
 
 import itertools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from logging.handlers import BufferingHandler
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -21,6 +22,9 @@ from curriq.data.stream import WindowStream
 from curriq.errors import CurriqError
 from curriq.state import State
 from curriq.types import Cost, Offer
+
+if TYPE_CHECKING:
+    import transformers
 
 _log = logging.getLogger("curriq")
 
@@ -34,6 +38,7 @@ class Block(NamedTuple):
     offer: Offer | CurriqError  # the windows, or why there are none and will be none
     state: State | None  # of the stream before them, in every few blocks
     messages: list[tuple[int, str]]  # level and text of what was logged meanwhile
+    template: str | dict[str, str] | None  # the tokenizer's chat template, which conversations may have set
 
 
 class Prefetched:
@@ -41,12 +46,21 @@ class Prefetched:
 
     Args:
         stream: what is read. The worker has a copy; this one stands where the last state was taken.
+        tokenizer: the stream's.
         block: windows read at a time.
         ahead: blocks that may wait.
     """
 
-    def __init__(self, stream: WindowStream, *, block: int, ahead: int) -> None:
+    def __init__(
+        self,
+        stream: WindowStream,
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        *,
+        block: int,
+        ahead: int,
+    ) -> None:
         self.fingerprint = stream.fingerprint
+        self._tokenizer = tokenizer
         self._stream = stream
         self._block = block
         self._ahead = ahead
@@ -104,8 +118,10 @@ class Prefetched:
         if self._blocks is None:
             self._blocks = self._start()
         try:
-            offer, state, messages = next(self._blocks)
+            offer, state, messages, template = next(self._blocks)
         except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise  # an error inside the worker
             self._error = CurriqError(
                 f"the process that reads the data has ended ({error}). If it was killed, the machine may "
                 "have had too little memory."
@@ -113,6 +129,7 @@ class Prefetched:
             raise self._error from error
         for level, message in messages:
             _log.log(level, message)
+        self._tokenizer.chat_template = template
         if isinstance(offer, CurriqError):
             self._error = offer
             raise offer
@@ -123,12 +140,12 @@ class Prefetched:
     def _start(self) -> Iterator[Block]:
         self._stream.load_state_dict(self._snapshot)
         loader = DataLoader(
-            _Blocks(self._stream, self._block),
+            _Blocks(self._stream, self._tokenizer, self._block),
             batch_size=None,
             num_workers=1,
             prefetch_factor=self._ahead,
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_begin_worker,
         )
         before = signal.getsignal(signal.SIGCHLD)
         blocks = iter(loader)
@@ -142,8 +159,11 @@ class Prefetched:
 class _Blocks(IterableDataset):
     """Blocks of windows, every few with the state they were read from; an error is the last item."""
 
-    def __init__(self, stream: WindowStream, size: int) -> None:
+    def __init__(
+        self, stream: WindowStream, tokenizer: "transformers.PreTrainedTokenizerBase", size: int
+    ) -> None:
         self._stream = stream
+        self._tokenizer = tokenizer
         self._size = size
 
     def __iter__(self) -> Iterator[Block]:
@@ -156,13 +176,16 @@ class _Blocks(IterableDataset):
                 offer: Offer | CurriqError = self._stream.read(self._size)
             except CurriqError as error:
                 offer = error
-            yield Block(offer, state, [(record.levelno, record.getMessage()) for record in captured.buffer])
+            messages = [(record.levelno, record.getMessage()) for record in captured.buffer]
+            yield Block(offer, state, messages, self._tokenizer.chat_template)
             if isinstance(offer, CurriqError):
                 return
             captured.flush()
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C is for the process that trains, which ends the worker."""
+def _begin_worker(worker: int) -> None:
+    # A fork has none of its parent's threads: the tokenizer would wait for them forever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C is for the process that trains, which ends the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
