@@ -90,7 +90,6 @@ def finished_step(
         weights=even if weights is None else weights,
         loss=features.loss.mean().item(),
         q=q,
-        policy=even,
         action=action,
         reward=reward,
         effects=effects,

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and one that becomes it."""
 
 
 class CurriqError(ValueError):
@@ -7,3 +7,7 @@ class CurriqError(ValueError):
     The message names the value, the rule it breaks, and how to fix it. The command line prints it
     alone, without a traceback, and exits with status 2.
     """
+
+
+class Diverged(ArithmeticError):
+    """A loss is not finite after the update of θ; a smaller update may avoid it."""

@@ -238,6 +238,11 @@ class Offer:
     def __len__(self) -> int:
         return len(self.windows)
 
+    @property
+    def judged(self) -> list["Offer"]:
+        """All windows that were read for the step: those offered and, behind a filter, those rejected."""
+        return [self] if self.rejected is None else [self, self.rejected]
+
     def take(self, index: Int[Tensor, "m"] | slice) -> "Offer":
         """The windows at `index`, in that order; what describes the offer as a whole stays."""
         return replace(
@@ -361,8 +366,7 @@ class Step(Mixture):
         offer: C_k, all N windows.
         trained: the windows that the selector admitted; features, scores and weights are of these.
         q: Q_φ of each trained window at φ_k, before Q has learnt from this step; None without a critic.
-        policy: π_k, the Boltzmann policy over q, from which a_k was drawn; None without a critic.
-        action: a_k, index of a trained window.
+        action: a_k, index of a trained window, drawn from the Boltzmann policy over q; None without a critic.
         effects: measured effects of single windows at θ_k, where they were probed.
         reward: r_k, nats per token; None where it was not measured.
         cost: what the step took besides training.
@@ -373,7 +377,6 @@ class Step(Mixture):
     offer: Offer
     trained: Offer
     q: Float[Tensor, "n"] | None = None
-    policy: Float[Tensor, "n"] | None = None
     action: int | None = None
     effects: Effects | None = None
     reward: float | None = None
@@ -382,7 +385,7 @@ class Step(Mixture):
 
     def state_dict(self) -> State:
         """What the TD update of the next step reads; the offer and the metrics are in the log."""
-        names = ("index", "scores", "weights", "loss", "q", "policy", "action", "reward")
+        names = ("index", "scores", "weights", "loss", "q", "action", "reward")
         return {name: getattr(self, name) for name in names} | {
             "trained": self.trained.state_dict(),
             "features": self.features.state_dict(),

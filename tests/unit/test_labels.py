@@ -207,7 +207,7 @@ def test_a_step_survives_a_checkpoint(windows):
     step = finished_step(features, offer=offer, index=7, action=3, reward=-1.5, q=torch.rand(N))
     again = Step.from_state_dict(through_a_file(step.state_dict()), "cpu")
     assert (again.index, again.action, again.reward, again.loss) == (7, 3, -1.5, step.loss)
-    for name in ("scores", "weights", "q", "policy"):
+    for name in ("scores", "weights", "q"):
         assert torch.equal(getattr(again, name), getattr(step, name)), name
     assert_same_state(again.features.state_dict(), features.state_dict())
     assert_same_state(again.trained.state_dict(), offer.state_dict())

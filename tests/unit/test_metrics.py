@@ -220,7 +220,7 @@ def collect(
 
 
 def write_candidates(run_dir: Path, first: int, end: int, every: int) -> None:
-    log = CandidateLog(run_dir, ["prose", "code"], first)
+    log = CandidateLog(run_dir, first, ["prose", "code"])
     for step in range(first, end):
         collect(log, step)
         if (step + 1) % every == 0:
@@ -234,7 +234,7 @@ def parts(run_dir: Path) -> list[str]:
 
 class TestCandidateLog:
     def test_content(self, tmp_path):
-        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        log = CandidateLog(tmp_path, 0, ["prose", "code"])
         collect(log, 5)
         log.flush()
         table = read_candidates(tmp_path)
@@ -264,7 +264,7 @@ class TestCandidateLog:
         }
 
     def test_what_was_rejected_follows_with_its_probability_and_no_weight(self, tmp_path):
-        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        log = CandidateLog(tmp_path, 0, ["prose", "code"])
         taken, rejected = (
             replace(
                 Offer.of(
@@ -299,7 +299,7 @@ class TestCandidateLog:
         assert read_candidates(tmp_path).column_names == [column.name for column in registry.CANDIDATES]
 
     def test_no_q(self, tmp_path):
-        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        log = CandidateLog(tmp_path, 0, ["prose", "code"])
         collect(log, 0, with_q=False)
         log.flush()
         assert read_candidates(tmp_path)["q"].null_count == 4
@@ -315,7 +315,7 @@ class TestCandidateLog:
     def test_resume_leaves_the_table_of_an_uninterrupted_run(self, tmp_path, start):
         write_candidates(tmp_path / "whole", 0, 10, every=4)
         write_candidates(tmp_path / "resumed", 0, 10, every=3)
-        CandidateLog(tmp_path / "resumed", ["prose", "code"], start)
+        CandidateLog(tmp_path / "resumed", start, ["prose", "code"])
         if start:
             assert read_candidates(tmp_path / "resumed")["step"].to_pylist()[-1] == start - 1
         else:
@@ -327,11 +327,11 @@ class TestCandidateLog:
         write_candidates(tmp_path, 0, 4, every=4)
         (tmp_path / "candidates" / ".tmp-part-00000004.parquet").write_bytes(b"half")
         assert len(read_candidates(tmp_path)) == 16
-        CandidateLog(tmp_path, ["prose", "code"], 4)
+        CandidateLog(tmp_path, 4, ["prose", "code"])
         assert parts(tmp_path) == ["part-00000000.parquet"]
 
     def test_full_disk_keeps_the_candidates_in_memory(self, tmp_path, caplog, monkeypatch):
-        log = CandidateLog(tmp_path, ["prose", "code"], 0)
+        log = CandidateLog(tmp_path, 0, ["prose", "code"])
         collect(log, 0)
 
         def refuse(path: Path, content: bytes) -> None:
@@ -351,7 +351,7 @@ class TestCandidateLog:
         with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
             read_candidates(tmp_path)
         with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
-            CandidateLog(tmp_path, ["prose", "code"], 2)
+            CandidateLog(tmp_path, 2, ["prose", "code"])
 
     def test_none_logged(self, tmp_path):
         with pytest.raises(CurriqError, match="holds no candidates"):

@@ -21,7 +21,9 @@ from curriq.data.stream import (
     Rows,
     SourceReader,
     Unreadable,
+    Window,
     WindowStream,
+    batch,
     check_fingerprint,
     window_id,
 )
@@ -183,6 +185,13 @@ def assert_equal_offers(left, right):
     assert_equal_windows(left.windows, right.windows)
     assert torch.equal(left.rows, right.rows)
     assert (left.epoch, left.cost) == (right.epoch, right.cost)
+
+
+def test_a_stream_that_ends_says_so(tokenizer):
+    stream = make_stream(tokenizer)
+    stream.read = lambda n: Offer.of(batch([Window(np.zeros(T, np.int32), 0)]).take(slice(0)))
+    with pytest.raises(CurriqError, match=r"no window left: lower --steps"):
+        StreamProposer(stream, 5).propose(0)
 
 
 def test_an_offer_has_the_documented_form(tokenizer):
@@ -390,6 +399,30 @@ def test_fingerprint_names_everything_that_differs():
         )
     assert "new was absent, is y; tokenizer was x, is absent; window was 8, is 16" in str(caught.value)
     assert "seed" not in str(caught.value)
+
+
+def corrupted(tokenizer, document, corruption="ocr"):
+    reader = SourceReader(MemorySource("s", [document], 0), corruption, tokenizer, T, 0)
+    return reader._corrupted(document, np.random.default_rng(0))
+
+
+def test_the_text_of_a_document_is_corrupted(tokenizer):
+    document = Document("the quick brown fox " * 60)
+    assert corrupted(tokenizer, document).text != document.text
+    assert corrupted(tokenizer, document, "none") == document
+
+
+def test_what_is_said_in_a_conversation_is_corrupted_and_nothing_else_of_it(tokenizer):
+    said = "the quick brown fox " * 60
+    turns = ({"role": "user", "content": said}, {"role": "assistant", "content": said, "name": "x"})
+    document = Document(said, messages=(*turns, {"role": "assistant", "tool_calls": []}))
+    noisy = corrupted(tokenizer, document).messages
+    assert [m["role"] for m in noisy] == ["user", "assistant", "assistant"]
+    assert noisy[1]["name"] == "x"
+    assert all(m["content"] != said for m in noisy[:2])
+    # A template may ask whether a message has content; the held-out sets encode it as it is.
+    assert noisy[2] == {"role": "assistant", "tool_calls": []}
+    assert corrupted(tokenizer, document, "none").messages == document.messages
 
 
 def test_conversations_without_an_assistant_are_an_error_and_no_endless_epoch(tokenizer):

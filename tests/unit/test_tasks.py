@@ -123,6 +123,17 @@ class TestCommand:
         (alone / "config.json").touch()
         assert model_folder(alone) == (alone, None)
 
+    def test_a_relative_path_means_the_same(self, tmp_path, monkeypatch):
+        lm = tmp_path / "checkpoints" / "step-00000006" / "lm"
+        lm.mkdir(parents=True)
+        (lm / "config.json").touch()
+        monkeypatch.chdir(lm.parent)
+        assert model_folder(Path("lm")) == model_folder(Path(".")) == (lm, tmp_path)
+        monkeypatch.chdir(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints" / "lm").mkdir()
+        (tmp_path / "checkpoints" / "lm" / "config.json").touch()
+        assert model_folder(Path("lm"))[1] is None
+
     def test_scores_are_printed_and_saved(self, tmp_path, monkeypatch, capsys):
         """What is not finite is printed as it is and saved as null."""
         score = Score(task="mmlu", measure="acc", value=0.26, stderr=0.01, chance_level=0.25, examples=1234)

@@ -211,7 +211,6 @@ class SourceReader(Saved):
     ) -> None:
         self.source = source
         self.corruption = corruption
-        self.length = length
         self._tokenizer = tokenizer
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
@@ -248,7 +247,7 @@ class SourceReader(Saved):
         if document.messages is None:
             return replace(document, text=corrupt_text(self.corruption, document.text, rng))
         messages = tuple(
-            {**message, "content": corrupt_text(self.corruption, message.get("content", ""), rng)}
+            {k: corrupt_text(self.corruption, v, rng) if k == "content" else v for k, v in message.items()}
             for message in document.messages
         )
         return replace(document, messages=messages)

@@ -14,6 +14,7 @@ from curriq.config import Within
 from curriq.errors import CurriqError
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
+from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -91,9 +92,10 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
     """The Hugging Face folder at a path, and the run that it belongs to, if any; CurriqError without one."""
     from curriq.train.checkpoint import latest_checkpoint
 
-    lm = path if _is_model(path) else path / "lm"
+    lm = (path if _is_model(path) else path / "lm").absolute()
     if _is_model(lm):
-        return lm, lm.parents[2] if lm.name == "lm" and lm.parents[1].name == "checkpoints" else None
+        of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
+        return lm, lm.parents[2] if of_run else None
     if (path / "config.toml").exists():
         return latest_checkpoint(path).lm, path
     raise CurriqError(
@@ -134,6 +136,5 @@ def _print_scores(scores: "list[Score]") -> None:
 def _print_sources(result: dict[str, Any]) -> None:
     print(f"by source, on the stream's next windows (epoch {result['epoch']:.0f}):")
     for name, found in result["losses"].items():
-        perplexity = math.exp(min(found["loss"], 700.0))
-        cost = f"{found['loss']:.4f} nats per token, perplexity {perplexity:.2f}"
+        cost = f"{found['loss']:.4f} nats per token, perplexity {perplexity(found['loss']):.2f}"
         print(f"  {name}: {cost}, {found['windows']} windows")

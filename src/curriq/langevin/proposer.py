@@ -133,7 +133,7 @@ class BufferProposer(Saved):
         began = time.perf_counter()
         cost, epoch = self._ingest(step)
         metrics = self._refreshed(step)
-        ingested = time.perf_counter()
+        metrics["time/ingest"] = time.perf_counter() - began
         if not self.buffer.live.any():
             raise CurriqError(
                 f"step {step}: every window of the buffer has been used. Raise --ingest above the windows "
@@ -152,13 +152,12 @@ class BufferProposer(Saved):
         self.buffer.mark_used(windows.ids)
         self.fresh.begin_next()
         _require_agreement(windows.ids, step)
-        times = {"time/ingest": ingested - began, "time/propose": time.perf_counter() - began}
         return Offer.of(
             windows,
             queries=found.queries,
             cost=cost + Cost(extra_flops=self.flops) + found.cost,
             epoch=epoch,
-            metrics=metrics | found.metrics | times,
+            metrics=metrics | found.metrics,
         )
 
     def _ingest(self, step: int) -> tuple[Cost, int | None]:

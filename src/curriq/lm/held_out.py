@@ -12,6 +12,7 @@ windows: e_i is also what a step on the held-out text would do to window i, and 
 whose first loss the mixture step has measured already.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from curriq import parallel
 from curriq.config import RunConfig
+from curriq.errors import Diverged
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
 from curriq.state import Saved
@@ -111,11 +113,14 @@ class HeldOutReward(Saved):
             self.loss_before = self._loss()
 
     def after(self, step: int) -> tuple[float | None, Cost]:
-        """At θ_{k+1}: r_k, nats per token, and what the step's measurements have cost."""
+        """At θ_{k+1}: r_k, nats per token, and what the step's measurements have cost; `Diverged` where it is
+        not finite."""
         if self.drawn is None:
             return None, NO_COST
         level = -self._loss()
         reward = level + self.loss_before if self.paired and self.loss_before is not None else level
+        if not math.isfinite(reward):
+            raise Diverged(f"the reward after the update is {reward}")
         return reward, Cost(forwards=self.forwards)
 
     def _loss(self) -> float:

@@ -135,8 +135,11 @@ def block_json(block: Block) -> Json:
         return {"type": "prose", "text": block}
     if isinstance(block, Explorer):
         return {"type": block.type, **block.content}
-    series = _series_json(block) if isinstance(block, Chart) else {}
-    return {"type": type(block).__name__.lower(), **_plain(vars(block) | series)}
+    kind = {"type": type(block).__name__.lower()}
+    if not isinstance(block, Chart):
+        return kind | _plain(vars(block))
+    rest = {name: value for name, value in vars(block).items() if name != "series"}
+    return kind | _plain(rest) | _series_json(block)
 
 
 def numbers(values: np.ndarray | Sequence[float | None]) -> list[float | int | None]:

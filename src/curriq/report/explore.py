@@ -86,8 +86,9 @@ def _ends(candidates: CandidateRows, order: str, rows: int) -> CandidateRows:
 def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
     ids = np.unique(rows.window_id)
     kept = read_windows(run.folder)
-    known = kept.find(ids) >= 0
-    whole = iter(kept.texts(kept.find(ids[known])))
+    where = kept.find(ids)
+    known = where >= 0
+    whole = iter(kept.texts(where[known]))
     texts = [_cut(next(whole), run.detail.characters) if there else "" for there in known]
     seen = appearances(run.folder, ids, MOST_SEEN)
     columns = _numbers(rows.columns)
@@ -106,7 +107,8 @@ def _content(run: RunLog, rows: CandidateRows, order: str) -> Json:
         "ids": [str(i) for i in ids],
         "topic": [] if run.topics is None else np.where(measured >= 0, run.topics.of[measured], -1).tolist(),
         "texts": texts if any(texts) else [],
-        "seen": [list(map(numbers, seen.get(int(i), []))) for i in ids],
+        # A step keeps all its digits.
+        "seen": [[[int(step), *numbers(rest)] for step, *rest in seen.get(int(i), [])] for i in ids],
     }
 
 

@@ -1,7 +1,6 @@
 """Did it help? Curves, verdicts and ratios of a comparison, for the page, a terminal and pictures; or the
 curves of some runs side by side."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from curriq.report.figures import print_table, save_figure
 from curriq.report.look import AXIS_LABELS
 from curriq.report.runlog import RunLog
 from curriq.runlog.read import read_document
+from curriq.runlog.schema import perplexity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def _of_tasks(runs: list[RunLog]) -> list[Block]:
         for path in sorted((run.folder / "eval").glob("*.json")):
             result, of = read_document(path), [run.label, path.stem]
             for score in result.get("tasks", ()):
-                values = [fixed(score[name], ".4f") for name in ("value", "stderr", "chance_level")]
+                values = [fixed(score.get(name), ".4f") for name in ("value", "stderr", "chance_level")]
                 scores.append([*of, score["task"], score["measure"], *values])
             for name, found in result.get("sources", {}).get("losses", {}).items():
                 loss = found["loss"]
@@ -100,7 +100,7 @@ def _of_tasks(runs: list[RunLog]) -> list[Block]:
 
 
 def _perplexity(loss: float | None) -> str:
-    return "–" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
+    return "–" if loss is None else f"{perplexity(loss):.2f}"
 
 
 def _task_chart(name: str, runs: list[RunLog]) -> Chart:

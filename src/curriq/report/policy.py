@@ -17,7 +17,7 @@ SHOWN_ELSEWHERE = (
     *RETRIEVAL,
 )
 """Beginnings of the names of metrics that are in a chart of their own here, or in another section."""
-INSIDE = ("time/propose", "time/reward")
+INSIDE = ("time/propose", "time/probe", "time/reward")
 """Parts of `time/step`."""
 NO_PART = ("time/step", "time/windows_per_second", *PHASES)
 EVEN = ("entropy", "effective-batch", "max-weight")

@@ -275,13 +275,18 @@ def floats(column: Any) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False).astype(float)
 
 
+def token_ids(stored: np.ndarray) -> np.ndarray:
+    """Token ids of tokens as the log has them: −1 − id where a token is not learnt."""
+    return np.where(stored < 0, ~stored, stored)
+
+
 @dataclass(frozen=True)
 class KeptWindows:
     """Windows by ascending id.
 
     Attributes:
         ids: window ids.
-        stored: [windows, T], tokens as the log has them: −1 − id where a token is not learnt.
+        stored: [windows, T], tokens as the log has them.
         tokenizer: turns them into text; None when the run has no fast tokenizer.
     """
 
@@ -295,7 +300,7 @@ class KeptWindows:
     @cached_property
     def tokens(self) -> np.ndarray:
         """Token ids [windows, T]."""
-        return np.where(self.stored < 0, ~self.stored, self.stored)
+        return token_ids(self.stored)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Position of each id, −1 where the window was not kept."""
@@ -309,7 +314,8 @@ class KeptWindows:
         tokenizer."""
         if self.tokenizer is None:
             return [""] * len(positions)
-        return self.tokenizer.decode_batch(self.tokens[positions].tolist(), skip_special_tokens=not special)
+        ids = token_ids(self.stored[positions])
+        return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=not special)
 
     def sample(self) -> "KeptWindows":
         """At most `MOST_MEASURED` of the windows, drawn evenly (an id is a hash)."""

@@ -3,6 +3,7 @@
 `python -m curriq.runlog.schema > docs/metrics.md` prints the page.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -178,8 +179,8 @@ retrieval/q | nats per token | Mean Q of the retrieved windows (`--retrieval-pro
 retrieval/buffer_q | nats per token | Mean Q of random windows of the buffer at the same time.
 retrieval/q_advantage | nats per token | The first minus the second.
 
-# Parts of the user's own
-Present where a part of the user's own measures something.
+# Custom components
+Logged by selectors, samplers and probes that users add.
 own/<name> | – | Measured by a selector, sampler or probe that is not part of curriq.
 
 # Time
@@ -273,6 +274,11 @@ CANDIDATES, QUERIES, WINDOWS, SUMMARY = (table.metrics for table in TABLES)
 def metrics() -> list[Metric]:
     """All metrics, in the order of the page."""
     return [metric for group in GROUPS for metric in group.metrics]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), kept inside the range of a float."""
+    return math.exp(min(loss, 700.0))
 
 
 @cache

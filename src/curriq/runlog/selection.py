@@ -126,12 +126,12 @@ def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, list[np
         return correlation, points
     from scipy.stats import rankdata
 
-    for step in range(len(by.step)):
-        both = known & (by.index == step)
-        if both.sum() < 3:
+    rows = np.flatnonzero(known)  # in the order of the steps
+    for both in np.split(rows, np.flatnonzero(np.diff(by.index[rows])) + 1):
+        if len(both) < 3:
             continue
         a, b = q[both], effect[both]
         points.append(np.column_stack([a - a.mean(), b - b.mean()]))
         if a.std() > 0 and b.std() > 0:
-            correlation[step] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
+            correlation[by.index[both[0]]] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
     return correlation, points

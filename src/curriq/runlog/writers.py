@@ -188,10 +188,6 @@ class CandidateLog(TableLog):
 
     name, columns = "candidates", schema.CANDIDATES
 
-    def __init__(self, run_dir: Path, source_names: Sequence[str], start_step: int) -> None:
-        super().__init__(run_dir, start_step, source_names)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
     def append(self, entry: Entry) -> None:
         self._steps.append(entry.candidates)
 
@@ -302,7 +298,7 @@ class RunLogs(AbstractContextManager):
         self._metrics = MetricsLog(run_dir, start_step)
         self._tables: list[TableLog] = [WindowLog(run_dir, start_step, windows_mb, tokenizer)]
         if candidates:
-            self._tables += [CandidateLog(run_dir, source_names, start_step), QueryLog(run_dir, start_step)]
+            self._tables += [CandidateLog(run_dir, start_step, source_names), QueryLog(run_dir, start_step)]
         self._mirrors = mirrors
 
     def write(self, entry: Entry) -> None:

@@ -1,7 +1,6 @@
 """What a method is made of, and the trivial parts of one: no selection, no Q."""
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.corpus import Corpus
+from curriq.errors import CurriqError
 from curriq.lm.model import LanguageModel
 from curriq.rng import Generators
 from curriq.softq.equations import uniform_policy
@@ -25,6 +25,13 @@ from curriq.types import (
     Step,
     WindowSource,
 )
+
+
+class StreamEnded(CurriqError):
+    """A stream that ends, as one of the user's own may, has no window left."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream has no window left: lower --steps, or let it begin again at its end.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +91,10 @@ class StreamProposer(Saved):
     n: int
 
     def propose(self, step: int) -> Offer:
-        began = time.perf_counter()
         offer = self.stream.read(self.n)
-        return replace(offer, metrics={"time/propose": time.perf_counter() - began})
+        if not len(offer):
+            raise StreamEnded
+        return offer
 
 
 class PlainSelector(Saved):

@@ -1,6 +1,5 @@
 """A recorded curriculum: its windows in its order, and its weights, whatever the model says now."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,18 +26,15 @@ class RecordedProposer(Saved):
         self._place = torch.tensor(places, dtype=torch.int64)
 
     def propose(self, step: int) -> Offer:
-        began = time.perf_counter()
         recorded = self.curriculum[step]
         stored = torch.from_numpy(recorded.tokens.astype("int64"))
-        tokens = torch.where(stored < 0, ~stored, stored)
         windows = Windows(
-            tokens=tokens,
+            tokens=torch.where(stored < 0, ~stored, stored),
             labels=torch.where(stored < 0, IGNORED, stored) if (stored < 0).any() else None,
             ids=torch.from_numpy(recorded.window_ids.astype("int64")),
             source=self._place[torch.from_numpy(recorded.source.astype("int64"))],
         )
-        metrics = {"time/propose": time.perf_counter() - began}
-        return Offer.of(windows, cost=Cost(windows_read=len(windows)), metrics=metrics)
+        return Offer.of(windows, cost=Cost(windows_read=len(windows)))
 
 
 @dataclass(eq=False)

@@ -5,7 +5,6 @@ what is known before the forward pass: the window's source, and its DSIR score, 
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.rng import Generators
-from curriq.select.base import Uniform
+from curriq.select.base import StreamEnded, Uniform
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
@@ -146,10 +145,6 @@ class ScoredStream(Saved):
         return replace(offer, known={**offer.known, "dsir_score": self.score(offer.windows)})
 
 
-class StreamEnded(Exception):
-    """A stream that ends, as one of the user's own may, has no window left."""
-
-
 @dataclass(eq=False)
 class FilteredStream(Saved):
     """Reads the stream in its order and accepts each window with its own probability (rejection sampling).
@@ -186,7 +181,6 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
-        began = time.perf_counter()
         unfiltered, most = self.num_unfiltered(step), self.max_read_ratio * self.n
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
@@ -224,7 +218,6 @@ class FilteredStream(Saved):
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=Cost(windows_read=len(judged)),
-            metrics={"time/propose": time.perf_counter() - began},
         )
 
 

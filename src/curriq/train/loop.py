@@ -1,6 +1,6 @@
 """Algorithm 1, the one loop. Every method, baseline and ablation is this loop with other components."""
 
-import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -117,10 +117,6 @@ def theta_reset_schedule(*, always: bool, warmup: int, period: int) -> Callable[
     return lambda step: always or step < warmup or (period > 0 and step // period % 2 == 0)
 
 
-class Diverged(ArithmeticError):
-    """The loss is not finite after the update of θ; a smaller update may avoid it."""
-
-
 class ScoresNotFinite(ArithmeticError):
     """The losses or Q are finite, the scores or the policy made of them are not."""
 
@@ -137,18 +133,22 @@ def train_step(c: Components, state: LoopState) -> Step:
         c.learner.snapshot()
     else:
         c.learner.release()
+    began = time.perf_counter()
     state.proposed = offer = c.proposer.propose(k)  #                             3: C_k
+    propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
     mixture = _accumulate(c, k, trained)  #                                       4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
     td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     5–7: V_k, TD step, Polyak
-    policy, action = (None, None) if q is None else _act(c, q)  #                 8: a_k ~ π_k
+    action = None if q is None else _act(c, q)  #                                 8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
     reward, held_out_cost = c.held_out.after(k)  #                                10: r_k
-    if reward is not None and not math.isfinite(reward):
-        raise Diverged(f"the reward after the update is {reward}")
-    own = {"train/loss": mixture.loss, "theta_reset": float(c.theta_resets(k))}
+    own = {
+        "train/loss": mixture.loss,
+        "theta_reset": float(c.theta_resets(k)),
+        "time/propose": propose_seconds,
+    }
     if reward is not None:
         own |= {"reward": reward, "held_out/forwards": held_out_cost.forwards}
     step = Step(
@@ -157,7 +157,6 @@ def train_step(c: Components, state: LoopState) -> Step:
         offer=offer,
         trained=trained,
         q=q,
-        policy=policy,
         action=action,
         effects=effects,
         reward=reward,
@@ -188,11 +187,10 @@ def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
         raise
 
 
-def _act(c: Components, q: Tensor) -> tuple[Tensor, int]:
-    """π_k and a_k drawn from it."""
-    policy = c.critic.policy(q)
+def _act(c: Components, q: Tensor) -> int:
+    """a_k, drawn from π_k."""
     try:
-        return policy, sample_action(policy, c.action_generator)
+        return sample_action(c.critic.policy(q), c.action_generator)
     except FloatingPointError as error:
         if q.isfinite().all():
             raise ScoresNotFinite("the values Q of the candidates are finite, their policy is not") from error

@@ -64,8 +64,7 @@ class Meter(Saved):
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""
         weights = step.weights.cpu().double()
-        parts = [step.offer] if step.offer.rejected is None else [step.offer, step.offer.rejected]
-        read = torch.cat([part.windows.source for part in parts])
+        read = torch.cat([part.windows.source for part in step.offer.judged])
         proposed, scored = len(step.offer), len(step.trained)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(step.trained.windows.source, weights)

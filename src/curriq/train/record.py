@@ -44,7 +44,7 @@ def open_logs(
 
 def log_entry(step: Step, row: Metrics) -> Entry:
     """The step's metrics, its windows (those that a filter rejected last) and its queries."""
-    parts = [step.offer] if step.offer.rejected is None else [step.offer, step.offer.rejected]
+    parts = step.offer.judged
     windows = Windows.cat([part.windows.to("cpu") for part in parts])
     n, proposed = len(windows), len(step.offer)
     trained_rows = step.trained.rows.cpu().numpy()

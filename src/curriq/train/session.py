@@ -20,13 +20,14 @@ import torch
 import curriq
 from curriq import parallel
 from curriq.config import RunConfig, to_toml
-from curriq.errors import CurriqError
+from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
-from curriq.train.loop import Components, Diverged, LoopState, ScoresNotFinite, train_step
+from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, open_logs
@@ -192,7 +193,7 @@ class Session:
         if not math.isfinite(loss):
             raise Diverged(f"the validation loss after the update is {loss}")
         seconds = time.perf_counter() - began
-        return {"validation/loss": loss, "validation/perplexity": _perplexity(loss), "time/evaluate": seconds}
+        return {"validation/loss": loss, "validation/perplexity": perplexity(loss), "time/evaluate": seconds}
 
     def _save(self, logs: RunLogs | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
@@ -307,18 +308,13 @@ class Session:
         }
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
-            summary["validation_perplexity"] = _perplexity(self.last_validation)
+            summary["validation_perplexity"] = perplexity(self.last_validation)
         if self.meter.epoch is not None:
             summary["epoch"] = self.meter.epoch
         if self._finished:
             loss = self.test()
-            summary |= {"test_loss": loss, "test_perplexity": _perplexity(loss)}
+            summary |= {"test_loss": loss, "test_perplexity": perplexity(loss)}
         return summary
-
-
-def _perplexity(loss: float) -> float:
-    """exp(loss), kept inside the range of a float."""
-    return math.exp(min(loss, 700.0))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Page {
     this.views = [];
     const own = this.runs.length > 1 ? this.runs[this.runIndex].label : "";
     const count = this.overview.sections.length;
-    const parts = this.sections().map((section, i) => {
+    const sections = this.sections();
+    const parts = sections.map((section, i) => {
       const views = section.blocks.map(block);
       this.views.push(...views);
       return el("section", { id: section.id, "aria-labelledby": "h-" + section.id },
@@ -77,7 +78,7 @@ class Page {
         el("div", { class: "grid" }, views.map((view) => view.root)));
     });
     document.getElementById("report").replaceChildren(...parts);
-    const nav = this.sections().map((section) => el("a", { href: "#" + section.id }, section.title));
+    const nav = sections.map((section) => el("a", { href: "#" + section.id }, section.title));
     document.getElementById("nav").replaceChildren(...nav);
     document.getElementById("facts").textContent = visible(this.overview.facts);
     this.views.forEach((view) => view.join?.(this.views));
@@ -101,7 +102,7 @@ class Page {
 function refresh(page, seconds) {
   const state = document.getElementById("live");
   state.hidden = false;
-  let version = "";
+  let version = document.documentElement.getAttribute("data-version");
   const again = async () => {
     try {
       const answer = await fetch(location.pathname, { cache: "no-store" });
@@ -119,7 +120,6 @@ function refresh(page, seconds) {
     }
     setTimeout(again, seconds * 1000);
   };
-  version = document.documentElement.getAttribute("data-version");
   setTimeout(again, seconds * 1000);
 }
 
