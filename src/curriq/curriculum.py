@@ -13,7 +13,8 @@ and the model is any `nn.Module`, called through its `forward`.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -40,11 +41,10 @@ from curriq.lm.user_model import (
 from curriq.presets import preset as preset_config
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
-from curriq.select.soft_q import SoftQ
+from curriq.select.soft_q import SoftQ, build_weighting
 from curriq.select.stream_filter import DsirScore, StreamEnded, build_filter, filtered
-from curriq.softq.critic import QInputs, TDCritic
+from curriq.softq.critic import TDCritic
 from curriq.softq.equations import sample_action
-from curriq.softq.temperature import build_temperature, effective_batch_fraction
 from curriq.state import Saved, State
 from curriq.types import Cost, Critic, Features, Metrics, Offer, Step, Windows, merge
 
@@ -64,7 +64,8 @@ class AcceptPolicy(Protocol):
 
     `offer.known["dsir_score"]` is how target-like each example is, in standard deviations, and
     `offer.windows.source` the index of its source. An object that has `observe(step)` as well gets the
-    measured effects; one that has `state_dict` and `load_state_dict` is saved with the curriculum.
+    measured effects and may return metrics; one that has `state_dict` and `load_state_dict` is saved with the
+    curriculum.
     """
 
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]: ...
@@ -201,7 +202,8 @@ class Curriculum(Saved):
             examples: the batch, where credit is measured (`credit="counterfactual"`).
 
         Raises:
-            CurriqError: this curriculum filters a stream, needs `examples`, or was not observed since.
+            CurriqError: this curriculum filters a stream, needs `examples`, or was not observed since; or a
+                loss is not finite.
         """
         if not isinstance(self._part, _Weights):
             raise CurriqError("this curriculum filters a stream: call select, or use preset='weighted'.")
@@ -212,7 +214,8 @@ class Curriculum(Saved):
         seen, loss = hidden.detach().float().cpu(), losses.detach().float().cpu()
         source = torch.zeros(len(loss), dtype=torch.int64) if source is None else source.cpu()
         features = Features(hidden=seen, pooled=seen, loss=loss, source=source)
-        return self._part.weigh(self.step, features, list(examples or ())).to(losses.device)
+        with _finite(self.step):
+            return self._part.weigh(self.step, features, list(examples or ())).to(losses.device)
 
     def observe(
         self, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
@@ -227,14 +230,16 @@ class Curriculum(Saved):
             What was measured, by the metric names of `curriq train`; empty between measurements.
 
         Raises:
-            CurriqError: `observe` is called more often than batches are taken, or in several processes.
+            CurriqError: `observe` is called more often than batches are taken, or in several processes; or
+                what it measures is not finite.
         """
         require(parallel.world_size() == 1, "a Curriculum learns in one process: train without torchrun.")
         self._model.model, self._model.optimizer = model, optimizer
         self._model.autocast = self.reduced_precision
-        metrics = self._part.finish(self.step)
-        self.step += 1
-        return metrics | self._part.begin(self.step)
+        with _finite(self.step):
+            metrics = self._part.finish(self.step)
+            self.step += 1
+            return metrics | self._part.begin(self.step)
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the state was taken.
@@ -248,6 +253,17 @@ class Curriculum(Saved):
             "with the same arguments.",
         )
         super().load_state_dict(state)
+
+
+@contextmanager
+def _finite(step: int) -> Generator[None]:
+    """A number that is not finite becomes an error for the user."""
+    try:
+        yield
+    except ArithmeticError as error:
+        raise CurriqError(
+            f"step {step}: {error}. Go on from the last checkpoint with a smaller learning rate."
+        ) from error
 
 
 class Selected(IterableDataset):
@@ -266,7 +282,7 @@ class Selected(IterableDataset):
 class _Part(Saved):
     """What `select` and `weigh` share: the measurements, and the step that Q is to learn from."""
 
-    SAVED: ClassVar[tuple[str, ...]] = ("_probe",)
+    SAVED: ClassVar[tuple[str, ...]] = ("_probe", "_step")
 
     def __init__(self, config: RunConfig, generators: Generators, model: UserModel) -> None:
         self._model = model
@@ -283,22 +299,24 @@ class _Part(Saved):
         measured: Metrics = {}
         if step.reward is not None:
             measured = {"reward": step.reward, "held_out/forwards": self._reward.forwards}
-        return merge(measured, step.metrics, policy.observe(step))
+        return merge(measured, step.metrics, policy.observe(step) or {})
 
     def state_dict(self) -> State:
-        drawn, step = self._reward.drawn, self._step
+        # `curriq train` saves between steps; here the measurements of the next one have begun.
+        reward = self._reward
         return super().state_dict() | {
-            "drawn": None if drawn is None else drawn.state_dict(),
-            "loss_before": self._reward.loss_before,
-            "step": None if step is None else step.state_dict(),
+            "drawn": None if reward.drawn is None else reward.drawn.state_dict(),
+            "loss_before": reward.loss_before,
+            "forwards": reward.forwards,
         }
 
     def load_state_dict(self, state: State) -> None:
         own = dict(state)
-        drawn, step, self._reward.loss_before = own.pop("drawn"), own.pop("step"), own.pop("loss_before")
+        reward, drawn = self._reward, own.pop("drawn")
+        reward.drawn = None if drawn is None else Windows.from_state_dict(drawn)
+        reward.loss_before, reward.forwards = own.pop("loss_before"), own.pop("forwards")
         super().load_state_dict(own)
-        self._reward.drawn = None if drawn is None else Windows.from_state_dict(drawn)
-        self._step = None if step is None else Step.from_state_dict(step, "cpu")
+        self._step = None if own["step"] is None else Step.from_state_dict(own["step"], "cpu")
 
 
 class _Reader(Saved):
@@ -361,7 +379,7 @@ class _Reader(Saved):
 class _Filter(_Part):
     """`Curriculum.select`: the stream filter of `curriq train` over a stream of examples."""
 
-    SAVED = ("_probe", "_proposer", "_saved", "_critic", "_first", "_ended", "_passes")
+    SAVED = ("_probe", "_step", "_proposer", "_saved", "_critic", "_batches", "_first", "_ended", "_passes")
 
     def __init__(
         self,
@@ -459,26 +477,21 @@ class _Filter(_Part):
                 loss=math.nan,
                 effects=self._probe.effects(step, offer, torch.full((n,), 1 / n)),
             )
-        metrics, _ = self._critic.learn(previous, features)
-        return metrics if previous else {}
+        return {} if previous is None else self._critic.learn(previous, features)[0]
 
     def _forget(self, offer: Offer) -> None:
         for number in offer.windows.ids.tolist():
             del self._model.examples[number]
 
-    def state_dict(self) -> State:
-        return super().state_dict() | {"batches": [offer.state_dict() for offer in self._batches]}
-
     def load_state_dict(self, state: State) -> None:
-        own = dict(state)
-        self._batches = deque(map(Offer.from_state_dict, own.pop("batches")))
-        super().load_state_dict(own)
+        super().load_state_dict(state)
+        self._batches = deque(map(Offer.from_state_dict, state["batches"]))
 
 
 class _Weights(_Part):
     """`Curriculum.weigh`: the paper's policy over the examples of each step."""
 
-    SAVED = ("_probe", "_width", "_critic", "_selector")
+    SAVED = ("_probe", "_step", "_width", "_critic", "_selector")
 
     def __init__(
         self, config: RunConfig, sources: Sequence[str], generators: Generators, model: UserModel
@@ -486,8 +499,6 @@ class _Weights(_Part):
         super().__init__(config, generators, model)
         self._paired = config.train.reward == "paired"
         self._settings, self._sources, self._generators = config.critic, len(sources), generators
-        fraction = config.critic.effective_batch_fraction
-        self._temperature = build_temperature(config.critic, fraction, share=effective_batch_fraction)
         self._width: int | None = None
         self._critic: TDCritic | None = None
         self._selector: SoftQ | None = None
@@ -497,10 +508,9 @@ class _Weights(_Part):
         """Q and its policy, once the width of what Q sees is known."""
         if self._critic is not None and self._selector is not None:
             return self._critic, self._selector
-        settings, self._width = self._settings, width
-        inputs = QInputs(settings.q_features, width, self._sources, layer_norm=settings.q_layer_norm)
-        self._critic = TDCritic(settings, inputs, self._temperature, "cpu", self._generators)
-        self._selector = SoftQ(self._critic, self._temperature, settings.uniform_share)
+        self._width = width
+        built = build_weighting(self._settings, width, self._sources, self._generators)
+        self._selector, self._critic = built
         return self._critic, self._selector
 
     def weigh(self, step: int, features: Features, examples: Sequence[Example]) -> Float[Tensor, "n"]:
@@ -526,7 +536,6 @@ class _Weights(_Part):
             weights=weights,
             loss=(weights * features.loss).sum().item(),
             q=q,
-            policy=policy,
             action=sample_action(policy, self._generators("action")),
             metrics=metrics,
         )

@@ -4,6 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -173,7 +174,12 @@ def test_observe_leaves_everything_as_it_was(preset):
     model.train()
     model.frozen.eval()
     optimizer = adamw(model)
-    ours = curriculum(preset=preset, reward_every=1)
+
+    def noisy_losses(model, batch):
+        losses = example_losses(model, batch)
+        return losses + 0 * torch.rand(len(losses))
+
+    ours = curriculum(preset=preset, reward_every=1, per_example_loss=noisy_losses)
     examples = list(islice(stream(), BATCH))
     if preset == "recommended":
         taken = ours.select(iter(examples * 9))
@@ -288,6 +294,12 @@ class TestModels:
 
         loop = Loop(curriculum(collate=collate, per_example_loss=loss)).run(stream, 6)
         assert loop.curriculum._part._step is not None
+
+    def test_parameters_that_are_not_trained_are_not_measured(self):
+        ours, model = curriculum(), Bigram()
+        ours._model.model, ours._model.optimizer = model, torch.optim.AdamW(model.parameters())
+        assert len(ours._model.parameters) == 3
+        assert all(p.requires_grad for p in ours._model.parameters)
 
     def test_a_bfloat16_model(self):
         loop = Loop(curriculum())
@@ -413,11 +425,27 @@ class TestOwnPolicy:
             assert all(e["source"] == "good" for e in islice(selected, BATCH))
             assert ours.observe() == {}
 
+    def test_examples_that_were_trained_on_are_forgotten(self):
+        ours = curriculum(policy=Everything())
+        taken = ours.select(stream())
+        for _ in range(30):
+            list(islice(taken, BATCH))
+            ours.observe()
+        assert len(ours.state_dict()["model"]["examples"]) <= BATCH
+
     def test_that_learns_gets_effects_and_is_saved(self):
         loop = Loop(curriculum(policy=Good())).run(stream, 9)
         assert loop.curriculum._part._policy.seen == 4  # steps 2, 4, 6 and 8
         whole = Loop(curriculum(policy=Good())).run(stream, 14)
         assert loop.resumed(curriculum(policy=Good())).run(stream, 14).equals(whole)
+
+    def test_that_learns_may_return_no_metrics(self):
+        class Silent(Good):
+            def observe(self, step):
+                super().observe(step)
+
+        loop = Loop(curriculum(policy=Silent())).run(stream, 6)
+        assert loop.curriculum.step == 6
 
     def test_that_learns_needs_the_model(self):
         ours = curriculum(policy=Good())
@@ -489,6 +517,8 @@ class TestWeigh:
         other.run(12)
         for ours, theirs in zip(other.log, whole.log[cut:], strict=True):
             assert torch.equal(ours["weights"], theirs["weights"])
+            for name in ("reward", "held_out/forwards", "critic/td_loss"):
+                assert ours.get(name) == theirs.get(name), name
         assert all(
             torch.equal(a, b) for a, b in zip(other.model.parameters(), whole.model.parameters(), strict=True)
         )
@@ -541,6 +571,14 @@ class TestWeigh:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("preset", ["recommended", "paper"])
+    def test_a_model_that_has_diverged(self, preset):
+        ours = curriculum(preset=preset)
+        run = partial(Loop(ours).run, stream) if preset == "recommended" else Weighing(ours).run
+        run(3).model.head.weight.data.fill_(math.nan)
+        with pytest.raises(CurriqError, match=r"step \d+: .*smaller learning rate"):
+            run(9)
+
     def test_an_unknown_source(self):
         with pytest.raises(
             CurriqError, match=r"source 'blog': give Curriculum\(sources=\('good', 'bad', 'blog'\)\)"

@@ -104,4 +104,8 @@ def test_rows_for_trl_have_the_two_columns(toy):
 def test_reduced_precision_is_noticed(toy, tmp_path):
     made = trainer(toy, tmp_path, bf16=True)
     assert made.train_dataset.curriculum.reduced_precision
+    half = trainer(toy, tmp_path)
+    half.args.fp16 = True  # the Trainer itself refuses it without a GPU
+    CurriculumCallback(half.train_dataset.curriculum, half)
+    assert half.train_dataset.curriculum.reduced_precision
     assert not trainer(toy, tmp_path).train_dataset.curriculum.reduced_precision

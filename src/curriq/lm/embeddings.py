@@ -71,9 +71,11 @@ class InputEmbeddings:
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Generator[None]:
     """No gradient is left on the parameters, and none of their inputs is kept for one."""
-    trainable = nn.ParameterList(parameter for parameter in parameters if parameter.requires_grad)
-    trainable.requires_grad_(False)
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        trainable.requires_grad_(True)
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -107,21 +107,24 @@ class UserModel(Saved):
 
     def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
         """By backward passes, as a wrapped model needs them."""
-        total, parameters = 0.0, self.parameters
+        total, parameters = [], self.parameters
         with torch.enable_grad(), self._evaluating() as model, gradients_set_aside(parameters):
             pieces = self._losses(model, windows)
             for losses, weight in zip(pieces, weights.split(self.micro_batch), strict=True):
                 loss = (weight.to(losses) * losses).sum()
                 loss.backward()
-                total += loss.item()
-            return total, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+                total.append(loss.detach())
+            return sum(torch.stack(total).tolist()), [
+                torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
+            ]
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
         """Relative to the greatest learning rate, where groups of parameters have different ones."""
         optimizer: Any = self.optimizer
         # accelerate wraps the optimizer that has the state.
         scaled = preconditioned(getattr(optimizer, "optimizer", optimizer), self.parameters, gradients)
-        rates = [rate / (self.rate(0) or 1.0) for _, rate in self._rates()]
+        greatest = self.rate(0) or 1.0
+        rates = [rate / greatest for _, rate in self._rates()]
         return scaled and [piece * rate for piece, rate in zip(scaled, rates, strict=True)]
 
     def rate(self, step: int) -> float:
@@ -130,7 +133,8 @@ class UserModel(Saved):
     def _rates(self) -> list[tuple[nn.Parameter, float]]:
         """What the optimizer trains, with its learning rates."""
         groups = [] if self.optimizer is None else self.optimizer.param_groups
-        return [(p, float(group["lr"])) for group in groups for p in group["params"] if p.requires_grad]
+        rated = [(group["params"], float(group["lr"])) for group in groups]
+        return [(p, rate) for parameters, rate in rated for p in parameters if p.requires_grad]
 
     def _losses(self, model: nn.Module, windows: Windows) -> Iterator[Float[Tensor, "n"]]:
         device, examples = next(model.parameters()).device, self.of(windows)

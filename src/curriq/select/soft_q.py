@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.config import RunConfig
+from curriq.config import CriticConfig, RunConfig
 from curriq.data.stream import Unreadable
 from curriq.lm.learner import ReforwardedAction
 from curriq.lm.model import trunk_flops
+from curriq.rng import Generators
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
 from curriq.softq.critic import QInputs, TDCritic
@@ -98,10 +99,8 @@ def build(config: RunConfig, context: Context) -> Method:
         stream = ScoredStream(stream, score)
     if config.train.max_read_ratio > 1:
         return _filtering(config, context, stream, score)
-    fraction = settings.effective_batch_fraction
-    temperature = build_temperature(settings, fraction, share=effective_batch_fraction)
-    critic = _critic(config, context, temperature)
-    selector: Selector = SoftQ(critic, temperature, settings.uniform_share)
+    policy, critic = _weighting(config, context)
+    selector: Selector = policy
     if not settings.q_weighting:
         selector = Uniform()
     if concentration := settings.dirichlet_concentration:
@@ -122,14 +121,38 @@ def _filtering(config: RunConfig, context: Context, stream: WindowSource, score:
     return Method(proposer=proposer, selector=policy, critic=critic)
 
 
-def _critic(config: RunConfig, context: Context, temperature: Temperature) -> TDCritic:
-    settings, lm, sources = config.critic, context.lm, len(context.corpus.source_names)
-    inputs = QInputs(settings.q_features, lm.width, sources, layer_norm=settings.q_layer_norm)
+def _weighting(config: RunConfig, context: Context) -> tuple[SoftQ, TDCritic]:
+    settings, lm = config.critic, context.lm
     previous_action, update_cost = None, NO_COST
     if settings.td_into_theta:
         previous_action = ReforwardedAction(lm, settings.td_lambda)
         passes = 3 + config.lm.gradient_checkpointing
         update_cost = Cost(extra_flops=passes * trunk_flops(lm, config.data.window))
-    return TDCritic(
-        settings, inputs, temperature, lm.device, context.generators, previous_action, update_cost
+    return build_weighting(
+        settings,
+        lm.width,
+        len(context.corpus.source_names),
+        context.generators,
+        device=lm.device,
+        previous_action=previous_action,
+        update_cost=update_cost,
     )
+
+
+def build_weighting(
+    settings: CriticConfig,
+    width: int,
+    sources: int,
+    generators: Generators,
+    *,
+    device: torch.device | str = "cpu",
+    previous_action: ReforwardedAction | None = None,
+    update_cost: Cost = NO_COST,
+) -> tuple[SoftQ, TDCritic]:
+    """The learned weights and their critic, on `device`; `width` is that of the hidden states, and
+    `previous_action` and `update_cost` are as in `TDCritic`."""
+    fraction = settings.effective_batch_fraction
+    temperature = build_temperature(settings, fraction, share=effective_batch_fraction)
+    inputs = QInputs(settings.q_features, width, sources, layer_norm=settings.q_layer_norm)
+    critic = TDCritic(settings, inputs, temperature, device, generators, previous_action, update_cost)
+    return SoftQ(critic, temperature, settings.uniform_share), critic
