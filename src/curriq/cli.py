@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import curriq
+from curriq.config import sections
 from curriq.config.aliases import FORMER
 from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
 from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
@@ -166,7 +167,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise CurriqError(f"{message} `curriq train --help-all` explains every setting.")
+        end = "" if message.endswith((".", "?")) else "."  # argparse writes none
+        raise CurriqError(f"{message}{end} `curriq train --help-all` explains every setting.")
 
 
 def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str = "curriq train") -> RunConfig:
@@ -212,9 +214,11 @@ def group_of(name: str) -> str:
 def describe() -> dict[str, tuple[Any, str]]:
     """Flat name of every setting → its type, and the docstring under its field."""
     described = {}
+    module = ast.parse(inspect.getsource(sections))
+    bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
     for section in get_type_hints(RunConfig).values():
-        kinds, tree = get_type_hints(section), ast.parse(inspect.getsource(section))
-        for field, text in pairwise(node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
+        kinds = get_type_hints(section)
+        for field, text in pairwise(bodies[section.__name__]):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 name = ast.unparse(field.target)
                 described[name] = kinds[name], " ".join(ast.literal_eval(text.value).split())

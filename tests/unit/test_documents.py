@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from curriq.data import cache_dir
 from curriq.data.documents import (
     Document,
     DocumentSource,
     MemorySource,
+    cache_dir,
     document_key,
     read_epoch,
     write_cached,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from curriq.config import SourceConfig
-from curriq.data import cache_dir, embedded
+from curriq.data import embedded
+from curriq.data.documents import cache_dir
 from curriq.data.sources import open_source
 from curriq.errors import CurriqError
 

@@ -20,6 +20,7 @@ WITHOUT_Q = ("stream", "random-queries", "uniform-buffer")
 """Proposers that read no Q; a sampler of the user's own may read it."""
 WITHOUT_QUERY = ("direct-q", "uniform-buffer")
 """Proposers that take windows of the buffer without a query, so that nothing is embedded."""
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
 FeatureName = Literal["last", "mean", "loss", "source", "dsir_score"]
 PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "dsir_score")
@@ -169,7 +170,7 @@ class DataConfig(Section):
     """Windows that are embedded to choose the topic-coherent sets from."""
     topic_temperature: Positive = 0.1
     """Softmax temperature over cosine similarity to the anchor; the lower, the narrower the topic."""
-    topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    topic_encoder: str = MINILM
     """Sentence-transformer by name or folder, or `hashing` for a fast one without weights."""
     curriculum: str = ""
     """Recorded curriculum (Parquet, from `curriq export`) to train on in place of stream and selector."""
@@ -459,7 +460,7 @@ class RetrievalConfig(Section):
     """Windows read into the buffer before the first step; 0 fills it."""
     ingest: Count = 32
     """New windows per step, written over the oldest ones (n_ingest)."""
-    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    encoder: str = MINILM
     """Sentence-transformer by name or folder; `hashing`, a fast one without weights; or `hidden-state`, the
     model's own hidden state as the Q-network reads it, at unit norm."""
     encoder_precision: Literal["fp32", "bf16"] = "fp32"
@@ -499,7 +500,7 @@ class TrainConfig(Section):
     """The training loop: steps, candidates, rewards, seed, threads, ablations."""
 
     steps: Count = 300
-    """Optimiser steps of the language model."""
+    """Optimizer steps of the language model."""
     num_candidates: Count = 32
     """Windows proposed per step (N)."""
     max_read_ratio: Count = 1

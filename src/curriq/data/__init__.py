@@ -3,7 +3,5 @@
 # ruff: noqa: F401 (the names that other rooms use)
 
 from curriq.data.corpus import Corpus, open_corpus
-from curriq.data.documents import cache_dir
 from curriq.data.sources import pin_revision
-from curriq.data.split import HeldOutSets
-from curriq.data.stream import WindowStream, check_fingerprint
+from curriq.data.stream import check_fingerprint

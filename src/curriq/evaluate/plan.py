@@ -94,6 +94,7 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         CurriqError: no such file, no valid TOML, an unknown or refused setting, or arms that do not compare.
     """
     out = out or Path("runs") / file.stem
+    require(file.exists(), f"{file}: there is no such file; examples/compare.toml is one.")
     tables = read_tables(file)
     with errors_name(file):
         refuse_unknown(tables, ("compare", "arms", "streams"), kind="table")
