@@ -177,16 +177,21 @@ def embedding_langevin(context: SearchContext) -> QuerySampler:
     )
 
 
-def swaps(context: SearchContext) -> QuerySampler:
+def swaps(context: SearchContext, candidates: int = CANDIDATES) -> QuerySampler:
     """Guided swaps, at most `--langevin-steps` of them."""
     steps = context.config.langevin.langevin_steps
     return GuidedSwaps(
-        _cost(context, forwards=steps * (2 + CANDIDATES), products=steps),
+        _cost(context, forwards=steps * (2 + candidates), products=steps),
         steps,
-        CANDIDATES,
+        candidates,
         TOP_K,
         context.q,
         context.inputs,
         context.vocabulary,
         context.context.generators("langevin/noise"),
     )
+
+
+def swaps_of_8(context: SearchContext) -> QuerySampler:
+    """The arm of `experiments/langevin.py`, whose search takes a quarter of the passes."""
+    return swaps(context, candidates=8)

@@ -68,7 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "langevin, not centred": {"proposer": "langevin", "centre_queries": False},
     "langevin, hashed words": {"proposer": "langevin", **HASHING},
     "embedding-langevin, published": {"proposer": f"{CONTROLS}:embedding_langevin", **PUBLISHED},
-    "swaps": {"proposer": f"{CONTROLS}:swaps"},
+    "swaps": {"proposer": f"{CONTROLS}:swaps_of_8"},
     "best of 40 random": {"proposer": "best-of-random", "query_start": "random"},
     "random queries": {"proposer": "random-queries", "query_start": "random"},
     "the buffer's own beginnings": {"proposer": "random-queries"},
