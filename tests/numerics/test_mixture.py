@@ -13,6 +13,7 @@ from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select.bandit import SourceBandit
 from curriq.select.base import RandomK, Uniform
+from curriq.select.competence import Competence, RarityDifficulty
 from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
 from curriq.select.soft_q import SoftQ
 from curriq.softq.critic import QInputs, TDCritic
@@ -58,6 +59,7 @@ SELECTORS = {
     "low-loss": lambda lm: ByLoss(0.5, -1),
     "uncertainty": lambda lm: Uncertainty(0.01),
     "random-k": lambda lm: RandomK(4, torch.Generator().manual_seed(0)),
+    "competence": lambda lm: Competence(RarityDifficulty(lm.vocab_size), 10, 0.5),
     "rho": lambda lm: ExcessLoss(lambda windows: windows.tokens.double().mean(1) / 10, 0.1),
     "bandit": lambda lm: SourceBandit(("a", "b", "c"), 0.1, 0.1, torch.Generator().manual_seed(0)),
 }

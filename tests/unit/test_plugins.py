@@ -5,9 +5,13 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+from tests.conformance.compositions import RAG
+from tests.runs import tiny
 
+from curriq import select
 from curriq.errors import CurriqError
 from curriq.plugins import find_builder, load_object
+from curriq.train.run import prepare
 
 BUILT_IN = {"uniform": list, "bandit": dict}
 
@@ -17,7 +21,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, on Python's path, with a package, a file of two levels and a broken module."""
     (tmp_path / "my_pkg").mkdir()
     (tmp_path / "my_pkg" / "__init__.py").write_text("")
-    (tmp_path / "my_pkg" / "parts.py").write_text("def build(context): return ['built', context]\nX = 3\n")
+    (tmp_path / "my_pkg" / "parts.py").write_text(
+        "def build(context): return ['built', context]\nX = 3\n"
+        "def search(context): raise TypeError('found by its name')\n"
+    )
     (tmp_path / "plain.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "@dataclass\nclass Made:\n    x: int = 7\n"
@@ -33,8 +40,26 @@ def find(name: str):
     return find_builder(name, BUILT_IN, setting="--selector", group="curriq.selectors")
 
 
-def test_a_built_in_name_comes_first() -> None:
+def installed(monkeypatch: pytest.MonkeyPatch, name: str, group: str) -> None:
+    """An entry point of this name."""
+    function = "search" if group == "curriq.samplers" else "build"
+    points = EntryPoints([EntryPoint(name, f"my_pkg.parts:{function}", group)])
+    for place in ("curriq.plugins", "curriq.config.checks"):
+        monkeypatch.setattr(f"{place}.entry_points", lambda **wanted: points.select(**wanted))
+
+
+def test_a_built_in_name_comes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "bandit", "curriq.selectors")
     assert find("bandit") is dict
+
+
+def test_the_groups_are_those_of_the_documentation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "mine", "curriq.selectors")
+    assert tiny(selector="mine").method == "mine"
+    assert select.builder("mine")(2) == ["built", 2]
+    installed(monkeypatch, "searching", "curriq.samplers")
+    with pytest.raises(TypeError, match="found by its name"):
+        prepare(tiny(**RAG, proposer="searching"))
 
 
 def test_by_module_and_by_file(folder: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from curriq.config import CriticConfig
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
     Acceptance,
@@ -17,6 +18,8 @@ from curriq.softq.temperature import (
     Sharpness,
     SolvedBeta,
     Temperature,
+    build_temperature,
+    effective_batch_fraction,
     rank_correlation,
     solve_beta,
 )
@@ -137,6 +140,30 @@ class TestGovernor:
             found.append(row["gate/rank_correlation"])
         assert row["gate/calibration"] == pytest.approx(sum(found) / 12)
         assert row["gate/calibration_error"] == pytest.approx(stats.sem(found), rel=1e-6)
+
+    def test_standard_error_counts_old_probes_for_less(self):
+        """That of a weighted mean, with Kish's effective number of probes."""
+        governor, found = CalibrationGate(0.3, memory=5.0), []
+        for k in range(12):
+            row = play(governor, 1, 0.4, seed=100 * k)
+            found.append(row["gate/rank_correlation"])
+        weights = [0.8 ** (11 - k) for k in range(12)]
+        mean = sum(w * r for w, r in zip(weights, found, strict=True)) / sum(weights)
+        n = sum(weights) ** 2 / sum(w * w for w in weights)
+        variance = sum(w * r * r for w, r in zip(weights, found, strict=True)) / sum(weights) - mean**2
+        assert row["gate/calibration"] == pytest.approx(mean)
+        assert row["gate/calibration_error"] == pytest.approx(math.sqrt(variance / (n - 1)), rel=1e-6)
+
+    @pytest.mark.parametrize(("full", "fraction"), [(0.2, 0.3), (10.0, 0.95)])
+    def test_the_correlation_for_full_sharpness_is_a_setting(self, full, fraction):
+        config = CriticConfig(
+            credit="counterfactual",
+            q_features=("source",),
+            temperature="gated",
+            corr_for_full_sharpness=full,
+        )
+        row = play(build_temperature(config, 0.3, share=effective_batch_fraction), 30, 0.6)
+        assert row["gate/target_fraction"] == pytest.approx(fraction, abs=0.03)
 
     def test_a_step_without_a_probe_says_nothing(self):
         governor = CalibrationGate(0.3)
