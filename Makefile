@@ -23,7 +23,7 @@ lint: ## style, formatting and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ty check
 
-format: ## mend style and formatting in place
+format: ## fix style and formatting in place
 	@scripts/setup.sh dev
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .

@@ -28,7 +28,7 @@ class Easy(PlainSelector):
 
 
 class TargetLike:
-    """Accepts a window with a probability that grows with its likeness to the target."""
+    """Accepts a window with a probability that grows with its similarity to the target."""
 
     def accept_prob(self, offer):
         return torch.sigmoid(4 * offer.known["dsir_score"] - 2)
