@@ -42,11 +42,12 @@ from curriq.presets import preset as preset_config
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
 from curriq.select.soft_q import SoftQ, build_weighting
-from curriq.select.stream_filter import DsirScore, StreamEnded, build_filter, filtered
+from curriq.select.static import LOOK_AHEAD, RULES, DsirScore, ScoredStream
+from curriq.select.stream_filter import StreamEnded, build_filter, filtered
 from curriq.softq.critic import TDCritic
 from curriq.softq.equations import sample_action
 from curriq.state import Saved, State
-from curriq.types import Cost, Critic, Features, Metrics, Offer, Step, Windows, merge
+from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Step, Windows, merge
 
 Stream = Iterable[Example] | Callable[[], Iterable[Example]]
 
@@ -54,6 +55,7 @@ MOST_OUTSTANDING = 64
 """Batches that may have been taken and not yet been observed; more means that `observe` is not called."""
 LOOP_ONLY = {"q_weighting", "dirichlet_concentration", "td_into_theta", "td_lambda", "shuffle_effects"}
 SETTINGS = {setting.name for setting in fields(CriticConfig)} - LOOP_ONLY
+SETTINGS |= {"prior", "static_rule", "static_share", "static_quantile", "static_sharpness"}
 SETTINGS |= {"max_read_ratio", "micro_batch", "reward", "reward_every", "reward_windows"}
 """Settings of `curriq train` that a Curriculum has as well."""
 
@@ -62,10 +64,10 @@ SETTINGS |= {"max_read_ratio", "micro_batch", "reward", "reward_every", "reward_
 class AcceptPolicy(Protocol):
     """A stream filter of one's own: the acceptance probability of each window, before the forward pass.
 
-    `offer.known["dsir_score"]` is how target-like each example is, in standard deviations, and
-    `offer.windows.source` the index of its source. An object that has `observe(step)` as well gets the
-    measured effects and may return metrics; one that has `state_dict` and `load_state_dict` is saved with the
-    curriculum.
+    `offer.known["static_score"]` is how target-like each example is, in standard deviations,
+    `offer.known["prior"]` the probability with which a static filter accepts it, and `offer.windows.source`
+    the index of its source. An object that has `observe(step)` as well gets the measured effects and may
+    return metrics; one that has `state_dict` and `load_state_dict` is saved with the curriculum.
     """
 
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]: ...
@@ -144,7 +146,7 @@ class Curriculum(Saved):
         require(
             self.config.method == "soft-q"
             and self.config.langevin.proposer == "stream"
-            and (filters or "dsir_score" not in self.config.critic.q_features),
+            and (filters or "static_score" not in self.config.critic.q_features),
             f"preset {preset!r} with these settings needs the loop of `curriq train`: use 'recommended', "
             "'weighted' or 'paper'.",
         )
@@ -322,7 +324,7 @@ class _Part(Saved):
 class _Reader(Saved):
     """The user's stream as a source of windows."""
 
-    SAVED = ("total", "in_stream", "score")
+    SAVED = ("total", "in_stream")
 
     def __init__(self, sources: Sequence[str], model: UserModel) -> None:
         self._sources = list(sources)
@@ -330,7 +332,6 @@ class _Reader(Saved):
         self._iterator: Iterator[Example] = iter(())
         self._opens: Callable[[], Iterable[Example]] | None = None
         self._skip = 0
-        self.score = DsirScore(as_windows(model.target))
         self.total = 0
         self.in_stream = 0
 
@@ -355,8 +356,7 @@ class _Reader(Saved):
         self.total += len(examples)
         self._model.examples.update(zip(numbers.tolist(), examples, strict=True))
         source = torch.tensor([self._source(example) for example in examples], dtype=torch.int64)
-        known = {"dsir_score": self.score(as_windows(examples))} if examples else {}
-        return Offer.of(numbered(numbers, source), known=known, cost=Cost(windows_read=len(examples)))
+        return Offer.of(numbered(numbers, source), cost=Cost(windows_read=len(examples)))
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
@@ -376,6 +376,23 @@ class _Reader(Saved):
         return self._sources.index(name)
 
 
+class _ExampleScore(Saved):
+    """The DSIR score of examples, of which the windows have the numbers alone."""
+
+    SAVED = ("_score",)
+    cost = NO_COST
+
+    def __init__(self, model: UserModel, score: DsirScore) -> None:
+        self._model = model
+        self._score = score
+
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        return self._score(replace(as_windows(self._model.of(windows)), ids=windows.ids))
+
+    def of_target(self) -> Float[Tensor, "D"]:
+        return self._score.of_target()
+
+
 class _Filter(_Part):
     """`Curriculum.select`: the stream filter of `curriq train` over a stream of examples."""
 
@@ -391,15 +408,18 @@ class _Filter(_Part):
     ) -> None:
         super().__init__(config, generators, model)
         self.reader = reader = _Reader(sources, model)
+        target = as_windows(model.target)
+        rule = RULES[config.select.static_rule](config.select, target.tokens.shape[1])
+        scored = ScoredStream(reader, _ExampleScore(model, DsirScore(target)), rule, target)
         self._critic: Critic = NoCritic()
         if policy is None:
-            target = reader.score.of_target
-            policy, self._critic = build_filter(config, len(sources), generators, target=target)
+            policy, self._critic = build_filter(config, len(sources), generators, target=scored.of_target)
         self._policy: Any = policy
         self._saved = policy if hasattr(policy, "load_state_dict") else None
         self._learns = hasattr(policy, "observe")
+        self._every = config.train.reward_every
         self._proposer = filtered(
-            Unreadable(reader), config, policy.accept_prob, generators, learns=self._learns
+            Unreadable(scored), config, policy.accept_prob, generators, look_ahead=LOOK_AHEAD
         )
         self._batches: deque[Offer] = deque()  # taken or drawn, and not yet trained on
         self._first = 0  # step of the first of them
@@ -439,10 +459,12 @@ class _Filter(_Part):
                 offer = self._proposer.propose(self._first + len(self._batches))
             except StreamEnded:
                 return None
-            assert offer.rejected is not None
-            self._forget(offer.rejected)
+            next_step = self._first + len(self._batches)
+            if not (len(offer) and self._learns and next_step % self._every == 0):  # else they may be probed
+                self._forget(offer.rejected)
+                offer = replace(offer, rejected=None)
             if len(offer):
-                self._batches.append(replace(offer, rejected=None))
+                self._batches.append(offer)
         return self._batches[step - self._first]
 
     def finish(self, step: int) -> Metrics:
@@ -452,7 +474,9 @@ class _Filter(_Part):
             f"observe is called for step {step}, but only {self._taken} batches were taken from select: "
             "batch_size must be the examples per optimizer step.",
         )
-        self._forget(self._batches.popleft())
+        done = self._batches.popleft()
+        self._forget(done)
+        self._forget(done.rejected)
         self._first += 1
         if self._step is None:
             return {}
@@ -479,8 +503,8 @@ class _Filter(_Part):
             )
         return {} if previous is None else self._critic.learn(previous, features)[0]
 
-    def _forget(self, offer: Offer) -> None:
-        for number in offer.windows.ids.tolist():
+    def _forget(self, offer: Offer | None) -> None:
+        for number in [] if offer is None else offer.windows.ids.tolist():
             del self._model.examples[number]
 
     def load_state_dict(self, state: State) -> None:
@@ -525,7 +549,7 @@ class _Weights(_Part):
         q, scores = critic.values(features), selector.score(step, offer, features)
         weights = torch.softmax(scores.double(), 0).to(scores.dtype)
         metrics, _ = critic.learn(self._step, features)
-        policy = critic.policy(q)
+        policy = critic.policy(q, features)
         self._model.examples = dict(enumerate(examples))
         self._weighed = Step(
             index=step,

@@ -13,16 +13,39 @@ def default() -> RunConfig:
 
 
 def recommended() -> RunConfig:
-    """What gained most on the development streams: a stream filter that learns from measured effects."""
+    """What gained most on the development streams: a stream filter with a static prior that measured effects
+    correct."""
     return weighted().override(
+        prior=True,
+        accept_target_source=True,
         max_read_ratio=8,
         accept_fraction=0.25,
         corr_for_full_sharpness=0.1,
-        q_features=("source", "dsir_score"),
-        probe_windows=32,
-        reward_every=8,
+        q_features=("source", "static_score"),
+        probe_windows=24,
+        reward_every=16,
         q_replay_size=512,
     )
+
+
+def dsir() -> RunConfig:
+    """A static filter, nothing learned: the best eighth of the stream by n-gram importance weights."""
+    return RunConfig().override(selector="filter", static_rule="share", max_read_ratio=8)
+
+
+def classifier() -> RunConfig:
+    """`dsir` with a linear classifier of n-grams, target against stream."""
+    return dsir().override(static_score="classifier")
+
+
+def embedding() -> RunConfig:
+    """`dsir` with the similarity of embeddings to those of the target."""
+    return dsir().override(static_score="embedding")
+
+
+def oracle() -> RunConfig:
+    """A static filter by the labels alone: the target's own source."""
+    return dsir().override(static_score="labels", static_rule="posterior")
 
 
 MEASURED_CREDIT: dict[str, Any] = {
@@ -188,7 +211,7 @@ def smoke() -> RunConfig:
 
 _FUNCTIONS = (
     *(default, recommended, weighted, paper, paper_replay, langevin_rag, paper_langevin),
-    *(reference, smoke, small),
+    *(dsir, classifier, embedding, oracle, reference, smoke, small),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

@@ -95,6 +95,7 @@ class Windows(Batch):
         difficulty: difficulty label of each window (higher is harder), NaN where a window has none;
             None when no source has labels.
         labels: the tokens, −100 where one is not learnt; None where all are.
+        document: 63-bit identity of the document that each window begins in; None where each is its own.
     """
 
     tokens: Int[Tensor, "n T"]
@@ -102,6 +103,7 @@ class Windows(Batch):
     source: Int[Tensor, "n"]
     difficulty: Float[Tensor, "n"] | None = None
     labels: Int[Tensor, "n T"] | None = None
+    document: Int[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -196,11 +198,9 @@ class Sampled(Batch):
 
     Attributes:
         accept_prob: probability of being accepted, for each window.
-        unfiltered: which windows were accepted without being judged: an on-distribution sample.
     """
 
     accept_prob: Float[Tensor, "n"]
-    unfiltered: Bool[Tensor, "n"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,8 @@ class Offer:
         windows: the windows.
         rows: position of each window in the step's proposal. A shard or a narrowed offer keeps the positions
             of the full one, which is how the log joins them again.
-        known: what can be said of each window without a forward pass, by name, such as `dsir_score`.
+        known: what can be said of each window without a forward pass, by name: `static_score`, how
+            target-like it is, and `prior`, the probability in [0, 1] with which π₀ accepts it.
         sampled: how a stream filter sampled them; None where none did.
         rejected: the windows that a stream filter read and rejected; None where there is no filter.
         queries: what they were retrieved with; None where nothing was searched.
@@ -270,11 +271,12 @@ class Offer:
         )
 
     def state_dict(self) -> State:
-        """Windows, what is known of them, and how they were sampled."""
+        """Windows, what is known of them, how they were sampled, and what was rejected."""
         return {
             "windows": self.windows.state_dict(),
             "known": dict(self.known),
             "sampled": None if self.sampled is None else self.sampled.state_dict(),
+            "rejected": None if self.rejected is None else self.rejected.state_dict(),
             "epoch": self.epoch,
         }
 
@@ -282,7 +284,10 @@ class Offer:
     def from_state_dict(state: State) -> "Offer":
         windows = Windows.from_state_dict(state["windows"])
         sampled = None if state["sampled"] is None else Sampled.from_state_dict(state["sampled"])
-        return Offer.of(windows, known=state["known"], sampled=sampled, epoch=state["epoch"])
+        rejected = None if state["rejected"] is None else Offer.from_state_dict(state["rejected"])
+        return Offer.of(
+            windows, known=state["known"], sampled=sampled, rejected=rejected, epoch=state["epoch"]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,9 +319,8 @@ class Features(Batch):
         """What is known of windows without a forward pass: no hidden state [n, 0], and no loss (NaN)."""
         n = len(offer)
         loss = torch.full((n,), torch.nan)
-        return Features(
-            hidden=torch.zeros(n, 0), loss=loss, source=offer.windows.source, known=dict(offer.known)
-        )
+        source = offer.windows.source
+        return Features(hidden=torch.zeros(n, 0), loss=loss, source=source, known=dict(offer.known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,15 +331,18 @@ class Effects:
     held-out gradient ∇ℓ_D. Positive is good: the held-out log-probability rises by e_i.
 
     Attributes:
-        rows: indices into the trained windows of the step, ascending.
+        rows: which windows, ascending: indices into the trained windows of the step followed by those that a
+            filter rejected.
         effect: e_i of these, nats per token.
-        mixture: Σ w_i e_i, the effect of the step that was taken; estimated from the probed windows, their
-            weights normalised, where only a part was probed.
+        mixture: Σ w_i e_i, the effect of the step that was taken; estimated from the probed windows that were
+            trained on, their weights normalised, where only a part was probed.
+        features: what the critic sees of the probed windows.
     """
 
     rows: Int[Tensor, "m"]
     effect: Float[Tensor, "m"]
     mixture: float
+    features: Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,9 +394,11 @@ class Step(Mixture):
         """What the TD update of the next step reads; the offer and the metrics are in the log."""
         names = ("index", "scores", "weights", "loss", "q", "action", "reward")
         return {name: getattr(self, name) for name in names} | {
-            "trained": self.trained.state_dict(),
+            "trained": replace(self.trained, rejected=None).state_dict(),
             "features": self.features.state_dict(),
-            "effects": None if self.effects is None else dict(vars(self.effects)),
+            "effects": None
+            if self.effects is None
+            else vars(self.effects) | {"features": self.effects.features.state_dict()},
         }
 
     @staticmethod
@@ -398,7 +407,8 @@ class Step(Mixture):
         moved = {name: _map(value, lambda x: x.to(device)) for name, value in state.items()}
         effects = moved["effects"]
         moved |= {"offer": trained, "trained": trained, "features": Features(**moved["features"])}
-        moved["effects"] = None if effects is None else Effects(**effects)
+        if effects is not None:
+            moved["effects"] = Effects(**effects | {"features": Features(**effects["features"])})
         return Step(**moved)
 
 
@@ -487,8 +497,8 @@ class Critic(Stateful, Protocol):
         """q = Q_φ(h) of each window, detached; None when there is no Q."""
         ...
 
-    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """π = softmax(q/β), Eq. 6."""
+    def policy(self, q: Float[Tensor, "N"], features: Features) -> Float[Tensor, "N"]:
+        """π ∝ π₀ exp(q/β), Eq. 6, of candidates with these features."""
         ...
 
     def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:

@@ -21,7 +21,8 @@ _SETTINGS = {
 _SPLIT = "target_fraction"  # meant `accept_fraction` with a stream filter, `effective_batch_fraction` without
 _VALUES = {
     ("temperature", "governed"): "gated",
-    ("q_features", "likeness"): "dsir_score",
+    ("q_features", "likeness"): "static_score",
+    ("q_features", "dsir_score"): "static_score",
     ("proposer", "swaps"): "experiments/control_samplers.py:swaps",
     ("proposer", "embedding-langevin"): "experiments/control_samplers.py:embedding_langevin",
 }

@@ -96,10 +96,12 @@ def _sizes(config: RunConfig) -> sections.Pairs:
 def _stream_inputs(config: RunConfig) -> sections.Pairs:
     """What needs the stream, when candidates come from elsewhere."""
     other = [name for name in ("proposer", "curriculum") if config.value(name) not in ("stream", "")]
-    for name in other if config.method == "soft-q" else ():
-        if "dsir_score" in config.critic.q_features:
-            why = "dsir_score compares each window with the stream that it is read from"
+    why = "a static score compares each window with the stream that it is read from"
+    for name in other if config.method in ("soft-q", "filter") else ():
+        if "static_score" in config.critic.q_features:
             yield "q_features", name, f"{why}; use other --q-features, or drop the latter"
+        if config.select.prior:
+            yield "prior", name, f"{why}; drop either"
         if config.train.max_read_ratio > 1:
             why = "the filter needs a stream to read; drop the latter, or use --max-read-ratio 1"
             yield "max_read_ratio", name, why
@@ -109,6 +111,9 @@ def _stream_filter(config: RunConfig) -> sections.Pairs:
     """What a policy that is applied before the forward pass excludes."""
     critic, train = config.critic, config.train
     this, off = "max_read_ratio", "--max-read-ratio 1"
+    if config.method == "filter" and train.max_read_ratio == 1:
+        why = "a filter needs more windows to choose from than it trains on; use --max-read-ratio 8"
+        yield "selector", this, why
     if config.method != "soft-q" or train.max_read_ratio == 1:
         return
     late = " and ".join(name for name in critic.q_features if name not in sections.PRE_FORWARD_FEATURES)

@@ -10,7 +10,7 @@ from curriq.config.checks import flag, require, require_known
 from curriq.errors import CurriqError
 
 SELECTORS = (
-    *("soft-q", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
+    *("soft-q", "filter", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
     *("competence", "rho", "bandit"),
 )
 """The built-in selectors."""
@@ -22,8 +22,8 @@ WITHOUT_QUERY = ("direct-q", "uniform-buffer")
 """Proposers that take windows of the buffer without a query, so that nothing is embedded."""
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "duplicates"]
-FeatureName = Literal["last", "mean", "loss", "source", "dsir_score"]
-PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "dsir_score")
+FeatureName = Literal["last", "mean", "loss", "source", "static_score"]
+PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "static_score")
 """Features of a window that need no forward pass."""
 
 
@@ -293,8 +293,8 @@ class CriticConfig(Section):
     """Share of the windows read that the stream filter (--max-read-ratio) accepts; the lower, the more
     selective. With --temperature gated it is the lowest allowed."""
     min_target_accept_rate: Share = 0.8
-    """Minimum acceptance rate of the target's own text in the stream filter, so that it does not select among
-    windows that are all on target. Needs dsir_score in --q-features; 0 for no minimum."""
+    """Minimum rate at which Q accepts the target's own text in the stream filter, so that it does not select
+    among windows that are all on target. Needs static_score in --q-features; 0 for no minimum."""
     corr_for_full_sharpness: Positive = 0.2
     """How well Q must rank windows before --temperature gated lets the policy be as sharp as it may: the rank
     correlation of Q with measured effects, at its lower confidence bound."""
@@ -316,7 +316,7 @@ class CriticConfig(Section):
     q_features: tuple[FeatureName, ...] = ("last",)
     """What the Q-network sees of a window: `last` (hidden state of its last token, the paper), `mean` (mean
     hidden state), `loss`; and, known before the forward pass, `source` (which source it is from) and
-    `dsir_score` (n-gram similarity to the target). Name one or more."""
+    `static_score` (how target-like it is by --static-score). Name one or more."""
     q_layer_norm: bool = False
     """Apply layer normalisation to each hidden state before the Q-network."""
     q_standardise: bool = False
@@ -333,7 +333,8 @@ class CriticConfig(Section):
     """What the TD update credits with a reward: `sampled`, the sampled window (the paper); `mixture`, all
     windows through Σ π_i Q(h_i); `counterfactual`, each probed window with its own measured effect."""
     probe_windows: Count = 32
-    """Windows whose effects are measured in each step that has a reward, at most all candidates."""
+    """Windows whose effects are measured in each step that has a reward, at most all of the step; in a stream
+    filter a third are rejected ones, which are not trained on."""
     probe_decay: Share = 0.9
     """Decay of the running average of held-out gradients from probe to probe; 0 uses each alone."""
     shuffle_effects: bool = False
@@ -349,7 +350,7 @@ class CriticConfig(Section):
         require(
             bool(self.q_features) and len(set(self.q_features)) == len(self.q_features),
             f"--q-features = {list(self.q_features)}: name at least one of last, mean, loss, source "
-            "and dsir_score, each once.",
+            "and static_score, each once.",
         )
 
     def illegal_pairs(self) -> Pairs:
@@ -368,14 +369,21 @@ class CriticConfig(Section):
             yield "q_replay_size", "credit", f"{why}; use another --credit, or --q-replay-size 0"
 
 
+_REFERENCE = (
+    "--reference-model, a folder or hub name of a model of the target text; "
+    "`curriq train --preset reference` trains one."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(Section):
     """The paper's method or a baseline, and the settings of the baselines."""
 
     selector: str = "soft-q"
-    """What weighs the candidates: `soft-q`, the paper's method; a baseline (`uniform`, `random-single`,
-    `random-k`, `high-loss`, `low-loss`, `uncertainty`, `competence`, `rho`, `bandit`); or your own,
-    `package.module:function` or `path/to/file.py:function`, which builds a `curriq.select.base.Method`."""
+    """What selects: `soft-q`, the paper's method; `filter`, the static filter of --static-score and
+    --static-rule; a baseline that weighs the candidates (`uniform`, `random-single`, `random-k`, `high-loss`,
+    `low-loss`, `uncertainty`, `competence`, `rho`, `bandit`); or your own, `package.module:function` or
+    `path/to/file.py:function`, which builds a `curriq.select.base.Method`."""
     selector_temperature: Positive = 0.5
     """Temperature of high-loss, low-loss, uncertainty and rho, in nats per token; the lower, the sharper."""
     random_k: Count = 8
@@ -388,7 +396,28 @@ class SelectConfig(Section):
     """What competence sorts by: a label, characters per window, or mean unigram rarity; `auto` takes the
     label if there is one, otherwise rarity."""
     reference_model: str = ""
-    """Folder or hub name of the reference model whose loss rho subtracts."""
+    """Folder or hub name of a model of the target text, for rho and for --static-score perplexity and rho."""
+    prior: bool = False
+    """Take the static filter as the prior π₀ of soft-q: π ∝ π₀ exp(Q/β). Off, π₀ is uniform (the paper)."""
+    static_score: Literal["dsir", "classifier", "embedding", "perplexity", "rho", "labels"] = "dsir"
+    """How target-like a window is, known without training: `dsir`, n-gram importance weights; `classifier`, a
+    linear model of n-grams; `embedding`, similarity to windows of the target; `perplexity` under
+    --reference-model, or `rho`, less that of the model in training; `labels`, the target's own source."""
+    static_rule: Literal["posterior", "share", "quantile", "resample"] = "posterior"
+    """What a static filter accepts: `posterior`, windows by the probability that they are of the target's
+    kind, so that no share has to be chosen; `share`, the best --static-share of the stream; `quantile`, what
+    scores as the target's own windows do; `resample`, a share by importance resampling (DSIR as
+    published)."""
+    static_share: _Selected = 0.125
+    """Share of the stream that --static-rule share and resample accept."""
+    static_quantile: Share = 0.2
+    """Quantile of the target's own scores from which --static-rule quantile accepts a window."""
+    static_sharpness: Positive = 4.0
+    """Exponent of the probability with which --static-rule posterior accepts; the higher, the sharper."""
+    accept_target_source: bool = False
+    """Accept all windows of the target's own source, whatever they score: trust its label."""
+    static_encoder: str = "hashing"
+    """Encoder of --static-score embedding: `hashing`, or a sentence-transformer by name or folder."""
     bandit_exploration: Annotated[float, Within("[0, 1]")] = 0.1
     """Exploration of the bandit (EXP3): share of the uniform distribution over sources."""
     bandit_lr: Positive = 0.05
@@ -398,8 +427,16 @@ class SelectConfig(Section):
         require_known("--selector", self.selector, SELECTORS, "curriq.selectors")
         require(
             self.selector != "rho" or bool(self.reference_model),
-            "--selector rho needs --reference-model, a folder or hub name of a model of the target text; "
-            "`curriq train --preset reference` trains one.",
+            f"--selector rho needs {_REFERENCE}",
+        )
+        by_model = self.static_score in ("perplexity", "rho") and (self.prior or self.selector == "filter")
+        require(
+            not by_model or bool(self.reference_model),
+            f"--static-score {self.static_score} needs {_REFERENCE}",
+        )
+        require(
+            not self.prior or self.selector == "soft-q",
+            f"--prior with --selector {self.selector}: only soft-q has a prior; drop --prior.",
         )
 
 
@@ -506,7 +543,7 @@ class TrainConfig(Section):
     max_read_ratio: Count = 1
     """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
     rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
-    are accepted weigh the same. --q-features may then be source and dsir_score only."""
+    are accepted weigh the same. --q-features may then be source and static_score only."""
     train_subset_size: CountOrZero = 0
     """Train on this many windows (B), drawn from the policy without replacement after scoring; 0 for all."""
     reward: Literal["absolute", "paired"] = "absolute"

@@ -46,6 +46,11 @@ class Document:
         if not self.key:
             object.__setattr__(self, "key", document_key(self.text))
 
+    @property
+    def number(self) -> int:
+        """A 63-bit identity: equal for equal keys."""
+        return int(document_key(self.key), 16) >> 1
+
 
 @runtime_checkable
 class DocumentSource(Stateful, Protocol):

@@ -46,11 +46,15 @@ class HeldOutSets:
         reward: D, from which the reward subsets are drawn.
         validation: for decisions during a run.
         test: for the report alone.
+        reference: every window of the documents that D is drawn from, in reading order: the target's text
+            for scores that learn from it before the first step. Of topic-coherent sets D alone, because the
+            rest of its documents is of other topics.
     """
 
     reward: Windows
     validation: Windows
     test: Windows
+    reference: Windows
 
 
 def build_held_out(
@@ -77,7 +81,9 @@ def build_held_out(
     if config.topic_coherent:  # a pool in proportion to the sets, which are then drawn from it
         total = sum(sizes.values())
         wanted = {name: max(size, config.topic_pool_size * size // total) for name, size in sizes.items()}
-    pools = _fill_pools(source, tokenizer, config.window, wanted, contamination)
+    full = _fill_pools(source, tokenizer, config.window, wanted, contamination)
+    pools = {name: _thinned(pool, wanted[name]) for name, pool in full.items()}
+    reference = full["reward"]
     contamination.freeze()
     if any(len(pools[name]) < size for name, size in sizes.items()):
         sets = ", ".join(f"{name} {size} (available {len(pools[name])})" for name, size in sizes.items())
@@ -95,8 +101,9 @@ def build_held_out(
         }
         drawn = draw_topic(embeddings, sizes, config.topic_temperature)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
-    sets = HeldOutSets(**{name: batch(pool, labelled=False) for name, pool in pools.items()})
-    return sets, contamination
+        reference = pools["reward"]
+    sets = {name: batch(pool, labelled=False) for name, pool in pools.items()}
+    return HeldOutSets(**sets, reference=batch(reference, labelled=False)), contamination
 
 
 def _fill_pools(
@@ -106,8 +113,8 @@ def _fill_pools(
     wanted: Mapping[HeldOutName, int],
     contamination: ContaminationFilter,
 ) -> dict[HeldOutName, list[Window]]:
-    """Windows for each held-out set, in reading order; the epoch is read until each has the wanted number and
-    enough documents, or to its end."""
+    """All windows of each held-out set's documents, in reading order; the epoch is read until each has the
+    wanted number and enough documents, or to its end."""
     packers = {name: Packer(source.name, window, eos_id(tokenizer)) for name in wanted}
     pools: dict[HeldOutName, list[Window]] = {name: [] for name in wanted}
     documents_of = dict.fromkeys(wanted, 0)
@@ -122,12 +129,14 @@ def _fill_pools(
             if side is not None and not is_full(side):
                 contamination.add(document, side)
                 documents_of[side] += 1
-                pools[side] += packers[side].add(ids, document.difficulty, learnt)
-    counts = {name: min(wanted[name], len(pool)) for name, pool in pools.items()}
-    return {
-        name: [pool[i * len(pool) // counts[name]] for i in range(counts[name])]  # at even distances
-        for name, pool in pools.items()
-    }
+                pools[side] += packers[side].add(ids, document.difficulty, learnt, document.number)
+    return pools
+
+
+def _thinned(pool: list[Window], wanted: int) -> list[Window]:
+    """As many windows as are wanted, at even distances; all where there are not more."""
+    count = min(wanted, len(pool))
+    return [pool[i * len(pool) // count] for i in range(count)]
 
 
 def draw_topic(

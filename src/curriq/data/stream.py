@@ -41,6 +41,7 @@ class Window:
         id: `window_id` of the tokens.
         difficulty: mean label over the tokens that have one, NaN when none has.
         source: position of its source in the configuration.
+        document: 63-bit identity of the document that it begins in.
         labels: the tokens, −100 where one is not learnt; None where all are.
     """
 
@@ -48,6 +49,7 @@ class Window:
     id: int
     difficulty: float = math.nan
     source: int = 0
+    document: int = 0
     labels: np.ndarray | None = None
 
 
@@ -64,6 +66,7 @@ def batch(rows: Sequence[Window], *, labelled: bool = True) -> Windows:
         source=torch.tensor([row.source for row in rows], dtype=torch.int64),
         difficulty=torch.tensor([row.difficulty for row in rows], dtype=torch.float32) if labelled else None,
         labels=labels,
+        document=torch.tensor([row.document for row in rows], dtype=torch.int64),
     )
 
 
@@ -77,7 +80,7 @@ class Rows(deque[Window]):
         self.clear()
         columns = {name: value.numpy().copy() for name, value in state.items() if value is not None}
         if columns:
-            names = ("tokens", "ids", "difficulty", "source")
+            names = ("tokens", "ids", "difficulty", "source", "document")
             labels = columns.get("labels", columns["tokens"])
             for tokens, *values, label in zip(*(columns[name] for name in names), labels, strict=True):
                 known = [value.item() for value in values]
@@ -99,7 +102,7 @@ class Packer(Saved):
     padded and a window may hold the end of one document and the beginning of the next.
     """
 
-    SAVED = ("_tokens", "_difficulty", "_learnt")
+    SAVED = ("_tokens", "_difficulty", "_learnt", "_document")
 
     def __init__(self, source: str, length: int, eos: int, position: int = 0) -> None:
         self.source = source
@@ -109,15 +112,18 @@ class Packer(Saved):
         self._tokens = np.empty(0, np.int32)
         self._difficulty = np.empty(0, np.float64)
         self._learnt = np.empty(0, bool)
+        self._document = np.empty(0, np.int64)
 
     def add(
         self,
         tokens: Sequence[int] | np.ndarray,
         difficulty: float = math.nan,
         learnt: Sequence[bool] | None = None,
+        document: int = 0,
     ) -> list[Window]:
         """The windows that this document completes; none for a document that is empty, or of which nothing is
-        learnt: it is skipped, EOS and all. `learnt` says which tokens are; None for all, also EOS."""
+        learnt: it is skipped, EOS and all. `learnt` says which tokens are; None for all, also EOS. `document`
+        is its 63-bit identity."""
         if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
         mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
@@ -125,11 +131,13 @@ class Packer(Saved):
         self._tokens = np.concatenate([self._tokens, ended])
         self._difficulty = np.concatenate([self._difficulty, np.full(len(ended), difficulty)])
         self._learnt = np.concatenate([self._learnt, mask])
+        self._document = np.concatenate([self._document, np.full(len(ended), document, np.int64)])
         end, length = len(self._tokens) // self.length * self.length, self.length
         windows = [self._window(slice(start, start + length)) for start in range(0, end, length)]
         self._tokens = self._tokens[end:].copy()
         self._difficulty = self._difficulty[end:].copy()
         self._learnt = self._learnt[end:].copy()
+        self._document = self._document[end:].copy()
         return windows
 
     def _window(self, where: slice) -> Window:
@@ -138,7 +146,9 @@ class Packer(Saved):
         known = self._difficulty[where][~np.isnan(self._difficulty[where])]
         difficulty = float(known.mean()) if len(known) else math.nan
         labels = None if learnt.all() else np.where(learnt, tokens, IGNORED).astype(np.int32)
-        return Window(tokens, window_id(self.source, tokens), difficulty, self._position, labels)
+        begins_in = int(self._document[where.start])
+        number = window_id(self.source, tokens)
+        return Window(tokens, number, difficulty, self._position, begins_in, labels)
 
 
 _log = logging.getLogger("curriq")
@@ -239,7 +249,7 @@ class SourceReader(Saved):
         ):
             ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
-            self._pending.extend(self._packer.add(ids, document.difficulty, learnt))
+            self._pending.extend(self._packer.add(ids, document.difficulty, learnt, document.number))
         if self.source.epoch > epoch:
             self._begin_epoch()
 

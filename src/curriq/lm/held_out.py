@@ -28,7 +28,7 @@ from curriq.errors import Diverged
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
 from curriq.state import Saved
-from curriq.types import NO_COST, Cost, Effects, Mixture, Offer, Windows
+from curriq.types import NO_COST, Cost, Effects, Features, Mixture, Offer, Windows
 
 
 @runtime_checkable
@@ -191,25 +191,37 @@ def weighted_mean(values: Float[Tensor, "m"], weights: Float[Tensor, "m"]) -> fl
     return (share * values).double().sum().item()
 
 
-def probed_rows(offer: Offer, most: int, generator: torch.Generator) -> Int[Tensor, "m"]:
-    """Which windows are probed, ascending: at most so many, drawn at random, the unfiltered ones first,
-    because Q is judged by them."""
-    n = len(offer)
+REJECTED_SHARE = 1 / 3
+"""Share of the probed windows that a filter rejected. A forward pass shows their effect, no step is spent on
+them; it is two passes, where a trained window has had its first."""
+
+
+def probed_rows(
+    trained: int, rejected: int, most: int, generator: torch.Generator
+) -> tuple[Int[Tensor, "a"], Int[Tensor, "b"]]:
+    """Which of so many windows that were trained on and rejected are probed: at most `most`, drawn at random,
+    in ascending order."""
+    few = min(rejected, round(most * REJECTED_SHARE))
+    drawn = [_drawn(trained, most - few, generator), _drawn(rejected, few, generator)]
+    return drawn[0], drawn[1]
+
+
+def _drawn(n: int, most: int, generator: torch.Generator) -> Int[Tensor, "m"]:
     if n <= most:
         return torch.arange(n)
-    order = torch.randperm(n, generator=generator)
-    if offer.sampled is not None:
-        order = order[offer.sampled.unfiltered[order].sort(descending=True, stable=True).indices]
-    return order[:most].sort().values
+    return torch.randperm(n, generator=generator)[:most].sort().values
 
 
 @dataclass(eq=False)
 class EffectProbe(Saved):
-    """Measures effects of the candidates of a step on the held-out windows of its reward.
+    """Measures effects of the windows of a step on the held-out windows of its reward.
+
+    Behind a filter some of the probed windows are rejected ones: what is not trained on must be looked at
+    too, or nothing would show that it was rejected wrongly.
 
     Args:
         reward: draws the held-out windows, and gets its loss before the update from the gradient's pass.
-        windows: candidates probed per probe, drawn at random; all of them where there are not more.
+        windows: windows probed per probe, drawn at random; all of them where there are not more.
         decay: of the average of the held-out gradients.
         shuffle: ablation: permute the effects among the windows, so that they mean nothing.
     """
@@ -233,15 +245,15 @@ class EffectProbe(Saved):
         The mixture's gradient on θ stays as it is.
         """
         drawn = self.reward.draw(step)
-        return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features.loss)
+        return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features)
 
     def effects(
-        self, step: int, offer: Offer, weights: Float[Tensor, "n"], losses: Float[Tensor, "n"] | None = None
+        self, step: int, offer: Offer, weights: Float[Tensor, "n"], features: Features | None = None
     ) -> Effects | None:
         """Effects on the windows that were drawn; None before the optimizer's first step.
 
-        `weights` are those of the offered windows in the mixture, `losses` theirs at θ_k, None where nobody
-        has measured them.
+        `weights` are those of the trained windows in the mixture, `features` theirs at θ_k, None where nobody
+        has forwarded them.
         """
         drawn = self.reward.drawn
         assert drawn is not None
@@ -250,10 +262,18 @@ class EffectProbe(Saved):
         direction = self.learner.precondition(self._average.update(gradient))
         if direction is None:
             return None
-        rows = probed_rows(offer, self.windows, self.generator)
-        probed = offer.windows.take(rows)
+        n, others = len(offer), offer.rejected
+        rows, other_rows = probed_rows(n, 0 if others is None else len(others), self.windows, self.generator)
+        parts = [offer.take(rows)]
+        if others is not None and len(other_rows):
+            parts.append(others.take(other_rows))
+        probed = Windows.cat([part.windows for part in parts])
+        measured = 0 if features is None else len(rows)
+        before = [] if features is None else [features.loss[rows.to(features.loss.device)]]
+        if measured < len(probed):
+            before.append(self._losses(probed.take(slice(measured, None))))
         effect = first_order_effects(
-            self._losses(probed) if losses is None else losses[rows.to(losses.device)],
+            torch.cat(before),
             lambda: self._losses(probed),
             self.learner.lm.parameters,
             direction,
@@ -262,8 +282,13 @@ class EffectProbe(Saved):
         )
         if self.shuffle:
             effect = effect[torch.randperm(len(effect), generator=self.generator).to(effect.device)]
-        mixture = weighted_mean(effect, weights[rows.to(weights.device)])
-        return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture)
+        mixture = weighted_mean(effect[: len(rows)], weights[rows.to(weights.device)].to(effect.device))
+        if features is None or len(parts) > 1:  # what a filter sees is known of all windows
+            seen = Features.cat([Features.before_forward(part) for part in parts])
+        else:
+            seen = features.take(rows.to(features.loss.device))
+        rows = torch.cat([rows, n + other_rows])
+        return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture, features=seen)
 
     def after(self, step: int) -> tuple[float | None, Cost]:
         """The reward of the step."""

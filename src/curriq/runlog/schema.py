@@ -105,7 +105,7 @@ policy/effective_batch_fraction | – | `policy/effective_batch_size` over N.
 policy/max_weight | – | Largest π_i.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
 policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
-    least `--min-target-accept-rate`; in steps that measure effects, where Q sees the DSIR score.
+    least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
 
 # Critic
 Present when the method has a Q-network. Q is on the scale of the reward.
@@ -130,7 +130,12 @@ gate/calibration | – | Exponentially weighted mean of ρ over the probes so fa
 gate/calibration_error | – | Its standard error, from the scatter of the probes.
 gate/confidence | – | Lower bound of the calibration over `--corr-for-full-sharpness`, clipped to [0, 1].
 gate/target_fraction | – | Effective batch fraction that β is then solved for; with `--max-read-ratio` the
-    share of windows accepted.
+    share that Q accepts of what the prior accepts.
+
+# Prior
+Whether measured effects speak against the prior π₀ of a stream filter, in the steps with a probe, after it.
+prior/rank_correlation | – | Spearman's ρ of the prior and the measured effects of this step's probed windows.
+prior/trust | – | Exponent t of π₀^t: 1 unless the upper confidence bound of the mean ρ is negative.
 
 # Sources and curricula
 One column per source of the stream; the two shares each sum to 1 over the sources. The share read counts
@@ -214,8 +219,7 @@ loss | float32 | ℓ_i at θ_k, nats per token; null when not forwarded.
 q | float32 | Q_φ(h_i) at φ_k; null when not forwarded or when the method has no Q-network.
 effect | float32 | Measured first-order effect of a step on this window alone on the held-out
     log-probability, nats per token, positive is good; null when not probed.
-accept_prob | float32 | Acceptance probability of the stream filter; null without one. In steps that probe,
-    half of the windows are unfiltered: they are accepted whatever it is.
+accept_prob | float32 | Acceptance probability of the stream filter; null without one.
 
 # The queries table
 `queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from curriq.config import RunConfig
 from curriq.plugins import find_builder
-from curriq.select import bandit, competence, recorded, soft_q
+from curriq.select import bandit, competence, recorded, references, soft_q
 from curriq.select.base import Context, Method, RandomK, Uniform, plain
 from curriq.select.loss import ByLoss, Uncertainty, build_rho
 from curriq.select.recorded import reorder
@@ -21,6 +21,7 @@ def _plain(make: Callable[[RunConfig, Context], Selector]) -> Builder:
 
 METHODS: dict[str, Builder] = {
     "soft-q": soft_q.build,
+    "filter": references.build,
     "uniform": _plain(lambda config, context: Uniform()),
     "random-single": _plain(lambda config, context: RandomK(1, context.generators("random-k"))),
     "random-k": _plain(

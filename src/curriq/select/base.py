@@ -74,7 +74,7 @@ class NoCritic(Saved):
     def values(self, features: Features) -> None:
         return None
 
-    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    def policy(self, q: Float[Tensor, "N"], features: Features) -> Float[Tensor, "N"]:
         return uniform_policy(q)
 
     def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:

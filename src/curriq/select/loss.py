@@ -11,7 +11,7 @@ from curriq.config import RunConfig, TokenizerConfig, require
 from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
-from curriq.lm.model import forward_flops
+from curriq.lm.model import LanguageModel, forward_flops
 from curriq.select.base import Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 
@@ -64,8 +64,8 @@ class ExcessLoss(PlainSelector):
         return (features.loss - irreducible) / self.temperature
 
 
-def build_rho(config: RunConfig, context: Context) -> Method:
-    """RHO-LOSS with the model that `--reference-model` names.
+def load_reference(config: RunConfig, context: Context) -> LanguageModel:
+    """The frozen model of the target text that `--reference-model` names.
 
     Raises:
         CurriqError: it cannot be loaded, or was trained with another tokenizer.
@@ -89,5 +89,12 @@ def build_rho(config: RunConfig, context: Context) -> Method:
         "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
         "sources.",
     )
+    return reference
+
+
+def build_rho(config: RunConfig, context: Context) -> Method:
+    """RHO-LOSS with the model that `--reference-model` names."""
+    reference = load_reference(config, context)
     selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
-    return plain(selector, config, context, cost=Cost(extra_flops=forward_flops(reference, window)))
+    cost = Cost(extra_flops=forward_flops(reference, config.data.window))
+    return plain(selector, config, context, cost=cost)

@@ -13,7 +13,9 @@ from curriq.lm.learner import ReforwardedAction
 from curriq.lm.model import trunk_flops
 from curriq.rng import Generators
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
-from curriq.select.stream_filter import DsirScore, ScoredStream, build_filter, filtered
+from curriq.select.references import scored_stream
+from curriq.select.static import LOOK_AHEAD, ScoredStream
+from curriq.select.stream_filter import build_filter, filtered
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
@@ -26,6 +28,7 @@ class SoftQ(PlainSelector):
     Args:
         critic: a critic with values; its learning belongs to the loop, not to the selector.
         temperature: gives β, and learns it from what the steps show.
+        weighs_by_prior: whether the windows' prior π₀ is a factor of their weights.
         uniform_share: ε; about this share of the weight is spread evenly over all windows. The weights of a
             step are known one micro-batch at a time, so the even share is ε/(1 − ε) times the mean of
             exp(q/β) in the step before.
@@ -33,8 +36,16 @@ class SoftQ(PlainSelector):
 
     SAVED = ("_temperature", "_floor")
 
-    def __init__(self, critic: Critic, temperature: Temperature, uniform_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        critic: Critic,
+        temperature: Temperature,
+        uniform_share: float = 0.0,
+        *,
+        weighs_by_prior: bool = False,
+    ) -> None:
         self._critic = critic
+        self._weighs_by_prior = weighs_by_prior
         self._temperature = temperature
         self._log_odds = math.log(uniform_share / (1 - uniform_share)) if uniform_share else -math.inf
         self._floor = -math.inf
@@ -43,6 +54,8 @@ class SoftQ(PlainSelector):
         q = self._critic.values(features)
         assert q is not None, "soft-q needs a critic that has values"
         scores = q / self._temperature.beta
+        if self._weighs_by_prior:
+            scores = scores + offer.known["prior"].to(scores).log()
         return scores if self._floor == -math.inf else torch.logaddexp(scores, scores.new_tensor(self._floor))
 
     def observe(self, step: Step) -> Metrics:
@@ -93,12 +106,10 @@ def build(config: RunConfig, context: Context) -> Method:
     """Soft Q-learning: weights on the windows of the stream, or a filter before the forward pass."""
     settings = config.critic
     stream: WindowSource = context.corpus.stream
-    score = None
-    if "dsir_score" in settings.q_features:
-        score = DsirScore(context.corpus.held_out.reward, context.lm.device)
-        stream = ScoredStream(stream, score)
+    if config.select.prior or "static_score" in settings.q_features:
+        stream = scored_stream(config, context)
     if config.train.max_read_ratio > 1:
-        return _filtering(config, context, stream, score)
+        return _filtering(config, context, stream)
     policy, critic = _weighting(config, context)
     selector: Selector = policy
     if not settings.q_weighting:
@@ -108,16 +119,18 @@ def build(config: RunConfig, context: Context) -> Method:
     return replace(plain(selector, config, context, stream=stream), critic=critic)
 
 
-def _filtering(config: RunConfig, context: Context, stream: WindowSource, score: DsirScore | None) -> Method:
+def _filtering(config: RunConfig, context: Context, stream: WindowSource) -> Method:
     """The policy before the forward pass; what it accepts is weighed evenly."""
+    scored = isinstance(stream, ScoredStream)
     policy, critic = build_filter(
         config,
         len(context.corpus.source_names),
         context.generators,
-        target=None if score is None else score.of_target,
+        target=stream.of_target if isinstance(stream, ScoredStream) else None,
         device=context.lm.device,
     )
-    proposer = filtered(Unreadable(stream), config, policy.accept_prob, context.generators)
+    ahead = LOOK_AHEAD if scored else 0
+    proposer = filtered(Unreadable(stream), config, policy.accept_prob, context.generators, look_ahead=ahead)
     return Method(proposer=proposer, selector=policy, critic=critic)
 
 
@@ -136,6 +149,7 @@ def _weighting(config: RunConfig, context: Context) -> tuple[SoftQ, TDCritic]:
         device=lm.device,
         previous_action=previous_action,
         update_cost=update_cost,
+        prior=config.select.prior,
     )
 
 
@@ -148,11 +162,22 @@ def build_weighting(
     device: torch.device | str = "cpu",
     previous_action: ReforwardedAction | None = None,
     update_cost: Cost = NO_COST,
+    prior: bool = False,
 ) -> tuple[SoftQ, TDCritic]:
-    """The learned weights and their critic, on `device`; `width` is that of the hidden states, and
-    `previous_action` and `update_cost` are as in `TDCritic`."""
+    """The learned weights and their critic, on `device`; `width` is that of the hidden states, `prior` says
+    whether windows come with one, and `previous_action` and `update_cost` are as in `TDCritic`."""
     fraction = settings.effective_batch_fraction
     temperature = build_temperature(settings, fraction, share=effective_batch_fraction)
     inputs = QInputs(settings.q_features, width, sources, layer_norm=settings.q_layer_norm)
-    critic = TDCritic(settings, inputs, temperature, device, generators, previous_action, update_cost)
-    return SoftQ(critic, temperature, settings.uniform_share), critic
+    critic = TDCritic(
+        settings,
+        inputs,
+        temperature,
+        device,
+        generators,
+        previous_action,
+        update_cost,
+        weighs_by_prior=prior,
+    )
+    selector = SoftQ(critic, temperature, settings.uniform_share, weighs_by_prior=prior)
+    return selector, critic

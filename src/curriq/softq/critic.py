@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from curriq.config import CriticConfig, FeatureName
@@ -28,12 +28,12 @@ class Regression:
     """What one transition asks of Q.
 
     Attributes:
-        rows: windows of the transition whose Q-values enter.
+        features: of the windows of the transition whose Q-values enter.
         combine: q̂ = combine @ Q(rows); None for the identity, one prediction per window.
         offsets: added to y, one per prediction, nats per token.
     """
 
-    rows: Int[Tensor, "m"]
+    features: Features
     combine: Float[Tensor, "r m"] | None
     offsets: Float[Tensor, "r"]
 
@@ -46,8 +46,8 @@ def sampled_credit(previous: Step) -> Regression:
     """
     assert previous.action is not None, "a critic that has values draws an action"
     weights = previous.weights
-    row = torch.tensor([previous.action], device=weights.device)
-    return Regression(rows=row, combine=None, offsets=weights.new_zeros(1))
+    acted = previous.features.take(slice(previous.action, previous.action + 1))
+    return Regression(features=acted, combine=None, offsets=weights.new_zeros(1))
 
 
 def mixture_credit(previous: Step) -> Regression:
@@ -57,8 +57,7 @@ def mixture_credit(previous: Step) -> Regression:
     (`--dirichlet-concentration`). Reads the stored features of all candidates; the action plays no part.
     """
     weights = previous.weights
-    rows = torch.arange(len(weights), device=weights.device)
-    return Regression(rows=rows, combine=weights[None], offsets=weights.new_zeros(1))
+    return Regression(features=previous.features, combine=weights[None], offsets=weights.new_zeros(1))
 
 
 def counterfactual_credit(previous: Step) -> Regression | None:
@@ -72,7 +71,8 @@ def counterfactual_credit(previous: Step) -> Regression | None:
     effects = previous.effects
     if effects is None:
         return None
-    return Regression(rows=effects.rows, combine=None, offsets=effects.effect - effects.mixture)
+    offsets = effects.effect - effects.mixture
+    return Regression(features=effects.features, combine=None, offsets=offsets)
 
 
 CREDIT_RULES: dict[str, Callable[[Step], Regression | None]] = {
@@ -120,7 +120,7 @@ class QReplay(Saved):
 
 
 LOSS_SCALE = 2.0
-DSIR_SCALE = 2.0
+STATIC_SCALE = 2.0
 SOURCE_SCALE = 4.0
 STATE_SCALE = 0.2
 """Sizes of the entries, and so how fast Q learns from them. A normalised hidden state has many entries, which
@@ -135,8 +135,8 @@ class QInputs(Saved):
 
     The paper's input is the hidden state of the last token. The other inputs are remedies: the mean over the
     tokens says more about a window than its last token, its loss says how well it is known, its source, where
-    a run has several, is what generalises fastest from few measured effects, and its dsir_score to the target
-    is known of every window, labelled or not. The last two need no forward pass.
+    a run has several, is what generalises fastest from few measured effects, and its static score, how
+    target-like it is, is known of every window, labelled or not. The last two need no forward pass.
 
     Args:
         names: which features, concatenated in this order.
@@ -164,7 +164,7 @@ class QInputs(Saved):
             "mean": (hidden, lambda features: self._state(_present(features.pooled, "pooled"))),
             "loss": (1, self._loss),
             "source": (sources, self._source),
-            "dsir_score": (1, self._dsir_score),
+            "static_score": (1, self._static_score),
         }
         self._parts = [parts[name][1] for name in self._names]
         self.width = sum(parts[name][0] for name in self._names)
@@ -199,8 +199,8 @@ class QInputs(Saved):
         one_hot = F.one_hot(_present(features.source, "source"), self._sources)
         return SOURCE_SCALE * one_hot.to(features.loss.dtype)
 
-    def _dsir_score(self, features: Features) -> Float[Tensor, "n 1"]:
-        return DSIR_SCALE * _present(features.known.get("dsir_score"), "dsir_score")[:, None]
+    def _static_score(self, features: Features) -> Float[Tensor, "n 1"]:
+        return STATIC_SCALE * _present(features.known.get("static_score"), "static_score")[:, None]
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:
@@ -294,6 +294,8 @@ class TDCritic(Saved):
             is then backpropagated through it exactly once, and its gradient on θ is left there, unclipped,
             for the caller's optimizer.
         update_cost: of one TD update, in operations of the language model.
+        weighs_by_prior: whether candidates come as the stream has them and π₀ is a factor of their weights; a
+            filter has applied it already.
     """
 
     needs_reward = True
@@ -308,8 +310,11 @@ class TDCritic(Saved):
         generators: Generators,
         previous_action: Callable[[Step], Features] | None = None,
         update_cost: Cost = NO_COST,
+        *,
+        weighs_by_prior: bool = False,
     ) -> None:
         self.config = config
+        self.weighs_by_prior = weighs_by_prior
         self._device = device
         self.inputs = inputs
         self.temperature = temperature
@@ -343,9 +348,15 @@ class TDCritic(Saved):
         """The same, with a gradient into φ and into the features."""
         return self._in_nats(self.online(self.inputs(features)))
 
-    def policy(self, q: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """π = softmax(q/β), Eq. 6."""
-        return boltzmann(q, self.temperature.beta)
+    def policy(self, q: Float[Tensor, "N"], features: Features) -> Float[Tensor, "N"]:
+        """π ∝ π₀ exp(q/β), Eq. 6; π₀ is uniform where the prior has decided on the candidates already."""
+        return boltzmann(q, self.temperature.beta, self._prior(features))
+
+    def _prior(self, features: Features) -> Float[Tensor, "N"] | None:
+        if not self.weighs_by_prior:
+            return None
+        prior = features.known["prior"].to(self._device, torch.float64)
+        return (prior / prior.sum()).float()
 
     def learn(self, previous: Step | None, features: Features) -> tuple[Metrics, Cost]:
         """One TD update for the previous transition, bootstrapped on H_k.
@@ -367,7 +378,8 @@ class TDCritic(Saved):
         """
         q = self.values(features)
         with torch.no_grad():
-            value = soft_value(self._in_nats(self.target(self.inputs(features))), self.temperature.beta)
+            q_target = self._in_nats(self.target(self.inputs(features)))
+            value = soft_value(q_target, self.temperature.beta, self._prior(features))
         measured = {
             "critic/q_mean": q.mean(),
             "critic/q_std": q.std(correction=0),
@@ -385,7 +397,7 @@ class TDCritic(Saved):
         self.scale.observe(previous.reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
         if self.previous_action is None:
-            responsible = previous.features.take(task.rows)
+            responsible = task.features.to(self._device)
         else:
             responsible = self.previous_action(previous)
         inputs = self.inputs(responsible)

@@ -20,17 +20,24 @@ def td_target(reward: float, next_value: Float[Tensor, ""], gamma: float) -> Flo
     return (1 - gamma) * reward + gamma * next_value
 
 
-def soft_value(q: Float[Tensor, "N"], beta: float) -> Float[Tensor, ""]:
-    """Eq. 4, the normalised soft value V = β [logsumexp(Q/β) − log N].
+def soft_value(
+    q: Float[Tensor, "N"], beta: float, prior: Float[Tensor, "N"] | None = None
+) -> Float[Tensor, ""]:
+    """Eq. 4, the normalised soft value V = β [logsumexp(Q/β) − log N]; with a prior, V = β log Σ π₀ exp(Q/β).
 
-    V lies between the mean of Q (β → ∞) and its maximum (β → 0), and V = q when all Q equal q.
+    Both agree where the prior is uniform. V lies between the mean of Q under the prior (β → ∞) and its
+    maximum where the prior is positive (β → 0), and V = q when all Q equal q.
+
+    Args:
+        prior: π₀, which sums to one; None for the uniform one.
     """
-    # With m = max Q this is m + β log mean exp((Q − m)/β), the same number. expm1 and log1p keep the
-    # digits that logsumexp − log N cancels away when β is much larger than the spread of Q, the usual case.
+    # With m = max Q this is m + β log E[exp((Q − m)/β)], the same number. expm1 and log1p keep the digits
+    # that logsumexp − log N cancels away when β is much larger than the spread of Q, the usual case.
     if beta == math.inf:  # the limit
-        return q.mean()
-    greatest = q.max()
-    return greatest + beta * torch.log1p(torch.expm1((q - greatest) / beta).mean())
+        return q.mean() if prior is None else prior @ q
+    greatest = (q if prior is None else q[prior > 0]).max()
+    excess = torch.expm1((q - greatest) / beta)
+    return greatest + beta * torch.log1p(excess.mean() if prior is None else prior @ excess.clamp(max=0))
 
 
 @torch.no_grad()
@@ -40,9 +47,14 @@ def polyak_(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> N
         slow.lerp_(fast, tau)
 
 
-def boltzmann(q: Float[Tensor, "N"], beta: float) -> Float[Tensor, "N"]:
-    """Eq. 6, the Boltzmann policy π = softmax(Q/β). A constant added to every Q changes nothing."""
-    return torch.softmax(q / beta, dim=0)
+def boltzmann(
+    q: Float[Tensor, "N"], beta: float, prior: Float[Tensor, "N"] | None = None
+) -> Float[Tensor, "N"]:
+    """Eq. 6, the Boltzmann policy π = softmax(Q/β); with a prior π ∝ π₀ exp(Q/β).
+
+    A constant added to every Q, or a factor on every π₀, changes nothing.
+    """
+    return torch.softmax(q / beta if prior is None else q / beta + prior.log(), dim=0)
 
 
 def mixture_loss(policy: Float[Tensor, "N"], losses: Float[Tensor, "N"]) -> Float[Tensor, ""]:
@@ -68,26 +80,32 @@ def entropy(policy: Float[Tensor, "N"]) -> Float[Tensor, ""]:
     return torch.special.entr(policy).sum()
 
 
-def kl_from_uniform(policy: Float[Tensor, "N"]) -> Float[Tensor, ""]:
-    """KL(π ‖ uniform) = log N − H(π) in nats."""
-    return math.log(policy.shape[0]) - entropy(policy)
+def kl_from_prior(policy: Float[Tensor, "N"], prior: Float[Tensor, "N"] | None = None) -> Float[Tensor, ""]:
+    """KL(π ‖ π₀) in nats, log N − H(π) where π₀ is uniform (None); ∞ where π is positive and π₀ is 0."""
+    if prior is None:
+        return math.log(policy.shape[0]) - entropy(policy)
+    return torch.special.xlogy(policy, policy / prior).where(policy > 0, 0.0).sum()
 
 
-def free_energy(policy: Float[Tensor, "N"], q: Float[Tensor, "N"], beta: float) -> Float[Tensor, ""]:
-    """Eqs. 17–18, F(π) = −E_π[Q] + β KL(π ‖ uniform).
+def free_energy(
+    policy: Float[Tensor, "N"], q: Float[Tensor, "N"], beta: float, prior: Float[Tensor, "N"] | None = None
+) -> Float[Tensor, ""]:
+    """Eqs. 17–18, F(π) = −E_π[Q] + β KL(π ‖ p_0), with a uniform p_0 unless a prior is given.
 
-    The Boltzmann policy of Eq. 6 is its only minimum, and the minimum is −V of Eq. 4.
+    The Boltzmann policy over Q with this prior is its only minimum, and the minimum is −V of Eq. 4.
     """
-    return -(policy @ q) + beta * kl_from_uniform(policy)
+    return -(policy @ q) + beta * kl_from_prior(policy, prior)
 
 
-def elbo(policy: Float[Tensor, "N"], q: Float[Tensor, "N"], beta: float) -> Float[Tensor, ""]:
-    """Eq. 19, E_π[Q]/β − KL(π ‖ p_0) with a uniform prior p_0; a lower bound on log p(optimal).
+def elbo(
+    policy: Float[Tensor, "N"], q: Float[Tensor, "N"], beta: float, prior: Float[Tensor, "N"] | None = None
+) -> Float[Tensor, ""]:
+    """Eq. 19, E_π[Q]/β − KL(π ‖ p_0), with a uniform p_0 unless a prior is given; at most log p(optimal).
 
     With p(optimal | i) = exp(Q_i/β), log p(optimal) = log Σ p_0(i) exp(Q_i/β) = V/β. The bound is
     tight at the Boltzmann policy.
     """
-    return policy @ q / beta - kl_from_uniform(policy)
+    return policy @ q / beta - kl_from_prior(policy, prior)
 
 
 def sample_action(policy: Float[Tensor, "N"], generator: torch.Generator) -> int:

@@ -70,6 +70,37 @@ class FixedFraction(Saved):
         return {}
 
 
+class Evidence(Saved):
+    """Exponentially weighted mean of some measurements and its standard error, from their own scatter.
+
+    Args:
+        memory: measurements that the mean reaches back, about.
+    """
+
+    SAVED = ("count", "_sums")
+
+    def __init__(self, memory: float = 20.0) -> None:
+        self._keep = 1 - 1 / memory
+        self.count = 0
+        # Sums of the weights, of their squares, and of the weighted x and x².
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def add(self, x: float) -> None:
+        self.count += 1
+        self._sums *= torch.tensor([self._keep, self._keep**2, self._keep, self._keep], dtype=torch.float64)
+        self._sums += torch.tensor([1.0, 1.0, x, x**2], dtype=torch.float64)
+
+    def mean_and_error(self) -> tuple[float, float]:
+        """Of at least one measurement; the error of a single one is 1."""
+        weight, squares, total, total_squares = self._sums.tolist()
+        mean = total / weight
+        count = weight**2 / squares
+        if count <= 1:
+            return mean, 1.0
+        scatter = max(0.0, total_squares / weight - mean**2) * count / (count - 1)
+        return mean, math.sqrt(scatter / count)
+
+
 class CalibrationGate(Saved):
     """Sharpness follows the confidence that Q ranks windows rightly: uniform without any.
 
@@ -83,23 +114,17 @@ class CalibrationGate(Saved):
         sharpest: fraction at full confidence.
         full: ρ of full confidence.
         z: standard errors that the bound lies below the mean.
-        memory: probes that the mean reaches back, about.
         least: probes before there is any confidence.
     """
 
-    SAVED = ("_probes", "_sums")
+    SAVED = ("_evidence",)
 
-    def __init__(
-        self, sharpest: float, *, full: float = 0.2, z: float = 2.0, memory: float = 20.0, least: int = 4
-    ) -> None:
+    def __init__(self, sharpest: float, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
         self._sharpest = sharpest
         self._full = full
         self._z = z
-        self._keep = 1 - 1 / memory
         self._least = least
-        self._probes = 0
-        # Sums of the weights, of their squares, and of the weighted ρ and ρ².
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._evidence = Evidence()
 
     @property
     def fraction(self) -> float:
@@ -108,29 +133,17 @@ class CalibrationGate(Saved):
     @property
     def confidence(self) -> float:
         """In [0, 1]."""
-        if self._probes < self._least:
+        if self._evidence.count < self._least:
             return 0.0
-        mean, error = self._mean_and_error()
+        mean, error = self._evidence.mean_and_error()
         return min(1.0, max(0.0, (mean - self._z * error) / self._full))
-
-    def _mean_and_error(self) -> tuple[float, float]:
-        """ρ̄ and its standard error, from the probes' own scatter."""
-        weight, squares, total, total_squares = self._sums.tolist()
-        mean = total / weight
-        count = weight**2 / squares
-        if count <= 1:
-            return mean, 1.0
-        scatter = max(0.0, total_squares / weight - mean**2) * count / (count - 1)
-        return mean, math.sqrt(scatter / count)
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         if effects is None:
             return {}
         rho = rank_correlation(q[effects.rows], effects.effect)
-        self._probes += 1
-        self._sums *= torch.tensor([self._keep, self._keep**2, self._keep, self._keep], dtype=torch.float64)
-        self._sums += torch.tensor([1.0, 1.0, rho, rho**2], dtype=torch.float64)
-        mean, error = self._mean_and_error()
+        self._evidence.add(rho)
+        mean, error = self._evidence.mean_and_error()
         return {
             "gate/rank_correlation": rho,
             "gate/calibration": mean,
@@ -138,6 +151,43 @@ class CalibrationGate(Saved):
             "gate/confidence": self.confidence,
             "gate/target_fraction": self.fraction,
         }
+
+
+class PriorTrust(Saved):
+    """How far the prior is trusted: fully, unless measured effects show that it ranks windows wrongly.
+
+    The policy accepts with π₀^t. At every probe it takes Spearman's ρ between the prior of the probed windows
+    and their effects. The exponent t is 1 as long as the upper bound ρ̄ + z s is not negative; from there it
+    falls to 0, the uniform policy, at −`full`. A prior is a hypothesis with reasons of its own, so what it
+    takes to reject it is evidence against it, not the lack of evidence for it.
+
+    Args:
+        full: −ρ at which nothing of the prior is left.
+        z: standard errors that the bound lies above the mean.
+        least: probes before the prior can be doubted.
+    """
+
+    SAVED = ("_evidence",)
+
+    def __init__(self, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
+        self._full = full
+        self._z = z
+        self._least = least
+        self._evidence = Evidence()
+
+    @property
+    def exponent(self) -> float:
+        """t in [0, 1]."""
+        if self._evidence.count < self._least:
+            return 1.0
+        mean, error = self._evidence.mean_and_error()
+        return min(1.0, max(0.0, 1 + (mean + self._z * error) / self._full))
+
+    def observe(self, prior: Float[Tensor, "m"], effect: Float[Tensor, "m"]) -> Metrics:
+        """The prior of the probed windows and their effects, nats per token."""
+        rho = rank_correlation(prior, effect)
+        self._evidence.add(rho)
+        return {"prior/rank_correlation": rho, "prior/trust": self.exponent}
 
 
 class SolvedBeta(Saved):

@@ -141,7 +141,9 @@ def train_step(c: Components, state: LoopState) -> Step:
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
     td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     5–7: V_k, TD step, Polyak
-    action = None if q is None else _act(c, q)  #                                 8: a_k ~ π_k
+    action = (
+        None if q is None else _act(c, q, mixture.features)
+    )  #                                 8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
     reward, held_out_cost = c.held_out.after(k)  #                                10: r_k
     own = {
@@ -187,10 +189,10 @@ def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
         raise
 
 
-def _act(c: Components, q: Tensor) -> int:
+def _act(c: Components, q: Tensor, features: Features) -> int:
     """a_k, drawn from π_k."""
     try:
-        return sample_action(c.critic.policy(q), c.action_generator)
+        return sample_action(c.critic.policy(q, features), c.action_generator)
     except FloatingPointError as error:
         if q.isfinite().all():
             raise ScoresNotFinite("the values Q of the candidates are finite, their policy is not") from error

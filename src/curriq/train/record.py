@@ -48,10 +48,6 @@ def log_entry(step: Step, row: Metrics) -> Entry:
     windows = Windows.cat([part.windows.to("cpu") for part in parts])
     n, proposed = len(windows), len(step.offer)
     trained_rows = step.trained.rows.cpu().numpy()
-    effects = None
-    if step.effects is not None:
-        effects = torch.full((len(step.trained),), math.nan)
-        effects[step.effects.rows.cpu()] = step.effects.effect.float().cpu()
 
     def spread(values: Float[Tensor, "n"] | None, missing: float = math.nan) -> np.ndarray:
         column = np.full(n, missing, dtype=np.float32)
@@ -77,13 +73,25 @@ def log_entry(step: Step, row: Metrics) -> Entry:
             "weight": spread(step.weights, 0.0),
             "loss": spread(step.features.loss),
             "q": spread(step.q),
-            "effect": spread(effects),
+            "effect": _effects(step, n),
             "accept_prob": torch.cat(accept_prob).numpy(),
         },
         tokens=tokens.int().numpy(),
         proposed=proposed,
         queries=[] if step.offer.queries is None else list(_query_rows(step, step.offer.queries)),
     )
+
+
+def _effects(step: Step, n: int) -> np.ndarray:
+    """The measured effects of the n windows of a step, NaN where a window was not probed."""
+    column = np.full(n, math.nan, dtype=np.float32)
+    if step.effects is not None:
+        rows, trained = step.effects.rows.cpu().numpy(), step.trained.rows.cpu().numpy()
+        # The log has the proposal before the rejected windows, whether or not all of it was trained on.
+        own = rows < len(trained)
+        rows = np.where(own, trained[np.where(own, rows, 0)], rows - len(trained) + len(step.offer))
+        column[rows] = step.effects.effect.float().cpu().numpy()
+    return column
 
 
 def _query_rows(step: Step, queries: Queries) -> Iterator[dict[str, Any]]:

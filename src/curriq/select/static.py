@@ -1,0 +1,384 @@
+"""What is known of a window before the model has learnt anything: static scores, and how much they accept.
+
+A static score says how target-like a window is. An acceptance rule turns scores into probabilities between 0
+and 1. Both together are a data filter of the usual kind, which `--selector filter` applies as it is, and the
+prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π₀).
+"""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from curriq.config import SelectConfig
+from curriq.select.base import History
+from curriq.state import Saved
+from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
+
+BUCKETS = 2**15
+"""Unigrams and bigrams are hashed into this many buckets each."""
+NO_NGRAM = 2 * BUCKETS
+"""Bucket of the n-grams with a token that is not learnt, which count nowhere."""
+PRIOR = 8192.0
+"""Mass of the smoothing prior, in n-grams."""
+FOLDS = 8
+"""The stream's n-grams are counted in so many folds of documents."""
+DOCUMENTS = 2**16
+"""Documents whose mean score is remembered, the most recent ones."""
+
+
+@runtime_checkable
+class StaticScore(Stateful, Protocol):
+    """How target-like a window is, known without what θ has learnt; higher is more so.
+
+    Attributes:
+        cost: of scoring one window.
+    """
+
+    @property
+    def cost(self) -> Cost: ...
+
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        """Scores of windows of the stream, which a score that learns takes in first."""
+        ...
+
+    def of_target(self) -> Float[Tensor, "D"]:
+        """Scores of the target's own windows now, none compared with text of its own document."""
+        ...
+
+
+class DsirScore(Saved):
+    """The importance weight of a window by its n-grams, in nats per n-gram.
+
+    The weight is that of DSIR (Xie et al. 2023, "Data Selection for Language Models via Importance
+    Resampling"): the mean over the window's unigrams and bigrams w of log p_D(w) − log p_S(w), with p_D from
+    the target's text and p_S from all windows scored so far, this batch included. Both are smoothed with one
+    prior, the mean of the two, because most bigrams of a small target occur in it once or never. An n-gram
+    that occurs nowhere else says nothing. Only learnt tokens count.
+
+    A document's own text counts on neither side: with it the target's windows would score above, and the
+    stream's below, fresh text of the same kind. For the stream that takes counts in `FOLDS` folds of
+    documents, of which a window's own is left out.
+
+    Args:
+        target: windows of the target's held-out text, of the reward set's documents alone.
+        device: where n-grams are counted. The scores themselves lie on the CPU, as the windows do.
+    """
+
+    SAVED = ("_seen", "_totals")
+    cost = NO_COST
+
+    def __init__(self, target: Windows, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        self._ngrams = hashed_ngrams(target, device)
+        _, self._of_document = documents_of(target).to(device).unique(return_inverse=True)
+        self._target = torch.bincount(self._ngrams.flatten(), minlength=NO_NGRAM + 1).double()
+        self._target[NO_NGRAM] = 0
+        self._own = _count_within(self._ngrams, self._of_document)
+        counted = (self._ngrams != NO_NGRAM).sum(1)
+        self._own_total = _sum_by(self._of_document, counted.double())[self._of_document]
+        # Counts of the stream by fold, and over all folds. Integers: exact in any order of summation.
+        self._seen = torch.zeros(FOLDS, NO_NGRAM + 1, dtype=torch.int32, device=device)
+        self._totals = torch.zeros(NO_NGRAM + 1, dtype=torch.int32, device=device)
+
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        ngrams = hashed_ngrams(windows, self._device)
+        fold = documents_of(windows).to(self._device).remainder(FOLDS)
+        ones = torch.ones(ngrams.numel(), dtype=torch.int32, device=self._device)
+        self._seen.view(-1).index_add_(0, (ngrams + (NO_NGRAM + 1) * fold[:, None]).flatten(), ones)
+        self._totals.index_add_(0, ngrams.flatten(), ones)
+        self._seen[:, NO_NGRAM] = 0
+        self._totals[NO_NGRAM] = 0
+        others = self._totals[ngrams] - self._seen[fold[:, None], ngrams]
+        total = (self._totals.sum() - self._seen.sum(1))[fold].double()
+        return _log_ratio(ngrams, self._target[ngrams], self._target.sum(), others.double(), total)
+
+    def of_target(self) -> Float[Tensor, "D"]:
+        target, target_total = self._target[self._ngrams] - self._own, self._target.sum() - self._own_total
+        share = 1 - 1 / FOLDS  # of the stream that each of its own windows is compared with
+        seen, total = share * self._totals[self._ngrams].double(), share * self._totals.sum().double()
+        return _log_ratio(self._ngrams, target, target_total, seen, total)
+
+
+class DocumentMeans(Saved):
+    """Mean score of each document over its windows so far.
+
+    A table of `DOCUMENTS` slots by the document's identity; where two share a slot, the later one begins
+    afresh, so that memory and checkpoints stay small however long the stream is.
+    """
+
+    SAVED = ("_document", "_sum", "_count")
+
+    def __init__(self) -> None:
+        self._document = torch.full((DOCUMENTS,), -1, dtype=torch.int64)
+        self._sum = torch.zeros(DOCUMENTS, dtype=torch.float64)
+        self._count = torch.zeros(DOCUMENTS, dtype=torch.float64)
+
+    def update(self, document: Int[Tensor, "n"], score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The means of the windows' documents, these scores included."""
+        names, place = document.unique(return_inverse=True)
+        slots = names.remainder(DOCUMENTS)
+        new = self._document[slots] != names
+        self._sum[slots[new]] = 0
+        self._count[slots[new]] = 0
+        self._document[slots] = names
+        sums, counts = self._sum[slots], self._count[slots]
+        sums = sums + _sum_by(place, score)
+        counts = counts + torch.bincount(place, minlength=len(names))
+        self._sum[slots], self._count[slots] = sums, counts
+        return (sums / counts)[place]
+
+
+def documents_of(windows: Windows) -> Int[Tensor, "n"]:
+    """Identity of each window's document; its own where documents are not known."""
+    return windows.ids if windows.document is None else windows.document
+
+
+def _sum_by(group: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "g"]:
+    return torch.bincount(group, weights=values.to(group.device))
+
+
+def _log_ratio(
+    ngrams: Int[Tensor, "n g"],
+    target: Float[Tensor, "n g"],
+    target_total: Tensor,
+    seen: Float[Tensor, "n g"],
+    seen_total: Tensor,
+) -> Float[Tensor, "n"]:
+    """Mean of log p_D − log p_S over the n-grams of each window, from counts in both: of one total for all
+    windows, or of one for each. On the CPU."""
+    target_total = target_total.double().clamp(min=1)[..., None]
+    seen_total = seen_total.double().clamp(min=1)[..., None]
+    prior = PRIOR / 2 * (target / target_total + seen / seen_total)
+    ratio = ((target + prior) / (target_total + PRIOR)).log() - ((seen + prior) / (seen_total + PRIOR)).log()
+    ratio = torch.where(prior > 0, ratio, 0.0)
+    counted = ngrams != NO_NGRAM
+    return (ratio.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)).cpu()
+
+
+def hashed_ngrams(windows: Windows, device: torch.device | str) -> Int[Tensor, "n g"]:
+    """Buckets of the T unigrams and T − 1 bigrams of each window."""
+    tokens = windows.tokens.to(device)
+    unigrams = _hashed(tokens)
+    bigrams = _hashed(tokens[:, :-1] * 1_000_003 + tokens[:, 1:]) + BUCKETS
+    if (learnt := windows.learnt) is not None:
+        learnt = learnt.to(device)
+        unigrams = unigrams.masked_fill(~learnt, NO_NGRAM)
+        bigrams = bigrams.masked_fill(~(learnt[:, :-1] & learnt[:, 1:]), NO_NGRAM)
+    return torch.cat([unigrams, bigrams], dim=1)
+
+
+def _hashed(keys: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
+    """Knuth's multiplicative hash; the high bits of a product depend on all bits of the key."""
+    return (keys * 2_654_435_761 >> 11) % BUCKETS
+
+
+def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Float[Tensor, "n g"]:
+    """How often each n-gram occurs in its own document."""
+    _, place, counts = (ngrams + (NO_NGRAM + 1) * document[:, None]).unique(
+        return_inverse=True, return_counts=True
+    )
+    return counts[place].double()
+
+
+# Acceptance rules: the probability of each score, from a sample of the stream's scores and the target's own.
+
+Scores = Float[Tensor, "n"]
+Rule = Callable[[Scores, Float[Tensor, "m"], Float[Tensor, "D"]], Scores]
+SOFT_EDGE = 0.01
+"""Width of a threshold's edge, in standard deviations of the stream's scores: where a step runs out of
+windows to read, those nearest to the threshold fill it."""
+
+
+def _above(score: Scores, threshold: Tensor, sample: Float[Tensor, "m"]) -> Scores:
+    edge = SOFT_EDGE * sample.std(correction=0).clamp(min=1e-12)
+    return ((score - threshold) / edge).clamp(-600, 0).exp()
+
+
+@dataclass(frozen=True)
+class TopShare:
+    """Accepts the share of the stream that scores highest."""
+
+    share: float
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        return _above(score, sample.quantile(1 - self.share), sample)
+
+
+@dataclass(frozen=True)
+class TargetQuantile:
+    """Accepts what scores at least as high as this quantile of the target's own windows."""
+
+    quantile: float
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        return _above(score, target.quantile(self.quantile), sample)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Importance resampling as DSIR publishes it: without replacement, a share of the stream with probability
+    ∝ exp(total log-weight), by Gumbel noise on the log-weights.
+
+    Args:
+        terms: n-grams of a window, so that terms · score is the total log-weight.
+    """
+
+    share: float
+    terms: int
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        # Into the top k of log-weight + Gumbel noise with probability 1 − exp(−exp(log-weight − c)).
+        level = self.terms * sample
+        low, high = level.min() - 50, level.max() + 50
+        for _ in range(60):
+            middle = (low + high) / 2
+            share = -torch.expm1(-(level - middle).clamp(max=50).exp()).mean()
+            low, high = (middle, high) if share > self.share else (low, middle)
+        return -torch.expm1(-(self.terms * score - high).clamp(-600, 50).exp())
+
+
+@dataclass(frozen=True)
+class TargetPosterior:
+    """Accepts with the probability that a window is of the target's kind, to the power `sharpness`.
+
+    The density ratio p_D(s)/p_S(s) of the scores grows with s; isotonic regression of "is the target's" on s
+    estimates it. On a stream that is target-like in part the ratio levels off at the inverse of this part.
+    Divided by that level, which the median of the target's own windows stands for, it is the posterior: 1 for
+    all windows where stream and target are alike, so that nothing is selected among equals, and the sharper,
+    the less the two overlap. No share has to be chosen.
+    """
+
+    sharpness: float = 1.0
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        scores = torch.cat([target, sample])
+        order = scores.argsort()
+        is_target = (torch.arange(len(scores)) < len(target)).double()[order]
+        weight = torch.where(is_target > 0, 1 / len(target), 1 / len(sample)).double()
+        share = torch.from_numpy(isotonic_regression(is_target.numpy(), weights=weight.numpy()).x)
+        ratio = share / (1 - share).clamp(min=1e-6)
+        places = scores[order]
+
+        def at(s: Scores) -> Scores:
+            return ratio[torch.searchsorted(places, s).clamp(max=len(places) - 1)]
+
+        level = at(target).median().clamp(min=1e-12)
+        return (at(score) / level).clamp(1e-100, 1.0) ** self.sharpness
+
+
+RULES: dict[str, Callable[[SelectConfig, int], Rule]] = {
+    "share": lambda settings, window: TopShare(settings.static_share),
+    "resample": lambda settings, window: Resampling(settings.static_share, 2 * window - 1),
+    "quantile": lambda settings, window: TargetQuantile(settings.static_quantile),
+    "posterior": lambda settings, window: TargetPosterior(settings.static_sharpness),
+}
+"""The values of `--static-rule`, for windows of so many tokens."""
+
+
+SAMPLE = 4096
+"""Scores of the stream that are remembered, the latest ones."""
+LOOK_AHEAD = 2048
+"""Windows that are scored before the first step, so that the first scores have something to be compared
+with. They are not lost: the first steps train on them."""
+REFIT = 16
+"""The rule is fitted again when the number of windows scored has grown by a 16th."""
+DOCUMENT_SHARE = 0.25
+"""Share of its document's mean in a window's score."""
+LEAST_OWN = 64
+"""Windows of the target's own source from which on these are judged among themselves."""
+GRID = 1024
+"""Points at which the rule is evaluated."""
+
+
+@dataclass(eq=False)
+class ScoredStream(Saved):
+    """The windows of a stream with what a static score says of them, as `known` columns.
+
+    `static_score`: in standard deviations of the stream's latest scores from their mean, clipped at ±3.
+    `prior`: the probability in [0, 1] with which the rule accepts the window.
+
+    A window's score enters as its mean with that of its document, over the windows of the document that have
+    been read. A document is of one kind, and a few dozen n-grams say little; but the window's own half keeps
+    the best parts of a mixed document, and some of most documents.
+
+    Args:
+        target: the windows that `score.of_target` scores.
+        own_source: the target's own source, whose label is trusted: its windows are on target, and are
+            judged among themselves alone, so that nothing is selected among them unless the target's held-out
+            windows score differently. −1 for none.
+    """
+
+    SAVED = ("stream", "score", "_documents", "_recent", "_own", "_scored", "_fitted_at", "_target", "_curve")
+
+    stream: WindowSource
+    score: StaticScore
+    rule: Rule
+    target: Windows
+    _: KW_ONLY
+    own_source: int = -1
+    _documents: DocumentMeans = field(default_factory=DocumentMeans, init=False)
+    _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
+    _own: History = field(default_factory=lambda: History(SAMPLE), init=False)
+    _scored: int = field(default=0, init=False)
+    _fitted_at: int = field(default=0, init=False)
+    _target: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64), init=False)
+    _curve: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.float64), init=False)
+
+    def read(self, n: int) -> Offer:
+        offer = self.stream.read(n)
+        if not len(offer):
+            return offer
+        raw = self._pooled(offer.windows)
+        own = offer.windows.source == self.own_source
+        self._recent.extend(raw)
+        self._own.extend(raw[own])
+        self._scored += len(raw)
+        if self._scored > self._fitted_at * (1 + 1 / REFIT):
+            self._fit()
+        grid, among_all, among_own = self._curve
+        prior = torch.where(
+            own, _interpolated(raw, grid, among_own), _interpolated(raw, grid, among_all)
+        ).exp()
+        known = {**offer.known, "static_score": self._standardised(raw), "prior": prior}
+        return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
+
+    def of_target(self) -> Float[Tensor, "D"]:
+        """The target's own scores as `static_score` gives them."""
+        return self._standardised(self._target)
+
+    def _fit(self) -> None:
+        """The rule on a grid of scores: it is monotone, and one fit serves many windows."""
+        own = self.score.of_target().double()
+        _, document = documents_of(self.target).unique(return_inverse=True)
+        mean = _sum_by(document, own) / torch.bincount(document)
+        self._target, self._fitted_at = torch.lerp(own, mean[document], DOCUMENT_SHARE), self._scored
+        both = torch.cat([self._recent.values, self._target])
+        grid = torch.linspace(both.min().item(), both.max().item(), GRID, dtype=torch.float64)
+        among_all = self.rule(grid, self._recent.values, self._target).log()
+        known = len(self._own.values) >= LEAST_OWN
+        among_own = self.rule(grid, self._own.values, self._target).log() if known else torch.zeros_like(grid)
+        self._curve = torch.stack([grid, among_all, among_own])
+
+    def _pooled(self, windows: Windows) -> Float[Tensor, "n"]:
+        score = self.score(windows).double()
+        # A corrupted copy has its clean document's identity, and is of another kind.
+        mean = self._documents.update(documents_of(windows) * 1_000_003 + windows.source, score)
+        return torch.lerp(score, mean, DOCUMENT_SHARE)
+
+    def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        recent = self._recent.values
+        spread = recent.std(correction=0).clamp(min=1e-12)
+        return ((raw - recent.mean()) / spread).clamp(-3.0, 3.0).float()
+
+
+def _interpolated(
+    x: Float[Tensor, "n"], xs: Float[Tensor, "g"], ys: Float[Tensor, "g"]
+) -> Float[Tensor, "n"]:
+    """The piecewise linear curve through (xs, ys) at x; constant beyond its ends."""
+    return torch.from_numpy(np.interp(x.numpy(), xs.numpy(), ys.numpy()))
