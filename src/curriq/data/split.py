@@ -10,7 +10,7 @@ et al. 2019, "Stochastic Beams and Where to Find Them"), and the top k of each s
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,10 @@ DOCUMENTS = 256
 would represent these documents and not the target: what is learnt for them need not help its others."""
 
 
+MIXED_DOCUMENTS = 4096
+"""Held-out documents that are read before any is chosen, so that the sets are spread over the source."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSets:
     """Three disjoint sets of windows of the target; no document has tokens in two of them.
@@ -46,7 +50,7 @@ class HeldOutSets:
         reward: D, from which the reward subsets are drawn.
         validation: for decisions during a run.
         test: for the report alone.
-        reference: every window of the documents that D is drawn from, in reading order: the target's text
+        reference: every window of the documents that D is drawn from: the target's text
             for scores that learn from it before the first step. Of topic-coherent sets D alone, because the
             rest of its documents is of other topics.
     """
@@ -113,8 +117,8 @@ def _fill_pools(
     wanted: Mapping[HeldOutName, int],
     contamination: ContaminationFilter,
 ) -> dict[HeldOutName, list[Window]]:
-    """All windows of each held-out set's documents, in reading order; the epoch is read until each has the
-    wanted number and enough documents, or to its end."""
+    """All windows of each held-out set's documents, one document after another; the epoch is read until each
+    set has the wanted number and enough documents, or to its end."""
     packers = {name: Packer(source.name, window, eos_id(tokenizer)) for name in wanted}
     pools: dict[HeldOutName, list[Window]] = {name: [] for name in wanted}
     documents_of = dict.fromkeys(wanted, 0)
@@ -123,6 +127,9 @@ def _fill_pools(
         return len(pools[name]) >= wanted[name] and documents_of[name] >= min(wanted[name], DOCUMENTS)
 
     held_out = (d for d in read_epoch(source) if contamination.rule.side(d) != "train")
+    # A file may be sorted, by date or by topic: its beginning would not represent it. The number is a hash.
+    mixed = iter(sorted(islice(held_out, MIXED_DOCUMENTS), key=lambda document: document.number))
+    held_out = chain(mixed, held_out)
     while not all(map(is_full, wanted)) and (documents := list(islice(held_out, _BATCH_DOCUMENTS))):
         for document, (ids, learnt) in zip(documents, encode_documents(tokenizer, documents), strict=True):
             side = contamination.place(document)

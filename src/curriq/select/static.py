@@ -269,7 +269,7 @@ class TargetPosterior:
             return ratio[torch.searchsorted(places, s).clamp(max=len(places) - 1)]
 
         level = at(target).median().clamp(min=1e-12)
-        return (at(score) / level).clamp(1e-100, 1.0) ** self.sharpness
+        return ((at(score) / level).clamp(0.0, 1.0) ** self.sharpness).clamp(min=1e-100)
 
 
 RULES: dict[str, Callable[[SelectConfig, int], Rule]] = {
@@ -288,10 +288,8 @@ LOOK_AHEAD = 2048
 with. They are not lost: the first steps train on them."""
 REFIT = 16
 """The rule is fitted again when the number of windows scored has grown by a 16th."""
-DOCUMENT_SHARE = 0.25
+DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
-LEAST_OWN = 64
-"""Windows of the target's own source from which on these are judged among themselves."""
 GRID = 1024
 """Points at which the rule is evaluated."""
 
@@ -309,12 +307,10 @@ class ScoredStream(Saved):
 
     Args:
         target: the windows that `score.of_target` scores.
-        own_source: the target's own source, whose label is trusted: its windows are on target, and are
-            judged among themselves alone, so that nothing is selected among them unless the target's held-out
-            windows score differently. −1 for none.
+        own_source: windows of this source are accepted whatever they score; −1 for none.
     """
 
-    SAVED = ("stream", "score", "_documents", "_recent", "_own", "_scored", "_fitted_at", "_target", "_curve")
+    SAVED = ("stream", "score", "_documents", "_recent", "_scored", "_fitted_at", "_target", "_curve")
 
     stream: WindowSource
     score: StaticScore
@@ -324,27 +320,22 @@ class ScoredStream(Saved):
     own_source: int = -1
     _documents: DocumentMeans = field(default_factory=DocumentMeans, init=False)
     _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
-    _own: History = field(default_factory=lambda: History(SAMPLE), init=False)
     _scored: int = field(default=0, init=False)
     _fitted_at: int = field(default=0, init=False)
     _target: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64), init=False)
-    _curve: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.float64), init=False)
+    _curve: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64), init=False)
 
     def read(self, n: int) -> Offer:
         offer = self.stream.read(n)
         if not len(offer):
             return offer
         raw = self._pooled(offer.windows)
-        own = offer.windows.source == self.own_source
         self._recent.extend(raw)
-        self._own.extend(raw[own])
         self._scored += len(raw)
         if self._scored > self._fitted_at * (1 + 1 / REFIT):
             self._fit()
-        grid, among_all, among_own = self._curve
-        prior = torch.where(
-            own, _interpolated(raw, grid, among_own), _interpolated(raw, grid, among_all)
-        ).exp()
+        prior = _interpolated(raw, *self._curve).exp()
+        prior = torch.where(offer.windows.source == self.own_source, 1.0, prior)
         known = {**offer.known, "static_score": self._standardised(raw), "prior": prior}
         return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
 
@@ -360,10 +351,8 @@ class ScoredStream(Saved):
         self._target, self._fitted_at = torch.lerp(own, mean[document], DOCUMENT_SHARE), self._scored
         both = torch.cat([self._recent.values, self._target])
         grid = torch.linspace(both.min().item(), both.max().item(), GRID, dtype=torch.float64)
-        among_all = self.rule(grid, self._recent.values, self._target).log()
-        known = len(self._own.values) >= LEAST_OWN
-        among_own = self.rule(grid, self._own.values, self._target).log() if known else torch.zeros_like(grid)
-        self._curve = torch.stack([grid, among_all, among_own])
+        prior = self.rule(grid, self._recent.values, self._target).log()
+        self._curve = torch.stack([grid, prior])
 
     def _pooled(self, windows: Windows) -> Float[Tensor, "n"]:
         score = self.score(windows).double()

@@ -159,7 +159,8 @@ class PriorTrust(Saved):
     The policy accepts with π₀^t. At every probe it takes Spearman's ρ between the prior of the probed windows
     and their effects. The exponent t is 1 as long as the upper bound ρ̄ + z s is not negative; from there it
     falls to 0, the uniform policy, at −`full`. A prior is a hypothesis with reasons of its own, so what it
-    takes to reject it is evidence against it, not the lack of evidence for it.
+    takes to reject it is strong evidence against it: text that has been learnt well has small effects, which
+    is no reason to train on noise.
 
     Args:
         full: −ρ at which nothing of the prior is left.
@@ -169,7 +170,7 @@ class PriorTrust(Saved):
 
     SAVED = ("_evidence",)
 
-    def __init__(self, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
+    def __init__(self, *, full: float = 0.5, z: float = 3.0, least: int = 8) -> None:
         self._full = full
         self._z = z
         self._least = least
