@@ -257,13 +257,13 @@ class TargetPosterior:
     sharpness: float = 1.0
 
     def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
-        scores = torch.cat([target, sample])
-        order = scores.argsort()
-        is_target = (torch.arange(len(scores)) < len(target)).double()[order]
-        weight = torch.where(is_target > 0, 1 / len(target), 1 / len(sample)).double()
-        share = torch.from_numpy(isotonic_regression(is_target.numpy(), weights=weight.numpy()).x)
+        # Equal scores are one point of the regression.
+        places, of = torch.cat([target, sample]).unique(return_inverse=True)
+        ours = torch.bincount(of[: len(target)], minlength=len(places)) / len(target)
+        theirs = torch.bincount(of[len(target) :], minlength=len(places)) / len(sample)
+        share = ours.double() / (ours + theirs)
+        share = torch.from_numpy(isotonic_regression(share.numpy(), weights=(ours + theirs).numpy()).x)
         ratio = share / (1 - share).clamp(min=1e-6)
-        places = scores[order]
 
         def at(s: Scores) -> Scores:
             return ratio[torch.searchsorted(places, s).clamp(max=len(places) - 1)]
