@@ -34,6 +34,11 @@ selector = "uniform"
 [arms.low-loss]
 selector = "low-loss"
 """
+AGAIN = """
+[arms.again]
+selector = "uniform"
+seed_offset = 100
+"""
 
 
 def stream(name: str = "dirty", **overrides: object) -> str:
@@ -124,6 +129,28 @@ class TestPlan:
         (here / "c.toml").write_text(text + '[streams.s]\nlr_schedule = "constant"\n')
         assert load_plan(here / "c.toml").runs[0].config.optim.lr_schedule == "constant"
 
+    def test_every_seed_has_a_split_of_its_own_unless_the_file_says_otherwise(self, here: Path):
+        def splits(text: str) -> dict[str, tuple[int, int]]:
+            (here / "c.toml").write_text(text)
+            runs = load_plan(here / "c.toml").runs
+            return {
+                f"{run.arm}-{run.seed}": (run.config.train.seed, run.config.data.split_seed) for run in runs
+            }
+
+        text = (
+            PREAMBLE.format(seeds=[3, 4], workers=1)
+            + '[arms.again]\nselector = "uniform"\nseed_offset = 100\n'
+        )
+        assert splits(text) == {
+            "uniform-3": (3, 3), "low-loss-3": (3, 3), "again-3": (103, 3),
+            "uniform-4": (4, 4), "low-loss-4": (4, 4), "again-4": (104, 4),
+        }  # fmt: skip
+        shared = text.replace("[compare]", "[compare]\nvary_split = false") + "[streams.s]\nsplit_seed = 7\n"
+        assert splits(shared) == {
+            "uniform-3": (3, 7), "low-loss-3": (3, 7), "again-3": (103, 7),
+            "uniform-4": (4, 7), "low-loss-4": (4, 7), "again-4": (104, 7),
+        }  # fmt: skip
+
 
 BAD = {
     "no table of ours": ("[train]\nsteps = 5\n", "unknown table 'train'"),
@@ -151,6 +178,15 @@ BAD = {
     "arm whose name is no folder": ('[arms."a/b"]\n', "becomes a folder"),
     "unknown setting": ("[arms.x]\nbetta = 0.1\n", "[arms.x] unknown setting 'betta'. Did you mean 'beta'?"),
     "setting of the comparison": ("[arms.x]\nseed = 3\n", "[arms.x] seed: take it out"),
+    "split of an arm": ("[arms.x]\nsplit_seed = 3\n", "[arms.x] split_seed: take it out; each seed has"),
+    "split of a stream": ("[streams.s]\nsplit_seed = 0\n", "set vary_split = false under [compare]"),
+    "split of the base": ('config = "split.toml"', "split_seed = 3 in a run file: take it out"),
+    "curriculum of one split": (
+        '[streams.s]\ncurriculum = "c.parquet"\n',
+        "may be test text of another; set",
+    ),
+    "offset of a stream": ("[streams.s]\nseed_offset = 3\n", "only an arm has one"),
+    "no offset": ("[arms.x]\nseed_offset = -1\n", "seed_offset = -1: it must be a whole number"),
     "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: --beta = 'hot'"),
     "refused value": ("[arms.x]\nbeta = 0\n", "--beta = 0"),
     "unknown selector": ('[arms.x]\nselector = "best"\n', "unknown --selector 'best'"),
@@ -173,11 +209,12 @@ def test_a_bad_file_is_one_clear_error_before_anything_starts(case: str, here: P
         text = PREAMBLE.format(seeds=[0], workers=1) + text
     elif text.startswith(("base", "config")):
         text = PREAMBLE.format(seeds=[0], workers=1).replace('base = "smoke"', text)
+    (here / "split.toml").write_text("[data]\nsplit_seed = 3\n")
     (here / "bad.toml").write_text(text)
     error = refused(capsys, "bad.toml")
     assert error.startswith("curriq: bad.toml")
     assert expected in error
-    assert os.listdir(here) == ["bad.toml"]
+    assert sorted(os.listdir(here)) == ["bad.toml", "split.toml"]
 
 
 def test_a_missing_file_is_named(here: Path, capsys):

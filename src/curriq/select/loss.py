@@ -86,8 +86,8 @@ def build_rho(config: RunConfig, context: Context) -> Method:
     require(
         tokenizer.get_vocab() == theirs.get_vocab(),
         f"--reference-model {name!r} was trained with another tokenizer than this "
-        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
-        "sources.",
+        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer, "
+        "sources and --split-seed.",
     )
     selector = ExcessLoss(reference.window_losses, config.select.selector_temperature)
     return plain(selector, config, context, cost=Cost(extra_flops=forward_flops(reference, window)))
