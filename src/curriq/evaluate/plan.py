@@ -40,6 +40,8 @@ SPLIT = {
 """The same while `vary_split` is true."""
 SHARED = ("steps", "num_candidates", "eval_every", "model")
 """Settings that all arms of a stream must share, beside those of the data and the tokenizer."""
+REPLAY = ("curriculum", "curriculum_weights")
+"""Settings of the data that an arm may have to itself: a replay has the held-out sets of the others."""
 OFFSET = "seed_offset"
 """Key of an arm: its training seed is the comparison's seed plus this, on the split of the latter."""
 WORKER_LOG = "worker.log"
@@ -195,7 +197,8 @@ def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compar
             "another; set vary_split = false under [compare], and split_seed to that of the recorded run.",
         )
     for name, ours, theirs in differences(config, baseline):
-        if field_owners()[name] in ("data", "tokenizer") or name in SHARED:
+        of_data = field_owners()[name] in ("data", "tokenizer") and name not in REPLAY
+        if of_data or name in SHARED:
             raise CurriqError(
                 f"[arms.{arm}] {name} = {shown(ours)}, but [arms.{compare.baseline}] has {shown(theirs)}: "
                 "arms must share the data, the model, the steps and N, or their losses do not compare. Put "
