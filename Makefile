@@ -7,7 +7,7 @@ ARGS ?=
 JOBS ?= 2
 export TORCH PYTHON
 
-.PHONY: run test lint format bench docs constraints help
+.PHONY: run test lint format bench results docs constraints help
 
 run: ## train the recommended method on the embedded corpus
 	@scripts/setup.sh run
@@ -31,6 +31,10 @@ format: ## fix style and formatting in place
 bench: ## time the training step against plain training
 	@scripts/setup.sh run
 	.venv/bin/python benchmarks/step_time.py $(ARGS)
+
+results: ## run every comparison that the documentation quotes (hours)
+	@scripts/setup.sh dev
+	.venv/bin/python experiments/results.py $(ARGS)
 
 docs: ## build the documentation site into build/site; a warning is an error
 	@scripts/setup.sh dev

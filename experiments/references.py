@@ -13,6 +13,7 @@ from pathlib import Path
 import curriq
 from curriq.config import load_toml
 from curriq.presets import preset
+from curriq.runlog.read import read_document
 
 FOLDER = Path(__file__).parent / "streams"
 STREAMS = ("dirty", "half", "web", "domain", "clean", "levels")
@@ -34,7 +35,8 @@ def train_reference(stream: str, out: Path, threads: int) -> float:
         run_dir=str(out / stream),
         threads=threads,
     )
-    result = curriq.run(config)
+    started = (out / stream / "checkpoints").exists()
+    result = curriq.resume(out / stream) if started else curriq.run(config)
     assert result.model_dir is not None
     return result.summary["test_loss"]
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     for stream in options.only:
-        if (options.out / stream).exists():
+        if read_document(options.out / stream / "summary.json").get("finished"):
             print(f"{stream}: is there already")
             continue
         print(

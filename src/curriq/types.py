@@ -138,6 +138,23 @@ class Windows(Batch):
         return cls(**columns)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowLosses:
+    """The loss of each of some windows, and their mean.
+
+    Attributes:
+        ids: of the windows, in their order.
+        losses: mean over the learnt tokens of each, nats per token; 0 where none is learnt.
+        tokens: learnt tokens of each.
+        mean: over all learnt tokens, nats per token; 0 where no token is learnt.
+    """
+
+    ids: Int[Tensor, "n"]
+    losses: Float[Tensor, "n"]
+    tokens: Int[Tensor, "n"]
+    mean: float
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a part of a step took besides training on its windows. Costs are added up, never looked up.

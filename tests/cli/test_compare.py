@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from rich.console import Console
 from tests.runs import SETTINGS
@@ -33,6 +37,11 @@ workers = {workers}
 selector = "uniform"
 [arms.low-loss]
 selector = "low-loss"
+"""
+AGAIN = """
+[arms.again]
+selector = "uniform"
+seed_offset = 100
 """
 
 
@@ -76,10 +85,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a comparison whose runs were all trained, here in this process."""
     folder = tmp_path_factory.mktemp("finished")
-    plan = load_plan(write(folder, [0, 1]), folder / "out")
+    extra = AGAIN + '[arms.idle]\nselector = "soft-q"\nq_weighting = false\n'
+    plan = load_plan(write(folder, [0, 1], extra), folder / "out")
     for run in plan.runs:
         train(run.config.override(threads=1))
     return folder
+
+
+@contextmanager
+def edited(file: Path, content: bytes | None) -> Iterator[None]:
+    """A file with other content for a while, or without the file."""
+    before = file.read_bytes()
+    file.unlink() if content is None else file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
 
 
 class TestPlan:
@@ -119,10 +140,37 @@ class TestPlan:
         (here / "c.toml").write_text(PREAMBLE.format(seeds=[0], workers=1))
         assert load_plan(here / "c.toml").streams == ("default",)
 
+    def test_a_replay_is_an_arm_where_all_seeds_share_the_split(self, here: Path):
+        text = PREAMBLE.format(seeds=[0], workers=1).replace("[compare]", "[compare]\nvary_split = false")
+        (here / "c.toml").write_text(text + '[arms.replay]\ncurriculum = "c.parquet"\n')
+        assert load_plan(here / "c.toml").runs[-1].config.data.curriculum == "c.parquet"
+
     def test_a_schedule_that_decays_nowhere_can_be_allowed(self, here: Path):
         text = PREAMBLE.format(seeds=[0], workers=1).replace("workers", "allow_constant_lr = true\nworkers")
         (here / "c.toml").write_text(text + '[streams.s]\nlr_schedule = "constant"\n')
         assert load_plan(here / "c.toml").runs[0].config.optim.lr_schedule == "constant"
+
+    def test_every_seed_has_a_split_of_its_own_unless_the_file_says_otherwise(self, here: Path):
+        def splits(text: str) -> dict[str, tuple[int, int]]:
+            (here / "c.toml").write_text(text)
+            runs = load_plan(here / "c.toml").runs
+            return {
+                f"{run.arm}-{run.seed}": (run.config.train.seed, run.config.data.split_seed) for run in runs
+            }
+
+        text = (
+            PREAMBLE.format(seeds=[3, 4], workers=1)
+            + '[arms.again]\nselector = "uniform"\nseed_offset = 100\n'
+        )
+        assert splits(text) == {
+            "uniform-3": (3, 3), "low-loss-3": (3, 3), "again-3": (103, 3),
+            "uniform-4": (4, 4), "low-loss-4": (4, 4), "again-4": (104, 4),
+        }  # fmt: skip
+        shared = text.replace("[compare]", "[compare]\nvary_split = false") + "[streams.s]\nsplit_seed = 7\n"
+        assert splits(shared) == {
+            "uniform-3": (3, 7), "low-loss-3": (3, 7), "again-3": (103, 7),
+            "uniform-4": (4, 7), "low-loss-4": (4, 7), "again-4": (104, 7),
+        }  # fmt: skip
 
 
 BAD = {
@@ -151,6 +199,15 @@ BAD = {
     "arm whose name is no folder": ('[arms."a/b"]\n', "becomes a folder"),
     "unknown setting": ("[arms.x]\nbetta = 0.1\n", "[arms.x] unknown setting 'betta'. Did you mean 'beta'?"),
     "setting of the comparison": ("[arms.x]\nseed = 3\n", "[arms.x] seed: take it out"),
+    "split of an arm": ("[arms.x]\nsplit_seed = 3\n", "[arms.x] split_seed: take it out; each seed has"),
+    "split of a stream": ("[streams.s]\nsplit_seed = 0\n", "set vary_split = false under [compare]"),
+    "split of the base": ('config = "split.toml"', "split_seed = 3 in a run file: take it out"),
+    "curriculum of one split": (
+        '[streams.s]\ncurriculum = "c.parquet"\n',
+        "may be test text of another; set",
+    ),
+    "offset of a stream": ("[streams.s]\nseed_offset = 3\n", "only an arm has one"),
+    "no offset": ("[arms.x]\nseed_offset = -1\n", "seed_offset = -1: it must be a whole number"),
     "wrong type": ('[arms.x]\nbeta = "hot"\n', "[arms.x] on [streams.default]: --beta = 'hot'"),
     "refused value": ("[arms.x]\nbeta = 0\n", "--beta = 0"),
     "unknown selector": ('[arms.x]\nselector = "best"\n', "unknown --selector 'best'"),
@@ -173,11 +230,12 @@ def test_a_bad_file_is_one_clear_error_before_anything_starts(case: str, here: P
         text = PREAMBLE.format(seeds=[0], workers=1) + text
     elif text.startswith(("base", "config")):
         text = PREAMBLE.format(seeds=[0], workers=1).replace('base = "smoke"', text)
+    (here / "split.toml").write_text("[data]\nsplit_seed = 3\n")
     (here / "bad.toml").write_text(text)
     error = refused(capsys, "bad.toml")
     assert error.startswith("curriq: bad.toml")
     assert expected in error
-    assert os.listdir(here) == ["bad.toml"]
+    assert sorted(os.listdir(here)) == ["bad.toml", "split.toml"]
 
 
 def test_a_missing_file_is_named(here: Path, capsys):
@@ -198,7 +256,7 @@ class TestFinished:
     def test_runs_nothing_and_judges_everything(self, compare, finished: Path):
         out = finished / "out"
         logs = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
-        assert len(logs) == 4
+        assert len(logs) == 8
         status, printed = compare()
         assert status == 0
         assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == logs
@@ -231,6 +289,80 @@ class TestFinished:
             written.append([(finished / "out" / file).read_bytes() for file in files])
         assert written[0] == written[1]
 
+    def losses(self, out: Path, arm: str, seed: int) -> np.ndarray:
+        """Of the test windows, as the file has them."""
+        return parquet.read_table(out / "dirty" / f"{arm}-{seed}" / "test_losses.parquet")["loss"].to_numpy()
+
+    def test_the_tail_is_the_share_of_windows_that_end_clearly_worse(self, compare, finished: Path):
+        out = finished / "out"
+        file = out / "dirty" / "low-loss-1" / "test_losses.parquet"
+        table, worse = parquet.read_table(file), io.BytesIO()
+        losses = table["loss"].to_numpy().copy()
+        losses[::4] += 0.3  # six steps make no window clearly worse
+        parquet.write_table(table.set_column(1, "loss", [losses]), worse)
+        with edited(file, worse.getvalue()):
+            self.check_the_tail(compare, out)
+
+    def check_the_tail(self, compare, out: Path):
+        compare()
+        arms = json.loads((out / "comparison.json").read_text())["streams"]["dirty"]
+        assert arms["uniform"]["tail"] is None
+        for arm in ("low-loss", "again"):
+            changes = [self.losses(out, arm, seed) - self.losses(out, "uniform", seed) for seed in (0, 1)]
+            shares = [float(np.mean(change > 0.1)) for change in changes]
+            assert arms[arm]["tail"]["by_seed"] == {"0": shares[0], "1": shares[1]}
+            assert arms[arm]["tail"]["mean"] == np.mean(shares)
+            difference = arms[arm]["difference"]
+            assert difference["low_with_text"] < difference["low"] <= difference["high"]
+            assert difference["high"] < difference["high_with_text"]
+        assert arms["low-loss"]["tail"]["by_seed"]["1"] >= 0.25
+        assert any(run["test_loss"] != twin["test_loss"] for run, twin in both(arms, "again", "uniform"))
+
+    def test_who_read_how_much(self, compare, finished: Path):
+        compare()
+        result = json.loads((finished / "out" / "comparison.json").read_text())
+        for arm, found in result["streams"]["dirty"].items():
+            summaries = [read_summary(finished / "out" / "dirty" / f"{arm}-{seed}") for seed in (0, 1)]
+            for total in ("windows_read", "windows_trained", "flops", "seconds"):
+                assert found["spent"][total] == pytest.approx(np.mean([s[total] for s in summaries]))
+
+    def test_an_arm_that_never_selected_is_named(self, compare, finished: Path):
+        """Q learns, but weighs nothing; the uniform arms, which are meant to be so, are not named."""
+        _, printed = compare()
+        idle = "idle on dirty never selected: with all 2 seeds"
+        (note,) = json.loads((finished / "out" / "comparison.json").read_text())["notes"]
+        assert note.startswith(idle)
+        assert idle in " ".join(printed.split())
+        log = finished / "out" / "dirty" / "idle-1" / "metrics.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows[2]["policy/effective_batch_fraction"] = 0.99
+        with edited(log, "".join(json.dumps(row) + "\n" for row in rows).encode()):
+            compare()
+        (note,) = json.loads((finished / "out" / "comparison.json").read_text())["notes"]
+        assert note.startswith("idle on dirty never selected: with 1 of 2 seeds (0) it rejected")
+
+    def test_runs_without_losses_by_window_fall_back_and_say_so(self, compare, finished: Path):
+        with edited(finished / "out" / "dirty" / "low-loss-1" / "test_losses.parquet", None):
+            _, printed = compare()
+        result = json.loads((finished / "out" / "comparison.json").read_text())
+        found = result["streams"]["dirty"]["low-loss"]
+        assert found["tail"] is None
+        assert found["difference"]["low_with_text"] is None
+        assert found["difference"]["low"] is not None
+        assert result["streams"]["dirty"]["again"]["tail"] is not None
+        said = " ".join(printed.split())
+        assert "1 run of an earlier version has no test_losses.parquet (dirty/low-loss-1)" in said
+
+    def test_an_arm_with_a_training_seed_of_its_own_must_have_the_same_test_set(self, finished: Path, capsys):
+        environment = finished / "out" / "dirty" / "again-1" / "environment.json"
+        about = json.loads(environment.read_text())
+        about["fingerprint"]["held_out"] = "other"
+        with edited(environment, json.dumps(about).encode()):
+            status = main(["compare", str(finished / "compare.toml"), "--out", str(finished / "out")])
+        assert status == 2
+        assert "again-1 and" in (said := capsys.readouterr().err)
+        assert "saw different data" in said
+
     @pytest.mark.parametrize("width", [80, 120])
     def test_tables_fit_the_terminal(self, compare, finished: Path, width: int):
         compare()
@@ -239,9 +371,11 @@ class TestFinished:
         print_comparison(result, console)
         text = console.export_text()
         assert "…" not in text
-        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        lines = [line.rstrip() for line in text.splitlines() if not line.startswith("note ")]
+        assert max(map(len, lines)) <= width
         assert "undetermined" in text
         assert "1.00 [1.00, 1.00]" in text
+        assert "tail: % of test windows over 0.1 nats worse" in text
 
     def test_without_matplotlib_the_numbers_stand_and_the_extra_is_named(self, compare, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -262,19 +396,20 @@ class TestFinished:
 
     def test_runs_that_saw_other_data_are_refused(self, finished: Path, capsys):
         summary = finished / "out" / "dirty" / "low-loss-1" / "summary.json"
-        before = summary.read_text()
-        changed = json.loads(before) | {"data_fingerprint": "other"}
-        summary.write_text(json.dumps(changed))
-        try:
+        changed = json.loads(summary.read_text()) | {"data_fingerprint": "other"}
+        with edited(summary, json.dumps(changed).encode()):
             assert main(["compare", str(finished / "compare.toml"), "--out", str(finished / "out")]) == 2
-        finally:
-            summary.write_text(before)
         assert "saw different data" in capsys.readouterr().err
 
     def test_a_folder_at_work_is_left_alone(self, finished: Path, capsys):
         with exclusive(finished / "out", "still finishing"):
             error = refused(capsys, str(finished / "compare.toml"), "--out", str(finished / "out"))
         assert "another `curriq compare` is at work there" in error
+
+
+def both(arms: dict, first: str, second: str) -> Iterator[tuple[dict, dict]]:
+    """Runs of two arms with one seed."""
+    return zip(arms[first]["runs"], arms[second]["runs"], strict=True)
 
 
 class TestWorkers:

@@ -110,6 +110,7 @@ def test_without_the_weights_the_selector_weighs(exported, tmp_path):
         ({"window": 16}, "use --window 32"),
         ({"num_candidates": 4, "random_k": 2}, "use --num-candidates 8"),
         ({"test_set_size": 9}, "may be test text here"),
+        ({"split_seed": 1}, "may be test text here: use --split-seed 0"),
         ({"steps": 7}, "has 6 steps, this run 7"),
     ],
 )

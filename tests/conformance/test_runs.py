@@ -1,18 +1,23 @@
 """Whole tiny runs: every selector and every extra, deterministic, resumable to the bit, and accounted for."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
 from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
+from transformers import AutoModelForCausalLM
 
 from curriq.config import RunConfig
+from curriq.data import open_corpus
 from curriq.errors import CurriqError
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.runlog.schema import GROUPS, SUMMARY, find
-from curriq.train.run import prepare, resume, train
+from curriq.train.run import Own, prepare, resume, train
 
 N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
@@ -289,3 +294,26 @@ def test_every_documented_name_is_logged(runs):
     assert documented - logged == elsewhere
     fields = {field for name in COMPOSITIONS for field in read_summary(runs(name).folder)}
     assert {field.name for field in SUMMARY} == fields
+
+
+def test_the_loss_of_every_test_window_is_kept(tmp_path: Path):
+    """As transformers measures it on the saved model; a run that goes on has none until its next end."""
+    config = tiny(run_dir=str(tmp_path / "run"), steps=2, lr_schedule="constant")
+    result = train(config)
+    table = parquet.read_table(tmp_path / "run" / "test_losses.parquet")
+    test = open_corpus(config).held_out.test
+    network = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    with torch.no_grad():
+        losses = [network(input_ids=row[None], labels=row[None]).loss.item() for row in test.tokens]
+    assert table["window_id"].to_pylist() == test.ids.tolist()
+    assert table["loss"].to_pylist() == pytest.approx(losses, abs=1e-4)
+    assert set(table["tokens"].to_pylist()) == {config.data.window - 1}
+    assert result.summary["test_loss"] == pytest.approx(np.mean(table["loss"].to_numpy()), abs=1e-12)
+
+    class Stop:
+        def measure(self, step):
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        resume(tmp_path / "run", own=Own(probes=(Stop(),)), steps=4)
+    assert not (tmp_path / "run" / "test_losses.parquet").exists()

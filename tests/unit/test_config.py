@@ -62,6 +62,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (DataConfig, "validation_set_size", [0], [1]),
     (DataConfig, "test_set_size", [0], [1]),
     (DataConfig, "topic_pool_size", [0], [1]),
+    (DataConfig, "split_seed", [-1], [0]),
     (DataConfig, "held_out_share", [0.0, 1.0, math.nan], [0.01, 0.99]),
     (DataConfig, "near_duplicate_threshold", [0.0, 1.01, math.nan], [0.01, 1.0]),
     (DataConfig, "topic_temperature", [0.0, -1.0, math.nan, math.inf], [1e-9]),
@@ -455,6 +456,26 @@ def test_environment_variables_in_the_path_of_a_source(monkeypatch: pytest.Monke
     assert path_of("$CORPUS/{a}") == "$CORPUS/{a}"
     with pytest.raises(CurriqError, match=r"NOWHERE is not set; set it, or .* \$\{NOWHERE:-data\}"):
         path_of("${NOWHERE}/a")
+
+
+def test_environment_variables_in_the_name_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "/big/disk")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert RunConfig().override(model="${MODELS}/stories").lm.model == "/big/disk/stories"
+    with pytest.raises(CurriqError, match=r"model = '\$\{NOWHERE\}/a': .* \$\{NOWHERE:-data\}"):
+        RunConfig().override(model="${NOWHERE}/a")
+
+
+def test_the_comparisons_of_the_experiments_read_the_folder_of_the_development_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No text lies in the working folder, so no link to it is needed."""
+    monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
+    for file in EXPERIMENTS.glob("*.toml"):
+        for run in load_plan(file).runs:
+            paths = [source.path for source in run.config.data.sources]
+            assert all(path.startswith(("embedded:", "/dev-data/")) for path in paths), run.name
+            assert run.config.lm.model.startswith(("random:", "/dev-data/")), run.name
 
 
 @pytest.mark.parametrize("file", sorted((EXPERIMENTS / "streams").glob("*.toml")), ids=lambda f: f.stem)

@@ -77,6 +77,36 @@ def test_seeds_share_the_sets_and_the_ids_but_not_the_order(folder, corpus):
     assert not torch.equal(again.ids, other.stream.read(50).windows.ids)
 
 
+def test_training_seeds_share_a_split_and_split_seeds_do_not(folder):
+    """No stream holds text of its own held-out sets, but each holds some of the other split's."""
+    sources = (SourceConfig(name="target", path=str(folder / "target.txt")),)
+
+    def opened(**seeds):
+        corpus = open_corpus(run_config(folder, sources=sources, window=48, **seeds))
+        return corpus, [phrases(corpus, windows) for windows in vars(corpus.held_out).values()]
+
+    (first, ours), (_, again), (other, theirs) = (
+        opened(split_seed=3),
+        opened(split_seed=3, seed=1),
+        opened(split_seed=4),
+    )
+    assert ours == again
+    for corpus, own, foreign in ((first, ours, theirs), (other, theirs, ours)):
+        streamed = phrases(corpus, corpus.stream.read(300).windows)
+        assert not streamed & set().union(*own)
+        assert streamed & set().union(*foreign)
+    data = run_config(folder, sources=sources, split_seed=3).data
+    rule = SplitRule.from_config(data)
+    assert all(rule.side(Document(text)) == "train" for text in training_texts(data))
+
+
+def phrases(corpus, windows):
+    """Runs of three words, without those that the windows' ends cut."""
+    texts = corpus.tokenizer.batch_decode(windows.tokens)
+    documents = [part.split() for text in texts for part in text.split(corpus.tokenizer.eos_token)]
+    return {tuple(words[i : i + 3]) for words in documents for i in range(1, len(words) - 3)}
+
+
 def test_the_tokenizer_is_trained_on_training_documents_of_clean_sources_in_turn(folder):
     config = run_config(folder)
     texts = list(training_texts(config.data))
@@ -98,6 +128,7 @@ def test_the_tokenizer_is_trained_on_training_documents_of_clean_sources_in_turn
         ({"near_duplicate_threshold": 0.9}, "near_duplicate_threshold"),
         ({"vocab_size": 290}, "tokenizer"),
         ({"seed": 3}, "seed"),
+        ({"split_seed": 3}, "split_seed"),
         ({"test_set_size": 7}, "held_out_sizes"),
         ({"shuffle_buffer": 16}, "shuffle_buffer"),
         ({"topic_coherent": True, "topic_encoder": "hashing"}, "topic"),

@@ -16,7 +16,7 @@ from tests.runs import assert_same_state
 from curriq.config import OptimConfig
 from curriq.data.documents import Document, MemorySource
 from curriq.data.stream import Packer, SourceReader, WindowStream
-from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
+from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, held_out_losses
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass, subset_pass, two_pass, weighted_gradient
 from curriq.lm.model import LanguageModel, window_losses
@@ -135,6 +135,10 @@ def test_the_held_out_loss_is_the_mean_over_tokens_not_over_windows(micro_batch,
     sums, _, counts = reference(lm, windows)
     ours = held_out_loss(in_pieces(lm, micro_batch, 16), windows)
     assert ours == pytest.approx((sums.sum() / counts.sum()).item(), abs=1e-12)
+    by_window = held_out_losses(in_pieces(lm, micro_batch, 16), windows)
+    close(by_window.losses, sums / counts.clamp(min=1))
+    assert by_window.tokens.tolist() == counts.tolist()
+    assert by_window.ids.tolist() == windows.ids.tolist()
 
 
 def test_the_held_out_loss_of_nothing_is_zero():

@@ -1,5 +1,6 @@
 """The split by document hash, near-duplicate search against brute force, and the filter of the stream."""
 
+import hashlib
 import itertools
 import re
 
@@ -122,6 +123,24 @@ def test_a_greater_share_holds_out_more_and_sizes_do_not_move_the_border(text, s
     if small.side(document) != "train":
         assert large.side(document) != "train"
     assert (small.side(document) == "train") == (other_sizes.side(document) == "train")
+
+
+def test_split_seed_0_is_the_split_from_before_the_setting():
+    """Position of a key by the published hash, with its salt alone."""
+    rule = SplitRule(0.3, SIZES)
+    for document in (Document(f"document {i}") for i in range(300)):
+        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=b"curriq-split-1").digest()
+        assert (rule.side(document) == "train") == (int.from_bytes(digest, "big") >= 0.3 * 2**64)
+
+
+def test_splits_of_two_seeds_are_independent():
+    """A share of 0.3 is held out by each, and 0.09 of all documents by both."""
+    documents = [Document(f"document {i}") for i in range(6_000)]
+    rules = [SplitRule(0.3, SIZES, seed) for seed in (1, 2**40)]
+    held_out = [[rule.side(document) != "train" for document in documents] for rule in rules]
+    both = [all(pair) for pair in zip(*held_out, strict=True)]
+    for share, found in ((0.3, held_out[0]), (0.3, held_out[1]), (0.09, both)):
+        assert sum(found) / 6_000 == pytest.approx(share, abs=5 * np.sqrt(share * (1 - share) / 6_000))
 
 
 # held-out sets

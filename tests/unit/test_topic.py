@@ -54,6 +54,7 @@ def test_topic_sets_are_nearer_to_each_other_than_the_pool():
     for name, rows in drawn.items():
         assert (pools[name][rows] @ centre).mean() > (pools[name] @ centre).mean() + 0.3
     assert drawn == draw_topic(pools, sizes, temperature=0.05)
+    assert drawn != draw_topic(pools, sizes, temperature=0.05, seed=1), "another split, another topic"
 
 
 def test_high_temperature_draws_uniformly_and_low_temperature_takes_the_nearest():

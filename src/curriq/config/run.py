@@ -60,6 +60,8 @@ class RunConfig(sections.Section):
             refuse_unknown([name], owners)
             section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
             section[name] = _source_tables(value) if name == "sources" else value
+            if name == "model" and isinstance(value, str):
+                section[name] = _expanded(name, value)
         # `dataclasses.replace` alone would not check the types.
         made = {name: validated(type(getattr(self, name)), s, flag) for name, s in changed.items()}
         return dataclasses.replace(self, **made)
@@ -191,20 +193,24 @@ def _source_table(table: dict[str, Any]) -> dict[str, Any]:
     table = rename_source_keys(table)
     refuse_unknown(table, sections.SourceConfig.__dataclass_fields__, kind="source key")
     if isinstance(path := table.get("path"), str):
-        table["path"] = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _expand, path)
+        table["path"] = _expanded("path", path)
     return table
 
 
-def _expand(variable: re.Match[str]) -> str:
-    """The value of an environment variable, written ${NAME} or ${NAME:-DEFAULT}."""
-    name, default = variable.groups()
-    value = os.environ.get(name) or default
-    if value is None:
-        raise CurriqError(
-            f"path = {variable.string!r}: the environment variable {name} is not set; set it, or write a "
-            f"default as in ${{{name}:-data}}."
-        )
-    return value
+def _expanded(setting: str, text: str) -> str:
+    """The text with the values of environment variables, written ${NAME} or ${NAME:-DEFAULT}."""
+
+    def expand(variable: re.Match[str]) -> str:
+        name, default = variable.groups()
+        value = os.environ.get(name) or default
+        if value is None:
+            raise CurriqError(
+                f"{setting} = {text!r}: the environment variable {name} is not set; set it, or write a "
+                f"default as in ${{{name}:-data}}."
+            )
+        return value
+
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", expand, text)
 
 
 def format_source(source: sections.SourceConfig) -> str:

@@ -155,6 +155,9 @@ class DataConfig(Section):
     """Windows in the shuffle buffer; 1 keeps the order of the sources."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
+    split_seed: CountOrZero = 0
+    """Seed of the held-out split: another one holds out other documents. `curriq compare` gives each of its
+    seeds its own."""
     reward_set_size: Count = 128
     """Windows of the reward set (|D|)."""
     validation_set_size: Count = 64
@@ -222,7 +225,8 @@ class LMConfig(Section):
 
     model: str = DEFAULT_MODEL
     """Hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...], where
-    WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name."""
+    WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name. `${NAME}` stands
+    for an environment variable, as in the path of a source."""
     dropout: Share = 0.0
     """Dropout rate throughout the model; above 0, scoring takes a forward pass of its own without dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"

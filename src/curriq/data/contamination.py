@@ -1,10 +1,10 @@
 """The split by document hash, and the filter that keeps held-out text out of the stream.
 
-A document's side follows from its key alone, with a fixed salt, so every seed and every arm of a comparison
-shares the held-out sets. Near-duplicates of their documents are found exactly, by the Jaccard similarity of
-word 5-shingles over an inverted index: each shingle's hash, sorted, with its document's number. For so few
-documents that is cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et al. 2022,
-"Deduplicating Training Data Makes Language Models Better") and misses no pair.
+A document's side follows from its key and the split's seed alone, so every arm with one split shares the
+held-out sets, whatever its training seed. Near-duplicates of their documents are found exactly, by the
+Jaccard similarity of word 5-shingles over an inverted index: each shingle's hash, sorted, with its document's
+number. For so few documents that is cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et
+al. 2022, "Deduplicating Training Data Makes Language Models Better") and misses no pair.
 """
 
 import hashlib
@@ -98,20 +98,25 @@ class NearDuplicateIndex:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The side of each document, by its key; the sets share the held-out ones by their sizes."""
+    """The side of each document, by its key and the split's seed; the sets share the held-out ones by their
+    sizes."""
 
     held_out_share: float
     sizes: Mapping[HeldOutName, int]
+    seed: int = 0
 
     @staticmethod
     def from_config(config: DataConfig) -> "SplitRule":
         reward, validation, test = config.reward_set_size, config.validation_set_size, config.test_set_size
-        return SplitRule(config.held_out_share, {"reward": reward, "validation": validation, "test": test})
+        sizes: dict[HeldOutName, int] = {"reward": reward, "validation": validation, "test": test}
+        return SplitRule(config.held_out_share, sizes, config.split_seed)
 
     def side(self, document: Document) -> Side:
         """The side of a document. A larger `held_out_share` only adds held-out documents; the sizes of the
         sets do not change which documents are for training."""
-        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT).digest()
+        # Zero bytes are BLAKE2's default, so seed 0 is the split that runs before `split_seed` had.
+        person = (self.seed % 2**128).to_bytes(16, "big")
+        digest = hashlib.blake2b(document.key.encode(), digest_size=8, salt=_SALT, person=person).digest()
         position = int.from_bytes(digest, "big") / 2**64
         if position >= self.held_out_share:
             return "train"

@@ -21,9 +21,6 @@ from curriq.rng import derive_seed
 if TYPE_CHECKING:
     import transformers
 
-_SHARED_SEED = 0
-"""Order in which the target is read for the held-out sets and the tokenizer: the same for all seeds."""
-
 LEAST_BLOCKS_AHEAD = 4
 """Blocks of N windows that are read ahead of training, at least."""
 
@@ -56,7 +53,8 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     """
     data = config.data
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
-    target = open_source(target_of(data), _SHARED_SEED)
+    # In the split's order, not the run's, so that training seeds of one split share the held-out sets.
+    target = open_source(target_of(data), data.split_seed)
     held_out, contamination = build_held_out(target, tokenizer, data, encoder)
     readers = _open_readers(config, tokenizer, contamination)
     stream: WindowStream | Prefetched = WindowStream(
@@ -95,7 +93,7 @@ def training_texts(data: DataConfig) -> Iterator[str]:
     held out by their key. (Finding near-duplicates takes the held-out sets, and these the tokenizer.)"""
     rule = SplitRule.from_config(data)
     clean = [source for source in data.sources if source.corruption == "none"]
-    unfinished = [read_epoch(open_source(source, _SHARED_SEED)) for source in clean]
+    unfinished = [read_epoch(open_source(source, data.split_seed)) for source in clean]
     while unfinished:
         for documents in tuple(unfinished):
             document = next((d for d in documents if rule.side(d) == "train"), None)
@@ -137,6 +135,8 @@ def data_fingerprint(
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
         "tokenizer": short_hash(*cut, *marks),
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
+        # Absent for split 0, so that runs from before the setting resume and compare with later ones.
+        **({"split_seed": str(data.split_seed)} if data.split_seed else {}),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),

@@ -103,7 +103,7 @@ def build_held_out(
             name: encoder.encode(tokenizer.batch_decode([window.tokens.tolist() for window in pool]))
             for name, pool in pools.items()
         }
-        drawn = draw_topic(embeddings, sizes, config.topic_temperature)
+        drawn = draw_topic(embeddings, sizes, config.topic_temperature, config.split_seed)
         pools = {name: [pools[name][i] for i in drawn[name]] for name in pools}
         reference = pools["reward"]
     sets = {name: batch(pool, labelled=False) for name, pool in pools.items()}
@@ -150,6 +150,7 @@ def draw_topic(
     embeddings: Mapping[HeldOutName, Float[np.ndarray, "_ e"]],
     sizes: Mapping[HeldOutName, int],
     temperature: float,
+    seed: int = 0,
 ) -> dict[HeldOutName, list[int]]:
     """Rows of each set's pool that are nearest in topic to one random anchor of all pools.
 
@@ -157,10 +158,9 @@ def draw_topic(
         embeddings: unit-norm embeddings of each set's pool of windows.
         sizes: windows to draw for each set, at most as many as its pool has.
         temperature: softmax temperature over the cosine similarity.
+        seed: of the split, not of the run: training seeds of one split share the sets.
     """
-    generator = torch.Generator().manual_seed(
-        derive_seed(0, "topic")
-    )  # not the run's: all seeds share the sets
+    generator = torch.Generator().manual_seed(derive_seed(seed, "topic"))
     everything = torch.from_numpy(np.concatenate(list(embeddings.values()))).double()
     anchor = everything[torch.randint(len(everything), (), generator=generator)]
     drawn = {}

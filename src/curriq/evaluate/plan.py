@@ -33,8 +33,17 @@ OWN = {
     "progress": "the workers have no display of their own",
 }
 """Settings of a run that the comparison decides, and where."""
+SPLIT = {
+    "split_seed": "each seed has a held-out split of its own; for one that all seeds share, set "
+    "vary_split = false under [compare]"
+}
+"""The same while `vary_split` is true."""
 SHARED = ("steps", "num_candidates", "eval_every", "model")
 """Settings that all arms of a stream must share, beside those of the data and the tokenizer."""
+REPLAY = ("curriculum", "curriculum_weights")
+"""Settings of the data that an arm may have to itself: a replay has the held-out sets of the others."""
+OFFSET = "seed_offset"
+"""Key of an arm: its training seed is the comparison's seed plus this, on the split of the latter."""
 WORKER_LOG = "worker.log"
 """File in a run's folder with what its worker said."""
 
@@ -48,6 +57,7 @@ class CompareConfig(Section):
     workers: Count = 1
     base: str = ""  # preset that everything starts from; the defaults when empty
     config: str = ""  # run file over the preset
+    vary_split: bool = True  # each seed holds out other documents: split_seed = seed
     allow_constant_lr: bool = False  # compare at a learning rate that has not decayed
 
     def check(self) -> None:
@@ -58,7 +68,10 @@ class CompareConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One cell of arms × seeds × streams; `config` is complete but for the threads."""
+    """One cell of arms × seeds × streams; `config` is complete but for the threads.
+
+    `seed` is the comparison's; an arm with `seed_offset` trains with another one on the same split.
+    """
 
     stream: str
     arm: str
@@ -82,7 +95,7 @@ class Plan:
     out: Path
     compare: CompareConfig
     streams: tuple[str, ...]
-    arms: dict[str, dict[str, Any]]  # name → its own settings
+    arms: dict[str, dict[str, Any]]  # name → its own settings, `seed_offset` included
     runs: tuple[PlannedRun, ...]
 
 
@@ -99,8 +112,9 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
     with errors_name(file):
         refuse_unknown(tables, ("compare", "arms", "streams"), kind="table")
         compare = _compare_config(tables.get("compare", {}), workers)
-        arms = _named(tables.get("arms", {}), "arms", file.parent)
-        streams = _named(tables.get("streams", {}), "streams", file.parent) or {"default": {}}
+        decided = OWN | SPLIT if compare.vary_split else OWN
+        arms = _named(tables.get("arms", {}), "arms", file.parent, decided)
+        streams = _named(tables.get("streams", {}), "streams", file.parent, decided) or {"default": {}}
         refuse_unknown([compare.baseline], arms, "[compare] baseline: ", "arm")
         require(len(arms) > 1, "there is one arm only: a comparison needs the baseline and another.")
         start = preset(compare.base) if compare.base else RunConfig()
@@ -108,13 +122,16 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         configs = {}
         for stream, arm in product(streams, arms):
             with errors_name(f"[arms.{arm}] on [streams.{stream}]"):
-                configs[stream, arm] = start.override(**(streams[stream] | arms[arm]))
+                settings = streams[stream] | arms[arm]
+                configs[stream, arm] = start.override(**{k: v for k, v in settings.items() if k != OFFSET})
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
     runs = []
     for stream, seed, arm in product(streams, compare.seeds, arms):
-        own = {"seed": seed, "run_dir": str(out / stream / f"{arm}-{seed}")}
-        config = configs[stream, arm].override(**own, threads=0, progress="none")
+        own: dict[str, Any] = {"seed": seed + arms[arm].get(OFFSET, 0)}
+        own |= {"split_seed": seed} if compare.vary_split else {}
+        folder = str(out / stream / f"{arm}-{seed}")
+        config = configs[stream, arm].override(**own, run_dir=folder, threads=0, progress="none")
         runs.append(PlannedRun(stream=stream, arm=arm, seed=seed, config=config))
     return Plan(file=file, out=out, compare=compare, streams=tuple(streams), arms=arms, runs=tuple(runs))
 
@@ -128,9 +145,9 @@ def _compare_config(table: Any, workers: int | None) -> CompareConfig:
     return validated(CompareConfig, given, "[compare] {}".format)
 
 
-def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+def _named(tables: Any, kind: str, folder: Path, decided: dict[str, str]) -> dict[str, dict[str, Any]]:
     """[arms.*] or [streams.*], checked: a table's settings over those of its `file`, a run file beside the
-    plan, over those of its `preset`."""
+    plan, over those of its `preset`. `decided` has the settings that the comparison decides, and where."""
     require(
         isinstance(tables, dict) and all(isinstance(table, dict) for table in tables.values()),
         f"[{kind}] holds one table per name: write [{kind}.NAME] and its settings below.",
@@ -143,9 +160,11 @@ def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
         )
         own = dict(settings)
         start, file = own.pop("preset", None), own.pop("file", None)
+        offset = _offset(own, f"[{kind}.{name}]", of_arm=kind == "arms")
         known = [setting for setting in own if setting not in FORMER]
         for setting in known:
-            require(setting not in OWN, f"[{kind}.{name}] {setting}: take it out; {OWN.get(setting)}.")
+            why = decided.get(setting, "")
+            require(not why, f"[{kind}.{name}] {setting}: take it out; {why}.")
         refuse_unknown(known, field_owners(), f"[{kind}.{name}] ")
         expanded[name] = {} if start is None else own_settings(str(start))
         if file is not None:
@@ -153,13 +172,33 @@ def _named(tables: Any, kind: str, folder: Path) -> dict[str, dict[str, Any]]:
             of_file = read_tables(path)
             with errors_name(path):
                 expanded[name] |= flat_settings(of_file)
-        expanded[name] |= own
+        expanded[name] |= own | offset
     return expanded
 
 
+def _offset(own: dict[str, Any], where: str, *, of_arm: bool) -> dict[str, int]:
+    """`seed_offset` with its value, taken out of a table's own settings; empty without one."""
+    if OFFSET not in own:
+        return {}
+    value = own.pop(OFFSET)
+    require(of_arm, f"{where} {OFFSET} = {value!r}: only an arm has one; put it into [arms.NAME].")
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    require(whole, f"{where} {OFFSET} = {value!r}: it must be a whole number of at least 0, such as 100.")
+    return {OFFSET: value}
+
+
 def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compare: CompareConfig) -> None:
+    if compare.vary_split:
+        split, curriculum = config.data.split_seed, config.data.curriculum
+        require(split == 0, f"split_seed = {split} in a run file: take it out; {SPLIT['split_seed']}.")
+        require(
+            not curriculum,
+            f"curriculum = {curriculum!r}: its windows belong to one held-out split and may be test text of "
+            "another; set vary_split = false under [compare], and split_seed to that of the recorded run.",
+        )
     for name, ours, theirs in differences(config, baseline):
-        if field_owners()[name] in ("data", "tokenizer") or name in SHARED:
+        of_data = field_owners()[name] in ("data", "tokenizer") and name not in REPLAY
+        if of_data or name in SHARED:
             raise CurriqError(
                 f"[arms.{arm}] {name} = {shown(ours)}, but [arms.{compare.baseline}] has {shown(theirs)}: "
                 "arms must share the data, the model, the steps and N, or their losses do not compare. Put "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -22,6 +22,10 @@ FEWEST_SEEDS = 6
 """With n seeds the smallest two-sided p of a sign-flip test is 2/2^n: 0.0625 for 5, 0.031 for 6."""
 MARGIN_SHARE = 0.01
 """Share of the baseline's loss below which a gain does not matter."""
+TAIL_MARGIN = 0.1
+"""Nats per token; a window that ends worse by more than this is in the tail."""
+MOST_DRAWS = 1 << 20
+"""Numbers that a bootstrap draws at once, which bounds its memory to some 40 MB."""
 
 Verdict = Literal["gain", "no gain", "worse", "undetermined"]
 
@@ -53,8 +57,10 @@ class PairedSummary:
 
     mean: float  # d̄
     sd: float | None  # None for one seed
-    low: float | None  # bootstrap interval of d̄; None for one seed
+    low: float | None  # bootstrap interval of d̄ over seeds; None for one seed
     high: float | None
+    low_with_text: float | None  # two-level interval, over seeds and windows; None without losses by window
+    high_with_text: float | None
     p: float  # two-sided sign-flip test of d̄ = 0
     seeds: int
     margin: float  # the smallest gain that matters
@@ -118,6 +124,70 @@ def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | 
     return float(interval.low), float(interval.high)
 
 
+class WindowChanges(NamedTuple):
+    """Changes arm − baseline of the windows of one seed's test set, nats per token."""
+
+    changes: Float[np.ndarray, "w"]
+    tokens: Int[np.ndarray, "w"]  # learnt tokens, the weights of the mean
+    ids: Int[np.ndarray, "w"]
+
+    @property
+    def share_worse(self) -> float:
+        """Share of the windows with a learnt token that are worse by more than `TAIL_MARGIN`."""
+        learnt = self.tokens > 0
+        return float((self.changes[learnt] > TAIL_MARGIN).sum() / max(1, learnt.sum()))
+
+
+def two_level_means(
+    seeds: list[WindowChanges], resamples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "r"]:
+    """Resampled means of the change over seeds and test windows, with replacement on both levels.
+
+    Each resample draws as many seeds as there are, and for each drawn one as many of its windows as it has:
+    its mean is Σ c_i d_i / Σ c_i over these, with the tokens c_i. For test sets of equal weights the variance
+    is (v + mean_s(v_s / w_s)) / n, with v the population variance of the n seeds' means, and v_s that of the
+    w_s windows of seed s.
+
+    Where all seeds have one test set, a resample draws its windows once for all its seeds, because what is
+    peculiar to this text does not average out over seeds.
+    """
+    picked = rng.integers(len(seeds), size=(resamples, len(seeds)))
+    shared = all(np.array_equal(seed.ids, seeds[0].ids) for seed in seeds)
+    most = max(1, MOST_DRAWS // sum(len(seed.ids) for seed in seeds))
+    parts = [picked[start : start + most] for start in range(0, resamples, most)]
+    return np.concatenate([_resampled(seeds, part, shared, rng).mean(axis=1) for part in parts])
+
+
+def _resampled(
+    seeds: list[WindowChanges], picked: Int[np.ndarray, "r n"], shared: bool, rng: np.random.Generator
+) -> Float[np.ndarray, "r n"]:
+    """Mean change of each picked seed over resampled windows, the same in all of a row if they are shared."""
+    means = np.empty(picked.shape)
+    size = len(seeds[0].ids)
+    common = rng.integers(size, size=(len(picked), size)) if shared else None
+    for number, seed in enumerate(seeds):
+        row, column = np.nonzero(picked == number)
+        size = len(seed.ids)
+        drawn = rng.integers(size, size=(len(row), size)) if common is None else common[row]
+        weights = seed.tokens[drawn]
+        means[row, column] = (seed.changes[drawn] * weights).sum(1) / np.maximum(1, weights.sum(1))
+    return means
+
+
+def two_level_interval(seeds: list[WindowChanges]) -> tuple[float, float] | tuple[None, None]:
+    """95 % percentile interval of the mean change over seeds and test windows; (None, None) for one seed.
+
+    It is wider than that over seeds alone. Where each seed has its own test set, the scatter of the seeds
+    contains that of the text already, and the interval errs on the wide side; with one test set for all, the
+    interval over seeds says nothing about other text, and this one does.
+    """
+    if len(seeds) < 2:
+        return None, None
+    means = two_level_means(seeds, RESAMPLES, np.random.default_rng(0))
+    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)
+
+
 def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
     """Two-sided p of the paired sign-flip (Fisher-Pitman) test: share of the 2^n sign patterns s with
     |Σ s_i d_i| ≥ |Σ d_i|.
@@ -145,18 +215,25 @@ def summarise_ratios(ratios: list[Ratio]) -> RatioSummary:
     return RatioSummary(mean=math.exp(logs.mean()), low=low, high=high, censored=censored, seeds=len(ratios))
 
 
-def summarise_differences(arm: Float[np.ndarray, "n"], baseline: Float[np.ndarray, "n"]) -> PairedSummary:
+def summarise_differences(
+    arm: Float[np.ndarray, "n"],
+    baseline: Float[np.ndarray, "n"],
+    windows: list[WindowChanges] | None = None,
+) -> PairedSummary:
     """Summary and verdict of the final losses of an arm against the baseline's, in the same order of seeds.
 
     The verdict needs at least `FEWEST_SEEDS`. With them it is *gain* or *worse* when p < 0.05, by the sign
     of the mean; *no gain* when the interval excludes every gain of `MARGIN_SHARE` of the baseline's mean loss
-    or more; otherwise *undetermined*.
+    or more; otherwise *undetermined*. The interval is that over seeds and text where there are losses by
+    window, otherwise that over seeds.
     """
     differences = arm - baseline
     n = len(differences)
     mean = float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else None
-    low, high = bootstrap_interval(differences)
+    over_seeds = bootstrap_interval(differences)
+    with_text = two_level_interval(windows) if windows is not None else (None, None)
+    low, high = over_seeds if with_text[0] is None else with_text
     p = sign_flip_p(differences)
     margin = MARGIN_SHARE * float(baseline.mean())
     verdict: Verdict = "undetermined"
@@ -166,7 +243,17 @@ def summarise_differences(arm: Float[np.ndarray, "n"], baseline: Float[np.ndarra
         verdict = "no gain"
     more = max(seeds_needed(mean, sd or 0.0, margin), n + 1) - n if verdict == "undetermined" else 0
     return PairedSummary(
-        mean=mean, sd=sd, low=low, high=high, p=p, seeds=n, margin=margin, verdict=verdict, more_seeds=more
+        mean=mean,
+        sd=sd,
+        low=over_seeds[0],
+        high=over_seeds[1],
+        low_with_text=with_text[0],
+        high_with_text=with_text[1],
+        p=p,
+        seeds=n,
+        margin=margin,
+        verdict=verdict,
+        more_seeds=more,
     )
 
 

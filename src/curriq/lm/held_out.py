@@ -28,7 +28,7 @@ from curriq.errors import Diverged
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
 from curriq.state import Saved
-from curriq.types import NO_COST, Cost, Effects, Features, Mixture, Offer, Windows
+from curriq.types import NO_COST, Cost, Effects, Features, Mixture, Offer, WindowLosses, Windows
 
 
 @runtime_checkable
@@ -53,18 +53,24 @@ class MeasuredLearner(Protocol):
     def rate(self, step: int) -> float: ...
 
 
+def held_out_losses(lm: MeasuredModel, windows: Windows) -> WindowLosses:
+    """The loss of each window and their mean, over all processes and without dropout."""
+    local = lm.window_losses(windows.take(parallel.shard())).double()
+    losses = parallel.gather_rows(local, len(windows))
+    counts = token_counts(windows.tokens if windows.labels is None else windows.labels).to(losses.device)
+    if windows.labels is None:
+        mean = losses.sum().item() / len(windows)
+    else:
+        mean = (losses * counts).sum().item() / max(1, int(counts.sum()))
+    return WindowLosses(ids=windows.ids, losses=losses, tokens=counts, mean=mean)
+
+
 def held_out_loss(lm: MeasuredModel, windows: Windows) -> float:
     """Mean next-token loss over all learnt tokens of the windows, nats per token, without dropout.
 
     It is 0 where no token is learnt.
     """
-    share = windows.take(parallel.shard())
-    local = lm.window_losses(share).double()
-    if windows.labels is None:
-        return parallel.reduce_sum_(local.sum()).item() / len(windows)
-    counts = token_counts(windows.labels)
-    total = parallel.reduce_sum_((local * counts[parallel.shard()].to(local.device)).sum()).item()
-    return total / max(1, int(counts.sum()))
+    return held_out_losses(lm, windows).mean
 
 
 @dataclass(eq=False)

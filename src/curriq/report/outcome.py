@@ -30,7 +30,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     streams = streams_of(result)
     blocks: list[Block] = []
     for stream in streams:
-        blocks += [stream.curves(), *stream.forests(), stream.loss_table()]
+        blocks += [stream.curves(), *stream.forests(), stream.loss_table(), stream.spent_table()]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
     answer = " ".join(stream.sentence() for stream in streams)
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
@@ -123,7 +123,7 @@ def _task_chart(name: str, runs: list[RunLog]) -> Chart:
 
 
 def print_comparison(result: Json, console: "Console | None" = None) -> None:
-    """Print two tables per stream of comparison.json, each within 80 columns, and what went wrong."""
+    """Print three tables per stream of comparison.json, each within 80 columns, and what went wrong."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -132,6 +132,7 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
         console.print()
         print_table(console, stream.loss_table())
         print_table(console, stream.cost_table())
+        print_table(console, stream.spent_table())
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
     logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
     for name, message in result["failed"].items():
@@ -159,7 +160,7 @@ def streams_of(result: Json) -> "list[Stream]":
     """The streams of a comparison.json."""
     several = len(result["streams"]) > 1
     return [
-        Stream(name, arms, result["baseline"], f" ({name})" if several else "")
+        Stream(name, arms, result["baseline"], f" ({name})" if several else "", result.get("tail_margin"))
         for name, arms in result["streams"].items()
     ]
 
@@ -172,6 +173,7 @@ class Stream:
     arms: Json  # by name, as in comparison.json
     baseline: str
     suffix: str  # of the titles, to tell streams apart
+    tail_margin: float | None = None  # nats per token; None in a comparison of an earlier version
 
     def sentence(self) -> str:
         """The verdicts in a sentence."""
@@ -206,14 +208,14 @@ class Stream:
         an arm rejects some."""
         costs = [arm["to_target"] for arm in self.arms.values()]
         rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
-        found = {name: arm["difference"] for name, arm in self.arms.items()}
+        found = {name: arm["difference"] and _widest(arm["difference"]) for name, arm in self.arms.items()}
         difference = Forest(
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
             self._intervals(found, lambda difference: difference["verdict"]),
             neutral=0.0,
-            note="Mean of the paired differences with its 95 % interval.",
+            note=f"Mean of the paired differences with its 95 % interval, {self._over()}.",
         )
         return [difference, *(self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects)]
 
@@ -251,15 +253,43 @@ class Stream:
         for name, arm in self.arms.items():
             judged = ["–", "–", "–", "baseline" if name == self.baseline else "no pairs"]
             if (found := arm["difference"]) is not None:
-                low, high = (fixed(found[bound], "+.4f") for bound in ("low", "high"))
-                interval = "–" if found["low"] is None else f"[{low}, {high}]"
+                interval = _interval(_widest(found), "+.4f")
                 judged = [fixed(found["mean"], "+.4f"), interval, f"{found['p']:.3f}", _verdict(found)]
             rows.append([name, str(_finished(arm)), fixed(arm["test_loss"], ".4f"), *judged])
         return Table(
             f"Test loss, mean of the seeds, and change against {self.baseline}{self.suffix}",
             ["arm", "seeds", "loss", "change", "95 % interval", "p", "verdict"],
             rows,
-            "Paired by seed, exact sign-flip test; docs/compare.md says how to read it.",
+            f"Paired by seed, exact sign-flip test; the interval is {self._over()}. docs/compare.md says how "
+            "to read it.",
+        )
+
+    def _over(self) -> str:
+        """What the intervals of the test loss are over."""
+        found = [arm["difference"] for arm in self.arms.values() if arm["difference"] is not None]
+        with_text = bool(found) and all(_widest(one) is not one for one in found)
+        return "over seeds and test windows" if with_text else "over seeds"
+
+    def spent_table(self) -> Table:
+        """What a run of each arm read and spent, and its share of test windows that ended clearly worse."""
+        rows = []
+        for name, arm in self.arms.items():
+            spent, tail = arm.get("spent") or {}, arm.get("tail")
+            counts = [fixed(spent.get(total), ",.0f") for total in ("windows_read", "windows_trained")]
+            others = [fixed(spent.get("flops"), ".2e"), fixed(spent.get("seconds"), ",.1f")]
+            share = ["–", "–"]
+            if tail is not None:
+                percent = {bound: tail[bound] and 100 * tail[bound] for bound in ("mean", "low", "high")}
+                share = [fixed(percent["mean"], ".1f"), _interval(percent, ".1f")]
+            rows.append([name, *counts, *others, *share])
+        margin = fixed(self.tail_margin, "g")
+        return Table(
+            f"Totals of a run, and tail: % of test windows over {margin} nats worse{self.suffix}",
+            ["arm", "read", "trained", "FLOPs", "seconds", "tail", "95 % interval"],
+            rows,
+            f"Windows read and windows trained on. A window is in the tail when it ends more than {margin} "
+            f"nats per token worse than under {self.baseline} with the same seed. Means over the seeds; the "
+            "interval of the tail is over seeds.",
         )
 
     def cost_table(self) -> Table:
@@ -273,6 +303,18 @@ class Stream:
             rows.append([name, *(_ratio(costs[axis.lower()]) for axis in axes), seeds])
         title = f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}"
         return Table(title, ["arm", *axes, "reached"], rows)
+
+
+def _widest(difference: Json) -> Json:
+    """The difference with the interval over seeds and test windows, where the runs kept losses by window."""
+    low, high = (difference.get(f"{end}_with_text") for end in ("low", "high"))
+    return difference if low is None else difference | {"low": low, "high": high}
+
+
+def _interval(summary: Json, form: str) -> str:
+    """`[low, high]`; a dash without one."""
+    low, high = (fixed(summary[bound], form) for bound in ("low", "high"))
+    return "–" if summary["low"] is None else f"[{low}, {high}]"
 
 
 def _verdict(difference: Json) -> str:

@@ -35,7 +35,8 @@ MOST_ROWS = 8192
 class CurriculumAbout:
     """What a replay must agree with, and where the file comes from.
 
-    `tokenizer` and `held_out` are entries of the run's data fingerprint, `window` is T, `candidates` N.
+    `tokenizer` and `held_out` are entries of the run's data fingerprint, `window` is T, `candidates` N. A
+    file from before `split_seed` is of split 0.
     """
 
     tokenizer: str
@@ -45,6 +46,7 @@ class CurriculumAbout:
     steps: int
     method: str
     seed: int
+    split_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,17 @@ def open_curriculum(
     """The curriculum that a run replays; `fingerprint` and `source_names` are those of its data.
 
     Raises:
-        CurriqError: the file was made with another tokenizer, window length, N or held-out text; it is
+        CurriqError: the file was made with another split, tokenizer, window length, N or held-out text; it is
             shorter than the run; or it has a source that the run does not know.
     """
     curriculum = RecordedCurriculum(config.data.curriculum)
     about, n, steps = curriculum.about, config.train.num_candidates, config.train.steps
     name = f"--curriculum {config.data.curriculum}"
     held_out = "its windows may be test text here: use that run's --target, --held-out-share and set sizes"
+    split = f"its windows may be test text here: use --split-seed {about.split_seed}"
     for what, theirs, ours, fix in (
+        # First, because another split trains another tokenizer too.
+        ("split seed", about.split_seed, config.data.split_seed, split),
         ("tokenizer", about.tokenizer, fingerprint["tokenizer"], "use that run's --tokenizer and sources"),
         ("window", about.window, config.data.window, f"use --window {about.window}"),
         ("number of candidates", about.candidates, n, f"use --num-candidates {about.candidates}"),
@@ -181,6 +186,7 @@ def export(run: Path, out: Path) -> CurriculumAbout:
         steps=1 + int(read.read_part(parts[-1], ["step"])["step"].to_numpy().max()),
         method=config.method,
         seed=config.train.seed,
+        split_seed=config.data.split_seed,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

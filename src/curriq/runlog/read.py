@@ -59,6 +59,31 @@ def read_summary(run_dir: str | Path) -> dict[str, Any]:
     return read_document(existing(Path(run_dir) / "summary.json"), "resume the run to write it again")
 
 
+@dataclass(frozen=True)
+class LossByWindow:
+    """The final losses of a run on the windows of its test set, in their order.
+
+    Attributes:
+        ids: of the windows.
+        losses: nats per token.
+        tokens: learnt tokens.
+    """
+
+    ids: np.ndarray
+    losses: np.ndarray
+    tokens: np.ndarray
+
+
+def read_test_losses(run_dir: str | Path) -> LossByWindow | None:
+    """The losses by test window; None for a run of an earlier version, which wrote none."""
+    path = Path(run_dir) / "test_losses.parquet"
+    if not path.exists():
+        return None
+    table = read_part(path, fix="remove the run's folder and run it again")
+    ids, losses, tokens = (table[name].to_numpy() for name in ("window_id", "loss", "tokens"))
+    return LossByWindow(ids, losses, tokens)
+
+
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`, one dict per step; docs/metrics.md defines the names.
 

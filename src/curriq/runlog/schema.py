@@ -245,6 +245,13 @@ window_id | int64 | As in the candidates table; each window is listed here once.
 step | int32 | Step in which the window was first proposed or rejected.
 tokens | list of T int32 | Its tokens, −1 − id where one is not learnt; `windows/tokenizer.json` decodes them.
 
+# The test losses
+`test_losses.parquet`, written when a run is finished: one line per window of the test set, in its order,
+which is equal for equal splits. `curriq compare` takes from it the tail and intervals over seeds and text.
+window_id | int64 | Id of the window.
+loss | float64 | Mean loss of the final θ over its learnt tokens, nats per token; 0 where none is learnt.
+tokens | int64 | Its learnt tokens; `test_loss` is the mean with these weights.
+
 # The summary
 `summary.json`, written when a run ends or is interrupted. A field that was not measured is absent.
 curriq | text | Version that wrote the run.
@@ -272,7 +279,7 @@ checkpoint | path | Last checkpoint, relative to the run's folder; null when the
 """)
 """The columns of the tables and, last, the fields of `summary.json`."""
 
-CANDIDATES, QUERIES, WINDOWS, SUMMARY = (table.metrics for table in TABLES)
+CANDIDATES, QUERIES, WINDOWS, TEST_LOSSES, SUMMARY = (table.metrics for table in TABLES)
 
 
 def metrics() -> list[Metric]:
@@ -320,7 +327,8 @@ PREFACE = """# What a run logs
 
 A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
 window proposed or rejected, as Parquet), `windows/` (their tokens), `summary.json` (the result),
-`config.toml` (the settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names.
+`test_losses.parquet` (the result by window), `config.toml` (the settings), `checkpoints/` and, unless
+switched off, `tensorboard/` with the same names.
 `curriq report RUN` makes one page of it all ([report.md](report.md)). The JSON rows are the truth:
 numbers are written so that reading gives back the same bits, and a number that is not finite stops the
 run instead of entering the log. Two runs with one seed, one thread count and one machine have equal

@@ -367,6 +367,15 @@ def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
         write_part(earlier[-1], kept)
 
 
+def write_test_losses(run_dir: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write `RUN/test_losses.parquet`, with the columns that the schema defines."""
+    import pyarrow as pa
+
+    units = {column.name: column.unit for column in schema.TEST_LOSSES}
+    table = pa.table({name: arrow_column(columns[name], unit, []) for name, unit in units.items()})
+    write_part(run_dir / "test_losses.parquet", table)
+
+
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Write `RUN/summary.json`; KeyError for an undefined field, ValueError for one that is not finite."""
     known = [field.name for field in schema.SUMMARY]

@@ -86,8 +86,8 @@ def load_reference(config: RunConfig, context: Context) -> LanguageModel:
     require(
         tokenizer.get_vocab() == theirs.get_vocab(),
         f"--reference-model {name!r} was trained with another tokenizer than this "
-        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer and "
-        "sources.",
+        "run uses, so its losses cannot be compared: train the reference with this run's --tokenizer, "
+        "sources and --split-seed.",
     )
     return reference
 

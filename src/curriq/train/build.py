@@ -9,7 +9,7 @@ from curriq.config import RunConfig
 from curriq.data import Corpus
 from curriq.data.tokenizer import serialised
 from curriq.lm.harness import Harness
-from curriq.lm.held_out import build_probe, build_reward, held_out_loss
+from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, subset_pass
 from curriq.lm.model import LanguageModel, forward_flops, trunk_flops
@@ -76,7 +76,7 @@ def build_session(
         fingerprint=corpus.fingerprint(),
         save_lm=lambda folder: _save_lm(context, session, folder),
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
-        test=lambda: held_out_loss(lm, corpus.held_out.test),
+        test=lambda: held_out_losses(lm, corpus.held_out.test),
         device=lm.device,
         tokenizer=serialised(corpus.tokenizer),
     )

@@ -16,7 +16,7 @@ from curriq.config import RunConfig, missing_extra, to_dict
 from curriq.errors import CurriqError
 from curriq.runlog.storage import write_atomically
 from curriq.runlog.writers import Entry, Mirror, RunLogs
-from curriq.types import Metrics, Queries, Step, Windows
+from curriq.types import Metrics, Queries, Step, WindowLosses, Windows
 
 WINDOW_CHARACTERS = 300
 """Beginning of a retrieved window's text that is kept; the whole is found by the window's id."""
@@ -92,6 +92,15 @@ def _effects(step: Step, n: int) -> np.ndarray:
         rows = np.where(own, trained[np.where(own, rows, 0)], rows - len(trained) + len(step.offer))
         column[rows] = step.effects.effect.float().cpu().numpy()
     return column
+
+
+def test_columns(tested: WindowLosses) -> dict[str, np.ndarray]:
+    """The columns of the table of the test losses."""
+    return {
+        "window_id": tested.ids.cpu().numpy(),
+        "loss": tested.losses.cpu().numpy(),
+        "tokens": tested.tokens.cpu().numpy(),
+    }
 
 
 def _query_rows(step: Step, queries: Queries) -> Iterator[dict[str, Any]]:

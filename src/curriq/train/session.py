@@ -24,14 +24,14 @@ from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
-from curriq.runlog.writers import RunLogs, write_summary
+from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
 from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
-from curriq.train.record import log_entry, open_logs
-from curriq.types import Metrics, Step, merge
+from curriq.train.record import log_entry, open_logs, test_columns
+from curriq.types import Metrics, Step, WindowLosses, merge
 
 
 @runtime_checkable
@@ -63,7 +63,8 @@ class Session:
 
     Attributes:
         method: name of what weighs the windows, for the folder and the summary.
-        validate, test: mean loss of θ on the validation and the test set, nats per token.
+        validate: mean loss of θ on the validation set, nats per token.
+        test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
@@ -79,7 +80,7 @@ class Session:
     fingerprint: dict[str, str]
     save_lm: Callable[[Path], object]
     validate: Callable[[], float]
-    test: Callable[[], float]
+    test: Callable[[], WindowLosses]
     device: torch.device
     tokenizer: str = ""
     run_dir: Path = field(init=False)
@@ -155,9 +156,12 @@ class Session:
                     self._save(logs)
             if not self._finished:
                 self._save(logs)
-        summary = self._summary()
+        tested = self.test() if self._finished else None  # the test set is touched here and nowhere else
+        summary = self._summary(tested)
         if primary:
-            write_summary(self.run_dir, summary)
+            if tested is not None:
+                write_test_losses(self.run_dir, test_columns(tested))
+            write_summary(self.run_dir, summary)  # last: who finds it finds the rest
         return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
 
     @property
@@ -284,13 +288,14 @@ class Session:
                 f"--run-dir {self.run_dir} holds a run already: go on with "
                 f"`curriq resume {self.run_dir}`, or give another folder."
             )
-        (self.run_dir / "summary.json").unlink(missing_ok=True)  # the run's earlier end is not its end
+        for name in ("summary.json", "test_losses.parquet"):  # the run's earlier end is not its end
+            (self.run_dir / name).unlink(missing_ok=True)
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
         about = environment(self.device) | {"fingerprint": self.fingerprint}
         write_atomically(self.run_dir / "environment.json", json.dumps(about, indent=1).encode())
 
-    def _summary(self) -> dict[str, Any]:
-        """Fields of `summary.json`; the test set is touched here and nowhere else."""
+    def _summary(self, tested: WindowLosses | None) -> dict[str, Any]:
+        """Fields of `summary.json`, with the losses on the test set where the run is finished."""
         shares, checkpoint = self.meter.shares(), self._last_saved
         fingerprint = json.dumps(self.fingerprint, sort_keys=True)
         summary: dict[str, Any] = {
@@ -311,9 +316,8 @@ class Session:
             summary["validation_perplexity"] = perplexity(self.last_validation)
         if self.meter.epoch is not None:
             summary["epoch"] = self.meter.epoch
-        if self._finished:
-            loss = self.test()
-            summary |= {"test_loss": loss, "test_perplexity": perplexity(loss)}
+        if tested is not None:
+            summary |= {"test_loss": tested.mean, "test_perplexity": perplexity(tested.mean)}
         return summary
 
 

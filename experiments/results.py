@@ -1,0 +1,104 @@
+"""Every comparison that the README and the documentation quote, with where and when its numbers were made.
+
+    make results                                        # hours on 2 cores; a stopped call is continued
+    python experiments/results.py --only embedded rho --workers 1
+
+Streams whose text is not embedded are read from the folder that CURRIQ_DEV_DATA names, and left out without
+it. The reference models of experiments/rho.toml are trained first.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from curriq import parallel
+from curriq.evaluate.compare import compare
+from curriq.evaluate.plan import Plan, load_plan
+from curriq.train.session import environment
+
+FOLDER = Path(__file__).parent
+COMPARISONS = ("embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho")
+"""The files of this folder, without .toml, in the order in which they are run."""
+DATA = "CURRIQ_DEV_DATA"
+"""Environment variable with the folder of the development streams."""
+
+
+def needs_data(file: Path, stream: str) -> bool:
+    """Whether a stream's own table, or the run file that it names, reads the folder of the data."""
+    table = tomllib.loads(file.read_text(encoding="utf-8")).get("streams", {}).get(stream, {})
+    named = (file.parent / table["file"]).read_text(encoding="utf-8") if "file" in table else ""
+    return DATA in str(table) or any(DATA in line for line in named.splitlines() if not line.startswith("#"))
+
+
+def runnable(plan: Plan) -> Plan:
+    """The plan with the streams whose text is there; one line says which are left out."""
+    skipped = [] if os.environ.get(DATA) else [s for s in plan.streams if needs_data(plan.file, s)]
+    if skipped:
+        print(f"skipped  {', '.join(skipped)}: set {DATA} to the folder of the development streams.")
+    streams = tuple(stream for stream in plan.streams if stream not in skipped)
+    return replace(plan, streams=streams, runs=tuple(run for run in plan.runs if run.stream in streams))
+
+
+def train_references(plan: Plan) -> None:
+    """Train the reference models that the plan's streams name and that are not there yet."""
+    streams = sorted({run.stream for run in plan.runs if run.config.select.reference_model})
+    if streams:
+        script = str(FOLDER / "references.py")
+        subprocess.run([sys.executable, script, "--only", *streams], check=True)
+
+
+def origin(workers: int) -> str:
+    """Commit, processor, threads per run and date, for above a table."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(FOLDER), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "HEAD") or "unknown"
+    dirty = " dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+    hardware = environment(torch.device("cpu"))["hardware"]
+    threads = max(1, parallel.cores() // workers)
+    now = datetime.now().astimezone().isoformat(" ", "minutes")
+    return f"commit {commit}{dirty}\n{hardware}, threads per run: {threads}\n{now}"
+
+
+def run(name: str, out: Path, workers: int | None) -> int:
+    """The exit status of one comparison; its tables are printed below where they are from."""
+    plan = load_plan(FOLDER / f"{name}.toml", out / name, workers)
+    print(f"\n== {name}")
+    plan = runnable(plan)
+    if not plan.streams:
+        return 0
+    print(origin(plan.compare.workers), flush=True)
+    train_references(plan)
+    return compare(plan)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: the files' own)")
+    parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of all runs")
+    options = parser.parse_args()
+    failed = []
+    for name in options.only:
+        status = run(name, options.out, options.workers)
+        if status == 130:  # Ctrl-C: the same command goes on
+            return status
+        failed += [name] if status else []
+    if failed:
+        print(f"runs failed in {', '.join(failed)}; their notes are above.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

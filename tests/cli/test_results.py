@@ -1,0 +1,59 @@
+"""`experiments/results.py`: what it runs, which streams it leaves out, and what stands above a table."""
+
+import re
+from pathlib import Path
+
+import pytest
+from experiments import results
+from tests.cli.test_compare import write
+
+from curriq.evaluate.plan import load_plan
+from curriq.train.run import train
+
+EXPERIMENTS = Path(results.__file__).parent
+
+
+def test_it_knows_every_comparison_of_the_folder():
+    assert sorted(results.COMPARISONS) == sorted(file.stem for file in EXPERIMENTS.glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("embedded", ("dirty",)),
+        ("streams", ()),
+        ("unseen", ()),
+        ("harmless", ("half",)),
+        ("default_size", ("dirty",)),
+        ("ablations", ("dirty",)),
+        ("rho", ("dirty",)),
+    ],
+)
+def test_streams_without_their_text_are_left_out_and_named(name, kept, monkeypatch, capsys):
+    monkeypatch.delenv("CURRIQ_DEV_DATA", raising=False)
+    plan = load_plan(EXPERIMENTS / f"{name}.toml")
+    ours = results.runnable(plan)
+    assert ours.streams == kept
+    assert {run.stream for run in ours.runs} == set(kept)
+    said = capsys.readouterr().out
+    assert ("set CURRIQ_DEV_DATA" in said) == (set(kept) != set(plan.streams))
+    assert all(stream in said for stream in set(plan.streams) - set(kept))
+    monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
+    assert results.runnable(plan) == plan
+
+
+def test_the_tables_stand_below_where_they_are_from(tmp_path, monkeypatch, capsys):
+    """Of runs that are finished, which are not run again."""
+    file = write(tmp_path, [0])
+    file.rename(tmp_path / "tiny.toml")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for run in load_plan(tmp_path / "tiny.toml", tmp_path / "out" / "tiny").runs:
+        train(run.config.override(threads=1))
+    assert results.run("tiny", tmp_path / "out", workers=1) == 0
+    said = capsys.readouterr().out
+    head, _, tables = said.partition("Test loss, mean of the seeds")
+    assert "commit unknown" in head  # the folder is no checkout
+    assert re.search(r"\d+ cores, threads per run: \d+\n\d{4}-\d\d-\d\d \d\d:\d\d", head)
+    assert "low-loss" in tables
+    monkeypatch.setattr(results, "FOLDER", EXPERIMENTS)
+    assert re.match(r"commit ([0-9a-f]{40}( dirty)?|unknown)\n", results.origin(2))
