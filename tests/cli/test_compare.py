@@ -390,6 +390,14 @@ class TestFinished:
         assert "window = 32 there, 16 now" in error
         assert "uniform-0" in error
 
+    def test_runs_of_one_split_are_not_taken_for_runs_of_their_own(self, finished: Path, here: Path, capsys):
+        """Seed 0 has split 0 either way; seed 1 is the one that is refused."""
+        file = write(here, [0, 1])
+        file.write_text(file.read_text().replace("[compare]", "[compare]\nvary_split = false"))
+        error = refused(capsys, "compare.toml", "--out", str(finished / "out"))
+        assert "uniform-1 holds a run with other settings (split_seed = 1 there, 0 now)" in error
+        assert "for split_seed: vary_split under [compare]" in error
+
     def test_how_a_run_is_saved_and_shown_may_change(self, compare, here: Path):
         file = write(here, [0, 1], checkpoint_every=3, log_candidates=False)
         assert compare("--workers", "1", file=file)[0] == 0

@@ -87,13 +87,13 @@ def _measure(run: PlannedRun, error: str | None) -> Json:
     curve = {axis: [row[name] for row in evaluated] for axis, name in names.items()}
     found = {
         "area": statistics.mean_height(*_curve(curve, "windows")),
-        "never_selected": not _keeps_the_order(run) and never_selected(rows),
+        "never_selected": not _meant_to_be_uniform(run) and never_selected(rows),
         "curve": curve,
     }
     return result | {name: summary[name] for name in COPIED} | found
 
 
-def _keeps_the_order(run: PlannedRun) -> bool:
+def _meant_to_be_uniform(run: PlannedRun) -> bool:
     """Whether the arm is meant to weigh all windows alike: it is uniform, or a replay, whose order counts."""
     return run.config.method == UNIFORM or bool(run.config.data.curriculum)
 

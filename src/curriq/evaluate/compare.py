@@ -98,8 +98,8 @@ def is_finished(run: PlannedRun) -> bool:
     ]
     require(
         not changed,
-        f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change, remove the "
-        "folder to run it again, or give another --out.",
+        f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change (for "
+        "split_seed: vary_split under [compare]), remove the folder to run it again, or give another --out.",
     )
     return summary.exists() and bool(read_summary(run.folder)["finished"])
 
