@@ -419,7 +419,8 @@ class SelectConfig(Section):
     static_sharpness: Positive = 4.0
     """Exponent of the probability with which --static-rule posterior accepts; the higher, the sharper."""
     accept_target_source: bool = False
-    """Accept all windows of the target's own source, whatever they score: trust its label."""
+    """Trust the label of the target's own source: all its windows are accepted, and others, the most
+    target-like first, only where it does not fill a step within --max-read-ratio."""
     static_encoder: str = "hashing"
     """Encoder of --static-score embedding: `hashing`, or a sentence-transformer by name or folder."""
     bandit_exploration: Annotated[float, Within("[0, 1]")] = 0.1

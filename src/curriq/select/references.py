@@ -209,12 +209,14 @@ SCORES: dict[str, Callable[[RunConfig, Context], StaticScore]] = {
 def scored_stream(config: RunConfig, context: Context) -> ScoredStream:
     """The corpus's stream with the static score and the acceptance rule that the configuration names."""
     settings, names = config.select, context.corpus.source_names
+    own = names.index(config.data.target)
+    trusted = settings.accept_target_source and config.data.sources[own].weight > 0
     return ScoredStream(
         context.corpus.stream,
         SCORES[settings.static_score](config, context),
         RULES[settings.static_rule](settings, config.data.window),
         context.corpus.held_out.reference,
-        own_source=names.index(config.data.target) if settings.accept_target_source else -1,
+        own_source=own if trusted else -1,
     )
 
 

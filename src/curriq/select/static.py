@@ -288,6 +288,8 @@ LOOK_AHEAD = 2048
 with. They are not lost: the first steps train on them."""
 REFIT = 16
 """The rule is fitted again when the number of windows scored has grown by a 16th."""
+OTHER_SOURCE = 1e-6
+"""Factor on the prior of windows that the label says are not of the target's source."""
 DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
 GRID = 1024
@@ -307,7 +309,9 @@ class ScoredStream(Saved):
 
     Args:
         target: the windows that `score.of_target` scores.
-        own_source: windows of this source are accepted whatever they score; −1 for none.
+        own_source: the target's own source, whose label is trusted: its windows are accepted whatever they
+            score, and others only where it does not fill a step, the most target-like first. −1 for none, and
+            the score decides.
     """
 
     SAVED = ("stream", "score", "_documents", "_recent", "_scored", "_fitted_at", "_target", "_curve")
@@ -335,7 +339,8 @@ class ScoredStream(Saved):
         if self._scored > self._fitted_at * (1 + 1 / REFIT):
             self._fit()
         prior = _interpolated(raw, *self._curve).exp()
-        prior = torch.where(offer.windows.source == self.own_source, 1.0, prior)
+        if self.own_source >= 0:
+            prior = torch.where(offer.windows.source == self.own_source, 1.0, OTHER_SOURCE * prior)
         known = {**offer.known, "static_score": self._standardised(raw), "prior": prior}
         return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
 

@@ -183,11 +183,12 @@ class StreamFilter(Uniform):
         prior = _prior(effects.features.known, len(effects.effect))
         metrics |= self.trust.observe(prior, effects.effect.cpu())
         # Of what the prior accepts: how Q ranks these is what it adds to the prior.
-        own = (effects.rows < len(step.trained)).nonzero().squeeze(1)
-        probed = effects.features.take(own)
+        effect, features = effects.effect.cpu(), effects.features.to("cpu")
+        own = (effects.rows.cpu() < len(step.trained)).nonzero().squeeze(1)
+        probed = features.take(own)
         q = self._values([self._sample, probed])
         rows = torch.arange(len(self._sample), len(q))
-        metrics |= self.temperature.observe(q, replace(effects, rows=rows, effect=effects.effect[own].cpu()))
+        metrics |= self.temperature.observe(q, replace(effects, rows=rows, effect=effect[own]))
         return metrics if self.target is None else metrics | self._bound_by_target(self.target(), q)
 
     def _remember(self, offer: Offer) -> None:
