@@ -207,12 +207,14 @@ SCORES: dict[str, Callable[[RunConfig, Context], StaticScore]] = {
 
 
 def scored_stream(config: RunConfig, context: Context) -> ScoredStream:
-    """The corpus's stream with the static score and the acceptance rule that the configuration names."""
+    """The corpus's stream with the static score that the configuration names, and with the probabilities of
+    its acceptance rule where they are asked for."""
     settings, names = config.select, context.corpus.source_names
+    accepts = settings.prior or settings.selector == "filter"
     return ScoredStream(
         context.corpus.stream,
         SCORES[settings.static_score](config, context),
-        RULES[settings.static_rule](settings, config.data.window),
+        RULES[settings.static_rule](settings, config.data.window) if accepts else None,
         context.corpus.held_out.reference,
         own_source=names.index(config.data.target) if settings.accept_target_source else -1,
     )
