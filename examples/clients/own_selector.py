@@ -16,7 +16,8 @@ import toy
 import curriq
 from curriq.data.stream import Unreadable
 from curriq.select.base import Method, NoCritic, PlainSelector
-from curriq.select.stream_filter import DsirScore, ScoredStream, filtered
+from curriq.select.static import DsirScore, ScoredStream
+from curriq.select.stream_filter import filtered
 from curriq.train.run import Own
 
 
@@ -31,14 +32,15 @@ class TargetLike:
     """Accepts a window with a probability that grows with its similarity to the target."""
 
     def accept_prob(self, offer):
-        return torch.sigmoid(4 * offer.known["dsir_score"] - 2)
+        return torch.sigmoid(4 * offer.known["static_score"] - 2)
 
 
 def build(config, context):
     """What `curriq train` is to learn from."""
-    stream = ScoredStream(context.corpus.stream, DsirScore(context.corpus.held_out.reward))
+    target = context.corpus.held_out.reference
+    stream = ScoredStream(context.corpus.stream, DsirScore(target), None, target)
     accept = TargetLike().accept_prob
-    windows = filtered(Unreadable(stream), config, accept, context.generators, learns=False)
+    windows = filtered(Unreadable(stream), config, accept, context.generators)
     return Method(proposer=windows, selector=Easy(), critic=NoCritic())
 
 

@@ -24,7 +24,7 @@ class TargetLike:
     """Accepts what is more like the target than the average of the stream."""
 
     def accept_prob(self, offer: Any) -> torch.Tensor:
-        return (offer.known["dsir_score"] > 0.5).float()
+        return (offer.known["static_score"] > 0.5).float()
 
 
 def write(path: Path, steps: int, policy: Any, seed: int, resume: bool) -> None:

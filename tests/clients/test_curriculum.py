@@ -643,7 +643,7 @@ class TestErrors:
             ({"preset": "paper", "policy": Everything()}, "max_read_ratio > 1"),
             ({"preset": "langevin-rag"}, "needs the loop of `curriq train`"),
             ({"preset": "reference"}, "needs the loop of `curriq train`"),
-            ({"preset": "paper", "q_features": ("dsir_score",)}, "needs the loop of `curriq train`"),
+            ({"preset": "paper", "q_features": ("static_score",)}, "needs the loop of `curriq train`"),
         ],
         ids=["unknown", "misspelt", "too few", "weighs", "retrieves", "no Q", "dsir"],
     )

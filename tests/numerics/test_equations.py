@@ -145,7 +145,7 @@ def test_uniform_mixture_is_the_mean_loss_and_uses_all_windows():
     policy = eq.uniform_policy(losses)
     torch.testing.assert_close(eq.mixture_loss(policy, losses), losses.mean())
     assert eq.effective_batch_size(policy).item() == pytest.approx(7)
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(0, abs=1e-15)
+    assert eq.kl_from_prior(policy).item() == pytest.approx(0, abs=1e-15)
     assert eq.entropy(policy).item() == pytest.approx(math.log(7))
 
 
@@ -153,7 +153,7 @@ def test_a_policy_on_one_window_has_no_entropy():
     policy = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert eq.entropy(policy).item() == 0
     assert eq.effective_batch_size(policy).item() == 1
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(math.log(4))
+    assert eq.kl_from_prior(policy).item() == pytest.approx(math.log(4))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -161,7 +161,7 @@ def test_entropy_and_divergence_agree_with_scipy(seed):
     policy = random_policy(seed)
     assert eq.entropy(policy).item() == pytest.approx(stats.entropy(policy.numpy()))
     uniform = np.full(7, 1 / 7)
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(stats.entropy(policy.numpy(), uniform))
+    assert eq.kl_from_prior(policy).item() == pytest.approx(stats.entropy(policy.numpy(), uniform))
 
 
 @pytest.mark.parametrize("share", [1, 2, 7])

@@ -60,7 +60,7 @@ def test_soft_q_weights_are_the_critics_policy():
     critic = TDCritic(CriticConfig(), QInputs(("last",), 2), temperature, "cpu", Generators(0))
     seen = measured([1.0, 2.0, 3.0, 4.0])
     scores = SoftQ(critic, temperature).score(0, offered(), seen)
-    torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen)))
+    torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen), seen))
 
 
 def test_scores_by_loss_and_entropy_have_their_odds_at_the_temperature():
