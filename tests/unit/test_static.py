@@ -1,4 +1,4 @@
-"""Acceptance rules against closed forms and brute force, document means against a dictionary, scored streams."""
+"""Acceptance rules against closed forms and brute force, document means by dictionary, scored streams."""
 
 import io
 import math
@@ -55,7 +55,7 @@ class ByDictionary:
 
 
 def test_document_means_equal_a_dictionary_of_slots(monkeypatch):
-    """Documents of 50 share 16 slots, of which the later one begins afresh; none in one and the same batch."""
+    """Fifty documents share 16 slots, of which the later one begins afresh; never two in one batch."""
     monkeypatch.setattr(static, "DOCUMENTS", 16)
     means, expected = DocumentMeans(), ByDictionary(16)
     generator = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def test_rules_are_made_from_the_settings():
 
 
 class Given(Saved):
-    """The score of a window is in its first token, in thousandths; it counts the windows that it is asked for."""
+    """The score of a window is its first token, in thousandths; counts the windows that it is asked for."""
 
     SAVED = ("asked",)
     cost = Cost(forwards=2)
@@ -267,7 +267,7 @@ class TestScoredStream:
         torch.testing.assert_close(stream.of_target().double(), expected, rtol=0, atol=1e-5)
 
     def test_a_window_is_scored_with_its_documents_mean(self):
-        """Windows of 8 to a document, read at once: the score is between its own and the mean of the eight."""
+        """Eight windows of each document, read at once: between its own score and the mean of the eight."""
         offer = scored(Drawn(0.0, size=8)).read(512)
         own = offer.windows.tokens[:, 0].double() / 1000
         mean = own.view(-1, 8).mean(1).repeat_interleave(8)
@@ -323,8 +323,8 @@ class TestScoredStream:
         assert 0 < own.sum() < LEAST_OWN
         assert first.known["prior"][own].tolist() == [1.0] * int(own.sum())
 
-    def test_another_clean_and_corrupted_copy_of_a_document_have_means_of_their_own(self):
-        """The source is part of a document's identity, because a corrupted copy keeps that of its document."""
+    def test_a_document_and_its_corrupted_copy_have_means_of_their_own(self):
+        """They have the same identity, and different sources."""
 
         class Copies(Drawn):
             def read(self, n: int) -> Offer:
