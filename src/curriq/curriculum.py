@@ -580,7 +580,10 @@ class _Weights(_Part):
             self._reward.draw(step)
         done = self._rewarded(done)
         if self._model.examples and done.reward is not None:
-            done = replace(done, effects=self._probe.effects(step, done.offer, done.weights))
+            effects = self._probe.effects(step, done.offer, done.weights)
+            if effects is not None:  # Q reads what the user's forward pass has shown
+                effects = replace(effects, features=done.features.take(effects.rows))
+            done = replace(done, effects=effects)
         self._step = None if done.reward is None else done
         self._model.examples = {}
         return self._learnt(done, self._selector)
