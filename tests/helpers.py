@@ -66,6 +66,15 @@ def random_offer(n: int, window: int = 8, seed: int = 0, sources: int = 3) -> Of
     )
 
 
+def effects_of(
+    rows: torch.Tensor, effect: torch.Tensor, mixture: float = 0.0, features: Features | None = None
+) -> Effects:
+    """Measured effects of some windows of a step; where nothing is said of them, nothing is known."""
+    if features is None:
+        features = Features(hidden=torch.zeros(len(rows), 0), loss=torch.full((len(rows),), torch.nan))
+    return Effects(rows=rows, effect=effect, mixture=mixture, features=features)
+
+
 def finished_step(
     features: Features,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.helpers import effects_of
 from tests.steps import finished_step
 
 from curriq.config import to_toml
@@ -16,7 +17,7 @@ from curriq.data.tokenizer import encode, serialised, train_tokenizer
 from curriq.presets import preset
 from curriq.runlog.writers import RunLogs, write_summary
 from curriq.train.record import log_entry
-from curriq.types import Effects, Offer, Queries, Sampled, Windows
+from curriq.types import Offer, Queries, Sampled, Windows
 
 SOURCES = ("prose", "code")
 TEXTS = (
@@ -83,7 +84,7 @@ def write_run(
         weights = torch.softmax(0.3 * q if shift is None or step < shift else q, 0)
         loss = torch.full((n,), 6.0 - 3.0 * step / steps)
         ranked = (q - q.mean()) * 1e-3
-        effects = Effects(rows=torch.arange(n), effect=ranked, mixture=0.0) if effect else None
+        effects = effects_of(torch.arange(n), ranked) if effect else None
         row = _row(step, steps, n, window, source, weights.double().numpy(), sources, q, loss, tasks)
         row |= _steering(row, step, n, sources) if steered else {}
         row |= _search_metrics(step) if queries else {}
@@ -121,7 +122,6 @@ def _filtered(offer: Offer, source: int, name: str) -> Offer:
 def _sampled(n: int, accept_prob: float) -> Sampled:
     return Sampled(
         accept_prob=torch.full((n,), accept_prob, dtype=torch.float64),
-        unfiltered=torch.zeros(n, dtype=torch.bool),
     )
 
 

@@ -16,7 +16,7 @@ import toy
 import curriq
 from curriq.data.stream import Unreadable
 from curriq.select.base import Method, NoCritic, PlainSelector
-from curriq.select.references import scored_stream
+from curriq.select.static import DsirScore, ScoredStream
 from curriq.select.stream_filter import filtered
 from curriq.train.run import Own
 
@@ -37,8 +37,10 @@ class TargetLike:
 
 def build(config, context):
     """What `curriq train` is to learn from."""
-    stream = Unreadable(scored_stream(config, context))
-    windows = filtered(stream, config, TargetLike().accept_prob, context.generators)
+    target = context.corpus.held_out.reference
+    stream = ScoredStream(context.corpus.stream, DsirScore(target), None, target)
+    accept = TargetLike().accept_prob
+    windows = filtered(Unreadable(stream), config, accept, context.generators)
     return Method(proposer=windows, selector=Easy(), critic=NoCritic())
 
 

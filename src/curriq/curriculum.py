@@ -146,7 +146,9 @@ class Curriculum(Saved):
         require(
             self.config.method == "soft-q"
             and self.config.langevin.proposer == "stream"
-            and (filters or "static_score" not in self.config.critic.q_features),
+            and (
+                filters or not (self.config.select.prior or "static_score" in self.config.critic.q_features)
+            ),
             f"preset {preset!r} with these settings needs the loop of `curriq train`: use 'recommended', "
             "'weighted' or 'paper'.",
         )
@@ -410,6 +412,8 @@ class _Filter(_Part):
         self.reader = reader = _Reader(sources, model)
         target = as_windows(model.target)
         rule = RULES[config.select.static_rule](config.select, target.tokens.shape[1])
+        if policy is None and not config.select.prior:
+            rule = None
         scored = ScoredStream(reader, _ExampleScore(model, DsirScore(target)), rule, target)
         self._critic: Critic = NoCritic()
         if policy is None:
@@ -510,6 +514,8 @@ class _Filter(_Part):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self._batches = deque(map(Offer.from_state_dict, state["batches"]))
+        if self._step is not None:  # its windows are those of the next batch, the rejected ones included
+            self._step = replace(self._step, offer=self._batches[0], trained=self._batches[0])
 
 
 class _Weights(_Part):
@@ -574,7 +580,10 @@ class _Weights(_Part):
             self._reward.draw(step)
         done = self._rewarded(done)
         if self._model.examples and done.reward is not None:
-            done = replace(done, effects=self._probe.effects(step, done.offer, done.weights))
+            effects = self._probe.effects(step, done.offer, done.weights)
+            if effects is not None:  # Q reads what the user's forward pass has shown
+                effects = replace(effects, features=done.features.take(effects.rows))
+            done = replace(done, effects=effects)
         self._step = None if done.reward is None else done
         self._model.examples = {}
         return self._learnt(done, self._selector)

@@ -269,7 +269,7 @@ class TestRefused:
             (["--steps", "many"], ["--steps = 'many'", "valid integer"]),
             (["--beta", "low"], ["--beta = 'low'", "valid number"]),
             (["--selector", "softq"], ["unknown --selector 'softq'", "Did you mean 'soft-q'?"]),
-            (["--q-features", "source", "colour"], ["--q-features.1 = 'colour'", "'dsir_score'"]),
+            (["--q-features", "source", "colour"], ["--q-features.1 = 'colour'", "'static_score'"]),
             (["--help", "date"], ["'date'", "Did you mean 'data'?", "q-network"]),
         ],
         ids=lambda value: " ".join(value),

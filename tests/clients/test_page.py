@@ -21,7 +21,7 @@ def test_block(number, client, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     toy = client("toy")
-    examples = [toy.encode(chat) for _, chat in zip(range(64), toy.conversations(), strict=False)]
+    examples = [toy.encode(chat) for _, chat in zip(range(400), toy.conversations(), strict=False)]
     target, model = [toy.encode(chat) for chat in toy.clean(16, seed=0)], toy.model()
     names = {
         "curriculum": curriq.Curriculum(target, sources=toy.SOURCES, batch_size=16),

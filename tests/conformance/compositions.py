@@ -20,8 +20,11 @@ RAG: dict[str, Any] = {
 RECOMMENDED = {
     name: getattr(getattr(preset("recommended"), section), name)
     for name, section in field_owners().items()
-    if section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed")
+    if (section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed"))
+    or name in ("prior", "accept_target_source", "static_score", "static_rule")
 }
+STATIC = {"selector": "filter", "max_read_ratio": 4, "static_share": 0.3}
+WEIGHTED_CREDIT = {"credit": "counterfactual", "reward": "paired", "q_features": ("source", "static_score")}
 EXTRAS: dict[str, dict[str, Any]] = {
     "no q-weighting": {"q_weighting": False},
     "td into theta": {"td_into_theta": True, "td_lambda": 0.5},
@@ -32,10 +35,19 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "credit": "counterfactual",
         "reward_every": 2,
         "max_read_ratio": 3,
-        "q_features": ("source", "dsir_score"),
+        "q_features": ("source", "static_score"),
         "temperature": "fraction",
         "accept_fraction": 0.4,
     },
+    "prior": WEIGHTED_CREDIT
+    | {"prior": True, "max_read_ratio": 4, "accept_fraction": 0.4, "temperature": "fraction"}
+    | {"reward_every": 2, "static_score": "classifier", "static_rule": "share", "static_share": 0.4},
+    "weights by the prior": WEIGHTED_CREDIT | {"prior": True, "uniform_share": 0.1},
+    "classifier": STATIC | {"static_score": "classifier", "static_rule": "resample"},
+    "embedding": STATIC | {"static_score": "embedding", "static_rule": "quantile"},
+    "perplexity": STATIC | {"static_score": "perplexity", "accept_target_source": True},
+    "excess loss": STATIC | {"static_score": "rho", "static_rule": "share"},
+    "oracle": STATIC | {"static_score": "labels"},
     "solved temperature": {"temperature": "fraction", "effective_batch_fraction": 0.5, "uniform_share": 0.1},
     "learned temperature": {"temperature": "learned", "beta_lr": 0.1},
     "rewards in some steps": {"reward_every": 3, "reward": "paired"},
@@ -70,5 +82,6 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "direct-q": RAG | {"proposer": "direct-q", "direct_pool": 16},
     "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "low-loss"},
 }
-COMPOSITIONS = {name: {"selector": name} for name in SELECTORS} | EXTRAS
+COMPOSITIONS = {name: {"selector": name} for name in SELECTORS} | {"filter": STATIC} | EXTRAS
+FILTERING = {name for name, settings in COMPOSITIONS.items() if settings.get("max_read_ratio", 1) > 1}
 RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}

@@ -13,7 +13,7 @@ from curriq.train.run import train
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory) -> str:
-    """A model of the same tokenizer, for rho and as a pretrained model."""
+    """A model of the same tokenizer, for rho, perplexity and as a pretrained model."""
     return str(
         train(tiny(selector="uniform", steps=2, run_dir=str(tmp_path_factory.mktemp("ref")))).model_dir
     )
@@ -39,7 +39,7 @@ def configure(reference, labelled) -> Callable[[str], RunConfig]:
         overrides = COMPOSITIONS[name]
         if overrides.get("model") == "REFERENCE":
             overrides = overrides | {"model": reference}
-        if overrides.get("selector") == "rho":
+        if "rho" in (overrides.get("selector"), overrides.get("static_score")) or name == "perplexity":
             overrides = overrides | {"reference_model": reference}
         if overrides.get("difficulty") == "label":
             overrides = overrides | {"sources": (*tiny().data.sources, labelled)}

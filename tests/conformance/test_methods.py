@@ -17,10 +17,13 @@ from curriq.train.build import build_method
 from curriq.train.run import Run, prepare, train
 from curriq.types import Features, Offer
 
-FILTERED: dict[str, Any] = RECOMMENDED | {"q_features": ("source",), "reward_every": 1}
+FILTERED: dict[str, Any] = RECOMMENDED | {"q_features": ("source",), "reward_every": 1, "prior": False}
+"""What Q alone makes of the stream."""
 METHODS: dict[str, dict[str, Any]] = {
     "recommended": RECOMMENDED,
     "recommended on sources": FILTERED,
+    "filter": {"selector": "filter", "max_read_ratio": 4},
+    "weights by the prior": {"selector": "soft-q", "prior": True},
     "soft-q": {"selector": "soft-q"},
     "jittered": {"selector": "soft-q", "dirichlet_concentration": 2.0},
     "uniform": {"selector": "uniform"},
@@ -30,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "langevin": RAG | {"proposer": "langevin"},
     "uniform-buffer": RAG | {"proposer": "uniform-buffer", "selector": "uniform"},
 }
-WITHOUT_Q = ("uniform", "random-k", "competence", "bandit", "uniform-buffer")
+WITHOUT_Q = ("filter", "uniform", "random-k", "competence", "bandit", "uniform-buffer")
 
 
 @pytest.fixture(scope="module")

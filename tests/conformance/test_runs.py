@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
+from tests.conformance.compositions import COMPOSITIONS, FILTERING, RETRIEVING
 from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
 from transformers import AutoModelForCausalLM
 
@@ -23,7 +23,7 @@ N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
 WIDTH, VOCAB = 32, SETTINGS["vocab_size"]
 
-OTHER_WINDOWS = {"topic-coherent", "competence by label", "steered"} | RETRIEVING
+OTHER_WINDOWS = {"topic-coherent", "competence by label"} | FILTERING | RETRIEVING
 """Compositions that change the data, and so the windows."""
 
 

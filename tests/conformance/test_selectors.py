@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.helpers import effects_of
 
 from curriq.config import CriticConfig
 from curriq.rng import Generators
@@ -22,7 +23,7 @@ from curriq.select.loss import ByLoss, ExcessLoss, Uncertainty
 from curriq.select.soft_q import DirichletNoise, SoftQ
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import CalibrationGate, FixedBeta, FixedFraction, LearnedBeta, SolvedBeta
-from curriq.types import Effects, Features, Offer, Selector, Step, Windows
+from curriq.types import Features, Offer, Selector, Step, Windows
 
 VOCAB, WINDOW, WIDTH, N = 50, 12, 6, 16
 SOURCES = ("prose", "code", "noise")
@@ -110,7 +111,7 @@ def play(selector: Selector, steps: range) -> list:
             loss=3.0,
             reward=reward,
             q=seen.hidden.sum(1),
-            effects=Effects(rows=rows, effect=seen.hidden.sum(1)[rows] + seen.loss[rows], mixture=0.1),
+            effects=effects_of(rows, seen.hidden.sum(1)[rows] + seen.loss[rows], 0.1),
         )
         said.append((kept.rows.tolist(), scores.tolist(), selector.observe(finished)))
     return said

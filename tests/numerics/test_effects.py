@@ -8,10 +8,10 @@ import torch
 from tests.helpers import in_pieces, random_offer, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss
+from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, probed_rows
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.types import NO_COST, Cost, Features, Mixture, Offer, Sampled
+from curriq.types import NO_COST, Cost, Features, Mixture, Offer
 
 N, T, M = 8, 8, 5
 SIZES = {"micro_batch": 4, "chunk_tokens": 64}
@@ -211,19 +211,77 @@ def test_window_losses_are_those_of_training() -> None:
     torch.testing.assert_close(losses, mixture.features.loss)
 
 
-def test_the_unfiltered_windows_are_probed_before_what_was_accepted():
-    """Three of the windows were accepted unjudged; where four are probed, these three are among them."""
-    setting = Setting(probed=4)
-    ours = torch.tensor([1, 5, 6])
-    unfiltered = torch.zeros(N, dtype=torch.bool)
-    unfiltered[ours] = True
-    others = set()
-    for _ in range(12):
-        sampled = Sampled(accept_prob=torch.ones(N), unfiltered=unfiltered)
-        offer = replace(setting.offer, sampled=sampled)
-        rows = setting.probe.before(0, offer, setting.mixture()).rows
-        assert torch.equal(rows, rows.sort().values)
-        assert len(rows) == 4
-        assert torch.isin(ours, rows).all()
-        others |= set(rows.tolist()) - set(ours.tolist())
-    assert len(others) > 1  # the rest is drawn
+# Behind a filter
+
+
+def filtered(setting: Setting, trained: int) -> Offer:
+    """The first windows of the offer as accepted ones, the others as rejected, with what is known of all."""
+    offer = replace(setting.offer, known={"static_score": torch.linspace(-1, 1, N)})
+    return replace(offer.take(slice(trained)), rejected=offer.take(slice(trained, None)))
+
+
+def test_effects_of_rejected_windows_are_those_that_they_have_as_trained_ones() -> None:
+    """In float64, up to the rounding of a difference of losses."""
+    whole, setting = Setting(), Setting()
+    expected = whole.probe.before(0, whole.offer, whole.mixture())
+    offer = filtered(setting, 6)
+    setting.offer = offer
+    found = setting.probe.before(0, offer, setting.mixture())
+    assert found.rows.tolist() == list(range(N))
+    torch.testing.assert_close(found.effect, expected.effect, rtol=1e-6, atol=1e-12)
+    assert torch.equal(found.features.known["static_score"], torch.linspace(-1, 1, N))
+    assert torch.equal(
+        found.features.source, torch.cat([offer.windows.source, offer.rejected.windows.source])
+    )
+
+
+def test_the_mixture_is_that_of_the_trained_windows_alone() -> None:
+    setting = Setting()
+    setting.offer = offer = filtered(setting, 5)
+    found = setting.probe.before(0, offer, setting.mixture())
+    assert found.mixture == pytest.approx(found.effect[:5].mean().item())
+
+
+def test_a_rejected_window_has_no_part_in_the_gradient_and_costs_two_passes() -> None:
+    with_them, without = Setting(), Setting()
+    with_them.offer = filtered(with_them, 5)
+    without.offer = without.offer.take(slice(5))
+    costs = []
+    for setting in (with_them, without):
+        mixture = setting.mixture()
+        setting.probe.before(0, setting.offer, mixture)
+        setting.learner.update(0)
+        costs.append(setting.probe.after(0)[1])
+    for ours, theirs in zip(with_them.lm.parameters, without.lm.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+    # Gradient: 3 M. Effects: a second pass of the five, two of the rejected. Reward: M.
+    assert costs == [Cost(forwards=3 * M + 5 + 2 * (N - 5) + M), Cost(forwards=3 * M + 5 + M)]
+
+
+def test_a_third_of_the_probed_windows_are_rejected_ones() -> None:
+    """As many as there are; each draw is another one, in ascending order."""
+    generator = torch.Generator().manual_seed(0)
+    seen: set[int] = set()
+    for _ in range(150):
+        ours, theirs = probed_rows(20, 30, 9, generator)
+        assert len(ours) == 6
+        assert len(theirs) == 3
+        for rows in (ours, theirs):
+            assert torch.equal(rows, rows.unique())
+        assert ours.max() < 20
+        seen |= set(theirs.tolist())
+    assert seen == set(range(30))
+    for trained, rejected, expected in ((20, 0, (9, 0)), (20, 2, (7, 2)), (4, 30, (4, 3)), (8, 1, (8, 1))):
+        assert tuple(map(len, probed_rows(trained, rejected, 9, generator))) == expected
+
+
+def test_drawn_rejected_windows_have_their_own_effects_and_features() -> None:
+    whole, part = Setting(), Setting(probed=5)
+    everything = filtered(whole, 5)
+    all_effects = whole.probe.before(0, whole.offer, whole.mixture())
+    part.offer = everything
+    some = part.probe.before(0, everything, part.mixture())
+    assert (some.rows < 5).sum() == 3
+    assert (some.rows >= 5).sum() == 2
+    torch.testing.assert_close(some.effect, all_effects.effect[some.rows], rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(some.features.known["static_score"], torch.linspace(-1, 1, N)[some.rows])

@@ -145,7 +145,7 @@ def test_uniform_mixture_is_the_mean_loss_and_uses_all_windows():
     policy = eq.uniform_policy(losses)
     torch.testing.assert_close(eq.mixture_loss(policy, losses), losses.mean())
     assert eq.effective_batch_size(policy).item() == pytest.approx(7)
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(0, abs=1e-15)
+    assert eq.kl_from_prior(policy).item() == pytest.approx(0, abs=1e-15)
     assert eq.entropy(policy).item() == pytest.approx(math.log(7))
 
 
@@ -153,7 +153,7 @@ def test_a_policy_on_one_window_has_no_entropy():
     policy = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert eq.entropy(policy).item() == 0
     assert eq.effective_batch_size(policy).item() == 1
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(math.log(4))
+    assert eq.kl_from_prior(policy).item() == pytest.approx(math.log(4))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -161,7 +161,7 @@ def test_entropy_and_divergence_agree_with_scipy(seed):
     policy = random_policy(seed)
     assert eq.entropy(policy).item() == pytest.approx(stats.entropy(policy.numpy()))
     uniform = np.full(7, 1 / 7)
-    assert eq.kl_from_uniform(policy).item() == pytest.approx(stats.entropy(policy.numpy(), uniform))
+    assert eq.kl_from_prior(policy).item() == pytest.approx(stats.entropy(policy.numpy(), uniform))
 
 
 @pytest.mark.parametrize("share", [1, 2, 7])
@@ -217,6 +217,98 @@ def test_the_elbo_never_exceeds_the_log_evidence(seed):
     boltzmann = special.softmax(q.numpy() / beta)
     assert gap == pytest.approx(stats.entropy(policy.numpy(), boltzmann), abs=1e-12)
     assert gap > 0
+
+
+# A prior π₀ in place of the uniform p_0
+
+
+def random_prior(seed: int, n: int = 7) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed + 200).dirichlet(np.ones(n)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("beta", [0.01, 0.3, 1.0, 20.0, math.inf])
+def test_a_uniform_prior_changes_nothing(seed, beta):
+    q, even = random_q(seed), torch.full((7,), 1 / 7, dtype=torch.float64)
+    policy = random_policy(seed)
+    torch.testing.assert_close(eq.soft_value(q, beta, even), eq.soft_value(q, beta))
+    torch.testing.assert_close(eq.boltzmann(q, beta, even), eq.boltzmann(q, beta))
+    torch.testing.assert_close(eq.kl_from_prior(policy, even), eq.kl_from_prior(policy))
+    if beta < math.inf:
+        torch.testing.assert_close(eq.free_energy(policy, q, beta, even), eq.free_energy(policy, q, beta))
+        torch.testing.assert_close(eq.elbo(policy, q, beta, even), eq.elbo(policy, q, beta))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("beta", [0.02, 0.5, 3.0])
+def test_soft_value_with_a_prior_is_the_log_of_a_mean_under_it(seed, beta):
+    q, prior = random_q(seed), random_prior(seed)
+    expected = beta * special.logsumexp(q.numpy() / beta, b=prior.numpy())
+    assert eq.soft_value(q, beta, prior).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_limits_of_the_soft_value_with_a_prior_are_its_mean_and_the_greatest_q_that_it_allows():
+    q, prior = torch.tensor([3.0, 1.0, -1.0]).double(), torch.tensor([0.0, 0.25, 0.75]).double()
+    assert eq.soft_value(q, 1e-7, prior).item() == pytest.approx(1.0, abs=1e-6)
+    assert eq.soft_value(q, 1e7, prior).item() == pytest.approx(-0.5, abs=1e-6)
+    assert eq.soft_value(q, math.inf, prior).item() == -0.5
+    assert eq.boltzmann(q, 0.1, prior)[0] == 0
+
+
+def test_soft_value_with_a_prior_keeps_its_digits_in_float32():
+    q, prior = 1e-3 * random_q(2, n=256), random_prior(2, n=256)
+    expected = special.logsumexp(q.numpy(), b=prior.numpy())
+    assert eq.soft_value(q.float(), 1.0, prior.float()).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("least", [1e-30, 1e-6, 0.4])
+def test_soft_value_where_the_greatest_q_has_hardly_any_prior(least):
+    """In float32; 1 + (a number near −1) would be 0, and its logarithm infinite."""
+    q, prior = torch.tensor([0.0, -1.0, -1.5]), torch.tensor([least, 0.5 - least, 0.5])
+    expected = 0.005 * special.logsumexp(q.double().numpy() / 0.005, b=prior.double().numpy())
+    assert eq.soft_value(q, 0.005, prior).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])
+def test_the_boltzmann_policy_with_a_prior_minimises_the_free_energy_from_it(seed, beta):
+    q, prior = random_q(seed, n=5), random_prior(seed, n=5)
+    policy, minimum = minimise_over_policies(lambda p: eq.free_energy(p, q, beta, prior), 5, seed)
+    torch.testing.assert_close(policy, eq.boltzmann(q, beta, prior), rtol=0, atol=1e-5)
+    assert minimum == pytest.approx(-eq.soft_value(q, beta, prior).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_free_energy_exceeds_minus_v_by_the_divergence_from_the_policy(seed):
+    """F(π) + V = β KL(π ‖ π*), for any π; so that the ELBO is tight at π* alone."""
+    q, policy, prior, beta = random_q(seed), random_policy(seed), random_prior(seed), 0.6
+    best = special.softmax(q.numpy() / beta + np.log(prior.numpy()))
+    gap = eq.free_energy(policy, q, beta, prior) + eq.soft_value(q, beta, prior)
+    assert gap.item() == pytest.approx(beta * stats.entropy(policy.numpy(), best), abs=1e-12)
+    log_evidence = math.log(prior.numpy() @ np.exp(q.numpy() / beta))
+    assert eq.elbo(policy, q, beta, prior).item() == pytest.approx(
+        log_evidence - gap.item() / beta, abs=1e-12
+    )
+    assert eq.elbo(torch.from_numpy(best), q, beta, prior).item() == pytest.approx(log_evidence, abs=1e-12)
+    assert gap > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_gradient_of_the_free_energy_is_level_at_the_policy(seed):
+    """Along the simplex nothing is to be gained there: ∂F/∂π_i is the same for all i."""
+    q, prior = random_q(seed), random_prior(seed)
+    policy = eq.boltzmann(q, 0.4, prior).requires_grad_()
+    (gradient,) = torch.autograd.grad(eq.free_energy(policy, q, 0.4, prior), policy)
+    torch.testing.assert_close(gradient, gradient.mean().expand(7), rtol=0, atol=1e-12)
+
+
+def test_the_divergence_from_a_prior_is_scipys_and_infinite_outside_it():
+    policy, prior = random_policy(1), random_prior(1)
+    expected = stats.entropy(policy.numpy(), prior.numpy())
+    assert eq.kl_from_prior(policy, prior).item() == pytest.approx(expected)
+    allowed = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert eq.kl_from_prior(allowed, allowed).item() == 0
+    assert eq.kl_from_prior(allowed.flip(0), allowed).item() == math.inf
 
 
 # a_k ~ π_k

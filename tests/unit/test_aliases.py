@@ -25,7 +25,8 @@ RENAMED = [
     ({"target_fraction": 0.4, "oversample": 4}, {"accept_fraction": 0.4, "max_read_ratio": 4}),
     ({"target_fraction": 0.4, "max_read_ratio": 4}, {"accept_fraction": 0.4, "max_read_ratio": 4}),
     ({"temperature": "governed"}, {"temperature": "gated"}),
-    ({"q_features": ["source", "likeness"]}, {"q_features": ["source", "dsir_score"]}),
+    ({"q_features": ["source", "likeness"]}, {"q_features": ["source", "static_score"]}),
+    ({"q_features": ["dsir_score"]}, {"q_features": ["static_score"]}),
 ]
 BASE = RunConfig().override(credit="counterfactual", q_features=("source",))
 
@@ -157,7 +158,7 @@ def test_the_whole_file_of_an_old_run(changes, moved, notices, tmp_path: Path):
         "replay_batch": "q_replay_batch",
         "replay_updates": "q_replay_updates",
     }
-    values = {"governed": "gated", "likeness": "dsir_score"}
+    values = {"governed": "gated", "likeness": "static_score"}
     for section, settings in tomllib.loads(text).items():
         for name in settings.keys() - {"sources", "needle", "swap_candidates", "swap_top_k"}:
             value = settings[name]

@@ -96,6 +96,9 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LMConfig, "lora_alpha", [0], [1]),
     (LMConfig, "lora_dropout", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (TrainConfig, "max_read_ratio", [0, -1], [1]),
+    (SelectConfig, "static_share", [0.0, 1.1, math.nan], [1e-9, 1.0]),
+    (SelectConfig, "static_quantile", [-0.1, 1.0, math.nan], [0.0, 0.99]),
+    (SelectConfig, "static_sharpness", [0.0, math.nan, math.inf], [1e-9]),
     (EvalConfig, "eval_tasks_every", [-1], [0]),
     (EvalConfig, "eval_tasks_limit", [-1], [0]),
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
@@ -521,6 +524,7 @@ SOURCES = st.lists(
 @st.composite
 def run_configs(draw: st.DrawFn) -> RunConfig:
     sources = tuple(draw(SOURCES))
+    selector = draw(st.sampled_from(sorted(set(SELECTORS) - {"rho"})))
     return RunConfig(
         data=DataConfig(
             sources=sources,
@@ -531,8 +535,12 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         lm=LMConfig(model=draw(TEXT.filter(bool)), precision=draw(st.sampled_from(["fp32", "bf16"]))),
         optim=OptimConfig(lm_lr=draw(POSITIVE), weight_decay=draw(st.floats(0, 10))),
         critic=CriticConfig(beta=draw(POSITIVE), gamma=draw(st.floats(0, 1, exclude_max=True))),
-        select=SelectConfig(selector=draw(st.sampled_from(sorted(set(SELECTORS) - {"rho"})))),
-        train=TrainConfig(seed=draw(st.integers(0, 2**63 - 1)), num_candidates=draw(st.integers(8, 10**9))),
+        select=SelectConfig(selector=selector),
+        train=TrainConfig(
+            seed=draw(st.integers(0, 2**63 - 1)),
+            num_candidates=draw(st.integers(8, 10**9)),
+            max_read_ratio=8 if selector == "filter" else 1,
+        ),
         log=LogConfig(run_dir=draw(TEXT), wandb=draw(TEXT), tensorboard=draw(st.booleans())),
     )
 

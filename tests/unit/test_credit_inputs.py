@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.helpers import finished_step, in_pieces, random_offer, tiny_lm
+from tests.helpers import effects_of, finished_step, in_pieces, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
@@ -47,9 +47,10 @@ def finished(features: Features, effects: Effects | None, reward: float = 0.01) 
 
 
 def test_every_probed_window_gets_the_target_plus_its_own_effect_minus_the_mixtures():
-    effects = Effects(rows=torch.tensor([1, 4]), effect=torch.tensor([0.5, -0.25]), mixture=0.125)
-    task = counterfactual_credit(finished(seen(), effects))
-    assert task.rows.tolist() == [1, 4]
+    rows, features = torch.tensor([1, 4]), seen()
+    effects = effects_of(rows, torch.tensor([0.5, -0.25]), 0.125, features.take(rows))
+    task = counterfactual_credit(finished(features, effects))
+    assert torch.equal(task.features.hidden, features.hidden[rows])
     assert task.combine is None
     assert task.offsets.tolist() == [0.375, -0.375]
     assert counterfactual_credit(finished(seen(), None)) is None
@@ -74,7 +75,8 @@ def test_the_loss_of_a_probe_is_calculated_by_hand():
     """No reward, γ V = γ · 0 with Q̄ = 0: the targets are the offsets, and Q starts at 0."""
     made = q_critic(q_standardise=True)
     made.scale._fixed = True  # in nats
-    effects = Effects(rows=torch.tensor([0, 3]), effect=torch.tensor([0.4, -0.2]), mixture=0.0)
+    rows = torch.tensor([0, 3])
+    effects = effects_of(rows, torch.tensor([0.4, -0.2]), features=seen().take(rows))
     row, _ = made.learn(finished(seen(), effects, reward=0.0), seen(seed=1))
     assert row["critic/td_loss"] == pytest.approx((0.4**2 + 0.2**2) / 4)
     assert row["critic/td_target"] == pytest.approx(0.1)
@@ -91,7 +93,7 @@ def test_q_learns_the_ranking_of_effects_at_any_scale(scale):
         made.learn(previous, features)
         noise = torch.randn(16, generator=torch.Generator().manual_seed(1000 + step))
         effect = scale * (features.hidden @ direction + noise)
-        effects = Effects(rows=torch.arange(16), effect=effect, mixture=effect.mean().item())
+        effects = effects_of(torch.arange(16), effect, effect.mean().item(), features)
         previous = finished(features, effects, reward=scale)
     fresh = seen(400, seed=9999)
     truth = fresh.hidden @ direction

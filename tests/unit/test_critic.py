@@ -185,7 +185,7 @@ def test_values_are_detached_and_policy_is_boltzmann():
     h = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     q = made.values(features(h))
     assert not q.requires_grad
-    torch.testing.assert_close(made.policy(q), torch.exp(q / 0.5) / torch.exp(q / 0.5).sum())
+    torch.testing.assert_close(made.policy(q, features(h)), torch.exp(q / 0.5) / torch.exp(q / 0.5).sum())
 
 
 def test_td_gradient_reaches_the_forwarded_hidden_state_once_and_unclipped():
@@ -222,7 +222,7 @@ def test_no_critic_conforms_and_does_nothing():
     assert not nobody.needs_reward
     h = torch.ones(4, 3)
     assert nobody.values(features(h)) is None
-    assert nobody.policy(torch.tensor([1.0, 2.0])).tolist() == [0.5, 0.5]
+    assert nobody.policy(torch.arange(4.0), features(h)).tolist() == [0.25] * 4
     assert nobody.learn(transition(h, 0, -1.0), features(h)) == ({}, NO_COST)
     nobody.load_state_dict(nobody.state_dict())
 
@@ -316,7 +316,7 @@ def recovered_scale(credit, n: int, steps: int = 1500, width: int = 4) -> float:
         rewards.append((hidden @ truth).mean() + noise)
         done = transition(hidden, int(torch.randint(n, (), generator=generator)), rewards[-1].item())
         task = credit(done)
-        inputs = hidden[task.rows]  # Q is linear, so a prediction's gradient is its (combined) input
+        inputs = task.features.hidden  # Q is linear, so a prediction's gradient is its (combined) input
         rows.append(inputs[0] if task.combine is None else (task.combine.double() @ inputs)[0])
     found = torch.linalg.lstsq(torch.stack(rows), torch.stack(rewards)[:, None]).solution[:, 0]
     return (found @ truth / (truth @ truth)).item()

@@ -20,7 +20,7 @@ from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, held_o
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass, subset_pass, two_pass, weighted_gradient
 from curriq.lm.model import LanguageModel, window_losses
-from curriq.select.stream_filter import DsirScore
+from curriq.select.static import DsirScore
 from curriq.types import IGNORED, Features, Offer, Step, Windows
 
 N, T = 8, 9
@@ -205,7 +205,7 @@ def through_a_file(state: Any) -> Any:
 @pytest.mark.parametrize("windows", [some_windows(), random_offer(N, T).windows], ids=["labels", "none"])
 def test_a_step_survives_a_checkpoint(windows):
     """What the next TD update reads: windows, what is known of them, features, weights and effects."""
-    known = {"dsir_score": torch.linspace(-1, 1, N)}
+    known = {"static_score": torch.linspace(-1, 1, N)}
     features = Features(hidden=torch.randn(N, 3), loss=torch.rand(N), source=windows.source, known=known)
     offer = Offer.of(replace(windows, difficulty=torch.full((N,), math.nan)), known=known, epoch=2)
     step = finished_step(features, offer=offer, index=7, action=3, reward=-1.5, q=torch.rand(N))
@@ -322,8 +322,8 @@ def tokenizer():
 class EvenTokens(Packer):
     """Learns the tokens of even number."""
 
-    def add(self, tokens, difficulty=math.nan, learnt=None):
-        return super().add(tokens, difficulty, [token % 2 == 0 for token in tokens])
+    def add(self, tokens, difficulty=math.nan, learnt=None, document=0):
+        return super().add(tokens, difficulty, [token % 2 == 0 for token in tokens], document)
 
 
 def half_labelled_stream(tokenizer) -> WindowStream:

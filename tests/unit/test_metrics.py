@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.helpers import effects_of
 from tests.runs import without_times
 from tests.steps import finished_step
 
@@ -23,7 +24,7 @@ from curriq.runlog import writers as module
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
 from curriq.runlog.writers import CandidateLog, MetricsLog, RunLogs, write_summary
 from curriq.train.record import TensorBoardSink, WandbSink, log_entry
-from curriq.types import Effects, Offer, Sampled, Windows
+from curriq.types import Offer, Sampled, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -213,7 +214,7 @@ def collect(
     )
     index = torch.tensor(trained)
     loss = index.float() + step
-    effects = Effects(rows=torch.tensor([0]), effect=torch.tensor([0.25]), mixture=0.25) if with_q else None
+    effects = effects_of(torch.tensor([0]), torch.tensor([0.25]), 0.25) if with_q else None
     q = -loss if with_q else None
     made = finished_step(step, Offer.of(windows), index, loss=loss, scores=index * 0.5, q=q, effects=effects)
     log.append(log_entry(made, {}))
@@ -275,7 +276,6 @@ class TestCandidateLog:
                     ),
                     sampled=Sampled(
                         accept_prob=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
-                        unfiltered=torch.zeros(2, dtype=torch.bool),
                     ),
                 ),
                 rows=torch.tensor(rows),
@@ -293,6 +293,31 @@ class TestCandidateLog:
         assert rows["weight"] == [0.5, 0.5, 0, 0]
         assert rows["loss"] == [4.0, 5.0, None, None]
         assert rows["accept_prob"] == [0.5, 0.25, 0.25, 0.125]
+
+    def test_effects_stand_at_the_windows_that_were_probed_the_rejected_ones_included(self, tmp_path):
+        """Of four proposed windows two are trained on, rows 3 and 1 of the proposal; three were rejected."""
+        log = CandidateLog(tmp_path, 0, ["prose"])
+        proposed, rejected = (
+            Offer.of(
+                Windows(
+                    tokens=torch.zeros(n, 2, dtype=torch.long),
+                    ids=torch.arange(first, first + n),
+                    source=torch.zeros(n, dtype=torch.long),
+                )
+            )
+            for n, first in ((4, 0), (3, 10))
+        )
+        # Effect of each window: its id in hundredths. Rows 0 and 1 are trained windows, 2, 3, 4 rejected.
+        effects = effects_of(torch.tensor([0, 1, 3, 4]), torch.tensor([0.03, 0.01, 0.11, 0.12]))
+        offer = replace(proposed, rejected=rejected)
+        log.append(log_entry(finished_step(0, offer, torch.tensor([3, 1]), effects=effects), {}))
+        log.flush()
+        rows = read_candidates(tmp_path).to_pydict()
+        found = dict(zip(rows["window_id"], rows["effect"], strict=True))
+        assert found == {
+            **dict.fromkeys((0, 2, 10)),
+            **{i: pytest.approx(i / 100) for i in (1, 3, 11, 12)},
+        }
 
     def test_columns_are_the_documented_ones(self, tmp_path):
         write_candidates(tmp_path, 0, 1, every=1)

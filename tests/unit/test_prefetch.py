@@ -86,7 +86,7 @@ def test_a_run_is_the_same_to_the_bit_also_when_it_is_interrupted(tmp_path):
     config = tiny(
         max_read_ratio=4,
         credit="counterfactual",
-        q_features=("source", "dsir_score"),
+        q_features=("source", "static_score"),
         reward_every=2,
         temperature="fraction",
     )

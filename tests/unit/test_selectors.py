@@ -1,6 +1,7 @@
 """What each selector prefers, against closed forms and simulations."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,63 @@ def test_soft_q_weights_are_the_critics_policy():
     critic = TDCritic(CriticConfig(), QInputs(("last",), 2), temperature, "cpu", Generators(0))
     seen = measured([1.0, 2.0, 3.0, 4.0])
     scores = SoftQ(critic, temperature).score(0, offered(), seen)
-    torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen)))
+    torch.testing.assert_close(scores.softmax(0), critic.policy(critic.values(seen), seen))
+
+
+PRIOR = torch.tensor([0.5, 1e-60, 1.0, 0.02], dtype=torch.float64)
+"""The second one is less than float32 can hold."""
+
+
+def weighing(beta: float, uniform_share: float = 0.0) -> tuple[SoftQ, TDCritic]:
+    temperature = FixedBeta(beta)
+    inputs = QInputs(("last",), 2)
+    critic = TDCritic(CriticConfig(), inputs, temperature, "cpu", Generators(0), weighs_by_prior=True)
+    return SoftQ(critic, temperature, uniform_share, weighs_by_prior=True), critic
+
+
+@pytest.mark.parametrize("beta", [0.05, 1.0, 1e9])
+def test_weights_with_a_prior_are_the_prior_times_the_exponential(beta):
+    """Normalised over the step; so is the policy that actions are drawn from."""
+    selector, critic = weighing(beta)
+    offer = replace(offered(), known={"prior": PRIOR})
+    seen = replace(measured([1.0, 2.0, 3.0, 4.0]), known={"prior": PRIOR})
+    scores = selector.score(0, offer, seen)
+    q = critic.values(seen)
+    expected = PRIOR * (q.double() / beta).exp()
+    expected /= expected.sum()
+    torch.testing.assert_close(scores.double().softmax(0), expected, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(critic.policy(q, seen).double(), expected, rtol=1e-4, atol=1e-7)
+    assert scores.isfinite().all()
+
+
+def test_windows_that_the_prior_rules_out_share_the_weight_where_there_are_no_others():
+    offer = replace(offered(), known={"prior": torch.full((4,), 1e-100, dtype=torch.float64)})
+    selector, _ = weighing(1e9)
+    weights = selector.score(0, offer, measured([1.0, 2.0, 3.0, 4.0])).softmax(0)
+    assert weights.tolist() == pytest.approx([0.25] * 4, rel=1e-5)
+
+
+def test_the_even_share_of_weights_with_a_prior_is_what_was_asked_for():
+    """Once a step has shown how large the weights are. The window whose prior is nearly 0 has the even share
+    alone, a quarter of 0.2."""
+    selector, critic = weighing(0.3, uniform_share=0.2)
+    offer = replace(offered(), known={"prior": PRIOR})
+    seen = replace(measured([1.0, 2.0, 3.0, 4.0]), known={"prior": PRIOR})
+    selector.observe(finished_step(seen, offer=offer, q=critic.values(seen)))
+    weights = selector.score(1, offer, seen).double().softmax(0)
+    assert weights[1].item() == pytest.approx(0.05, rel=1e-4)
+    rest = PRIOR * (critic.values(seen).double() / 0.3).exp()
+    torch.testing.assert_close(weights, 0.05 + 0.8 * rest / rest.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_q_bootstraps_on_the_value_under_the_prior():
+    """V = β log Σ π₀ exp(Q̄/β) with π₀ normalised over the candidates."""
+    _, critic = weighing(0.5)
+    seen = replace(measured([1.0, 2.0, 3.0, 4.0]), known={"prior": PRIOR})
+    row, _ = critic.learn(None, seen)
+    q = critic.target(seen.hidden).detach().double()
+    expected = 0.5 * torch.log((PRIOR / PRIOR.sum()) @ (q / 0.5).exp())
+    assert row["critic/soft_value"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_scores_by_loss_and_entropy_have_their_odds_at_the_temperature():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.helpers import finished_step
+from tests.helpers import effects_of, finished_step
 from torch import Tensor
 
 from curriq.data.stream import Unreadable
@@ -15,18 +15,30 @@ from curriq.errors import CurriqError
 from curriq.presets import preset
 from curriq.select.base import NoCritic
 from curriq.select.stream_filter import FilteredStream, StreamFilter
-from curriq.softq.temperature import Acceptance, FixedBeta, FixedFraction, SolvedBeta, Temperature
+from curriq.softq.temperature import (
+    Acceptance,
+    FixedBeta,
+    FixedFraction,
+    PriorTrust,
+    SolvedBeta,
+    Temperature,
+)
 from curriq.train.run import prepare
-from curriq.types import Cost, Effects, Features, Offer, Proposer, Sampled, Selector, Step, Windows
+from curriq.types import Cost, Features, Offer, Proposer, Selector, Step, Windows
 
 SHARES = torch.tensor([0.5, 0.3, 0.2])
 Q = torch.tensor([0.0, 1.0, 2.0])
 
 
 class Numbered:
-    """Windows of three sources in fixed proportions; the window's number is its id."""
+    """Windows of three sources in fixed proportions; the window's number is its id.
 
-    def __init__(self, seed: int = 0) -> None:
+    Args:
+        known: gives what is known of windows before the forward pass.
+    """
+
+    def __init__(self, seed: int = 0, known: Callable[[Windows], dict[str, Tensor]] | None = None) -> None:
+        self.known = known or (lambda windows: {})
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
 
@@ -38,7 +50,7 @@ class Numbered:
             ids=ids,
             source=torch.multinomial(SHARES, n, replacement=True, generator=self.generator),
         )
-        return Offer.of(windows, cost=Cost(windows_read=n), epoch=0)
+        return Offer.of(windows, known=self.known(windows), cost=Cost(windows_read=n), epoch=0)
 
     def state_dict(self):
         return {"generator": self.generator.get_state(), "position": self.position}
@@ -53,7 +65,6 @@ def filtered(
     *,
     n: int = 32,
     max_read_ratio: int = 100,
-    unfiltered: int = 0,
     stream: Numbered | None = None,
 ) -> FilteredStream:
     return FilteredStream(
@@ -61,7 +72,6 @@ def filtered(
         n,
         max_read_ratio=max_read_ratio,
         accept_prob=accept_prob,
-        num_unfiltered=lambda step: unfiltered,
         generator=torch.Generator().manual_seed(1),
     )
 
@@ -111,19 +121,15 @@ def test_what_was_read_too_far_is_judged_in_the_next_step():
     assert stream.position > judged  # or nothing would have been read ahead
 
 
-def test_unfiltered_windows_are_accepted_unjudged():
-    proposer = filtered(lambda offer: (offer.windows.source == 2).float(), unfiltered=16)
+def test_rejected_windows_are_kept_with_their_probability():
+    proposer = filtered(lambda offer: (offer.windows.source == 2).float())
     offer = proposer.propose(0)
     windows, rejected = offer.windows, offer.rejected.windows
-    assert offer.sampled.unfiltered.tolist() == [True] * 16 + [False] * 16
-    assert torch.equal(windows.ids[:16], torch.arange(16))
-    assert set(windows.source[16:].tolist()) == {2}
-    assert len(rejected) + 32 == offer.cost.windows_read
+    assert set(windows.source.tolist()) == {2}
     assert set(rejected.source.tolist()) == {0, 1}
-    # The policy's probability, accepted or not.
-    assert torch.equal(offer.sampled.accept_prob, (windows.source == 2).double())
+    assert len(rejected) + 32 == offer.cost.windows_read
+    assert offer.sampled.accept_prob.tolist() == [1.0] * 32
     assert offer.rejected.sampled.accept_prob.max() == 0
-    assert not offer.rejected.sampled.unfiltered.any()
     read = torch.cat([windows.ids, rejected.ids])
     assert torch.equal(read.sort().values, torch.arange(len(read)))
 
@@ -158,56 +164,69 @@ def test_a_filtered_stream_continues_bitwise_from_its_state():
 
 
 class SourceCritic(NoCritic):
-    """Q of a window is that of its source, and its dsir_score; a level that drifts is added."""
+    """Q of a window is that of its source, and its static score; a level that drifts is added."""
 
     level = 0.0
 
     def values(self, features: Features) -> Tensor:
         assert features.source is not None
         q = Q[features.source] + self.level
-        return q + features.known["dsir_score"] if "dsir_score" in features.known else q
+        return q + features.known["static_score"] if "static_score" in features.known else q
+
+
+def stream_filter(
+    critic: NoCritic, temperature: Temperature, acceptance: Acceptance | None = None, **settings
+) -> StreamFilter:
+    return StreamFilter(critic, temperature, acceptance or Acceptance(), **{"trust": PriorTrust()} | settings)
 
 
 def played(
     temperature: Temperature, probes: int = 3, acceptance: Acceptance | None = None, **settings
 ) -> tuple[StreamFilter, SourceCritic]:
+    """A filter that has read 48 windows in each of some steps, half of which it trained on."""
     critic = SourceCritic()
-    selector = StreamFilter(critic, temperature, acceptance or Acceptance(), **settings)
-    proposer = filtered(selector.accept_prob, unfiltered=16)
+    selector = stream_filter(critic, temperature, acceptance, **settings)
+    stream = Numbered()
     for k in range(probes):
         critic.level += 5.0
-        offer = proposer.propose(k)
-        selector.observe(probed(offer, critic.values(Features.before_forward(offer)), index=k))
+        selector.observe(probed(split(stream.read(48), 24), critic, index=k))
     return selector, critic
 
 
-def probed(offer: Offer, q: Tensor, index: int = 0) -> Step:
-    """A step in which the effect of every window turned out to be its Q."""
+def split(offer: Offer, n: int) -> Offer:
+    """The first n windows as those that were accepted, the others as rejected."""
+    return replace(offer.take(slice(n)), rejected=offer.take(slice(n, None)))
+
+
+def probed(offer: Offer, critic: SourceCritic, index: int = 0, sign: float = 1.0) -> Step:
+    """A step in which the effect of every window turned out to be its Q, or minus that."""
     n = len(offer)
-    effects = Effects(rows=torch.arange(n), effect=q.clone(), mixture=0.0)
+    seen = Features.cat([Features.before_forward(part) for part in offer.judged])
+    effects = effects_of(torch.arange(len(seen)), sign * critic.values(seen), features=seen)
     features = Features(hidden=torch.zeros(n, 1), loss=torch.zeros(n))
+    q = critic.values(Features.before_forward(offer))
     return finished_step(features, offer=offer, index=index, reward=0.0, q=q, effects=effects)
 
 
 class TestStreamFilter:
     def test_accepts_everything_before_the_first_probe(self):
-        selector = StreamFilter(SourceCritic(), FixedBeta(1.0), Acceptance())
+        selector = stream_filter(SourceCritic(), FixedBeta(1.0))
         assert isinstance(selector, Selector)
         assert selector.accept_prob(Numbered().read(9)).tolist() == [1.0] * 9
 
-    def test_probability_is_boltzmann_below_the_greatest_q_of_unfiltered_windows(self):
+    def test_probability_is_boltzmann_below_the_greatest_q_of_what_was_read(self):
         """Also when the level of Q has moved since the probe."""
         selector, critic = played(FixedBeta(0.7))
         critic.level += 100.0
         offer = Numbered(5).read(50)
         expected = ((Q[offer.windows.source] - Q.max()) / 0.7).exp()
-        assert torch.allclose(selector.accept_prob(offer), expected, atol=1e-4)
+        assert torch.allclose(selector.accept_prob(offer).float(), expected, atol=1e-4)
 
     def test_the_best_share_is_accepted_at_any_temperature(self):
         """A fifth of the windows are of the best source, three tenths of the second: c is the second's Q."""
         selector, _ = played(FixedBeta(1e-3), probes=8, acceptance=Acceptance(0.35))
         offer = Numbered(5).read(50)
-        assert selector.accept_prob(offer).tolist() == (offer.windows.source > 0).float().tolist()
+        assert selector.accept_prob(offer).tolist() == (offer.windows.source > 0).double().tolist()
 
     @pytest.mark.parametrize(("fraction", "always"), [(0.5, 0.1), (0.05, 0.05)])
     def test_a_run_always_accepts_its_best_tenth_or_all_that_it_accepts_where_that_is_less(
@@ -223,7 +242,7 @@ class TestStreamFilter:
         assert selector.acceptance.always_accept == always
 
     def test_accepts_the_share_that_is_asked_for(self):
-        """Of unfiltered windows, so up to the noise of the three probes' 48."""
+        """Of the stream, up to the noise of the 144 windows that were read."""
         selector, _ = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
         assert selector.accept_prob(Numbered(5).read(4000)).mean().item() == pytest.approx(0.4, abs=0.12)
 
@@ -231,19 +250,22 @@ class TestStreamFilter:
         selector, _ = played(SolvedBeta(FixedFraction(1.0), share=Acceptance(), memory=1))
         assert selector.accept_prob(Numbered(5).read(20)).tolist() == [1.0] * 20
 
-    def test_the_temperature_sees_unfiltered_windows_only(self):
+    def test_the_temperature_sees_the_stream_and_the_effects_of_trained_windows(self):
+        """A rejected window is no sample of what the prior accepts, which Q has to rank."""
         seen = []
 
         class Watching(FixedBeta):
             def observe(self, q, effects):
-                seen.append((len(q), effects))
+                seen.append((q, effects))
                 return {}
 
         played(Watching(0.1))
-        lengths, effects = zip(*seen, strict=True)
-        assert lengths == (16, 32, 48)  # unfiltered windows of all probes so far
-        assert [e.rows.tolist() for e in effects] == [list(range(n - 16, n)) for n in lengths]
-        assert all(len(e.effect) == 16 for e in effects)
+        for k, (q, effects) in enumerate(seen):
+            assert (
+                len(q) == 48 * (k + 1) + 24
+            )  # all windows read so far, and the trained ones that were probed
+            assert effects.rows.tolist() == list(range(48 * (k + 1), len(q)))
+            assert torch.equal(effects.effect, q[effects.rows])
 
     @pytest.mark.parametrize("rate", [0.0, 7 / 12])
     def test_accepts_the_targets_own_windows(self, rate):
@@ -256,13 +278,11 @@ class TestStreamFilter:
             assert selector.beta == pytest.approx(max(beta, least), rel=1e-5)
             offer = Numbered(5).read(50)
             expected = ((Q[offer.windows.source] - Q.max()) / selector.beta).exp()
-            assert torch.allclose(selector.accept_prob(offer), expected, atol=1e-4)
+            assert torch.allclose(selector.accept_prob(offer).float(), expected, atol=1e-4)
 
     def test_reports_how_much_of_the_target_it_accepts(self):
         selector, critic = played(FixedBeta(0.1), target=lambda: torch.tensor([-2.0, 0.0, -1.0]))
-        sampled = Sampled(accept_prob=torch.ones(32), unfiltered=torch.ones(32, dtype=torch.bool))
-        offer = replace(Numbered(5).read(32), sampled=sampled)
-        step = probed(offer, critic.values(Features.before_forward(offer)), index=9)
+        step = probed(split(Numbered(5).read(32), 16), critic, index=9)
         rate = (1 + math.exp(-10) + math.exp(-20)) / 3
         assert selector.observe(step)["policy/target_accept_rate"] == pytest.approx(rate, rel=1e-4)
 
@@ -273,17 +293,104 @@ class TestStreamFilter:
         )
         assert selector.beta == math.inf
 
+    def test_a_step_whose_windows_were_all_accepted_may_bring_the_features_of_its_forward_pass(self):
+        """These have hidden states and a loss, which the policy does not see."""
+        critic = SourceCritic()
+        selector = stream_filter(critic, FixedBeta(0.5))
+        offer = Numbered().read(12)
+        seen = Features.before_forward(offer)
+        forwarded = replace(seen, hidden=torch.ones(12, 3), pooled=torch.ones(12, 3), loss=torch.ones(12))
+        effects = effects_of(torch.arange(12), critic.values(seen), features=forwarded)
+        step = finished_step(forwarded, offer=replace(offer, rejected=offer.take(slice(0))), effects=effects)
+        selector.observe(step)
+        expected = ((Q[offer.windows.source] - Q.max()) / 0.5).exp()
+        assert torch.allclose(selector.accept_prob(offer).float(), expected, atol=1e-5)
+
     def test_continues_from_its_state(self):
         target = {"target": lambda: torch.tensor([-2.0, 0.0, -1.0]), "min_target_accept_rate": 0.9}
         one, critic = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1), **target)
         temperature = SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1)
-        other = StreamFilter(critic, temperature, Acceptance(), **target)
+        other = stream_filter(critic, temperature, **target)
         buffer = io.BytesIO()
         torch.save(one.state_dict(), buffer)
         buffer.seek(0)
         other.load_state_dict(torch.load(buffer, weights_only=True))
         offer = Numbered(7).read(20)
         assert torch.equal(one.accept_prob(offer), other.accept_prob(offer))
+
+
+PRIOR = torch.tensor([1.0, 0.8, 0.25], dtype=torch.float64)
+
+
+def with_prior(seed: int = 0) -> Numbered:
+    """Windows that the prior accepts by their source, the best of Q least."""
+    return Numbered(seed, lambda windows: {"prior": PRIOR[windows.source]})
+
+
+class TestPrior:
+    def test_is_the_policy_before_there_is_evidence(self):
+        selector = stream_filter(SourceCritic(), FixedBeta(0.5))
+        offer = with_prior().read(20)
+        assert torch.equal(selector.accept_prob(offer), PRIOR[offer.windows.source])
+
+    def test_the_accepted_windows_are_the_boltzmann_policy_with_prior_over_the_stream(self):
+        """π_s ∝ share_s · π₀_s · exp(Q_s/β), within four standard errors."""
+        beta = 1.3
+        critic = SourceCritic()
+        selector = stream_filter(critic, FixedBeta(beta))
+        # The sample's best source must be among what the prior rather accepts: give it all three once.
+        selector.observe(probed(split(Numbered().read(48), 24), critic))
+        proposer = filtered(selector.accept_prob, stream=with_prior(3))
+        offers = [proposer.propose(k) for k in range(400)]
+        found = torch.bincount(torch.cat([offer.windows.source for offer in offers])).double() / (400 * 32)
+        expected = SHARES.double() * PRIOR * (Q.double() / beta).exp()
+        assert torch.allclose(found, expected / expected.sum(), atol=4 * 0.5 / math.sqrt(400 * 32))
+
+    def test_level_and_temperature_are_those_of_what_the_prior_accepts(self):
+        """The third source has the greatest Q and a prior below one half: c is the second's Q."""
+        critic = SourceCritic()
+        selector = stream_filter(critic, FixedBeta(0.7))
+        selector.observe(probed(split(with_prior().read(48), 24), critic))
+        offer = with_prior(4).read(60)
+        tilt = ((Q[offer.windows.source].double() - 1.0) / 0.7).exp().clamp(max=1)
+        assert torch.allclose(selector.accept_prob(offer), PRIOR[offer.windows.source] * tilt, atol=1e-5)
+
+    def test_a_prior_that_accepts_nothing_leaves_no_sample_and_is_still_doubted(self):
+        """A stream that has nothing like the target."""
+        unlikely = {2: 0.4, 1: 0.2, 0: 0.1}
+        stream = Numbered(
+            0,
+            lambda windows: {
+                "prior": torch.tensor([unlikely[s] for s in windows.source.tolist()], dtype=torch.float64),
+                "static_score": torch.zeros(len(windows)),
+            },
+        )
+        critic = SourceCritic()
+        selector = stream_filter(
+            critic, FixedBeta(0.7), target=lambda: torch.zeros(3), min_target_accept_rate=0.8
+        )
+        metrics = [selector.observe(probed(split(stream.read(48), 24), critic, index=k)) for k in range(2)]
+        assert [row["prior/rank_correlation"] for row in metrics] == pytest.approx([1.0, 1.0])
+        offer = stream.read(9)
+        assert torch.equal(selector.accept_prob(offer), offer.known["prior"])
+
+    def test_is_no_longer_followed_once_effects_speak_against_it(self):
+        """Effects fall with the prior: after some probes everything is accepted."""
+        critic = SourceCritic()
+        selector = stream_filter(critic, FixedBeta(math.inf))
+        stream = with_prior()
+        for k in range(6):
+            row = selector.observe(probed(split(stream.read(48), 24), critic, index=k))
+        assert row["prior/rank_correlation"] == pytest.approx(-1)
+        assert row["prior/trust"] == selector.trust.exponent == 0
+        assert selector.accept_prob(stream.read(20)).tolist() == [1.0] * 20
+
+    def test_without_one_nothing_is_reported_of_it(self):
+        selector, critic = played(FixedBeta(0.5))
+        assert not any(
+            name.startswith("prior/")
+            for name in selector.observe(probed(split(Numbered().read(8), 4), critic))
+        )
 
 
 FILTERED = {
@@ -319,13 +426,42 @@ def test_a_baseline_accepts_the_settings_and_ignores_them():
     assert preset("smoke").override(**(FILTERED | {"selector": "uniform"})).train.max_read_ratio == 4
 
 
-def test_the_dsir_score_needs_a_stream():
-    for changes in (
-        {"proposer": "uniform-buffer"},
-        {"curriculum": "a.parquet", "curriculum_weights": False},
+@pytest.mark.parametrize(
+    "changes", [{"proposer": "uniform-buffer"}, {"curriculum": "a.parquet", "curriculum_weights": False}]
+)
+def test_static_scores_need_a_stream(changes):
+    with pytest.raises(CurriqError, match="use other --q-features"):
+        preset("smoke").override(selector="soft-q", q_features=("static_score",), **changes)
+    with pytest.raises(CurriqError, match=r"--prior with .*drop either"):
+        preset("smoke").override(selector="soft-q", prior=True, **changes)
+    with pytest.raises(CurriqError, match=r"--max-read-ratio 8 with .*needs a stream to read"):
+        preset("smoke").override(selector="filter", max_read_ratio=8, **changes)
+
+
+def test_the_prior_needs_a_stream_and_not_queries():
+    with pytest.raises(CurriqError, match="--prior with --proposer langevin: a static score compares"):
+        preset("langevin-rag").override(prior=True)
+
+
+@pytest.mark.parametrize("selector", ["uniform", "filter", "high-loss"])
+def test_only_soft_q_has_a_prior(selector):
+    with pytest.raises(CurriqError, match=f"--prior with --selector {selector}: only soft-q has a prior"):
+        preset("smoke").override(selector=selector, prior=True, max_read_ratio=8)
+
+
+def test_a_static_filter_needs_windows_to_choose_from():
+    with pytest.raises(CurriqError, match=r"--selector filter with --max-read-ratio 1: .*--max-read-ratio 8"):
+        preset("smoke").override(selector="filter")
+
+
+@pytest.mark.parametrize("score", ["perplexity", "rho"])
+@pytest.mark.parametrize("use", [{"selector": "filter", "max_read_ratio": 4}, {"prior": True}])
+def test_scores_by_a_reference_model_need_one(score, use):
+    with pytest.raises(
+        CurriqError, match=f"--static-score {score} needs --reference-model.*preset reference"
     ):
-        with pytest.raises(CurriqError, match="use other --q-features"):
-            preset("smoke").override(selector="soft-q", q_features=("dsir_score",), **changes)
+        preset("smoke").override(static_score=score, **use)
+    assert preset("smoke").override(static_score=score).select.static_score == score  # which nothing reads
 
 
 def test_windows_of_several_readings_are_one_offer():
@@ -347,4 +483,4 @@ def test_an_offer_of_which_only_a_part_was_sampled_has_no_probabilities():
     judged, unjudged = filtered(by_source(1.0), n=4).propose(0), Numbered().read(2)
     assert Offer.cat([judged, unjudged]).sampled is None
     assert Offer.cat([unjudged, judged]).sampled is None
-    assert Offer.cat([judged, judged]).sampled.unfiltered.shape == (8,)
+    assert Offer.cat([judged, judged]).sampled.accept_prob.shape == (8,)

@@ -6,15 +6,18 @@ import math
 import pytest
 import torch
 from scipy import stats
+from tests.helpers import effects_of
 
 from curriq.config import CriticConfig
 from curriq.softq.equations import boltzmann, effective_batch_size, entropy
 from curriq.softq.temperature import (
     Acceptance,
     CalibrationGate,
+    Evidence,
     FixedBeta,
     FixedFraction,
     LearnedBeta,
+    PriorTrust,
     Sharpness,
     SolvedBeta,
     Temperature,
@@ -23,7 +26,6 @@ from curriq.softq.temperature import (
     rank_correlation,
     solve_beta,
 )
-from curriq.types import Effects
 
 
 def draws(n: int, seed: int = 0) -> torch.Tensor:
@@ -92,8 +94,38 @@ def play(sharpness, probes: int, correlation: float, seed: int = 0, n: int = 32)
     for k in range(probes):
         q, noise = draws(n, seed + 2 * k), draws(n, seed + 2 * k + 1)
         effect = correlation * q + math.sqrt(1 - correlation**2) * noise
-        row = sharpness.observe(q, Effects(rows=torch.arange(n), effect=effect, mixture=0.0))
+        row = sharpness.observe(q, effects_of(torch.arange(n), effect))
     return row
+
+
+class TestEvidence:
+    def test_standard_error_is_that_of_a_mean(self):
+        """With a memory of all measurements it is the sample standard deviation over √n."""
+        evidence, found = Evidence(1e12), draws(12).tolist()
+        for x in found:
+            evidence.add(x)
+        mean, error = evidence.mean_and_error()
+        assert evidence.count == 12
+        assert mean == pytest.approx(sum(found) / 12)
+        assert error == pytest.approx(stats.sem(found), rel=1e-6)
+
+    def test_standard_error_counts_old_measurements_for_less(self):
+        """That of a weighted mean, with Kish's effective number of measurements."""
+        evidence, found = Evidence(5.0), draws(12).tolist()
+        for x in found:
+            evidence.add(x)
+        weights = [0.8 ** (11 - k) for k in range(12)]
+        expected = sum(w * r for w, r in zip(weights, found, strict=True)) / sum(weights)
+        n = sum(weights) ** 2 / sum(w * w for w in weights)
+        variance = sum(w * r * r for w, r in zip(weights, found, strict=True)) / sum(weights) - expected**2
+        mean, error = evidence.mean_and_error()
+        assert mean == pytest.approx(expected)
+        assert error == pytest.approx(math.sqrt(variance / (n - 1)), rel=1e-6)
+
+    def test_one_measurement_is_no_evidence(self):
+        evidence = Evidence()
+        evidence.add(0.4)
+        assert evidence.mean_and_error() == (pytest.approx(0.4), 1.0)
 
 
 class TestGovernor:
@@ -131,28 +163,13 @@ class TestGovernor:
         play(governor, 40, -0.6)
         assert governor.fraction == 1.0
 
-    def test_standard_error_is_that_of_a_mean(self):
-        """With a memory of all probes it is the sample standard deviation over √n."""
-        governor = CalibrationGate(0.3, memory=1e12)
-        found = []
+    def test_reports_its_evidence(self):
+        """Mean and standard error are those of all correlations so far."""
+        governor, evidence = CalibrationGate(0.3), Evidence()
         for k in range(12):
             row = play(governor, 1, 0.4, seed=100 * k)
-            found.append(row["gate/rank_correlation"])
-        assert row["gate/calibration"] == pytest.approx(sum(found) / 12)
-        assert row["gate/calibration_error"] == pytest.approx(stats.sem(found), rel=1e-6)
-
-    def test_standard_error_counts_old_probes_for_less(self):
-        """That of a weighted mean, with Kish's effective number of probes."""
-        governor, found = CalibrationGate(0.3, memory=5.0), []
-        for k in range(12):
-            row = play(governor, 1, 0.4, seed=100 * k)
-            found.append(row["gate/rank_correlation"])
-        weights = [0.8 ** (11 - k) for k in range(12)]
-        mean = sum(w * r for w, r in zip(weights, found, strict=True)) / sum(weights)
-        n = sum(weights) ** 2 / sum(w * w for w in weights)
-        variance = sum(w * r * r for w, r in zip(weights, found, strict=True)) / sum(weights) - mean**2
-        assert row["gate/calibration"] == pytest.approx(mean)
-        assert row["gate/calibration_error"] == pytest.approx(math.sqrt(variance / (n - 1)), rel=1e-6)
+            evidence.add(row["gate/rank_correlation"])
+        assert (row["gate/calibration"], row["gate/calibration_error"]) == evidence.mean_and_error()
 
     @pytest.mark.parametrize(("full", "fraction"), [(0.2, 0.3), (10.0, 0.95)])
     def test_the_correlation_for_full_sharpness_is_a_setting(self, full, fraction):
@@ -168,6 +185,69 @@ class TestGovernor:
     def test_a_step_without_a_probe_says_nothing(self):
         governor = CalibrationGate(0.3)
         assert governor.observe(draws(8), None) == {}
+
+
+def doubt(trust: PriorTrust, probes: int, correlation: float, seed: int = 0, n: int = 32) -> dict[str, float]:
+    """Probes in which prior and effects are normal with a given correlation."""
+    row = {}
+    for k in range(probes):
+        prior, noise = draws(n, seed + 2 * k), draws(n, seed + 2 * k + 1)
+        row = trust.observe(prior, correlation * prior + math.sqrt(1 - correlation**2) * noise)
+    return row
+
+
+class TestPriorTrust:
+    def test_is_full_without_evidence(self):
+        trust = PriorTrust()
+        assert trust.exponent == 1.0
+        doubt(trust, 3, -1.0)
+        assert trust.exponent == 1.0
+
+    @pytest.mark.parametrize("correlation", [0.05, 0.3, 0.9])
+    def test_stays_full_where_the_prior_ranks_rightly(self, correlation):
+        trust = PriorTrust()
+        assert all(doubt(trust, 1, correlation, seed=1000 * k)["prior/trust"] == 1.0 for k in range(60))
+
+    def test_stays_full_where_it_ranks_nothing(self):
+        """Over 30 independent runs of 100 probes: the bound lies two standard errors above the mean."""
+        exponents = []
+        for run in range(30):
+            trust = PriorTrust()
+            doubt(trust, 100, 0.0, seed=10_000 * run)
+            exponents.append(trust.exponent)
+        assert sorted(exponents)[3] == 1.0
+        assert sum(exponents) / 30 > 0.95
+
+    def test_falls_to_zero_where_it_ranks_the_wrong_way_round(self):
+        trust = PriorTrust()
+        row = doubt(trust, 40, -0.7)
+        assert row["prior/trust"] == trust.exponent == 0.0
+        assert row["prior/rank_correlation"] < -0.3
+
+    def test_falls_in_proportion_to_the_upper_bound_of_the_correlation(self):
+        """Mean and standard error of a weighted sample, by hand, with Kish's number of probes."""
+        trust, found = PriorTrust(full=1.0, z=1.5), []
+        for k in range(12):
+            found.append(doubt(trust, 1, -0.4, seed=100 * k)["prior/rank_correlation"])
+        weights = [0.95 ** (11 - k) for k in range(12)]
+        mean = sum(w * r for w, r in zip(weights, found, strict=True)) / sum(weights)
+        n = sum(weights) ** 2 / sum(w * w for w in weights)
+        variance = sum(w * r * r for w, r in zip(weights, found, strict=True)) / sum(weights) - mean**2
+        bound = mean + 1.5 * math.sqrt(variance / (n - 1))
+        assert -1 < bound < 0
+        assert trust.exponent == pytest.approx(1 + bound)
+
+    def test_a_constant_prior_is_never_doubted(self):
+        """It ranks nothing, so that no effect can speak against it."""
+        trust = PriorTrust()
+        for k in range(20):
+            assert trust.observe(torch.ones(16, dtype=torch.float64), draws(16, k))["prior/trust"] == 1.0
+
+    def test_continues_from_its_state(self):
+        one, other = PriorTrust(), PriorTrust()
+        doubt(one, 9, -0.3)
+        other.load_state_dict(one.state_dict())
+        assert doubt(one, 5, -0.5, seed=77) == doubt(other, 5, -0.5, seed=77)
 
 
 def test_the_solved_temperature_follows_the_batches_before():

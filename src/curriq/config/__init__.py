@@ -7,11 +7,12 @@ the TOML file has sections (`[critic] beta = 0.5`). The docstring under each fie
 # ruff: noqa: F401, I001 (the names that this package offers, a few lines per module)
 
 from curriq.config.aliases import FORMER
+from curriq.config.bounds import Count, Section, Within
 from curriq.config.checks import did_you_mean, errors_name, flag, missing_extra, refuse_unknown, require
 from curriq.config.checks import require_known
 from curriq.config.run import RunConfig, differences, field_owners, flat_settings, format_source, from_dict
 from curriq.config.run import load_run_config, load_toml, read_tables, to_dict, to_toml, validated
 from curriq.config.sections import EMBEDDED_SOURCES, SELECTORS, WITHOUT_QUERY, CorruptionName, FeatureName
-from curriq.config.sections import Count, CriticConfig, DataConfig, EvalConfig, LangevinConfig, LMConfig
-from curriq.config.sections import LogConfig, OptimConfig, RetrievalConfig, Section, SelectConfig
-from curriq.config.sections import SourceConfig, TokenizerConfig, TrainConfig, Within
+from curriq.config.sections import CriticConfig, DataConfig, EvalConfig, LangevinConfig, LMConfig
+from curriq.config.sections import LogConfig, OptimConfig, RetrievalConfig, SelectConfig
+from curriq.config.sections import SourceConfig, TokenizerConfig, TrainConfig

@@ -12,12 +12,13 @@ from typing import Any, get_type_hints
 
 from curriq.config import sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
+from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
 from curriq.errors import CurriqError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(sections.Section):
+class RunConfig(Section):
     """Everything that defines a run."""
 
     data: sections.DataConfig = field(default_factory=sections.DataConfig)
@@ -32,7 +33,7 @@ class RunConfig(sections.Section):
     log: sections.LogConfig = field(default_factory=sections.LogConfig)
     tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
-    def illegal_pairs(self) -> sections.Pairs:
+    def illegal_pairs(self) -> Pairs:
         for rules in (_sizes, _stream_inputs, _stream_filter, _langevin_rag):
             yield from rules(self)
 
@@ -83,7 +84,7 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[tuple[str, Any, Any]
 # Pairs of settings that exclude each other ------------------------------------------------------------
 
 
-def _sizes(config: RunConfig) -> sections.Pairs:
+def _sizes(config: RunConfig) -> Pairs:
     """Sizes that another size bounds, and what the bandit needs."""
     bounds = {"reward_windows": "reward_set_size", "train_subset_size": "num_candidates"}
     if config.select.selector == "random-k":
@@ -95,7 +96,7 @@ def _sizes(config: RunConfig) -> sections.Pairs:
         yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
 
 
-def _stream_inputs(config: RunConfig) -> sections.Pairs:
+def _stream_inputs(config: RunConfig) -> Pairs:
     """What needs the stream, when candidates come from elsewhere."""
     other = [name for name in ("proposer", "curriculum") if config.value(name) not in ("stream", "")]
     why = "a static score compares each window with the stream that it is read from"
@@ -109,7 +110,7 @@ def _stream_inputs(config: RunConfig) -> sections.Pairs:
             yield "max_read_ratio", name, why
 
 
-def _stream_filter(config: RunConfig) -> sections.Pairs:
+def _stream_filter(config: RunConfig) -> Pairs:
     """What a policy that is applied before the forward pass excludes."""
     critic, train = config.critic, config.train
     this, off = "max_read_ratio", "--max-read-ratio 1"
@@ -137,7 +138,7 @@ def _stream_filter(config: RunConfig) -> sections.Pairs:
         yield this, "train_subset_size", "both select by the policy; use one of them"
 
 
-def _langevin_rag(config: RunConfig) -> sections.Pairs:
+def _langevin_rag(config: RunConfig) -> Pairs:
     """What Langevin-RAG and its controls exclude."""
     langevin, retrieval = config.langevin, config.retrieval
     if langevin.proposer == "stream":

@@ -1,13 +1,21 @@
 """The settings of each component: their defaults, their help texts and their bounds."""
 
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
-from curriq.config.checks import flag, require, require_known
-from curriq.errors import CurriqError
+from curriq.config.bounds import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Pairs,
+    Positive,
+    Section,
+    Share,
+    Within,
+)
+from curriq.config.checks import require, require_known
 
 SELECTORS = (
     *("soft-q", "filter", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
@@ -25,65 +33,6 @@ CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "dup
 FeatureName = Literal["last", "mean", "loss", "source", "static_score"]
 PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "static_score")
 """Features of a window that need no forward pass."""
-
-
-@dataclass(frozen=True)
-class Within:
-    """The interval of a numeric setting, such as "[0, 1)", and what an error adds to that rule."""
-
-    interval: str
-    hint: str = ""
-
-    def check(self, name: str, value: float) -> None:
-        """Raise CurriqError unless the value lies in the interval."""
-        low, high = (float(end) for end in self.interval[1:-1].split(","))
-        with_low, with_high = self.interval[0] == "[", self.interval[-1] == "]"
-        inside = low < value < high or (with_low and value == low) or (with_high and value == high)
-        rule = f"be {'at least' if with_low else 'greater than'} {low:g}"
-        if high < math.inf or value == math.inf:
-            rule = f"lie in {self.interval}" if high < math.inf else "be finite"
-        require(inside, f"{flag(name)} = {value}: it must {rule}{self.hint}.")
-
-
-Positive = Annotated[float, Within("(0, inf)")]
-NonNegative = Annotated[float, Within("[0, inf)")]
-Share = Annotated[float, Within("[0, 1)")]
-Fraction = Annotated[float, Within("(0, 1]")]
-Count = Annotated[int, Within("[1, inf)")]
-CountOrZero = Annotated[int, Within("[0, inf)")]
-
-Pairs = Iterator[tuple[str, str, str]]
-"""Two settings by name; why they exclude each other, and how to fix it."""
-
-
-class Section:
-    """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for bound in getattr(hint, "__metadata__", ()):
-                bound.check(name, getattr(self, name))
-        self.check()
-        for first, second, why in self.illegal_pairs():
-            raise CurriqError(f"{self.spelled(first)} with {self.spelled(second)}: {why}.")
-
-    def check(self) -> None:
-        """Raise CurriqError for what is neither a bound nor a pair."""
-
-    def illegal_pairs(self) -> Pairs:
-        """The pairs of settings that are both set and exclude each other."""
-        yield from ()
-
-    def value(self, name: str) -> Any:
-        """A setting by its name."""
-        return getattr(self, name)
-
-    def spelled(self, name: str) -> str:
-        """A setting as the user writes it: `--beta 0.1`, `--no-q-weighting`, `--q-features last mean`."""
-        value = self.value(name)
-        if isinstance(value, bool):
-            return flag(name if value else f"no_{name}")
-        return " ".join((flag(name), *map(str, value if isinstance(value, tuple) else (value,))))
 
 
 @dataclass(frozen=True, kw_only=True)

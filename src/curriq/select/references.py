@@ -207,14 +207,16 @@ SCORES: dict[str, Callable[[RunConfig, Context], StaticScore]] = {
 
 
 def scored_stream(config: RunConfig, context: Context) -> ScoredStream:
-    """The corpus's stream with the static score and the acceptance rule that the configuration names."""
+    """The corpus's stream with the static score that the configuration names, and with the probabilities of
+    its acceptance rule where they are asked for."""
     settings, names = config.select, context.corpus.source_names
     own = names.index(config.data.target)
     trusted = settings.accept_target_source and config.data.sources[own].weight > 0
+    accepts = settings.prior or settings.selector == "filter"
     return ScoredStream(
         context.corpus.stream,
         SCORES[settings.static_score](config, context),
-        RULES[settings.static_rule](settings, config.data.window),
+        RULES[settings.static_rule](settings, config.data.window) if accepts else None,
         context.corpus.held_out.reference,
         own_source=own if trusted else -1,
     )

@@ -31,7 +31,7 @@ class SoftQ(PlainSelector):
         weighs_by_prior: whether the windows' prior π₀ is a factor of their weights.
         uniform_share: ε; about this share of the weight is spread evenly over all windows. The weights of a
             step are known one micro-batch at a time, so the even share is ε/(1 − ε) times the mean of
-            exp(q/β) in the step before.
+            π₀ exp(q/β) in the step before.
     """
 
     SAVED = ("_temperature", "_floor")
@@ -55,7 +55,7 @@ class SoftQ(PlainSelector):
         assert q is not None, "soft-q needs a critic that has values"
         scores = q / self._temperature.beta
         if self._weighs_by_prior:
-            scores = scores + offer.known["prior"].to(scores).log()
+            scores = scores + _log_prior(offer).to(scores)
         return scores if self._floor == -math.inf else torch.logaddexp(scores, scores.new_tensor(self._floor))
 
     def observe(self, step: Step) -> Metrics:
@@ -64,10 +64,17 @@ class SoftQ(PlainSelector):
         beta = self._temperature.beta
         metrics = self._temperature.observe(step.q, step.effects)
         if self._log_odds > -math.inf:
-            scores = step.q.double() / self._temperature.beta
+            scores = step.q.double().cpu() / self._temperature.beta
+            if self._weighs_by_prior:
+                scores = scores + _log_prior(step.trained)
             mean = torch.logsumexp(scores, 0).item() - math.log(len(scores))
             self._floor = mean + self._log_odds
         return ({"policy/beta": beta} if math.isfinite(beta) else {}) | metrics
+
+
+def _log_prior(offer: Offer) -> Float[Tensor, "n"]:
+    """log π₀ on the CPU; in float64, because π₀ may be less than float32 can hold."""
+    return offer.known["prior"].double().cpu().log()
 
 
 class DirichletNoise(Saved):

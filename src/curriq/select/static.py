@@ -76,12 +76,14 @@ class DsirScore(Saved):
     def __init__(self, target: Windows, device: torch.device | str = "cpu") -> None:
         self._device = device
         self._ngrams = hashed_ngrams(target, device)
-        _, self._of_document = documents_of(target).to(device).unique(return_inverse=True)
+        document = documents_of(target).to(device)
+        self._fold = document.remainder(FOLDS)
+        _, of_document = document.unique(return_inverse=True)
         self._target = torch.bincount(self._ngrams.flatten(), minlength=NO_NGRAM + 1).double()
         self._target[NO_NGRAM] = 0
-        self._own = _count_within(self._ngrams, self._of_document)
+        self._own = _count_within(self._ngrams, of_document)
         counted = (self._ngrams != NO_NGRAM).sum(1)
-        self._own_total = _sum_by(self._of_document, counted.double())[self._of_document]
+        self._own_total = _sum_by(of_document, counted.double())[of_document]
         # Counts of the stream by fold, and over all folds. Integers: exact in any order of summation.
         self._seen = torch.zeros(FOLDS, NO_NGRAM + 1, dtype=torch.int32, device=device)
         self._totals = torch.zeros(NO_NGRAM + 1, dtype=torch.int32, device=device)
@@ -94,15 +96,20 @@ class DsirScore(Saved):
         self._totals.index_add_(0, ngrams.flatten(), ones)
         self._seen[:, NO_NGRAM] = 0
         self._totals[NO_NGRAM] = 0
-        others = self._totals[ngrams] - self._seen[fold[:, None], ngrams]
-        total = (self._totals.sum() - self._seen.sum(1))[fold].double()
-        return _log_ratio(ngrams, self._target[ngrams], self._target.sum(), others.double(), total)
+        return _log_ratio(ngrams, self._target[ngrams], self._target.sum(), *self._others(ngrams, fold))
 
     def of_target(self) -> Float[Tensor, "D"]:
         target, target_total = self._target[self._ngrams] - self._own, self._target.sum() - self._own_total
-        share = 1 - 1 / FOLDS  # of the stream that each of its own windows is compared with
-        seen, total = share * self._totals[self._ngrams].double(), share * self._totals.sum().double()
-        return _log_ratio(self._ngrams, target, target_total, seen, total)
+        # A fold of the stream is left out here too: rare n-grams are then missing as often as for the
+        # stream's own windows.
+        return _log_ratio(self._ngrams, target, target_total, *self._others(self._ngrams, self._fold))
+
+    def _others(
+        self, ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]
+    ) -> tuple[Float[Tensor, "n g"], Float[Tensor, "n"]]:
+        """Counts in the stream without each window's fold, and their totals."""
+        seen = self._totals[ngrams] - self._seen[fold[:, None], ngrams]
+        return seen.double(), (self._totals.sum() - self._seen.sum(1))[fold].double()
 
 
 class DocumentMeans(Saved):
@@ -190,6 +197,8 @@ def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Flo
 
 Scores = Float[Tensor, "n"]
 Rule = Callable[[Scores, Float[Tensor, "m"], Float[Tensor, "D"]], Scores]
+LEAST = 1e-100
+"""Least probability: its logarithm is finite, for interpolation and as a factor of weights."""
 SOFT_EDGE = 0.01
 """Width of a threshold's edge, in standard deviations of the stream's scores: where a step runs out of
 windows to read, those nearest to the threshold fill it."""
@@ -269,7 +278,7 @@ class TargetPosterior:
             return ratio[torch.searchsorted(places, s).clamp(max=len(places) - 1)]
 
         level = at(target).median().clamp(min=1e-12)
-        return ((at(score) / level).clamp(0.0, 1.0) ** self.sharpness).clamp(min=1e-100)
+        return ((at(score) / level).clamp(0.0, 1.0) ** self.sharpness).clamp(min=LEAST)
 
 
 RULES: dict[str, Callable[[SelectConfig, int], Rule]] = {
@@ -301,7 +310,7 @@ class ScoredStream(Saved):
     """The windows of a stream with what a static score says of them, as `known` columns.
 
     `static_score`: in standard deviations of the stream's latest scores from their mean, clipped at ±3.
-    `prior`: the probability in [0, 1] with which the rule accepts the window.
+    `prior`: the probability in [0, 1] with which the rule accepts the window; absent without a rule.
 
     A window's score enters as its mean with that of its document, over the windows of the document that have
     been read. A document is of one kind, and a few dozen n-grams say little; but the window's own half keeps
@@ -318,7 +327,7 @@ class ScoredStream(Saved):
 
     stream: WindowSource
     score: StaticScore
-    rule: Rule
+    rule: Rule | None
     target: Windows
     _: KW_ONLY
     own_source: int = -1
@@ -338,10 +347,12 @@ class ScoredStream(Saved):
         self._scored += len(raw)
         if self._scored > self._fitted_at * (1 + 1 / REFIT):
             self._fit()
-        prior = _interpolated(raw, *self._curve).exp()
-        if self.own_source >= 0:
-            prior = torch.where(offer.windows.source == self.own_source, 1.0, OTHER_SOURCE * prior)
-        known = {**offer.known, "static_score": self._standardised(raw), "prior": prior}
+        known = {**offer.known, "static_score": self._standardised(raw)}
+        if self.rule is not None:
+            prior = _interpolated(raw, *self._curve).exp()
+            if self.own_source >= 0:
+                prior = torch.where(offer.windows.source == self.own_source, 1.0, OTHER_SOURCE * prior)
+            known["prior"] = prior
         return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -354,6 +365,8 @@ class ScoredStream(Saved):
         _, document = documents_of(self.target).unique(return_inverse=True)
         mean = _sum_by(document, own) / torch.bincount(document)
         self._target, self._fitted_at = torch.lerp(own, mean[document], DOCUMENT_SHARE), self._scored
+        if self.rule is None:
+            return
         both = torch.cat([self._recent.values, self._target])
         grid = torch.linspace(both.min().item(), both.max().item(), GRID, dtype=torch.float64)
         prior = self.rule(grid, self._recent.values, self._target).log()

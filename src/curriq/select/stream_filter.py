@@ -178,14 +178,16 @@ class StreamFilter(Uniform):
             self._remember(offer)
         beta, effects = self.beta, step.effects
         metrics = {"policy/beta": beta} if math.isfinite(beta) else {}
-        if effects is None or self._sample is None:
+        if effects is None:
             return metrics
-        prior = _prior(effects.features.known, len(effects.effect))
-        metrics |= self.trust.observe(prior, effects.effect.cpu())
+        effect = effects.effect.cpu()
+        if "prior" in effects.features.known:
+            metrics |= self.trust.observe(_prior(effects.features.known, len(effect)), effect)
+        if self._sample is None:  # the prior accepts nothing: there is nothing that Q could rank
+            return metrics
         # Of what the prior accepts: how Q ranks these is what it adds to the prior.
-        effect, features = effects.effect.cpu(), effects.features.to("cpu")
         own = (effects.rows.cpu() < len(step.trained)).nonzero().squeeze(1)
-        probed = features.take(own)
+        probed = _seen_before_forward(effects.features).take(own)
         q = self._values([self._sample, probed])
         rows = torch.arange(len(self._sample), len(q))
         metrics |= self.temperature.observe(q, replace(effects, rows=rows, effect=effect[own]))
@@ -193,6 +195,8 @@ class StreamFilter(Uniform):
 
     def _remember(self, offer: Offer) -> None:
         likely = _prior(offer.known, len(offer)) ** self.trust.exponent >= 0.5
+        if not likely.any():
+            return
         new = Features.before_forward(offer.take(likely.nonzero().squeeze(1)))
         both = new if self._sample is None else Features.cat([self._sample, new])
         self._sample = both.take(slice(-self.sample_size, None))
@@ -222,8 +226,7 @@ class StreamFilter(Uniform):
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
         """On the CPU, where the stream is, and where β is solved in many small operations."""
-        seen = [replace(f, known={k: v for k, v in f.known.items() if k == "static_score"}) for f in features]
-        q = self.critic.values(Features.cat(seen))
+        q = self.critic.values(Features.cat([_seen_before_forward(f) for f in features]))
         assert q is not None, "a stream is filtered by a critic that has values"
         return q.cpu()
 
@@ -231,6 +234,17 @@ class StreamFilter(Uniform):
         super().load_state_dict({**state, "sample": None})
         sample = state["sample"]
         self._sample = None if sample is None else Features.from_state_dict(sample)
+
+
+def _seen_before_forward(features: Features) -> Features:
+    """The part of the features that the policy may see, on the CPU, whatever a forward pass has added."""
+    n = len(features)
+    return Features(
+        hidden=torch.zeros(n, 0),
+        loss=torch.full((n,), torch.nan),
+        source=None if features.source is None else features.source.cpu(),
+        known={name: column.cpu() for name, column in features.known.items() if name == "static_score"},
+    )
 
 
 def _prior(known: Mapping[str, Float[Tensor, "n"]], n: int) -> Float[Tensor, "n"]:

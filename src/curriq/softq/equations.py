@@ -36,8 +36,13 @@ def soft_value(
     if beta == math.inf:  # the limit
         return q.mean() if prior is None else prior @ q
     greatest = (q if prior is None else q[prior > 0]).max()
-    excess = torch.expm1((q - greatest) / beta)
-    return greatest + beta * torch.log1p(excess.mean() if prior is None else prior @ excess.clamp(max=0))
+    z = ((q - greatest) / beta).clamp(max=0)
+    if prior is None:
+        return greatest + beta * torch.log1p(torch.expm1(z).mean())
+    excess = prior @ torch.expm1(z)
+    # Where the greatest Q has next to no prior the sum is rounded to −1, and logsumexp is the exact one.
+    far = torch.logsumexp(z + prior.log(), dim=0)
+    return greatest + beta * torch.where(excess > -0.5, torch.log1p(excess.clamp(min=-0.5)), far)
 
 
 @torch.no_grad()
