@@ -3,9 +3,9 @@
     python benchmarks/effects.py            # three minutes on 2 cores
     python benchmarks/effects.py --preset small --rounds 10
 
-Steps of plain training and of the preset `recommended` take turns in one process on windows of equal length;
-seconds are averaged over whole intervals between probes, and the ratio is the median over rounds with the
-quartiles. Then one direction is differentiated by finite differences of several sizes, and in forward mode.
+Steps of plain training, of a static filter with the same prior, and of the preset `recommended` take turns in
+one process on windows of equal length; seconds are averaged over whole intervals between probes, and a ratio
+is the median over rounds with the quartiles. Then one direction is differentiated by finite differences of several sizes, and in forward mode.
 """
 
 import argparse
@@ -47,7 +47,12 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
     recommended = base.override(**own_settings("recommended"))
     every = recommended.train.reward_every
     steps = (rounds + 2) * every  # so that the learning rate does not come to the end of its decay
-    changed = {"uniform": base.override(selector="uniform"), "recommended": recommended}
+    prior = {"selector": "filter", "accept_target_source": True, "max_read_ratio": 8}
+    changed = {
+        "plain": base.override(selector="uniform"),
+        "static filter": base.override(**prior),
+        "recommended": recommended,
+    }
     runs = {name: build(config.override(steps=steps), folder / name) for name, config in changed.items()}
     for run in [*runs.values()] * (2 * every):
         step(run)
@@ -59,14 +64,18 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
                 spent[name] += step(runs[name]) / every
         for name, mean in spent.items():
             seconds[name].append(mean)
-    ratios = [a / b for a, b in zip(seconds["recommended"], seconds["uniform"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    plain, ours = (statistics.median(seconds[name]) for name in ("uniform", "recommended"))
     print(
-        f"N = {base.train.num_candidates}, T = {base.data.window}, "
-        f"{runs['uniform'].lm.device}: plain {plain:.4f} s per step, recommended {ours:.4f} s, "
-        f"ratio {middle:.3f} [{low:.3f}, {high:.3f}] over {rounds} rounds of {every} steps"
+        f"N = {base.train.num_candidates}, T = {base.data.window}, {runs['plain'].lm.device}, "
+        f"{torch.get_num_threads()} threads, {rounds} rounds of {every} steps"
     )
+    for name, spent in seconds.items():
+        print(f"{name:<14} {statistics.median(spent):.4f} s per step", end="")
+        for other in ("plain", "static filter"):
+            if name not in ("plain", other):
+                pairs = zip(spent, seconds[other], strict=True)
+                low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+                print(f", {middle:.3f} [{low:.3f}, {high:.3f}] of {other}", end="")
+        print()
     with runs["recommended"].lm.full_precision():
         accuracy(runs["recommended"])
 

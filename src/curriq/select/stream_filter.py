@@ -4,6 +4,7 @@ A window is accepted with a probability that grows with its prior and its Q, and
 evenly. Both see what is known before the forward pass: the window's source, and a static score of its text.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
@@ -27,6 +28,8 @@ from curriq.softq.temperature import (
 )
 from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Sampled, Step
+
+logger = logging.getLogger("curriq")
 
 
 @dataclass(eq=False)
@@ -110,6 +113,12 @@ class FilteredStream(Saved):
             return NO_COST
         ahead, self.look_ahead = self.stream.read(self.look_ahead), 0
         self.stream.unread(ahead)
+        if len(ahead):
+            share = self.accept_prob(ahead).mean().item()
+            logger.info(
+                f"the filter selects from step 0 on: of the first {len(ahead):,} windows it would accept "
+                f"{share:.1%}, and it reads at most {self.max_read_ratio} for each that is trained on."
+            )
         return ahead.cost
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger("curriq")
 
 FIXED = (
     *("run_dir", "model", "lora_rank", "lora_alpha", "lora_targets", "lora_dropout"),
-    *("selector", "difficulty", "q_hidden", "q_replay_size"),
+    *("selector", "difficulty", "prior", "static_score", "q_hidden", "q_replay_size"),
     *("proposer", "buffer_size", "encoder", "encoder_precision", "curriculum", "curriculum_weights"),
 )
 """Settings that a resume cannot change, beside those of the data, which the fingerprint guards."""
