@@ -5,7 +5,8 @@
 
 Steps of plain training, of a static filter with the same prior, and of the preset `recommended` take turns in
 one process on windows of equal length; seconds are averaged over whole intervals between probes, and a ratio
-is the median over rounds with the quartiles. Then one direction is differentiated by finite differences of several sizes, and in forward mode.
+is the median over rounds with the quartiles. Then one direction is differentiated by finite differences of
+several sizes, and in forward mode.
 """
 
 import argparse
