@@ -67,9 +67,12 @@ def _answer(run: RunLog) -> str:
         )
     _, spread = run.columns.raw("critic/q_std")
     if len(spread):
-        beta = run.columns.last("policy/beta") or run.setting("beta", math.nan)
+        beta = run.columns.last("policy/beta")
+        if beta is None:  # logged where it is finite
+            beta = run.setting("beta", math.nan) if run.setting("temperature", "") == "fixed" else math.inf
         median = f"{np.median(spread):.2g}"
-        answer += f" Q spread over the candidates by {median} nats (median), with β = {beta:.3g}."
+        had = "an infinite β: Q decided nothing" if beta == math.inf else f"β = {beta:.3g}"
+        answer += f" Q spread over the candidates by {median} nats (median), with {had}."
     ranks, _ = _ranks(run)
     if len(ranks):
         answer += (

@@ -30,6 +30,8 @@ FOLDS = 8
 """The stream's n-grams are counted in so many folds of documents."""
 DOCUMENTS = 2**16
 """Documents whose mean score is remembered, the most recent ones."""
+WINDOWS = 2**18
+"""Windows whose repetitions are counted, the most recent ones."""
 
 
 @runtime_checkable
@@ -139,6 +141,24 @@ class DocumentMeans(Saved):
         counts = counts + torch.bincount(place, minlength=len(names))
         self._sum[slots], self._count[slots] = sums, counts
         return (sums / counts)[place]
+
+
+class ReadCounts(Saved):
+    """How often each window has been read before, by a table of `WINDOWS` slots as in `DocumentMeans`."""
+
+    SAVED = ("_window", "_count")
+
+    def __init__(self) -> None:
+        self._window = torch.full((WINDOWS,), -1, dtype=torch.int64)
+        self._count = torch.zeros(WINDOWS, dtype=torch.int32)
+
+    def update(self, ids: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The counts before this batch, which is counted then."""
+        names, place, times = ids.unique(return_inverse=True, return_counts=True)
+        slots = names.remainder(WINDOWS)
+        before = self._count[slots].where(self._window[slots] == names, 0)
+        self._window[slots], self._count[slots] = names, before + times.int()
+        return before[place].double()
 
 
 def documents_of(windows: Windows) -> Int[Tensor, "n"]:
@@ -299,6 +319,10 @@ REFIT = 16
 """The rule is fitted again when the number of windows scored has grown by a 16th."""
 OTHER_SOURCE = 1e-6
 """Factor on the prior of windows that the label says are not of the target's source."""
+FRESH = 4
+STALE = 16
+"""Text that is repeated up to four times is worth nearly as much as new text; after about sixteen repetitions
+little of its worth is left (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")."""
 DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
 GRID = 1024
@@ -319,11 +343,15 @@ class ScoredStream(Saved):
     Args:
         target: the windows that `score.of_target` scores.
         own_source: the target's own source, whose label is trusted: its windows are accepted whatever they
-            score, and others only where it does not fill a step, the most target-like first. −1 for none, and
-            the score decides.
+            score, and others only where it does not fill a step, the most target-like first. A window that
+            has been read `FRESH` times more often than those of the stream on average begins to lose this
+            privilege, and has lost it at `STALE` times. −1 for none, and the score decides.
     """
 
-    SAVED = ("stream", "score", "_documents", "_recent", "_scored", "_fitted_at", "_target", "_curve")
+    SAVED = (
+        *("stream", "score", "_documents", "_reads", "_mean_reads"),
+        *("_recent", "_scored", "_fitted_at", "_target", "_curve"),
+    )
 
     stream: WindowSource
     score: StaticScore
@@ -332,6 +360,8 @@ class ScoredStream(Saved):
     _: KW_ONLY
     own_source: int = -1
     _documents: DocumentMeans = field(default_factory=DocumentMeans, init=False)
+    _reads: ReadCounts = field(default_factory=ReadCounts, init=False)
+    _mean_reads: History = field(default_factory=lambda: History(SAMPLE), init=False)
     _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
     _scored: int = field(default=0, init=False)
     _fitted_at: int = field(default=0, init=False)
@@ -350,10 +380,18 @@ class ScoredStream(Saved):
         known = {**offer.known, "static_score": self._standardised(raw)}
         if self.rule is not None:
             prior = _interpolated(raw, *self._curve).exp()
-            if self.own_source >= 0:
-                prior = torch.where(offer.windows.source == self.own_source, 1.0, OTHER_SOURCE * prior)
-            known["prior"] = prior
+            known["prior"] = prior if self.own_source < 0 else self._by_label(offer.windows, prior)
         return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
+
+    def _by_label(self, windows: Windows, prior: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The target's own source first, as long as it is not read over and over again."""
+        own = windows.source == self.own_source
+        reads = torch.zeros(len(windows), dtype=torch.float64)
+        reads[own] = self._reads.update(windows.ids[own])
+        self._mean_reads.extend(reads)
+        excess = reads - self._mean_reads.values.mean()
+        staleness = ((excess - FRESH) / (STALE - FRESH)).clamp(min=0)
+        return torch.where(own, OTHER_SOURCE**staleness, OTHER_SOURCE * prior)
 
     def of_target(self) -> Float[Tensor, "D"]:
         """The target's own scores as `static_score` gives them."""
