@@ -362,7 +362,7 @@ class TestSelect:
         that it rather accepts are rejected: these belong to the sample that the policy remembers."""
 
         def made() -> Loop:
-            return Loop(curriculum(static_sharpness=0.3))
+            return Loop(curriculum(static_sharpness=0.1))
 
         for cut in (1, 2, 4, 5):
             whole, parts = made().run(stream, 8), made().run(stream, cut)

@@ -55,6 +55,13 @@ class TestDocument:
     def test_corrupted_copy_can_keep_the_key(self) -> None:
         assert Document("c1ean", key=Document("clean").key).key == Document("clean").key
 
+    def test_number_is_a_63_bit_identity_of_the_key(self) -> None:
+        numbers = [Document(str(i)).number for i in range(2000)]
+        assert len(set(numbers)) == 2000
+        assert all(0 <= number < 2**63 for number in numbers)
+        assert Document("c1ean", key=Document("clean").key).number == Document("clean").number
+        assert Document("x", key="a key of the user's own").number >= 0
+
 
 class TestCache:
     def test_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -224,6 +224,26 @@ def test_sets_are_spread_over_documents(tokenizer):
     assert all(len(families(getattr(sets, name), tokenizer)) >= size for name, size in SIZES.items())
 
 
+def test_the_reference_is_all_text_of_the_reward_sets_documents(tokenizer):
+    """Laid end to end it is whole documents, the last one cut; the reward set is a part of it."""
+    documents = corpus()
+    sets, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, data_config())
+    reference = sets.reference
+    assert len(reference) > SIZES["reward"]
+    rows = [tuple(row) for row in reference.tokens.tolist()]
+    places = [rows.index(tuple(row)) for row in sets.reward.tokens.tolist()]
+    assert places == sorted(places)
+    assert torch.equal(reference.document[places], sets.reward.document)
+    words = tokenizer.convert_ids_to_tokens(reference.tokens.flatten().tolist())
+    *whole, cut = (text.strip() for text in " ".join(words).split("<eos>"))
+    number = {document.text: document.number for document in documents}
+    assert set(whole) <= set(number)
+    ours = {number[text] for text in whole} | {n for text, n in number.items() if text.startswith(cut)}
+    assert set(reference.document.tolist()) <= ours
+    for name in ("validation", "test"):
+        assert not set(reference.document.tolist()) & set(getattr(sets, name).document.tolist())
+
+
 def test_topic_coherent_sets_hold_whole_documents_apart(tokenizer):
     config = data_config(
         topic_coherent=True, topic_pool_size=60, topic_encoder="hashing", topic_temperature=0.05
@@ -231,6 +251,7 @@ def test_topic_coherent_sets_hold_whole_documents_apart(tokenizer):
     documents = corpus(documents=200)
     sets, _ = build_held_out(MemorySource("web", documents, 0), tokenizer, config)
     assert {name: len(getattr(sets, name)) for name in SIZES} == SIZES
+    assert torch.equal(sets.reference.tokens, sets.reward.tokens)  # the rest is of other topics
     found = [families(getattr(sets, name), tokenizer) for name in SIZES]
     twins = {family_of(documents[i]) for i in range(1, len(documents))
              if family_of(documents[i]) == family_of(documents[i - 1])}  # fmt: skip

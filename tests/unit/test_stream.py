@@ -66,15 +66,33 @@ def test_packing_is_concatenation_with_eos_cut_every_t_tokens(texts, length):
 
 
 @settings(deadline=None)
+@given(some_documents, st.integers(2, 17))
+def test_a_window_has_the_identity_of_the_document_that_it_begins_in(texts, length):
+    """Also where it begins with that document's EOS token."""
+    packer = Packer("web", length, EOS)
+    numbers = [2**63 - 1 - i for i in range(len(texts))]
+    windows = [
+        w
+        for number, (tokens, label) in zip(numbers, texts, strict=True)
+        for w in packer.add(tokens, label, document=number)
+    ]
+    owner = [
+        n for n, (tokens, _) in zip(numbers, texts, strict=True) if tokens for _ in range(len(tokens) + 1)
+    ]
+    assert [w.document for w in windows] == owner[: len(windows) * length : length]
+
+
+@settings(deadline=None)
 @given(some_documents, st.integers(2, 17), st.data())
 def test_a_packer_resumes_anywhere(texts, length, data):
     cut = data.draw(st.integers(0, len(texts)))
     whole, first, second = (Packer("web", length, EOS) for _ in range(3))
-    uninterrupted = [w for tokens, label in texts for w in whole.add(tokens, label)]
-    before = [w for tokens, label in texts[:cut] for w in first.add(tokens, label)]
+    numbered = [(tokens, label, None, number) for number, (tokens, label) in enumerate(texts)]
+    uninterrupted = [w for document in numbered for w in whole.add(*document)]
+    before = [w for document in numbered[:cut] for w in first.add(*document)]
     second.load_state_dict(first.state_dict())
-    after = [w for tokens, label in texts[cut:] for w in second.add(tokens, label)]
-    assert [w.id for w in before + after] == [w.id for w in uninterrupted]
+    after = [w for document in numbered[cut:] for w in second.add(*document)]
+    assert [(w.id, w.document) for w in before + after] == [(w.id, w.document) for w in uninterrupted]
     np.testing.assert_array_equal(
         [w.difficulty for w in before + after], [w.difficulty for w in uninterrupted]
     )
@@ -118,7 +136,7 @@ def test_what_is_not_learnt_has_no_label(masks, length):
 
 def test_rows_survive_a_checkpoint(tmp_path):
     packer = Packer("web", 4, EOS, position=2)
-    rows = packer.add(range(1, 20), 2.5) + packer.add(range(1, 20))
+    rows = packer.add(range(1, 20), 2.5, document=2**62 + 3) + packer.add(range(1, 20))
     rows += packer.add(range(1, 10), learnt=[True, False, True] * 3)
     assert len({row.labels is None for row in rows}) == 2
     torch.save(Rows(rows).state_dict(), tmp_path / "state.pt")
@@ -127,6 +145,7 @@ def test_rows_survive_a_checkpoint(tmp_path):
     for old, new in zip(rows, restored, strict=True):
         np.testing.assert_array_equal(old.tokens, new.tokens)
         assert (new.id, new.source) == (old.id, old.source) == (old.id, 2)
+        assert new.document == old.document
         np.testing.assert_equal(new.difficulty, old.difficulty)
         np.testing.assert_array_equal(new.labels, old.labels)
 
@@ -220,6 +239,19 @@ def test_without_shuffling_one_source_is_its_documents_in_order(tokenizer):
     stream = WindowStream({0: reader}, [2.0], 1, torch.Generator(), {})
     got = stream.read(len(expected) // T).windows.tokens.flatten().tolist()
     assert got == expected[: len(got)], "two epochs laid end to end"
+
+
+@pytest.mark.parametrize("corruption", ["none", "random-tokens", "shuffled-tokens"])
+def test_windows_know_their_document_whatever_became_of_its_text(tokenizer, corruption):
+    """By their position in an uncorrupted epoch, which is as long: one token per word."""
+    texts = documents(30, 5)
+    source = MemorySource("web", texts, 3)
+    owner = [d.number for d in iter(source.next_document, None) for _ in [*d.text.split(), "<eos>"]]
+    reader = SourceReader(MemorySource("web", texts, 3), corruption, tokenizer, T, 0)
+    stream = WindowStream({0: reader}, [1.0], 1, torch.Generator(), {})
+    found = stream.read(len(owner) // T).windows.document.tolist()
+    assert found == owner[: len(found) * T : T]
+    assert all(0 <= number < 2**63 for number in found)
 
 
 def test_the_buffer_emits_every_window_once(tokenizer):
