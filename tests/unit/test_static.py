@@ -16,10 +16,11 @@ from curriq.data.stream import Unreadable
 from curriq.select import static
 from curriq.select.static import (
     DOCUMENT_SHARE,
-    LEAST_OWN,
+    OTHER_SOURCE,
     RULES,
     SAMPLE,
     DocumentMeans,
+    ReadCounts,
     Resampling,
     Rule,
     ScoredStream,
@@ -305,23 +306,62 @@ class TestScoredStream:
         # Where the rule is a step, a cell of the grid is as wide as its edge.
         assert (offer.known["prior"][last] - expected).abs().mean() < 0.02
 
-    def test_the_targets_own_source_is_judged_among_itself(self):
-        """It scores lower than the other source, as the target does: among all it would be rejected."""
-        target = normal(200, 77)
-        for own_source, least, most in ((0, 0.35, 0.65), (-1, 0.0, 0.1)):
-            stream = scored(Drawn(0.0, 3.0), TopShare(0.5), target=target, own_source=own_source)
-            offer = read(stream, 4096)
-            prior = offer.known["prior"][-2048:]
-            own = offer.windows.source[-2048:] == 0
-            assert least <= prior[own].mean().item() <= most
-            assert prior[~own].mean() > 0.8
+    def test_the_label_of_the_targets_own_source_is_trusted(self):
+        """It scores lower than the other source. By the score alone it would be rejected; trusted, it comes
+        first, and the others keep their order."""
+        plain, trusting = (
+            scored(Drawn(0.0, 3.0), TopShare(0.5), target=normal(200, 77, 3.0), own_source=source)
+            for source in (-1, 0)
+        )
+        offer, other = read(plain, 1024), read(trusting, 1024)
+        own = offer.windows.source == 0
+        prior, trusted = offer.known["prior"], other.known["prior"]
+        assert prior[own].mean() < 0.1 < 0.8 < prior[~own].mean()
+        assert trusted[own].tolist() == [1.0] * int(own.sum())
+        assert torch.allclose(trusted[~own], OTHER_SOURCE * prior[~own], rtol=1e-12)
 
-    def test_nothing_is_selected_from_the_targets_own_source_before_it_is_known(self):
-        stream = scored(Drawn(0.0, 3.0), TopShare(0.01), own_source=0)
-        first = stream.read(LEAST_OWN)  # about half of it are of this source
-        own = first.windows.source == 0
-        assert 0 < own.sum() < LEAST_OWN
-        assert first.known["prior"][own].tolist() == [1.0] * int(own.sum())
+    def test_a_source_that_is_read_over_and_over_yields_to_target_like_text(self):
+        """Twenty windows of the target's own come again and again among new ones of another source, all of
+        which are as target-like as can be."""
+
+        class Small(Drawn):
+            def read(self, n: int) -> Offer:
+                offer = super().read(n)
+                own = offer.windows.source == 0
+                offer.windows.ids[own] %= 20
+                return offer
+
+        stream = scored(Small(0.0, 0.0), TopShare(0.999), own_source=0)
+        first = stream.read(64)
+        read(stream, 2048)
+        last = stream.read(64)
+        own, other = (last.windows.source == kind for kind in (0, 1))
+        assert first.known["prior"][first.windows.source == 0].min() == 1
+        assert last.known["prior"][own].max() < last.known["prior"][other].max()
+
+    def test_one_source_that_comes_again_and_again_is_taken_as_it_comes(self):
+        """Nothing is fresher: all windows have been read as often."""
+
+        class Epochs(Drawn):
+            def read(self, n: int) -> Offer:
+                offer = super().read(n)
+                offer.windows.ids.remainder_(64)
+                return offer
+
+        stream = scored(Epochs(0.0), TopShare(0.5), own_source=0)
+        assert all(stream.read(64).known["prior"].min() == 1 for _ in range(100))
+
+    def test_read_counts_equal_a_dictionary(self, monkeypatch):
+        monkeypatch.setattr(static, "WINDOWS", 8)
+        counts, expected = ReadCounts(), dict[int, tuple[int, int]]()
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(40):
+            ids = torch.randint(0, 30, (1,), generator=generator).repeat(3)
+            name = int(ids[0])
+            kept = expected.get(name % 8, (name, 0))
+            before = kept[1] if kept[0] == name else 0
+            assert counts.update(ids).tolist() == [before] * 3
+            expected[name % 8] = (name, before + 3)
 
     def test_a_document_and_its_corrupted_copy_have_means_of_their_own(self):
         """They have the same identity, and different sources."""

@@ -379,7 +379,7 @@ class TestPrior:
         critic = SourceCritic()
         selector = stream_filter(critic, FixedBeta(math.inf))
         stream = with_prior()
-        for k in range(6):
+        for k in range(10):
             row = selector.observe(probed(split(stream.read(48), 24), critic, index=k))
         assert row["prior/rank_correlation"] == pytest.approx(-1)
         assert row["prior/trust"] == selector.trust.exponent == 0

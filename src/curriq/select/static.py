@@ -319,6 +319,8 @@ REFIT = 16
 """The rule is fitted again when the number of windows scored has grown by a 16th."""
 OTHER_SOURCE = 1e-6
 """Factor on the prior of windows that the label says are not of the target's source."""
+RECENT = 256
+"""Windows over which the number of readings is averaged."""
 FRESH = 4
 STALE = 16
 """Text that is repeated up to four times is worth nearly as much as new text; after about sixteen repetitions
@@ -361,7 +363,7 @@ class ScoredStream(Saved):
     own_source: int = -1
     _documents: DocumentMeans = field(default_factory=DocumentMeans, init=False)
     _reads: ReadCounts = field(default_factory=ReadCounts, init=False)
-    _mean_reads: History = field(default_factory=lambda: History(SAMPLE), init=False)
+    _mean_reads: History = field(default_factory=lambda: History(RECENT), init=False)
     _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
     _scored: int = field(default=0, init=False)
     _fitted_at: int = field(default=0, init=False)
