@@ -1,0 +1,68 @@
+"""`recommended` against the best static filter of each stream, chosen in hindsight, from a comparison.
+
+    curriq compare experiments/static.toml
+    python experiments/hindsight.py runs/static/comparison.json
+
+Windows are those to uniform training's final validation loss, over uniform training's own: geometric means
+over the seeds, and the mean of their ratio between the two arms with its bootstrap interval. The best filter is
+the one with the fewest windows; being chosen after the fact, it has luck on its side.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from curriq.evaluate.statistics import bootstrap_interval
+
+NOT_FILTERS = ("uniform", "uniform-again", "recommended", "unlabelled")
+
+
+def ratios(arm: dict) -> dict[str, float]:
+    """Windows to the target over uniform's, by seed; a lower bound where it was not reached."""
+    return {seed: found["ratio"] for seed, found in arm["to_target"]["windows"]["by_seed"].items()}
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def row(stream: str, arms: dict, ours: str) -> str:
+    filters = {name: ratios(arm) for name, arm in arms.items() if name not in NOT_FILTERS}
+    best = min(filters, key=lambda name: geometric_mean(list(filters[name].values())))
+    mine, theirs = ratios(arms[ours]), filters[best]
+    seeds = sorted(mine.keys() & theirs.keys())
+    logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
+    low, high = (math.nan if end is None else math.exp(end) for end in bootstrap_interval(logs))
+    difference = arms[ours]["difference"]
+    losses = {run["seed"]: run["test_loss"] for run in arms["uniform"]["runs"] if run["finished"]}
+    worse = sum(run["test_loss"] > losses[run["seed"]] for run in arms[ours]["runs"] if run["finished"])
+    change = (
+        f"{difference['mean']:+.3f} [{difference['low_with_text']:+.3f}, {difference['high_with_text']:+.3f}]"
+    )
+    windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
+    best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
+    return (
+        f"{stream:<11} {change:<25} {worse}/{len(losses)}    {best_change:<19} {windows:<10} "
+        f"{math.exp(logs.mean()):.2f} [{low:.2f}, {high:.2f}]"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("comparison", type=Path)
+    parser.add_argument("--arm", default="recommended")
+    options = parser.parse_args()
+    result = json.loads(options.comparison.read_text(encoding="utf-8"))
+    title = f"{options.arm}: change of loss"
+    print(f"{'':<11} {title:<25} worse  best filter         windows    of the filter's")
+    for stream, arms in result["streams"].items():
+        print(row(stream, arms, options.arm))
+
+
+if __name__ == "__main__":
+    main()
