@@ -4,8 +4,8 @@
     python experiments/hindsight.py runs/static/comparison.json
 
 Windows are those to uniform training's final validation loss, over uniform training's own: geometric means
-over the seeds, and the mean of their ratio between the two arms with its bootstrap interval. The best filter is
-the one with the fewest windows; being chosen after the fact, it has luck on its side.
+over the seeds, and the mean of their ratio between the two arms with its bootstrap interval. The best filter
+is the one with the fewest windows; being chosen after the fact, it has luck on its side.
 """
 
 import argparse
