@@ -60,7 +60,7 @@ def shared_data() -> Path:
     It is `../shared/data` beside the repository, or $CURRIQ_SHARED_DATA.
     """
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("CURRIQ_SHARED_DATA", beside))
+    folder = Path(os.environ.get("CURRIQ_SHARED_DATA") or beside)
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set CURRIQ_SHARED_DATA to the folder that holds it")
     return folder
