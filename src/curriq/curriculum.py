@@ -422,9 +422,8 @@ class _Filter(_Part):
         self._saved = policy if hasattr(policy, "load_state_dict") else None
         self._learns = hasattr(policy, "observe")
         self._every = config.train.reward_every
-        self._proposer = filtered(
-            Unreadable(scored), config, policy.accept_prob, generators, look_ahead=LOOK_AHEAD
-        )
+        stream = Unreadable(scored, look_ahead=LOOK_AHEAD)
+        self._proposer = filtered(stream, config, policy.accept_prob, generators)
         self._batches: deque[Offer] = deque()  # taken or drawn, and not yet trained on
         self._first = 0  # step of the first of them
         self._taken = 0  # batches handed out
@@ -459,12 +458,12 @@ class _Filter(_Part):
                 f"{len(self._batches)} batches were taken and not observed: call observe after every "
                 f"optimizer step, with batch_size={self._proposer.n} examples per step.",
             )
+            drawn = self._first + len(self._batches)
             try:
-                offer = self._proposer.propose(self._first + len(self._batches))
+                offer = self._proposer.propose(drawn)
             except StreamEnded:
                 return None
-            next_step = self._first + len(self._batches)
-            if not (len(offer) and self._learns and next_step % self._every == 0):  # else they may be probed
+            if not (len(offer) and self._learns and drawn % self._every == 0):  # else they may be probed
                 self._forget(offer.rejected)
                 offer = replace(offer, rejected=None)
             if len(offer):

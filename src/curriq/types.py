@@ -332,12 +332,17 @@ class Features(Batch):
         return self.loss.shape[0]
 
     @staticmethod
-    def before_forward(offer: Offer) -> "Features":
-        """What is known of windows without a forward pass: no hidden state [n, 0], and no loss (NaN)."""
-        n = len(offer)
+    def not_forwarded(
+        n: int, source: Int[Tensor, "n"] | None, known: Mapping[str, Float[Tensor, "n"]]
+    ) -> "Features":
+        """Features of n windows without a forward pass: no hidden state [n, 0], and no loss (NaN)."""
         loss = torch.full((n,), torch.nan)
-        source = offer.windows.source
-        return Features(hidden=torch.zeros(n, 0), loss=loss, source=source, known=dict(offer.known))
+        return Features(hidden=torch.zeros(n, 0), loss=loss, source=source, known=dict(known))
+
+    @staticmethod
+    def before_forward(offer: Offer) -> "Features":
+        """What is known of windows without a forward pass."""
+        return Features.not_forwarded(len(offer), offer.windows.source, offer.known)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ from curriq.select.static import (
     OTHER_SOURCE,
     RULES,
     SAMPLE,
-    DocumentMeans,
-    ReadCounts,
+    RecentTotals,
     Resampling,
     Rule,
     ScoredStream,
@@ -55,34 +54,33 @@ class ByDictionary:
         return [float(np.mean(self.kept[document % self.slots][1])) for document in documents]
 
 
-def test_document_means_equal_a_dictionary_of_slots(monkeypatch):
+def means(table: RecentTotals, documents: Tensor, scores: Tensor) -> list[float]:
+    """The mean of each document, from the totals of its scores and of its windows."""
+    _, totals = table.add(documents, torch.stack([scores.double(), torch.ones(len(scores)).double()], 1))
+    return (totals[:, 0] / totals[:, 1]).tolist()
+
+
+def test_document_means_equal_a_dictionary_of_slots():
     """Fifty documents share 16 slots, of which the later one begins afresh; never two in one batch."""
-    monkeypatch.setattr(static, "DOCUMENTS", 16)
-    means, expected = DocumentMeans(), ByDictionary(16)
+    table, expected = RecentTotals(16, 2), ByDictionary(16)
     generator = np.random.default_rng(0)
     for k in range(60):
         drawn = {int(d) % 16: int(d) for d in generator.integers(0, 50, size=6)}  # one document of each slot
         documents = generator.choice(list(drawn.values()), size=20).tolist()
-        found = means.update(torch.tensor(documents), normal(20, k))
-        assert found.tolist() == pytest.approx(expected.update(documents, normal(20, k).tolist()))
+        found = means(table, torch.tensor(documents), normal(20, k))
+        assert found == pytest.approx(expected.update(documents, normal(20, k).tolist()))
 
 
-def test_two_documents_of_one_slot_in_one_batch_are_not_mixed(monkeypatch):
-    monkeypatch.setattr(static, "DOCUMENTS", 4)
-    means = DocumentMeans()
-    found = means.update(
-        torch.tensor([3, 7, 3, 7]), torch.tensor([1.0, 10.0, 3.0, 20.0], dtype=torch.float64)
-    )
-    assert found.tolist() == [2.0, 15.0, 2.0, 15.0]
+def test_two_documents_of_one_slot_in_one_batch_are_not_mixed():
+    found = means(RecentTotals(4, 2), torch.tensor([3, 7, 3, 7]), torch.tensor([1.0, 10.0, 3.0, 20.0]))
+    assert found == [2.0, 15.0, 2.0, 15.0]
 
 
 def test_documents_have_63_bit_identities():
-    means = DocumentMeans()
+    table = RecentTotals(static.DOCUMENTS, 2)
     documents = torch.tensor([2**63 - 1, -(2**63), 2**62 + 1])
-    one = means.update(documents, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    two = means.update(documents, torch.tensor([3.0, 4.0, 5.0], dtype=torch.float64))
-    assert one.tolist() == [1.0, 2.0, 3.0]
-    assert two.tolist() == [2.0, 3.0, 4.0]
+    assert means(table, documents, torch.tensor([1.0, 2.0, 3.0])) == [1.0, 2.0, 3.0]
+    assert means(table, documents, torch.tensor([3.0, 4.0, 5.0])) == [2.0, 3.0, 4.0]
 
 
 # Acceptance rules
@@ -215,12 +213,13 @@ class Drawn(Saved):
         means: of the sources, which are equally frequent.
         length: windows until it ends.
         size: windows of a document.
+        again: windows of source 0 after which the same ones come again.
     """
 
     SAVED = ("position",)
 
-    def __init__(self, *means: float, length: int = 10**9, size: int = 1) -> None:
-        self.means, self.length, self.size = means, length, size
+    def __init__(self, *means: float, length: int = 10**9, size: int = 1, again: int | None = None) -> None:
+        self.means, self.length, self.size, self.again = means, length, size, again
         self.position = 0
 
     def read(self, n: int) -> Offer:
@@ -230,7 +229,8 @@ class Drawn(Saved):
         source = torch.tensor([int(abs(u) * 1e6) % len(self.means) for u, _ in draws], dtype=torch.int64)
         scores = [self.means[s] + v for s, (_, v) in zip(source.tolist(), draws, strict=True)]
         tokens = (torch.tensor(scores).view(-1, 1) * 1000).round().long().repeat(1, 2)
-        windows = Windows(tokens=tokens, ids=ids, source=source, document=ids // self.size)
+        numbers = ids if self.again is None else torch.where(source == 0, ids % self.again, ids)
+        windows = Windows(tokens=tokens, ids=numbers, source=source, document=ids // self.size)
         return Offer.of(windows, cost=Cost(windows_read=len(ids)), epoch=0)
 
 
@@ -323,15 +323,7 @@ class TestScoredStream:
     def test_a_source_that_is_read_over_and_over_yields_to_target_like_text(self):
         """Twenty windows of the target's own come again and again among new ones of another source, all of
         which are as target-like as can be."""
-
-        class Small(Drawn):
-            def read(self, n: int) -> Offer:
-                offer = super().read(n)
-                own = offer.windows.source == 0
-                offer.windows.ids[own] %= 20
-                return offer
-
-        stream = scored(Small(0.0, 0.0), TopShare(0.999), own_source=0)
+        stream = scored(Drawn(0.0, 0.0, again=20), TopShare(0.999), own_source=0)
         first = stream.read(64)
         read(stream, 2048)
         last = stream.read(64)
@@ -341,26 +333,18 @@ class TestScoredStream:
 
     def test_one_source_that_comes_again_and_again_is_taken_as_it_comes(self):
         """Nothing is fresher: all windows have been read as often."""
-
-        class Epochs(Drawn):
-            def read(self, n: int) -> Offer:
-                offer = super().read(n)
-                offer.windows.ids.remainder_(64)
-                return offer
-
-        stream = scored(Epochs(0.0), TopShare(0.5), own_source=0)
+        stream = scored(Drawn(0.0, again=64), TopShare(0.5), own_source=0)
         assert all(stream.read(64).known["prior"].min() == 1 for _ in range(100))
 
-    def test_read_counts_equal_a_dictionary(self, monkeypatch):
-        monkeypatch.setattr(static, "WINDOWS", 8)
-        counts, expected = ReadCounts(), dict[int, tuple[int, int]]()
+    def test_totals_before_a_batch_equal_a_dictionary(self):
+        table, expected = RecentTotals(8, 1), dict[int, tuple[int, int]]()
         generator = torch.Generator().manual_seed(5)
         for _ in range(40):
             ids = torch.randint(0, 30, (1,), generator=generator).repeat(3)
             name = int(ids[0])
             kept = expected.get(name % 8, (name, 0))
             before = kept[1] if kept[0] == name else 0
-            assert counts.update(ids).tolist() == [before] * 3
+            assert table.add(ids, torch.ones(3, 1))[0].flatten().tolist() == [before] * 3
             expected[name % 8] = (name, before + 3)
 
     def test_a_document_and_its_corrupted_copy_have_means_of_their_own(self):
@@ -398,12 +382,11 @@ class TestScoredStream:
 
 def filtered(stream: ScoredStream, accept_prob: Callable[[Offer], Tensor], look_ahead: int) -> FilteredStream:
     return FilteredStream(
-        Unreadable(stream),
+        Unreadable(stream, look_ahead=look_ahead),
         16,
         max_read_ratio=8,
         accept_prob=accept_prob,
         generator=torch.Generator().manual_seed(1),
-        look_ahead=look_ahead,
     )
 
 

@@ -135,8 +135,7 @@ def data_fingerprint(
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
         "tokenizer": short_hash(*cut, *marks),
         "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
-        # Absent for split 0, so that runs from before the setting resume and compare with later ones.
-        **({"split_seed": str(data.split_seed)} if data.split_seed else {}),
+        "split_seed": str(data.split_seed),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),

@@ -26,7 +26,7 @@ from curriq.data.documents import Document, DocumentSource, read_epoch
 from curriq.data.tokenizer import encode, eos_id, ordinary_ids
 from curriq.errors import CurriqError
 from curriq.state import Saved, State
-from curriq.types import IGNORED, Cost, Offer, Windows, WindowSource
+from curriq.types import IGNORED, NO_COST, Cost, Offer, Windows, WindowSource
 
 if TYPE_CHECKING:
     import transformers
@@ -349,20 +349,32 @@ class WindowStream:
 
 
 class Unreadable(Saved):
-    """A stream that takes windows back: what is unread is read before everything else, as it was."""
+    """A stream that takes windows back: what is unread is read before everything else, as it was.
 
-    def __init__(self, stream: WindowSource) -> None:
+    Args:
+        look_ahead: windows that are read at once at the beginning, and unread, for a stream that compares
+            windows with those before them.
+    """
+
+    def __init__(self, stream: WindowSource, *, look_ahead: int = 0) -> None:
         self._stream = stream
+        self._look_ahead = look_ahead
         self._unread: Offer | None = None
 
     def read(self, n: int) -> Offer:
-        """At most n windows: those that were unread, or else the stream's."""
+        """At most n windows: those that were unread, or else the stream's. What looking ahead took is in the
+        cost of the first ones."""
+        spent = NO_COST
+        if self._look_ahead:
+            ahead, self._look_ahead = self._stream.read(self._look_ahead), 0
+            self.unread(ahead)
+            spent = replace(ahead.cost, windows_read=0)
         offer, self._unread = self._unread, None
         if offer is None:
             return self._stream.read(n)
         self.unread(offer.take(slice(n, None)))
         first = offer.take(slice(n))
-        return replace(first, cost=Cost(windows_read=len(first)))
+        return replace(first, cost=replace(spent, windows_read=len(first)))
 
     def unread(self, offer: Offer) -> None:
         parts = [part for part in (offer, self._unread) if part is not None and len(part)]
@@ -370,10 +382,11 @@ class Unreadable(Saved):
 
     def state_dict(self) -> State:
         unread = None if self._unread is None else self._unread.state_dict()
-        return {"stream": self._stream.state_dict(), "unread": unread}
+        return {"stream": self._stream.state_dict(), "look_ahead": self._look_ahead, "unread": unread}
 
     def load_state_dict(self, state: State) -> None:
         self._stream.load_state_dict(state["stream"])
+        self._look_ahead = state["look_ahead"]
         self._unread = None if state["unread"] is None else Offer.from_state_dict(state["unread"])
 
 

@@ -225,10 +225,9 @@ def scored_stream(config: RunConfig, context: Context) -> ScoredStream:
 def build(config: RunConfig, context: Context) -> Method:
     """`--selector filter`: a static filter, nothing learned."""
     proposer = filtered(
-        Unreadable(scored_stream(config, context)),
+        Unreadable(scored_stream(config, context), look_ahead=LOOK_AHEAD),
         config,
         lambda offer: offer.known["prior"],
         context.generators,
-        look_ahead=LOOK_AHEAD,
     )
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

@@ -19,7 +19,7 @@ from curriq.select.stream_filter import build_filter, filtered
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
-from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step, WindowSource
+from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step
 
 
 class SoftQ(PlainSelector):
@@ -112,32 +112,32 @@ class DirichletNoise(Saved):
 def build(config: RunConfig, context: Context) -> Method:
     """Soft Q-learning: weights on the windows of the stream, or a filter before the forward pass."""
     settings = config.critic
-    stream: WindowSource = context.corpus.stream
-    if config.select.prior or "static_score" in settings.q_features:
-        stream = scored_stream(config, context)
+    reads_score = config.select.prior or "static_score" in settings.q_features
+    scored = scored_stream(config, context) if reads_score else None
     if config.train.max_read_ratio > 1:
-        return _filtering(config, context, stream)
+        return _filtering(config, context, scored)
     policy, critic = _weighting(config, context)
     selector: Selector = policy
     if not settings.q_weighting:
         selector = Uniform()
     if concentration := settings.dirichlet_concentration:
         selector = DirichletNoise(selector, concentration, context.generators("jitter"))
+    stream = None if scored is None else Unreadable(scored, look_ahead=LOOK_AHEAD)
     return replace(plain(selector, config, context, stream=stream), critic=critic)
 
 
-def _filtering(config: RunConfig, context: Context, stream: WindowSource) -> Method:
+def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None) -> Method:
     """The policy before the forward pass; what it accepts is weighed evenly."""
-    scored = isinstance(stream, ScoredStream)
     policy, critic = build_filter(
         config,
         len(context.corpus.source_names),
         context.generators,
-        target=stream.of_target if isinstance(stream, ScoredStream) else None,
+        target=None if scored is None else scored.of_target,
         device=context.lm.device,
     )
-    ahead = LOOK_AHEAD if scored else 0
-    proposer = filtered(Unreadable(stream), config, policy.accept_prob, context.generators, look_ahead=ahead)
+    ahead = 0 if scored is None else LOOK_AHEAD
+    stream = Unreadable(scored or context.corpus.stream, look_ahead=ahead)
+    proposer = filtered(stream, config, policy.accept_prob, context.generators)
     return Method(proposer=proposer, selector=policy, critic=critic)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import isotonic_regression
+from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
 from curriq.config import SelectConfig
@@ -114,51 +114,34 @@ class DsirScore(Saved):
         return seen.double(), (self._totals.sum() - self._seen.sum(1))[fold].double()
 
 
-class DocumentMeans(Saved):
-    """Mean score of each document over its windows so far.
+class RecentTotals(Saved):
+    """Running totals by identity, of documents or windows.
 
-    A table of `DOCUMENTS` slots by the document's identity; where two share a slot, the later one begins
-    afresh, so that memory and checkpoints stay small however long the stream is.
+    A table of fixed size by the identity; where two share a slot, the later one begins afresh, so that memory
+    and checkpoints stay small however long the stream is.
+
+    Args:
+        slots: of the table.
+        columns: totals of each identity.
     """
 
-    SAVED = ("_document", "_sum", "_count")
+    SAVED = ("_identity", "_totals")
 
-    def __init__(self) -> None:
-        self._document = torch.full((DOCUMENTS,), -1, dtype=torch.int64)
-        self._sum = torch.zeros(DOCUMENTS, dtype=torch.float64)
-        self._count = torch.zeros(DOCUMENTS, dtype=torch.float64)
+    def __init__(self, slots: int, columns: int) -> None:
+        self._identity = torch.full((slots,), -1, dtype=torch.int64)
+        self._totals = torch.zeros(slots, columns, dtype=torch.float64)
 
-    def update(self, document: Int[Tensor, "n"], score: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The means of the windows' documents, these scores included."""
-        names, place = document.unique(return_inverse=True)
-        slots = names.remainder(DOCUMENTS)
-        new = self._document[slots] != names
-        self._sum[slots[new]] = 0
-        self._count[slots[new]] = 0
-        self._document[slots] = names
-        sums, counts = self._sum[slots], self._count[slots]
-        sums = sums + _sum_by(place, score)
-        counts = counts + torch.bincount(place, minlength=len(names))
-        self._sum[slots], self._count[slots] = sums, counts
-        return (sums / counts)[place]
-
-
-class ReadCounts(Saved):
-    """How often each window has been read before, by a table of `WINDOWS` slots as in `DocumentMeans`."""
-
-    SAVED = ("_window", "_count")
-
-    def __init__(self) -> None:
-        self._window = torch.full((WINDOWS,), -1, dtype=torch.int64)
-        self._count = torch.zeros(WINDOWS, dtype=torch.int32)
-
-    def update(self, ids: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The counts before this batch, which is counted then."""
-        names, place, times = ids.unique(return_inverse=True, return_counts=True)
-        slots = names.remainder(WINDOWS)
-        before = self._count[slots].where(self._window[slots] == names, 0)
-        self._window[slots], self._count[slots] = names, before + times.int()
-        return before[place].double()
+    def add(
+        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """The totals of each row's identity before this batch, and with it."""
+        names, place = identity.unique(return_inverse=True)
+        slots = names.remainder(len(self._identity))
+        self._totals[slots[self._identity[slots] != names]] = 0
+        before = self._totals[slots]
+        after = before + torch.stack([_sum_by(place, column) for column in values.unbind(1)], 1)
+        self._identity[slots], self._totals[slots] = names, after
+        return before[place], after[place]
 
 
 def documents_of(windows: Windows) -> Int[Tensor, "n"]:
@@ -263,13 +246,13 @@ class Resampling:
 
     def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
         # Into the top k of log-weight + Gumbel noise with probability 1 − exp(−exp(log-weight − c)).
+        def entering(weight: Tensor, c: float) -> Tensor:
+            return -torch.expm1(-(weight - c).clamp(-600, 50).exp())
+
         level = self.terms * sample
-        low, high = level.min() - 50, level.max() + 50
-        for _ in range(60):
-            middle = (low + high) / 2
-            share = -torch.expm1(-(level - middle).clamp(max=50).exp()).mean()
-            low, high = (middle, high) if share > self.share else (low, middle)
-        return -torch.expm1(-(self.terms * score - high).clamp(-600, 50).exp())
+        low, high = level.min().item() - 50, level.max().item() + 50
+        c = brentq(lambda c: entering(level, c).mean().item() - self.share, low, high)
+        return entering(self.terms * score, c)
 
 
 @dataclass(frozen=True)
@@ -351,7 +334,7 @@ class ScoredStream(Saved):
     """
 
     SAVED = (
-        *("stream", "score", "_documents", "_reads", "_mean_reads"),
+        *("stream", "score", "_documents", "_reads", "_recent_reads"),
         *("_recent", "_scored", "_fitted_at", "_target", "_curve"),
     )
 
@@ -361,9 +344,9 @@ class ScoredStream(Saved):
     target: Windows
     _: KW_ONLY
     own_source: int = -1
-    _documents: DocumentMeans = field(default_factory=DocumentMeans, init=False)
-    _reads: ReadCounts = field(default_factory=ReadCounts, init=False)
-    _mean_reads: History = field(default_factory=lambda: History(RECENT), init=False)
+    _documents: RecentTotals = field(default_factory=lambda: RecentTotals(DOCUMENTS, 2), init=False)
+    _reads: RecentTotals = field(default_factory=lambda: RecentTotals(WINDOWS, 1), init=False)
+    _recent_reads: History = field(default_factory=lambda: History(RECENT), init=False)
     _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
     _scored: int = field(default=0, init=False)
     _fitted_at: int = field(default=0, init=False)
@@ -389,9 +372,10 @@ class ScoredStream(Saved):
         """The target's own source first, as long as it is not read over and over again."""
         own = windows.source == self.own_source
         reads = torch.zeros(len(windows), dtype=torch.float64)
-        reads[own] = self._reads.update(windows.ids[own])
-        self._mean_reads.extend(reads)
-        excess = reads - self._mean_reads.values.mean()
+        before, _ = self._reads.add(windows.ids[own], torch.ones(int(own.sum()), 1))
+        reads[own] = before[:, 0]
+        self._recent_reads.extend(reads)
+        excess = reads - self._recent_reads.values.mean()
         staleness = ((excess - FRESH) / (STALE - FRESH)).clamp(min=0)
         return torch.where(own, OTHER_SOURCE**staleness, OTHER_SOURCE * prior)
 
@@ -415,8 +399,9 @@ class ScoredStream(Saved):
     def _pooled(self, windows: Windows) -> Float[Tensor, "n"]:
         score = self.score(windows).double()
         # A corrupted copy has its clean document's identity, and is of another kind.
-        mean = self._documents.update(documents_of(windows) * 1_000_003 + windows.source, score)
-        return torch.lerp(score, mean, DOCUMENT_SHARE)
+        document = documents_of(windows) * 1_000_003 + windows.source
+        _, totals = self._documents.add(document, torch.stack([score, torch.ones_like(score)], 1))
+        return torch.lerp(score, totals[:, 0] / totals[:, 1], DOCUMENT_SHARE)
 
     def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         recent = self._recent.values

@@ -27,7 +27,7 @@ from curriq.softq.temperature import (
     solve_beta,
 )
 from curriq.state import Saved, State
-from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Sampled, Step
+from curriq.types import Critic, Features, Metrics, Offer, Sampled, Step
 
 logger = logging.getLogger("curriq")
 
@@ -50,11 +50,9 @@ class FilteredStream(Saved):
             with those that came nearest to being accepted.
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
-        look_ahead: windows that are read before the first step and unread again, for scores that compare
-            windows with those before them.
     """
 
-    SAVED = ("stream", "generator", "look_ahead")
+    SAVED = ("stream", "generator")
 
     stream: Unreadable
     n: int
@@ -62,7 +60,6 @@ class FilteredStream(Saved):
     max_read_ratio: int
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
-    look_ahead: int = 0
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -70,7 +67,6 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
-        ahead = self._look_ahead()
         most = self.max_read_ratio * self.n
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
@@ -100,26 +96,17 @@ class FilteredStream(Saved):
         judged = replace(everything.take(slice(end)), sampled=Sampled(accept_prob=prob[:end]))
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
+        if step == 0:
+            logger.info(
+                f"the filter trains on {n} of the first {len(judged)} windows that it read; it reads at most "
+                f"{self.max_read_ratio} for each."
+            )
         return replace(
             judged.take(chosen),
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
-            cost=replace(everything.cost + ahead, windows_read=len(judged)),
+            cost=replace(everything.cost, windows_read=len(judged)),
         )
-
-    def _look_ahead(self) -> Cost:
-        """What it took."""
-        if not self.look_ahead:
-            return NO_COST
-        ahead, self.look_ahead = self.stream.read(self.look_ahead), 0
-        self.stream.unread(ahead)
-        if len(ahead):
-            share = self.accept_prob(ahead).mean().item()
-            logger.info(
-                f"the filter selects from step 0 on: of the first {len(ahead):,} windows it would accept "
-                f"{share:.1%}, and it reads at most {self.max_read_ratio} for each that is trained on."
-            )
-        return ahead.cost
 
 
 @dataclass(eq=False)
@@ -216,11 +203,8 @@ class StreamFilter(Uniform):
         assert self._sample.source is not None
         count, m = len(score), len(sample)
         kinds = self._sample.source.unique()
-        of_target = Features(
-            hidden=torch.zeros(count * len(kinds), 0),
-            loss=torch.full((count * len(kinds),), torch.nan),
-            source=kinds.repeat_interleave(count),
-            known={"static_score": score.repeat(len(kinds))},
+        of_target = Features.not_forwarded(
+            count * len(kinds), kinds.repeat_interleave(count), {"static_score": score.repeat(len(kinds))}
         )
         by_source = self._values([of_target]).view(-1, count)
         q = torch.cat([sample, by_source[by_source.mean(1).argmax()]]).double()
@@ -247,13 +231,9 @@ class StreamFilter(Uniform):
 
 def _seen_before_forward(features: Features) -> Features:
     """The part of the features that the policy may see, on the CPU, whatever a forward pass has added."""
-    n = len(features)
-    return Features(
-        hidden=torch.zeros(n, 0),
-        loss=torch.full((n,), torch.nan),
-        source=None if features.source is None else features.source.cpu(),
-        known={name: column.cpu() for name, column in features.known.items() if name == "static_score"},
-    )
+    source = None if features.source is None else features.source.cpu()
+    known = {name: column.cpu() for name, column in features.known.items() if name == "static_score"}
+    return Features.not_forwarded(len(features), source, known)
 
 
 def _prior(known: Mapping[str, Float[Tensor, "n"]], n: int) -> Float[Tensor, "n"]:
@@ -291,8 +271,6 @@ def filtered(
     config: RunConfig,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
-    *,
-    look_ahead: int = 0,
 ) -> FilteredStream:
     """The windows of a stream that a policy accepts, N per step."""
     return FilteredStream(
@@ -301,5 +279,4 @@ def filtered(
         max_read_ratio=config.train.max_read_ratio,
         accept_prob=accept_prob,
         generator=generators("steer"),
-        look_ahead=look_ahead,
     )

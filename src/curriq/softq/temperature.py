@@ -75,12 +75,16 @@ class Evidence(Saved):
 
     Args:
         memory: measurements that the mean reaches back, about.
+        z: standard errors from the mean to either confidence bound.
+        least: measurements before there are bounds.
     """
 
     SAVED = ("count", "_sums")
 
-    def __init__(self, memory: float = 20.0) -> None:
+    def __init__(self, memory: float = 20.0, *, z: float = 2.0, least: int = 4) -> None:
         self._keep = 1 - 1 / memory
+        self._z = z
+        self._least = least
         self.count = 0
         # Sums of the weights, of their squares, and of the weighted x and x².
         self._sums = torch.zeros(4, dtype=torch.float64)
@@ -99,6 +103,13 @@ class Evidence(Saved):
             return mean, 1.0
         scatter = max(0.0, total_squares / weight - mean**2) * count / (count - 1)
         return mean, math.sqrt(scatter / count)
+
+    def bounds(self) -> tuple[float, float]:
+        """Lower and upper confidence bound of the mean; infinite before there is enough evidence."""
+        if self.count < self._least:
+            return -math.inf, math.inf
+        mean, error = self.mean_and_error()
+        return mean - self._z * error, mean + self._z * error
 
 
 class CalibrationGate(Saved):
@@ -122,9 +133,7 @@ class CalibrationGate(Saved):
     def __init__(self, sharpest: float, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
         self._sharpest = sharpest
         self._full = full
-        self._z = z
-        self._least = least
-        self._evidence = Evidence()
+        self._evidence = Evidence(z=z, least=least)
 
     @property
     def fraction(self) -> float:
@@ -133,10 +142,8 @@ class CalibrationGate(Saved):
     @property
     def confidence(self) -> float:
         """In [0, 1]."""
-        if self._evidence.count < self._least:
-            return 0.0
-        mean, error = self._evidence.mean_and_error()
-        return min(1.0, max(0.0, (mean - self._z * error) / self._full))
+        lower, _ = self._evidence.bounds()
+        return min(1.0, max(0.0, lower / self._full))
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         if effects is None:
@@ -172,17 +179,13 @@ class PriorTrust(Saved):
 
     def __init__(self, *, full: float = 0.5, z: float = 3.0, least: int = 8) -> None:
         self._full = full
-        self._z = z
-        self._least = least
-        self._evidence = Evidence()
+        self._evidence = Evidence(z=z, least=least)
 
     @property
     def exponent(self) -> float:
         """t in [0, 1]."""
-        if self._evidence.count < self._least:
-            return 1.0
-        mean, error = self._evidence.mean_and_error()
-        return min(1.0, max(0.0, 1 + (mean + self._z * error) / self._full))
+        _, upper = self._evidence.bounds()
+        return min(1.0, max(0.0, 1 + upper / self._full))
 
     def observe(self, prior: Float[Tensor, "m"], effect: Float[Tensor, "m"]) -> Metrics:
         """The prior of the probed windows and their effects, nats per token."""

@@ -141,9 +141,7 @@ def train_step(c: Components, state: LoopState) -> Step:
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
     td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     5–7: V_k, TD step, Polyak
-    action = (
-        None if q is None else _act(c, q, mixture.features)
-    )  #                                 8: a_k ~ π_k
+    action = None if q is None else _act(c, q, mixture.features)  #               8: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
     reward, held_out_cost = c.held_out.after(k)  #                                10: r_k
     own = {
