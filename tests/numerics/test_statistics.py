@@ -202,8 +202,7 @@ class TestTwoLevels:
 
     @pytest.mark.parametrize("shared", [False, True])
     def test_covers_the_truth_where_the_interval_over_seeds_does_not(self, shared: bool, monkeypatch):
-        """Six seeds (sd 0.02) of 128 windows (sd 0.3): docs/compare.md quotes 85 and 95 % with test sets of
-        their own, 41 and 94 % with one for all, of 300 samples."""
+        """Six seeds (sd 0.02) of 128 windows (sd 0.3), with test sets of their own and with one for all."""
         monkeypatch.setattr(statistics, "RESAMPLES", 499)
         rng, samples = np.random.default_rng(0), 120
         covered = np.zeros(2)
