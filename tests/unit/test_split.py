@@ -224,6 +224,21 @@ def test_sets_are_spread_over_documents(tokenizer):
     assert all(len(families(getattr(sets, name), tokenizer)) >= size for name, size in SIZES.items())
 
 
+def test_the_sets_are_spread_over_a_source_that_is_sorted(tokenizer):
+    """Families come in the order of their numbers. The beginning alone would fill all sets."""
+
+    class Sorted(MemorySource):
+        def next_document(self) -> Document | None:
+            return next(self.in_order, None)
+
+    documents = [Document(" ".join(f"f{family}w{i}" for i in range(40))) for family in range(FAMILIES)]
+    source = Sorted("web", documents, 0)
+    source.in_order = iter(documents)
+    sets, _ = build_held_out(source, tokenizer, data_config())
+    found = set.union(*(families(getattr(sets, name), tokenizer) for name in SIZES))
+    assert sum(family > FAMILIES / 2 for family in found) >= 4
+
+
 def test_the_reference_is_all_text_of_the_reward_sets_documents(tokenizer):
     """Laid end to end it is whole documents, the last one cut; the reward set is a part of it."""
     documents = corpus()

@@ -139,7 +139,7 @@ class RecentTotals(Saved):
         slots = names.remainder(len(self._identity))
         self._totals[slots[self._identity[slots] != names]] = 0
         before = self._totals[slots]
-        after = before + torch.stack([_sum_by(place, column) for column in values.unbind(1)], 1)
+        after = before + torch.zeros_like(before).index_add_(0, place, values.double())
         self._identity[slots], self._totals[slots] = names, after
         return before[place], after[place]
 
