@@ -82,6 +82,19 @@ def test_the_loss_of_a_probe_is_calculated_by_hand():
     assert row["critic/td_target"] == pytest.approx(0.1)
 
 
+def test_without_the_bellman_target_the_offsets_are_all_there_is():
+    """The reward and V, large here, move the target with it and leave it alone without."""
+    rows = torch.tensor([0, 3])
+    previous = finished(
+        seen(), effects_of(rows, torch.tensor([0.4, -0.2]), features=seen().take(rows)), reward=-50.0
+    )
+    targets = [
+        q_critic(bellman=on).learn(previous, seen(seed=1))[0]["critic/td_target"] for on in (False, True)
+    ]
+    assert targets[0] == pytest.approx(0.1)
+    assert targets[1] == pytest.approx(0.1 + 0.5 * -50.0, abs=1.0)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0])
 def test_q_learns_the_ranking_of_effects_at_any_scale(scale):
     """Effects are a linear function of the window's state plus noise; Q must rank fresh windows by it."""
@@ -106,6 +119,9 @@ def test_credit_and_its_combinations_are_refused_where_they_have_no_meaning():
         CriticConfig(temperature="gated")
     with pytest.raises(CurriqError, match="--shuffle-effects"):
         CriticConfig(shuffle_effects=True)
+    for credit in ("sampled", "mixture"):
+        with pytest.raises(CurriqError, match="--no-bellman"):
+            CriticConfig(bellman=False, credit=credit)
     with pytest.raises(CurriqError, match="--td-into-theta"):
         CriticConfig(credit="counterfactual", td_into_theta=True)
     with pytest.raises(CurriqError, match="--q-features"):

@@ -292,6 +292,8 @@ class CriticConfig(Section):
     """Decay of the running average of held-out gradients from probe to probe; 0 uses each alone."""
     shuffle_effects: bool = False
     """Ablation: permute a step's measured effects among its windows, so that they carry no information."""
+    bellman: bool = True
+    """Ablation: off takes y = 0 for the Bellman target, so that Q learns measured effects and nothing else."""
     q_replay_size: CountOrZero = 0
     """Past (h, y) pairs kept for experience replay of Q; 0 switches replay off."""
     q_replay_batch: Count = 32
@@ -314,6 +316,9 @@ class CriticConfig(Section):
                 yield "temperature", "credit", why
             if self.shuffle_effects:
                 yield "shuffle_effects", "credit", f"{effects} drop --shuffle-effects"
+            if not self.bellman:
+                why = "without the Bellman target this rule has nothing to learn from"
+                yield "bellman", "credit", f"{why}; use --credit counterfactual, or drop --no-bellman"
         if self.td_into_theta and self.credit != "sampled":
             why = "only the sampled window is forwarded again with gradient"
             yield "td_into_theta", "credit", f"{why}; use --credit sampled, or drop --td-into-theta"

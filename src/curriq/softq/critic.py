@@ -392,9 +392,10 @@ class TDCritic(Saved):
             self.inputs.observe(features)
             return _to_metrics(measured), NO_COST
 
-        y = td_target(previous.reward, value, self.config.gamma)
+        reward, gamma = (previous.reward, self.config.gamma) if self.config.bellman else (0.0, 0.0)
+        y = td_target(reward, value, gamma)
         targets = y + task.offsets
-        self.scale.observe(previous.reward, targets)
+        self.scale.observe(reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
         if self.previous_action is None:
             responsible = task.features.to(self._device)
