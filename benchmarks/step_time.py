@@ -27,13 +27,12 @@ from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner
 from curriq.lm.load import load_language_model, pick_device
-from curriq.lm.mixture import single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select.base import NoCritic, Uniform
 from curriq.select.soft_q import SoftQ
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
-from curriq.train.loop import Components, LoopState, NoHeldOut, train_step
+from curriq.train.loop import Components, LoopState, NoHeldOut, SampledAction, train_step
 from curriq.types import Offer, Windows
 
 SHAPES = {
@@ -83,7 +82,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     )
     sizes = {"micro_batch": shape["micro_batch"], "head_chunk_tokens": shape["chunk_tokens"]}
     optim = OptimConfig(lr_schedule="constant", **sizes)
-    once, twice = (Learner(lm, optim, 1, mixture_pass=passes) for passes in (single_pass, two_pass))
+    once, twice = (Learner(lm, optim, 1, two_passes=two) for two in (False, True))
     optimizer = twice.optimizer = once.optimizer
     generators = Generators(0)
     tokens = torch.randint(shape["vocabulary"], (n, length), generator=generators("tokens"))
@@ -110,7 +109,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
             learner=learner,
             held_out=held_out,
             theta_resets=lambda step: False,
-            action_generator=generators("action"),
+            act=SampledAction(critic, generators("action")),
         )
         return partial(train_step, components, LoopState())
 

@@ -109,7 +109,6 @@ class Truth:
 def configuration(arm: Arm, steps: int) -> RunConfig:
     """A tiny model with uniform weights, and a clipping norm that no gradient reaches: clipping would
     shorten the steps on single windows and not those on mixtures."""
-    single = {"train_subset_size": 1} if arm.formulation == "single" else {}
     return preset("smoke").override(
         seed=arm.seed,
         steps=steps,
@@ -125,7 +124,7 @@ def configuration(arm: Arm, steps: int) -> RunConfig:
         micro_batch=64,
         head_chunk_tokens=2048,
         threads=1,
-        **single,
+        train_on="action" if arm.formulation == "single" else "mixture",
     )
 
 
@@ -229,12 +228,6 @@ def build_critic(settings: dict[str, Any], width: int, sources: int, seed: int) 
     return TDCritic(config, inputs, FixedBeta(config.beta), "cpu", Generators(seed))
 
 
-def credited(arm: Arm, step: Step) -> int:
-    """Index of the window that answers for the step."""
-    assert step.action is not None
-    return int(step.weights.argmax()) if arm.formulation == "single" else step.action
-
-
 def study(arm: Arm, size: Size, folder: Path) -> dict[str, Any]:
     """One run: what was credited and rewarded in each step, and truth and Q at `POINTS` points; from its file
     where it has been made."""
@@ -265,11 +258,8 @@ def _study(arm: Arm, size: Size, warm: dict[str, Any]) -> dict[str, Any]:
             critic.learn(previous[CRITICS[name][0]], step.features)
         assert step.reward is not None and reward.loss_before is not None
         rewards: dict[Reward, float] = {"paired": step.reward, "absolute": step.reward - reward.loss_before}
-        action = credited(arm, step)
-        previous = {
-            kind: dataclasses.replace(step, action=action, reward=value) for kind, value in rewards.items()
-        }
-        for name, value in {"source": int(step.trained.windows.source[action]), **rewards}.items():
+        previous = {kind: dataclasses.replace(step, reward=value) for kind, value in rewards.items()}
+        for name, value in {"source": int(step.trained.windows.source[step.action]), **rewards}.items():
             rows[name].append(value)
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()} | {
         "points": {name: torch.stack([point[name] for point in points]) for name in points[0]}

@@ -64,7 +64,7 @@ class TestEveryComposition:
             weights = [w for w, step in zip(table["weight"], offered, strict=True) if step == k]
             losses = [x for x, step in zip(table["loss"], offered, strict=True) if step == k]
             scored = sum(x is not None for x in losses)
-            trained = min(scored, configure(name).train.train_subset_size or N)
+            trained = min(scored, configure(name).drawn or N)
             trained_so_far += trained
             effective = 1 / sum(w * w for w in weights)
             effective_so_far += effective

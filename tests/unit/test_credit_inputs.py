@@ -6,9 +6,10 @@ import pytest
 import torch
 from tests.helpers import effects_of, finished_step, in_pieces, random_offer, tiny_lm
 
-from curriq.config import CriticConfig
+from curriq.config import CriticConfig, OptimConfig
 from curriq.errors import CurriqError
-from curriq.lm.mixture import gumbel_top, score_pass, subset_pass, two_pass, weighted_gradient
+from curriq.lm.learner import Learner
+from curriq.lm.mixture import gumbel_top, one_action, score_pass, two_pass, weighted_gradient
 from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.select.base import Uniform
@@ -130,6 +131,16 @@ def test_credit_and_its_combinations_are_refused_where_they_have_no_meaning():
         preset("smoke").override(selector="bandit", reward_every=2)
     with pytest.raises(CurriqError, match="--train-subset-size"):
         preset("smoke").override(train_subset_size=9)
+    with pytest.raises(CurriqError, match=r"--train-subset-size 1 with --credit sampled.*--train-on action"):
+        preset("smoke").override(train_subset_size=1)
+    with pytest.raises(CurriqError, match="--train-on action with --selector uniform"):
+        preset("smoke").override(train_on="action", selector="uniform")
+    with pytest.raises(CurriqError, match="--train-on action with --train-subset-size 2"):
+        preset("smoke").override(train_on="action", train_subset_size=2, credit="mixture")
+    with pytest.raises(CurriqError, match="--train-on action with --max-read-ratio 8"):
+        preset("recommended").override(train_on="action")
+    with pytest.raises(CurriqError, match="--reforward-action with --credit mixture"):
+        CriticConfig(reforward_action=True, credit="mixture")
     with pytest.raises(CurriqError, match="a string that is searched has no source"):
         preset("smoke").override(proposer="langevin", q_features=("last", "source"))
 
@@ -222,18 +233,33 @@ def test_gumbel_top_draws_without_replacement_in_the_right_proportions():
         assert counts[i, j] / 6000 == pytest.approx(p * q / (1 - p) + p * q / (1 - q), abs=0.02)
 
 
-def test_a_subset_step_leaves_the_mean_gradient_of_the_chosen_windows():
+def test_a_subset_step_takes_the_mean_gradient_of_the_chosen_windows():
     lm, offer = tiny_lm(), random_offer(8)
     chosen = torch.tensor([1, 2, 6])
-    mixture = subset_pass(lambda scores: chosen)(in_pieces(lm, **SIZES), offer, lambda c, f: f.loss)
-    ours = [p.grad.clone() for p in lm.parameters]
+    learner = Learner(lm, OptimConfig(micro_batch=3, grad_clip=1e9), 1, draw=lambda scores: chosen)
+    mixture = learner.accumulate(offer, lambda c, f: f.loss, False)
+    before = [p.detach().clone() for p in lm.parameters]
+    learner.update(0)
+    ours, after = [p.grad.clone() for p in lm.parameters], [p.detach().clone() for p in lm.parameters]
+    with torch.no_grad():
+        for p, old in zip(lm.parameters, before, strict=True):
+            p.copy_(old)
     expected = two_pass(in_pieces(lm, **SIZES), offer.take(chosen), lambda c, f: torch.zeros_like(f.loss))
     for gradient, p in zip(ours, lm.parameters, strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-7)
+    assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert mixture.loss == pytest.approx(expected.loss, rel=1e-6)
     assert mixture.weights[chosen].tolist() == pytest.approx([1 / 3] * 3)
     assert effective_batch_size(mixture.weights).item() == pytest.approx(3)
     assert len(mixture.features) == 8  # all were scored
+    assert learner.passes == 2
+
+
+def test_the_one_action_is_drawn_from_the_policy():
+    policy = torch.tensor([0.5, 0.3, 0.2])
+    draw = one_action(torch.Generator().manual_seed(0))
+    counts = torch.bincount(torch.cat([draw(policy.log() + 7.0) for _ in range(6000)]), minlength=3)
+    assert (counts / 6000).tolist() == pytest.approx(policy.tolist(), abs=0.02)
 
 
 def test_weighted_gradient_adds_to_what_is_there_and_skips_weight_zero():

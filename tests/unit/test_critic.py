@@ -13,7 +13,7 @@ from curriq.rng import Generators
 from curriq.select.base import NoCritic
 from curriq.softq.critic import QInputs, QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
 from curriq.softq.temperature import FixedBeta
-from curriq.types import NO_COST, Critic, Features, Step
+from curriq.types import NO_COST, Cost, Critic, Features, Step
 
 TD_NAMES = {"critic/td_loss", "critic/td_target", "critic/q_pred", "critic/grad_norm"}
 VALUE_NAMES = {f"critic/{name}" for name in ("q_mean", "q_std", "q_min", "q_max", "soft_value")}
@@ -188,17 +188,32 @@ def test_values_are_detached_and_policy_is_boltzmann():
     torch.testing.assert_close(made.policy(q, features(h)), torch.exp(q / 0.5) / torch.exp(q / 0.5).sum())
 
 
+class Forwarded:
+    """The previous action through a "model" that is its hidden state."""
+
+    cost = Cost(extra_flops=3)
+
+    def __init__(self, theta):
+        self.theta = theta
+
+    def features(self, previous):
+        return features(self.theta * 1.0)
+
+    def backward(self):
+        return {"critic/theta_grad_norm": self.theta.grad.norm().item()}
+
+
 def test_td_gradient_reaches_the_forwarded_hidden_state_once_and_unclipped():
     """TD-into-θ: ∂loss/∂h = δ·∂Q/∂h lands on θ in full, however small the clip on φ is."""
     theta = torch.tensor([[0.4, -0.2, 0.9]], requires_grad=True)
-    made = critic(
-        previous_action=lambda previous: features(theta * 1.0), td_into_theta=True, q_grad_clip=1e-6
-    )
+    made = critic(previous_action=Forwarded(theta), td_into_theta=True, q_grad_clip=1e-6)
     h = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     leaf = theta.detach().clone().requires_grad_()
     q = made.online(leaf)
     (slope,) = torch.autograd.grad(q.sum(), leaf)
-    row, _ = made.learn(transition(h, 0, -50.0), features(h))
+    row, cost = made.learn(transition(h, 0, -50.0), features(h))
+    assert cost == Forwarded.cost
+    assert row["critic/theta_grad_norm"] == pytest.approx(theta.grad.norm().item())
     error = row["critic/q_pred"] - row["critic/td_target"]
     torch.testing.assert_close(theta.grad, error * slope)
     assert abs(error) > 1

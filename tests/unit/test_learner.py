@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from tests.helpers import finished_step, random_offer, tiny_lm
 
 from curriq.config import OptimConfig
-from curriq.lm.learner import Learner, NonFiniteError, ReforwardedAction, learning_rate
-from curriq.lm.mixture import single_pass, two_pass
+from curriq.lm.learner import Learner, NonFiniteError, ReforwardedAction, TDIntoTheta, learning_rate
 from curriq.types import Features, Step
 
 N, T = 6, 8
@@ -141,9 +140,9 @@ class TestUpdate:
         assert make().passes == 1
         assert make(dropout=0.1).passes == 2
 
-    @pytest.mark.parametrize(("mixture_pass", "passes"), [(single_pass, 1), (two_pass, 2)])
-    def test_the_pass_can_be_chosen(self, mixture_pass, passes) -> None:
-        chosen = Learner(tiny_lm(), OptimConfig(), 1, mixture_pass=mixture_pass)
+    @pytest.mark.parametrize(("two_passes", "passes"), [(False, 1), (True, 2)])
+    def test_two_passes_can_be_chosen(self, two_passes, passes) -> None:
+        chosen = Learner(tiny_lm(), OptimConfig(), 1, two_passes=two_passes)
         calls = []
 
         def score(part, features):
@@ -304,16 +303,20 @@ class TestReforwardedAction:
         features = Features(hidden=torch.zeros(N, 16), loss=torch.arange(N).float())
         return finished_step(features, offer=random_offer(N, T), action=4, reward=-1.0)
 
-    def test_is_the_last_hidden_state_of_the_action_under_the_present_model(self) -> None:
+    @pytest.mark.parametrize("kind", [ReforwardedAction, lambda lm: TDIntoTheta(lm, 1.0)])
+    def test_is_the_last_hidden_state_of_the_action_under_the_present_model(self, kind) -> None:
         lm, step = tiny_lm(), self.step()
         expected = lm.network.transformer(step.trained.windows.tokens).last_hidden_state[4]
-        features = ReforwardedAction(lm, 1.0)(step)
+        features = kind(lm).features(step)
         torch.testing.assert_close(features.hidden, expected[None, -1])
         torch.testing.assert_close(features.pooled, expected.mean(0)[None])
         assert features.loss.tolist() == [4.0]  # as it was stored, without a gradient
 
+    def test_sends_no_gradient_into_the_model(self) -> None:
+        assert not ReforwardedAction(tiny_lm()).features(self.step()).hidden.requires_grad
+
     @pytest.mark.parametrize("td_lambda", [0.0, 0.5, 1.0])
-    def test_scales_only_the_gradient(self, td_lambda: float) -> None:
+    def test_scales_only_the_gradient_and_measures_it_unscaled(self, td_lambda: float) -> None:
         """The gradient lands on top of what is there already: one AdamW step takes both."""
         lm, step = tiny_lm(), self.step()
         direction = torch.linspace(-1, 1, 16)
@@ -321,6 +324,10 @@ class TestReforwardedAction:
         expected = [p.grad.clone() for p in lm.parameters]
         for p in lm.parameters:
             p.grad.fill_(3.0)
-        (ReforwardedAction(lm, td_lambda)(step).hidden[0] @ direction).backward()
+        action = TDIntoTheta(lm, td_lambda)
+        (action.features(step).hidden[0] @ direction).backward()
+        metrics = action.backward()
         for p, gradient in zip(lm.parameters, expected, strict=True):
             torch.testing.assert_close(p.grad, 3.0 + td_lambda * gradient, rtol=1e-5, atol=1e-6)
+        norm = sum(gradient.square().sum().item() for gradient in expected) ** 0.5
+        assert metrics == {"critic/theta_grad_norm": pytest.approx(norm, rel=1e-5)}

@@ -34,7 +34,7 @@ class RunConfig(Section):
     tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
     def illegal_pairs(self) -> Pairs:
-        for rules in (_sizes, _stream_inputs, _stream_filter, _langevin_rag):
+        for rules in (_sizes, _stream_inputs, _trained, _stream_filter, _langevin_rag):
             yield from rules(self)
 
     def value(self, name: str) -> Any:
@@ -45,6 +45,11 @@ class RunConfig(Section):
     def queries(self) -> int:
         """K, queries per step of Langevin-RAG."""
         return self.langevin.chains or self.train.num_candidates
+
+    @property
+    def drawn(self) -> int:
+        """Windows that a step trains on after it has scored all; 0 where it trains on all that it scores."""
+        return 1 if self.train.train_on == "action" else self.train.train_subset_size
 
     @property
     def method(self) -> str:
@@ -108,6 +113,23 @@ def _stream_inputs(config: RunConfig) -> Pairs:
         if config.train.max_read_ratio > 1:
             why = "the filter needs a stream to read; drop the latter, or use --max-read-ratio 1"
             yield "max_read_ratio", name, why
+
+
+def _trained(config: RunConfig) -> Pairs:
+    """What the windows that are trained on exclude: what is credited must have been trained on."""
+    train, credit = config.train, config.critic.credit
+    if train.train_subset_size and config.method == "soft-q" and credit == "sampled":
+        why = "the sampled window need not be in the subset; for one window use --train-on action, otherwise"
+        yield "train_subset_size", "credit", f"{why} --credit mixture or counterfactual"
+    if train.train_on == "mixture":
+        return
+    if config.method != "soft-q":
+        yield "train_on", "selector", "only soft-q draws an action; use --train-subset-size 1"
+    if train.train_subset_size:
+        yield "train_on", "train_subset_size", "the action is one window; drop the latter"
+    if train.max_read_ratio > 1:
+        why = "the filter has drawn the windows already"
+        yield "train_on", "max_read_ratio", f"{why}; use --max-read-ratio 1, or --train-on mixture"
 
 
 def _stream_filter(config: RunConfig) -> Pairs:

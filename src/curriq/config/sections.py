@@ -15,7 +15,7 @@ from curriq.config.bounds import (
     Share,
     Within,
 )
-from curriq.config.checks import require, require_known
+from curriq.config.checks import flag, require, require_known
 
 SELECTORS = (
     *("soft-q", "filter", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
@@ -282,6 +282,13 @@ class CriticConfig(Section):
     """Train the language model on the TD loss too, by forwarding the previous action again (Section 2.7)."""
     td_lambda: NonNegative = 1.0
     """Scale λ of the TD loss's gradient in the language model (not the λ of eligibility traces)."""
+    td_step: Literal["joint", "own"] = "joint"
+    """How --td-into-theta moves the model: `joint`, its gradient joins the mixture's in one optimizer step;
+    `own`, a clipped optimizer step of its own before the mixture step (the paper), for which the windows are
+    forwarded a second time."""
+    reforward_action: bool = False
+    """Forward the previous action again for the TD update, at the present weights (Algorithm 1, line 19);
+    off keeps its hidden state of the step before. --td-into-theta always does."""
     credit: Literal["sampled", "mixture", "counterfactual"] = "sampled"
     """What the TD update credits with a reward: `sampled`, the sampled window (the paper); `mixture`, all
     windows through Σ π_i Q(h_i); `counterfactual`, each probed window with its own measured effect."""
@@ -319,9 +326,10 @@ class CriticConfig(Section):
             if not self.bellman:
                 why = "without the Bellman target this rule has nothing to learn from"
                 yield "bellman", "credit", f"{why}; use --credit counterfactual, or drop --no-bellman"
-        if self.td_into_theta and self.credit != "sampled":
-            why = "only the sampled window is forwarded again with gradient"
-            yield "td_into_theta", "credit", f"{why}; use --credit sampled, or drop --td-into-theta"
+        for name in ("td_into_theta", "reforward_action"):
+            if getattr(self, name) and self.credit != "sampled":
+                why = "only the sampled window is forwarded again"
+                yield name, "credit", f"{why}; use --credit sampled, or drop {flag(name)}"
         if self.q_replay_size and self.credit == "mixture":
             why = "replay keeps single windows with targets, and a mixture has one target for all"
             yield "q_replay_size", "credit", f"{why}; use another --credit, or --q-replay-size 0"
@@ -503,6 +511,9 @@ class TrainConfig(Section):
     """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
     rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
     are accepted weigh the same. --q-features may then be source and static_score only."""
+    train_on: Literal["mixture", "action"] = "mixture"
+    """What soft-q trains on: `mixture`, all windows, weighted by the policy (the paper); `action`, the one
+    window that is drawn from the policy and credited with the reward (the single-action formulation)."""
     train_subset_size: CountOrZero = 0
     """Train on this many windows (B), drawn from the policy without replacement after scoring; 0 for all."""
     reward: Literal["absolute", "paired"] = "absolute"

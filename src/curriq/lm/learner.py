@@ -2,19 +2,27 @@
 
 import copy
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import OptimConfig
-from curriq.lm.mixture import ScoreFunction, last_and_pooled, single_pass, two_pass, weighted_gradient
+from curriq.lm.mixture import (
+    Draw,
+    ScoreFunction,
+    last_and_pooled,
+    narrowed,
+    score_pass,
+    single_pass,
+    weighted_gradient,
+)
 from curriq.lm.model import LanguageModel, Pieces
 from curriq.state import Saved, State
-from curriq.types import Features, Metrics, Mixture, Offer, Step, Windows
+from curriq.types import NO_COST, Cost, Features, Metrics, Mixture, Offer, Step, Windows
 
 
 class NonFiniteError(ArithmeticError):
@@ -79,9 +87,21 @@ def gradients_set_aside(parameters: Sequence[Tensor]) -> Generator[None]:
 
 
 class Learner(Saved):
-    """θ and AdamW: accumulates the mixture gradient, then takes one clipped step on it.
+    """θ and AdamW: scores the candidates, then takes one clipped step on the mixture's gradient.
 
-    The schedule is `steps` long; `mixture_pass` is by default the single pass where the model has no dropout.
+    Where nothing stands against it, one pass does both. Scoring has a pass of its own, and the gradient one
+    more in `update`, where the model has dropout, since a score must not be noise; where not all windows that
+    are scored are trained on; and where θ moves in between.
+
+    Args:
+        steps: length of the learning rate's schedule.
+        draw: which of the scored windows are trained on, with equal weights; None for all, by the policy.
+        own_td_step: whether the gradient that a TD update leaves on θ between scoring and `update` gets a
+            clipped optimizer step of its own (Algorithm 1, line 21), instead of joining the mixture's.
+        two_passes: whether to score in a pass of its own where nothing else asks for it.
+
+    Attributes:
+        passes: forward passes per candidate that is trained on.
     """
 
     SAVED = ("optimizer",)
@@ -93,13 +113,18 @@ class Learner(Saved):
         config: OptimConfig,
         steps: int,
         *,
-        mixture_pass: Callable[..., Mixture] | None = None,
+        draw: Draw | None = None,
+        own_td_step: bool = False,
+        two_passes: bool = False,
     ) -> None:
         self.lm = lm
         lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
         self.config = config
         self._steps = steps
-        self._pass = mixture_pass or (two_pass if lm.has_dropout else single_pass)
+        self._draw = draw
+        self._own_td_step = own_td_step
+        self.passes = 2 if two_passes or own_td_step or draw is not None or lm.has_dropout else 1
+        self._scored: tuple[Windows, Tensor] | None = None
         self.optimizer = torch.optim.AdamW(
             lm.parameters,
             lr=config.lm_lr,
@@ -109,18 +134,21 @@ class Learner(Saved):
         )
         self._snapshot: State | None = None
 
-    @property
-    def passes(self) -> int:
-        """Forward passes per candidate: 1, or 2 where scoring has its own (by default with dropout)."""
-        return 2 if self._pass is two_pass else 1
-
     def accumulate(self, offer: Offer, score: ScoreFunction, with_entropy: bool) -> Mixture:
-        """Leave ∇θ Σ π_i ℓ_i (Eq. 7) on θ, scoring the candidates on the way.
+        """The candidates, scored and weighed at θ_k; in a single pass ∇θ Σ π_i ℓ_i (Eq. 7) is then on θ.
 
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
         """
-        mixture = self._pass(self.lm, offer.to(self.lm.device), score, with_entropy)
+        offer = offer.to(self.lm.device)
+        self._scored = None
+        if self.passes == 1:
+            mixture = single_pass(self.lm, offer, score, with_entropy)
+        else:
+            self.lm.network.zero_grad()
+            mixture = score_pass(self.lm, offer, score, with_entropy)
+            mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
+            self._scored = offer.windows, mixture.weights
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture
@@ -129,16 +157,24 @@ class Learner(Saved):
         """Clip the gradient on θ and take one AdamW step.
 
         Raises:
-            NonFiniteError: the gradient norm is NaN or infinite; θ is as before.
+            NonFiniteError: the gradient norm is NaN or infinite; θ is as before this gradient.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}")
         lr = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self._own_td_step and any(parameter.grad is not None for parameter in self.lm.parameters):
+            self._clipped_step()
+            self.lm.network.zero_grad()
+        if self._scored is not None:
+            weighted_gradient(self.lm, *self._scored)
+        return {"train/grad_norm": self._clipped_step(), "train/lr": lr}
+
+    def _clipped_step(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
-        return {"train/grad_norm": norm, "train/lr": lr}
+        return norm
 
     def rate(self, step: int) -> float:
         """α_k, the learning rate of a step."""
@@ -176,22 +212,61 @@ class Learner(Saved):
 
 @dataclass(frozen=True)
 class ReforwardedAction:
-    """Features of the previous action under the present θ, with gradient: TD-into-θ (Section 2.7).
+    """The previous action at the present θ: h_prev ← Hidden(θ_k, a_{k−1}) (Algorithm 1, line 19)."""
 
-    The gradient that the TD loss sends into θ is scaled by λ; it lands on top of the mixture gradient, so
-    that both are clipped together and take one AdamW step.
+    lm: LanguageModel
+    cost: Cost = NO_COST
+
+    def features(self, previous: Step) -> Features:
+        with self.lm.measuring():
+            return _features_of_action(previous, self.lm.trunk(_tokens_of_action(previous, self.lm)))
+
+    def backward(self) -> Metrics:
+        return {}
+
+
+@dataclass
+class TDIntoTheta:
+    """The previous action at the present θ, through which the TD loss reaches θ (Section 2.7).
+
+    λ times its gradient goes onto θ, on top of what is there; the learner's next step takes it.
     """
 
     lm: LanguageModel
     td_lambda: float
+    cost: Cost = NO_COST
+    _cut: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, previous: Step) -> Features:
-        assert previous.action is not None
-        action = slice(previous.action, previous.action + 1)
-        stored = previous.features.take(action)
-        tokens = previous.trained.windows.tokens[action].to(self.lm.device)
+    def features(self, previous: Step) -> Features:
         with self.lm.without_dropout():
-            hidden = self.lm.trunk(tokens)
-        hidden.register_hook(lambda gradient: gradient * self.td_lambda)
-        last, pooled = last_and_pooled(hidden)
-        return replace(stored, hidden=last, pooled=pooled)
+            hidden = self.lm.trunk(_tokens_of_action(previous, self.lm))
+        leaf = hidden.detach().requires_grad_()
+        self._cut = hidden, leaf
+        return _features_of_action(previous, leaf)
+
+    def backward(self) -> Metrics:
+        """The norm of ∇θ of the TD loss before it is scaled by λ."""
+        assert self._cut is not None, "backward follows the backward pass of the TD loss"
+        (hidden, leaf), self._cut = self._cut, None
+        parameters = self.lm.parameters
+        with gradients_set_aside(parameters):
+            hidden.backward(leaf.grad)
+            reached = [(p, p.grad) for p in parameters if p.grad is not None]
+        for parameter, gradient in reached:
+            scaled = gradient * self.td_lambda
+            parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in reached])
+        return {"critic/theta_grad_norm": norm.item()}
+
+
+def _tokens_of_action(previous: Step, lm: LanguageModel) -> Int[Tensor, "1 T"]:
+    assert previous.action is not None
+    return previous.trained.windows.tokens[previous.action : previous.action + 1].to(lm.device)
+
+
+def _features_of_action(previous: Step, hidden: Float[Tensor, "1 T d"]) -> Features:
+    """The stored features of a_{k−1}, with new hidden states."""
+    assert previous.action is not None
+    stored = previous.features.take(slice(previous.action, previous.action + 1))
+    last, pooled = last_and_pooled(hidden)
+    return replace(stored, hidden=last, pooled=pooled)

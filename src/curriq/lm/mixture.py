@@ -20,6 +20,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.lm.model import LanguageModel, window_losses
+from curriq.softq.equations import sample_action
 from curriq.types import Features, Mixture, Offer, Windows
 
 SomeWindows = TypeVar("SomeWindows", Offer, Windows)
@@ -73,25 +74,27 @@ def two_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy
     return mixture
 
 
-def subset_pass(draw: Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]) -> Callable[..., Mixture]:
-    """A pass that scores all windows and trains on few: a forward over N buys a backward over B.
-
-    From the log-weights of all, `draw` gives the indices to train on, each with weight 1/B.
-    """
-
-    def subset(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
-        lm.network.zero_grad()
-        scored = score_pass(lm, offer, score, with_entropy)
-        chosen = draw(scored.scores)
-        weights = torch.zeros_like(scored.weights)
-        weights[chosen] = 1 / len(chosen)
-        loss = weighted_gradient(lm, offer.windows, weights)
-        return replace(scored, weights=weights, loss=loss)
-
-    return subset
+Draw = Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]
+"""Indices of the windows to train on, from the log-weights of all."""
 
 
-def gumbel_top(b: int, generator: torch.Generator) -> Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]:
+def narrowed(scored: Mixture, draw: Draw) -> Mixture:
+    """The scored mixture with weight 1/B on the B windows drawn: a forward over N buys a backward over B."""
+    chosen = draw(scored.scores)
+    weights = torch.zeros_like(scored.weights)
+    weights[chosen] = 1 / len(chosen)
+    loss = (weights.double() * scored.features.loss.double()).sum().item()
+    return replace(scored, weights=weights, loss=loss)
+
+
+def one_action(generator: torch.Generator) -> Draw:
+    """Draws a_k ~ π = softmax(s) alone: the single-action formulation."""
+    return lambda scores: torch.tensor(
+        [sample_action(torch.softmax(scores.double(), 0), generator)], device=scores.device
+    )
+
+
+def gumbel_top(b: int, generator: torch.Generator) -> Draw:
     """Draws b windows without replacement from π = softmax(s): the b greatest of s_i plus Gumbel noise.
 
     Successive draws from π, each renormalised over what is left, have the same distribution (Yellott 1977;

@@ -120,6 +120,8 @@ critic/td_target | nats per token | y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq.
     mean over the probed windows.
 critic/q_pred | nats per token | q̂: prediction of φ for the previous transition (mean).
 critic/grad_norm | nats per token | Gradient norm of φ before clipping.
+critic/theta_grad_norm | nats per token | Norm of the gradient of the TD loss on θ, before it is scaled by
+    `--td-lambda` and clipped; with `--td-into-theta`.
 critic/replay_loss | (nats per token)² | Mean ½ (q̂ − y)² over the replay updates.
 
 # Calibration gate

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from curriq.config import CriticConfig, RunConfig
 from curriq.data.stream import Unreadable
-from curriq.lm.learner import ReforwardedAction
-from curriq.lm.model import trunk_flops
+from curriq.lm.learner import ReforwardedAction, TDIntoTheta
+from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
 from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.references import scored_stream
 from curriq.select.static import LOOK_AHEAD, ScoredStream
 from curriq.select.stream_filter import build_filter, filtered
-from curriq.softq.critic import QInputs, TDCritic
+from curriq.softq.critic import PreviousAction, QInputs, TDCritic
 from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
 from curriq.state import Saved
-from curriq.types import NO_COST, Cost, Critic, Features, Metrics, Offer, Selector, Step
+from curriq.types import Cost, Critic, Features, Metrics, Offer, Selector, Step
 
 
 class SoftQ(PlainSelector):
@@ -143,21 +143,23 @@ def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None)
 
 def _weighting(config: RunConfig, context: Context) -> tuple[SoftQ, TDCritic]:
     settings, lm = config.critic, context.lm
-    previous_action, update_cost = None, NO_COST
-    if settings.td_into_theta:
-        previous_action = ReforwardedAction(lm, settings.td_lambda)
-        passes = 3 + config.lm.gradient_checkpointing
-        update_cost = Cost(extra_flops=passes * trunk_flops(lm, config.data.window))
     return build_weighting(
         settings,
         lm.width,
         len(context.corpus.source_names),
         context.generators,
         device=lm.device,
-        previous_action=previous_action,
-        update_cost=update_cost,
+        previous_action=_previous_action(config, lm),
         prior=config.select.prior,
     )
+
+
+def _previous_action(config: RunConfig, lm: LanguageModel) -> PreviousAction | None:
+    forward = trunk_flops(lm, config.data.window)
+    if config.critic.td_into_theta:
+        passes = 3 + config.lm.gradient_checkpointing
+        return TDIntoTheta(lm, config.critic.td_lambda, Cost(extra_flops=passes * forward))
+    return ReforwardedAction(lm, Cost(extra_flops=forward)) if config.critic.reforward_action else None
 
 
 def build_weighting(
@@ -167,12 +169,11 @@ def build_weighting(
     generators: Generators,
     *,
     device: torch.device | str = "cpu",
-    previous_action: ReforwardedAction | None = None,
-    update_cost: Cost = NO_COST,
+    previous_action: PreviousAction | None = None,
     prior: bool = False,
 ) -> tuple[SoftQ, TDCritic]:
     """The learned weights and their critic, on `device`; `width` is that of the hidden states, `prior` says
-    whether windows come with one, and `previous_action` and `update_cost` are as in `TDCritic`."""
+    whether windows come with one, and `previous_action` is as in `TDCritic`."""
     fraction = settings.effective_batch_fraction
     temperature = build_temperature(settings, fraction, share=effective_batch_fraction)
     inputs = QInputs(settings.q_features, width, sources, layer_norm=settings.q_layer_norm)
@@ -183,7 +184,6 @@ def build_weighting(
         device,
         generators,
         previous_action,
-        update_cost,
         weighs_by_prior=prior,
     )
     selector = SoftQ(critic, temperature, settings.uniform_share, weighs_by_prior=prior)

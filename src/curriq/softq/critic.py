@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -280,6 +281,25 @@ class Scale(Saved):
         self._updates += 1
 
 
+@runtime_checkable
+class PreviousAction(Protocol):
+    """The previous action under the present θ; `lm.learner` has the implementations.
+
+    Attributes:
+        cost: of one TD update, in operations of the language model.
+    """
+
+    @property
+    def cost(self) -> Cost: ...
+    def features(self, previous: Step) -> Features:
+        """Features of a_{k−1} at θ_k, one row."""
+        ...
+
+    def backward(self) -> Metrics:
+        """Takes the gradient on to θ once the TD loss has been backpropagated into the features."""
+        ...
+
+
 class TDCritic(Saved):
     """Soft Q-learning with a target network (Algorithm 1).
 
@@ -289,11 +309,8 @@ class TDCritic(Saved):
         temperature: gives β.
         device: where φ lies.
         generators: gives the purposes `critic/init` and `critic/replay` a generator each.
-        previous_action: None for the stored features of what answers. For TD-into-θ (Section 2.7) a function
-            that forwards the previous action's tokens again with gradient, scaled by `td_lambda`: the TD loss
-            is then backpropagated through it exactly once, and its gradient on θ is left there, unclipped,
-            for the caller's optimizer.
-        update_cost: of one TD update, in operations of the language model.
+        previous_action: forwards the previous action again (Algorithm 1, line 19); None for its stored
+            features.
         weighs_by_prior: whether candidates come as the stream has them and π₀ is a factor of their weights; a
             filter has applied it already.
     """
@@ -308,8 +325,7 @@ class TDCritic(Saved):
         temperature: Temperature,
         device: torch.device | str,
         generators: Generators,
-        previous_action: Callable[[Step], Features] | None = None,
-        update_cost: Cost = NO_COST,
+        previous_action: PreviousAction | None = None,
         *,
         weighs_by_prior: bool = False,
     ) -> None:
@@ -333,7 +349,6 @@ class TDCritic(Saved):
         )
         self.scale = Scale(fixed=not config.q_standardise)
         self.previous_action = previous_action
-        self._update_cost = update_cost
         self.credit = CREDIT_RULES[config.credit]
         self.replay: QReplay | None = None
         if config.q_replay_size:
@@ -400,7 +415,7 @@ class TDCritic(Saved):
         if self.previous_action is None:
             responsible = task.features.to(self._device)
         else:
-            responsible = self.previous_action(previous)
+            responsible = self.previous_action.features(previous)
         inputs = self.inputs(responsible)
         predicted = self.online(inputs)
         if task.combine is not None:
@@ -414,13 +429,17 @@ class TDCritic(Saved):
         }
         metrics = _to_metrics(measured)  # without replay the only wait for the device
         _require_finite(metrics, previous.reward)
+        cost = NO_COST
+        if self.previous_action is not None:
+            metrics |= self.previous_action.backward()
+            cost = self.previous_action.cost
         self.optimizer.step()
         if self.replay is not None:
             self.replay.add(inputs, goal)
             metrics["critic/replay_loss"] = self._replay_updates(self.replay)
         polyak_(self.target.parameters(), self.online.parameters(), self.config.polyak_tau)
         self.inputs.observe(features)
-        return metrics, self._update_cost
+        return metrics, cost
 
     def _in_nats(self, f: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         loc, scale = self.scale.loc, self.scale.scale

@@ -11,10 +11,18 @@ from curriq.data.tokenizer import serialised
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
 from curriq.lm.learner import Learner
-from curriq.lm.mixture import gumbel_top, subset_pass
+from curriq.lm.mixture import gumbel_top, one_action
 from curriq.lm.model import LanguageModel, forward_flops, trunk_flops
 from curriq.select.base import Context, Method, UniformUntil
-from curriq.train.loop import Components, HeldOut, LoopState, NoHeldOut, theta_reset_schedule
+from curriq.train.loop import (
+    Components,
+    HeldOut,
+    LoopState,
+    NoHeldOut,
+    SampledAction,
+    theta_reset_schedule,
+    trained_action,
+)
 from curriq.train.meter import Meter, TaskProbe, Timed
 from curriq.train.model_card import model_card
 from curriq.train.session import Probe, Session
@@ -63,7 +71,7 @@ def build_session(
         theta_resets=theta_reset_schedule(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
-        action_generator=context.generators("action"),
+        act=trained_action if train.train_on == "action" else _sampled(method, context),
     )
     session = Session(
         config=config,
@@ -83,10 +91,18 @@ def build_session(
     return session
 
 
+def _sampled(method: Method, context: Context) -> SampledAction:
+    return SampledAction(method.critic, context.generators("action"))
+
+
 def _learner(config: RunConfig, context: Context) -> Learner:
-    subset = config.train.train_subset_size
-    mixture_pass = subset_pass(gumbel_top(subset, context.generators("subset"))) if subset else None
-    return Learner(context.lm, config.optim, config.train.steps, mixture_pass=mixture_pass)
+    draw = None
+    if subset := config.train.train_subset_size:
+        draw = gumbel_top(subset, context.generators("subset"))
+    if config.train.train_on == "action":
+        draw = one_action(context.generators("action"))
+    own_td_step = config.critic.td_into_theta and config.critic.td_step == "own"
+    return Learner(context.lm, config.optim, config.train.steps, draw=draw, own_td_step=own_td_step)
 
 
 def _meter(config: RunConfig, context: Context, method: Method, learner: Learner) -> Meter:
@@ -98,7 +114,7 @@ def _meter(config: RunConfig, context: Context, method: Method, learner: Learner
         window=window,
         forward_flops=forward_flops(lm, window),
         passes=learner.passes,
-        trains=config.train.train_subset_size or None,
+        trains=config.drawn or None,
         cost_per_window=method.cost + Cost(extra_flops=recomputed),
     )
 

@@ -71,7 +71,7 @@ class Components:
     Attributes:
         held_out: measures r_k, and effects where a method asks for them.
         theta_resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
-        action_generator: draws a_k.
+        act: a_k, an index of the mixture's windows, given q_k.
     """
 
     proposer: Proposer
@@ -80,7 +80,7 @@ class Components:
     learner: Learner
     held_out: HeldOut
     theta_resets: Callable[[int], bool]
-    action_generator: torch.Generator
+    act: Callable[[Tensor, Mixture], int]
 
 
 @dataclass(kw_only=True)
@@ -134,16 +134,16 @@ def train_step(c: Components, state: LoopState) -> Step:
     else:
         c.learner.release()
     began = time.perf_counter()
-    state.proposed = offer = c.proposer.propose(k)  #                             3: C_k
+    state.proposed = offer = c.proposer.propose(k)  #                             12: C_k
     propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
-    mixture = _accumulate(c, k, trained)  #                                       4, 9: H_k, q_k, ∇θ Σ π_i ℓ_i
+    mixture = _accumulate(c, k, trained)  #                                       13–14, 24: H_k, q_k, π_k
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
-    td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     5–7: V_k, TD step, Polyak
-    action = None if q is None else _act(c, q, mixture.features)  #               8: a_k ~ π_k
-    update_metrics = c.learner.update(k)  #                                       9: clip, AdamW
-    reward, held_out_cost = c.held_out.after(k)  #                                10: r_k
+    td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     16–22: V_k, TD step, Polyak
+    action = None if q is None else c.act(q, mixture)  #                          25–26: a_k ~ π_k
+    update_metrics = c.learner.update(k)  #                                       28: clip, AdamW
+    reward, held_out_cost = c.held_out.after(k)  #                                29: r_k
     own = {
         "train/loss": mixture.loss,
         "theta_reset": float(c.theta_resets(k)),
@@ -187,11 +187,23 @@ def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
         raise
 
 
-def _act(c: Components, q: Tensor, features: Features) -> int:
-    """a_k, drawn from π_k."""
-    try:
-        return sample_action(c.critic.policy(q, features), c.action_generator)
-    except FloatingPointError as error:
-        if q.isfinite().all():
-            raise ScoresNotFinite("the values Q of the candidates are finite, their policy is not") from error
-        raise
+@dataclass(frozen=True)
+class SampledAction:
+    """a_k ~ π_k: with the mixture the draw decides what the TD update credits, and nothing else."""
+
+    critic: Critic
+    generator: torch.Generator
+
+    def __call__(self, q: Tensor, mixture: Mixture) -> int:
+        try:
+            return sample_action(self.critic.policy(q, mixture.features), self.generator)
+        except FloatingPointError as error:
+            if q.isfinite().all():
+                message = "the values Q of the candidates are finite, their policy is not"
+                raise ScoresNotFinite(message) from error
+            raise
+
+
+def trained_action(q: Tensor, mixture: Mixture) -> int:
+    """The one window that is trained on, in the single-action formulation."""
+    return int(mixture.weights.argmax())
