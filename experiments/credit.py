@@ -9,13 +9,14 @@ one trained θ per seed, with its AdamW moments, and either puts θ back after e
 (`moving`).
 
 Truth is measured by brute force: the optimizer takes a step on one window alone, and all reward windows are
-measured before and after, 128 windows of each source; under a moving θ 16 at each of 8 points of the run. A
+measured before and after, 128 windows of each source; under a moving θ 8 at each of 8 points of the run. A
 source's value m is the mean of its windows' effects.
 
 Printed per arm, means over seeds:
 
-  slope       of the reward on the value m of the credited window's source: the share of the true scale that
-              reaches Q's target, with its standard error; theory says 1/N for a mixture, 1 for a single action
+  slope       of the reward on the value m of the credited window's source: the share of the true scale
+              that reaches Q's target, with its standard error; theory says 1/N for a mixture, and 1 for a
+              single action
   steps to 3  steps after which a slope of the size that theory says is three standard errors from 0
   Q source    of a critic that sees the source: slope of Q on m (± over seeds), and Spearman's ρ
   Q last      of a critic that sees the last token's hidden state: slope of Q on the windows' effects, and ρ
@@ -27,14 +28,16 @@ import argparse
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from curriq.config import CriticConfig, RunConfig
@@ -47,14 +50,16 @@ from curriq.softq.temperature import FixedBeta
 from curriq.train.build import Run
 from curriq.train.loop import Components, train_step
 from curriq.train.run import prepare
-from curriq.types import Features, Offer, Step
+from curriq.types import Features, Offer, Step, Windows
 
 Formulation = Literal["mixture", "single"]
 Theta = Literal["reset", "moving"]
 Reward = Literal["paired", "absolute"]
 
-WARM_STEPS, WARM_WINDOWS = 400, 16
-"""Uniform training before every run: steps, and windows of a step."""
+WARM_WINDOWS = 16
+"""N of the training before every run."""
+REWARD_WINDOWS = 16
+"""M."""
 POINTS = 8
 """Points of a run at which Q is compared with the truth."""
 CRITICS: dict[str, tuple[Reward, dict[str, Any]]] = {
@@ -62,21 +67,32 @@ CRITICS: dict[str, tuple[Reward, dict[str, Any]]] = {
     "absolute source": ("absolute", {"q_features": ("source",), "gamma": 0.0, "q_standardise": True}),
     "paired last": ("paired", {"q_features": ("last",), "gamma": 0.0, "q_standardise": True}),
     "absolute last": ("absolute", {"q_features": ("last",), "gamma": 0.0, "q_standardise": True}),
-    "published": ("absolute", {}),
 }
-"""The reward that a critic learns from, and its settings. `published` is the critic of the paper."""
+"""The reward that a critic learns from, and its settings. With γ = 0 the target is the reward itself."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: windows per source at one θ, the same per point of a run, and steps."""
+    """How much is measured.
+
+    Attributes:
+        at_one: windows of each source whose effects are measured at one θ.
+        per_point: the same at each of several θ.
+        warm: steps of training before every run.
+        steps: of a run.
+        windows: N of the arms. With equal Q-values a single action is the same at every N.
+    """
 
     at_one: int = 128
-    per_point: int = 16
-    steps: int = 3000
+    per_point: int = 8
+    warm: int = 400
+    steps: int = 2000
+    windows: Mapping[Formulation, Sequence[int]] = field(
+        default_factory=lambda: {"mixture": (1, 2, 4, 16, 64), "single": (4,)}
+    )
 
 
-QUICK = Size(at_one=4, per_point=1, steps=24)
+QUICK = Size(at_one=2, per_point=1, warm=10, steps=16, windows={"mixture": (1, 4), "single": (4,)})
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,7 @@ def configuration(arm: Arm, steps: int) -> RunConfig:
         num_candidates=arm.windows,
         q_weighting=False,
         reward="paired",
-        reward_windows=16,
+        reward_windows=REWARD_WINDOWS,
         reward_set_size=64,
         lm_lr=1e-3,
         lr_schedule="constant",
@@ -187,8 +203,8 @@ def warm_start(seed: int, size: Size, folder: Path) -> dict[str, Any]:
     """A trained θ with its optimizer, and the truth there; once per seed."""
     file = folder / f"truth-{seed}.pt"
     if not file.exists():
-        run, components, _ = open_run(Arm("mixture", WARM_WINDOWS, "moving", seed), WARM_STEPS)
-        for _ in range(WARM_STEPS if size != QUICK else 40):
+        run, components, _ = open_run(Arm("mixture", WARM_WINDOWS, "moving", seed), size.warm)
+        for _ in range(size.warm):
             train_step(components, run.session.state)
         kept = copy.deepcopy({"lm": run.lm.network.state_dict(), "optimizer": _optimizer(run).state_dict()})
         truth = brute_force(run, size.at_one)
@@ -256,7 +272,8 @@ def _study(arm: Arm, size: Size, warm: dict[str, Any]) -> dict[str, Any]:
         step = train_step(components, run.session.state)
         for name, critic in critics.items():
             critic.learn(previous[CRITICS[name][0]], step.features)
-        assert step.reward is not None and reward.loss_before is not None
+        assert step.reward is not None
+        assert reward.loss_before is not None
         rewards: dict[Reward, float] = {"paired": step.reward, "absolute": step.reward - reward.loss_before}
         previous = {kind: dataclasses.replace(step, reward=value) for kind, value in rewards.items()}
         for name, value in {"source": int(step.trained.windows.source[step.action]), **rewards}.items():
@@ -367,7 +384,8 @@ def taught(critic: str, truth: Truth, seed: int, steps: int) -> tuple[float, flo
 
 def _lesson(window: Features, effect: float) -> Step:
     """A step on this window alone whose reward is the effect itself."""
-    offer = Offer.of(_no_text(window))
+    number = torch.zeros(1, dtype=torch.long)
+    offer = Offer.of(Windows(tokens=number[:, None], ids=number, source=number))  # the critic reads no text
     return Step(
         features=window,
         scores=torch.zeros(1),
@@ -379,3 +397,216 @@ def _lesson(window: Features, effect: float) -> Step:
         action=0,
         reward=effect,
     )
+
+
+# Tables and the figure ---------------------------------------------------------------------------------
+
+FAR = 256
+"""N and M of the paper."""
+
+
+def arms(seeds: Sequence[int], size: Size) -> list[Arm]:
+    """The grid, one seed after another. With one window a mixture is a single action."""
+    return [
+        Arm(formulation, windows, theta, seed)
+        for seed in seeds
+        for theta in ("reset", "moving")
+        for formulation, sizes in size.windows.items()
+        for windows in sizes
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm and a reward: means over the seeds."""
+
+    arm: Arm
+    reward: Reward
+    slope: float
+    error: float
+    noise: float
+    spread: float
+    by_source: np.ndarray
+    by_window: np.ndarray
+
+    @property
+    def steps(self) -> float:
+        return steps_to(3, self.arm.share, self.noise, self.spread)
+
+    def text(self) -> str:
+        """One line of the table."""
+        arm = self.arm
+        (source, error), (last, last_error) = map(
+            _mean_and_error, (self.by_source[:, 0], self.by_window[:, 0])
+        )
+        return (
+            f"{arm.formulation:8}{arm.windows:4}  {arm.theta:7} {self.reward:9} {arm.share:5.3f}  "
+            f"{self.slope:+6.3f} ± {self.error:.3f}  {self.steps:11,.0f}  "
+            f"{source:+6.3f} ± {error:.3f} {self.by_source[:, 1].mean():+5.2f}  "
+            f"{last:+7.4f} ± {last_error:.4f} {self.by_window[:, 1].mean():+5.2f}"
+        )
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(stats.sem(values)) if len(values) > 1 else math.nan
+
+
+def summarise(records: dict[Arm, dict[str, Any]]) -> list[Row]:
+    """Means over the seeds of every arm and reward; errors of slopes from the regressions."""
+    grouped: dict[Arm, list[dict[str, Any]]] = {}
+    for arm, record in records.items():
+        grouped.setdefault(dataclasses.replace(arm, seed=0), []).append(record)
+    rows = []
+    for arm, found in grouped.items():
+        for reward in ("paired", "absolute"):
+            signals = [signal(record, reward) for record in found]
+            rows.append(
+                Row(
+                    arm=arm,
+                    reward=reward,
+                    slope=float(np.mean([each.slope for each in signals])),
+                    error=float(np.sqrt(np.sum([each.error**2 for each in signals])) / len(signals)),
+                    noise=float(np.sqrt(np.mean([each.noise**2 for each in signals]))),
+                    spread=float(np.sqrt(np.mean([each.spread**2 for each in signals]))),
+                    by_source=np.array([of_sources(record, f"{reward} source") for record in found]),
+                    by_window=np.array([of_windows(record, f"{reward} last") for record in found]),
+                )
+            )
+    return rows
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """What noise and steps become at N = M = 256, from the mixtures of one kind of θ.
+
+    The variance of a reward is draws/M + windows/N: which held-out windows are drawn decides on the level and
+    on the gain, and which windows are in the mixture on the gain.
+    """
+
+    noise: float
+    steps: float
+    spread: float
+
+
+def extrapolate(rows: list[Row], theta: Theta, reward: Reward) -> Extrapolation:
+    mixtures = [row for row in rows if (row.arm.theta, row.reward) == (theta, reward)]
+    mixtures = [row for row in mixtures if row.arm.formulation == "mixture"]
+    variances = np.array([row.noise**2 for row in mixtures])
+    design = np.array([[1 / REWARD_WINDOWS, 1 / row.arm.windows] for row in mixtures])
+    of_draws, of_windows_ = optimize.nnls(design / variances[:, None], np.ones(len(mixtures)))[0]
+    noise = math.sqrt((of_draws + of_windows_) / FAR)
+    spread = float(np.sqrt(np.mean([row.spread**2 for row in mixtures])))
+    return Extrapolation(noise, steps_to(3, 1 / FAR, noise, spread), spread)
+
+
+HEADER = (
+    "arm        N  theta   reward   theory       slope     steps to 3   Q source: slope, rho   "
+    "Q last: slope, rho"
+)
+
+
+def print_tables(rows: list[Row], truths: list[dict[str, Any]], steps: int) -> None:
+    print(HEADER)
+    for row in rows:
+        print(row.text())
+    print("\nTrue effects by source, 1e-4 nats per token, theta reset (standard error over windows):")
+    for seed, saved in enumerate(truths):
+        print(f"  {seed}: " + "  ".join(_source_effects(saved)))
+    for name in ("paired source", "paired last"):
+        found = np.array([taught(name, _truth(saved), seed, steps) for seed, saved in enumerate(truths)])
+        print(
+            f"Taught the effects themselves, {steps} steps, on fresh windows: Q {name.split()[1]:6} slope "
+            f"{found[:, 0].mean():.3f}, rho {found[:, 1].mean():+.2f}"
+        )
+    groups = len(truths[0]["sources"])
+    print(f"\nAt N = M = {FAR}, by slope 1/N and reward variance draws/M + windows/N:")
+    for theta in ("reset", "moving"):
+        for reward in ("paired", "absolute"):
+            far = extrapolate(rows, theta, reward)
+            print(
+                f"  {theta:7} {reward:9} noise {far.noise:.1e}, spread of the true values {far.spread:.1e}, "
+                f"their share {far.spread / FAR:.1e}; steps to 3 {far.steps:12,.0f}, for one of "
+                f"{groups} groups {groups * far.steps:14,.0f}"
+            )
+
+
+def _source_effects(saved: dict[str, Any]) -> list[str]:
+    effect, source = saved["effect"].numpy(), saved["source"].numpy()
+    own = [effect[source == each] for each in range(len(saved["sources"]))]
+    return [
+        f"{name} {1e4 * values.mean():+.1f} ({1e4 * stats.sem(values):.1f})"
+        for name, values in zip(saved["sources"], own, strict=True)
+    ]
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Recovered share of the true scale, and steps to three standard errors, over N."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    scale, steps = figure.subplots(1, 2)
+    for axes in (scale, steps):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("candidates N")
+        axes.spines[["top", "right"]].set_visible(False)
+    sizes = np.array([1, FAR])
+    scale.plot(sizes, 1 / sizes, color="0.6", linestyle=(0, (4, 2)), label="theory, 1/N and 1")
+    scale.plot(sizes, [1, 1], color="0.6", linestyle=(0, (4, 2)))
+    for row in rows:
+        _draw_point(scale, steps, row)
+    for reward in ("paired", "absolute"):
+        far = extrapolate(rows, "moving", reward)
+        steps.plot(FAR, far.steps, marker="*", markersize=12, color=COLOURS[reward], linestyle="none")
+    steps.annotate("★: N = M = 256, extrapolated", (0.03, 0.94), xycoords="axes fraction", fontsize="small")
+    scale.set_ylabel("slope of the reward on the true value")
+    scale.set_ylim(1 / (4 * FAR), 4)
+    steps.set_ylabel("steps to three standard errors")
+    scale.legend(fontsize="small", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+COLOURS: dict[Reward, str] = {"paired": "C0", "absolute": "C1"}
+
+
+def _draw_point(scale: Any, steps: Any, row: Row) -> None:
+    """Filled under a moving θ; circles for mixtures, squares for single actions."""
+    look = {
+        "color": COLOURS[row.reward],
+        "marker": "o" if row.arm.formulation == "mixture" else "s",
+        "markerfacecolor": COLOURS[row.reward] if row.arm.theta == "moving" else "white",
+        "linestyle": "none",
+    }
+    moved = row.arm.windows * (1.06 if row.arm.theta == "moving" else 0.94)
+    named = row.arm.windows == 4 and row.arm.theta == "moving"
+    scale.errorbar(
+        moved, row.slope, row.error, **look, label=f"{row.arm.formulation}, {row.reward}" if named else None
+    )
+    steps.plot(moved, row.steps, **look)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/credit"), help="where the runs are kept")
+    parser.add_argument("--figure", type=Path, help="PNG to draw (default: credit.png in the folder)")
+    parser.add_argument("--quick", action="store_true", help="few arms of 16 steps, in a folder of their own")
+    options = parser.parse_args(arguments)
+    size = QUICK if options.quick else Size()
+    folder = options.folder / "quick" if options.quick else options.folder
+    records = {}
+    for arm in (planned := arms(options.seeds, size)):
+        began = time.monotonic()
+        records[arm] = study(arm, size, folder)
+        taken = time.monotonic() - began
+        print(f"[{len(records)}/{len(planned)}] {arm.name} {taken:.0f} s", file=sys.stderr, flush=True)
+    rows = summarise(records)
+    print_tables(rows, [warm_start(seed, size, folder) for seed in options.seeds], size.steps)
+    draw(rows, options.figure or folder / "credit.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,10 +5,14 @@
 
 For each seed one run of `recommended` at the size of preset `small` is recorded: what its critic was asked to
 learn in each step, and at which β. Then critics with other settings learn from the very same transitions, in
-the same order. Printed per critic, the lowest of the seeds: Spearman's ρ between its Q and that of the run, over
-all windows that the run read; and means over the seeds: ρ between Q and the effects of each probe before Q
-has learnt from it, from the fifth probe on, and the largest difference of two Qs, both centred, over the
-standard deviation of the run's Q. The first critic has the run's own settings, and must be equal to it to the bit.
+the same order. Printed per critic:
+
+  rho of Q    Spearman's ρ between its Q and that of the run, over all windows that the run read; the lowest
+              of the seeds
+  difference  largest difference of the two Qs, both centred, over the standard deviation of the run's Q
+  fresh       ρ between Q and the effects of a probe before Q has learnt from it, from the fifth probe on
+
+The first critic has the run's own settings, and must be equal to the run's to the bit.
 """
 
 import argparse
@@ -72,8 +76,10 @@ class Recorder:
 
 def record(seed: int, steps: int, folder: str) -> tuple[Recorder, Features, RunConfig, int]:
     """A run's recorder, all windows that it read, its configuration, and how many sources it has."""
-    config = preset("small").override(**own_settings("recommended")).override(
-        steps=steps, seed=seed, split_seed=seed, threads=1, run_dir=folder
+    config = (
+        preset("small")
+        .override(**own_settings("recommended"))
+        .override(steps=steps, seed=seed, split_seed=seed, threads=1, run_dir=folder)
     )
     run = prepare(config)
     critic = run.session.components.critic
@@ -133,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 assert torch.equal(q, own), "the transitions do not give the run's critic again"
             found.setdefault(name, []).append((*compare_with(own, q), fresh))
     print(f"seeds {options.seeds}, {options.steps} steps, {windows:,} windows read")
-    print(f"{'critic':24} rho of Q, lowest  largest difference  rho with fresh effects")
+    print(f"{'critic':24} rho of Q  difference   fresh")
     for name, rows in found.items():
         rho, difference, fresh = np.array(rows).T
-        print(f"{name:24} {rho.min():16.4f}  {difference.mean():18.3f}  {fresh.mean():22.3f}")
+        print(f"{name:24} {rho.min():8.4f}  {difference.mean():10.3f}  {fresh.mean():+6.3f}")
 
 
 if __name__ == "__main__":
