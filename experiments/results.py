@@ -24,7 +24,10 @@ from curriq.evaluate.plan import Plan, load_plan
 from curriq.train.session import environment
 
 FOLDER = Path(__file__).parent
-COMPARISONS = ("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho")
+COMPARISONS = (
+    *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
+    "paper_paired",
+)
 """The files of this folder, without .toml, in the order in which they are run."""
 DATA = "CURRIQ_DEV_DATA"
 """Environment variable with the folder of the development streams."""

@@ -27,6 +27,7 @@ def test_it_knows_every_comparison_of_the_folder():
         ("default_size", ("dirty",)),
         ("ablations", ("dirty",)),
         ("rho", ("dirty",)),
+        ("paper_paired", ("dirty",)),
     ],
 )
 def test_streams_without_their_text_are_left_out_and_named(name, kept, monkeypatch, capsys):

@@ -9,10 +9,11 @@ from tests.helpers import finished_step
 
 from curriq.config import CriticConfig
 from curriq.errors import CurriqError
+from curriq.presets import preset
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
 from curriq.softq.critic import QInputs, QNetwork, QReplay, TDCritic, mixture_credit, sampled_credit
-from curriq.softq.temperature import FixedBeta
+from curriq.softq.temperature import FixedBeta, build_temperature, effective_batch_fraction
 from curriq.types import NO_COST, Cost, Critic, Features, Step
 
 TD_NAMES = {"critic/td_loss", "critic/td_target", "critic/q_pred", "critic/grad_norm"}
@@ -342,6 +343,41 @@ def test_sampled_credit_recovers_one_nth_of_the_scale_and_mixture_credit_all_of_
     assert recovered_scale(sampled_credit, 16) == pytest.approx(1 / 16, abs=0.035)
     assert recovered_scale(mixture_credit, 16) == pytest.approx(1.0, abs=0.02)
     assert recovered_scale(sampled_credit, 1) == pytest.approx(1.0, abs=0.02)
+
+
+def weight_on_the_best(settings: dict, noise: float, steps: int = 400, n: int = 32) -> float:
+    """Mean weight in the last quarter of a run of the candidates whose effect is the greatest, over their
+    share, in a world whose rewards are linear: effects of three sources, Σ w_i e_i plus a level's noise."""
+    config = CriticConfig(**settings)
+    fraction = config.effective_batch_fraction
+    temperature = build_temperature(config, fraction, share=effective_batch_fraction)
+    made = TDCritic(config, QInputs(("source",), 3, 3), temperature, "cpu", Generators(0))
+    generator = torch.Generator().manual_seed(0)
+    effects, previous, ratios = torch.tensor([4e-3, 0.0, -4e-3]), None, []
+    for step in range(steps):
+        source = torch.randint(3, (n,), generator=generator)
+        now = Features(hidden=torch.zeros(n, 3), loss=torch.zeros(n), source=source)
+        q = made.values(now)
+        weights = made.policy(q, now)
+        action = int(torch.multinomial(weights, 1, generator=generator))
+        made.learn(previous, now)
+        temperature.observe(q, None)
+        reward = (weights @ effects[source] + noise * torch.randn((), generator=generator)).item()
+        previous = finished_step(now, weights=weights, action=action, reward=reward, q=q)
+        if step >= 3 * steps // 4:
+            ratios.append((weights[source == 0].sum() / (source == 0).float().mean()).item())
+    return sum(ratios) / len(ratios)
+
+
+def test_the_papers_rule_selects_with_little_noise_and_beta_on_the_scale_of_q():
+    """The noise of a paired reward of 16 windows as experiments/credit.py measures it, and of an absolute one.
+
+    With β = 1 the weights stay even whatever Q has learnt.
+    """
+    chosen = vars(preset("paper-paired").critic) | {"q_features": ("source",)}
+    assert weight_on_the_best(chosen, noise=1e-3) > 1.3
+    assert weight_on_the_best(chosen, noise=0.05) < 1.2
+    assert weight_on_the_best(chosen | {"temperature": "fixed"}, noise=1e-3) == pytest.approx(1, abs=0.01)
 
 
 def test_mixture_credit_is_refused_where_it_has_no_meaning():

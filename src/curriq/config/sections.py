@@ -300,7 +300,7 @@ class CriticConfig(Section):
     shuffle_effects: bool = False
     """Ablation: permute a step's measured effects among its windows, so that they carry no information."""
     bellman: bool = True
-    """Ablation: off takes y = 0 for the Bellman target, so that Q learns measured effects and nothing else."""
+    """Ablation: off takes y = 0 for the Bellman target, so that Q learns from measured effects alone."""
     q_replay_size: CountOrZero = 0
     """Past (h, y) pairs kept for experience replay of Q; 0 switches replay off."""
     q_replay_batch: Count = 32
