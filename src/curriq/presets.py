@@ -117,6 +117,8 @@ def paper() -> RunConfig:
         q_lr=1e-3,
         q_grad_clip=1.0,
         q_hidden=32,
+        reforward_action=True,
+        td_step="own",
         steps=10_000,
         num_candidates=256,
         reward_windows=256,
@@ -161,6 +163,7 @@ def paper_langevin() -> RunConfig:
         retrieval_top_k=16,
         retrieval_temperature=0.1,
         retrieval_duplicates="drop",
+        mark_used=False,
     )
 
 

@@ -15,6 +15,7 @@ from curriq.langevin.dynamics import (
     langevin_step_,
     one_hot_logits,
     soft_embed,
+    soft_one_hot,
     soft_statistics,
 )
 
@@ -201,6 +202,16 @@ def test_annealing_is_linear_between_its_endpoints() -> None:
     assert [anneal(2.0, 0.5, t, 4) for t in range(4)] == [2.0, 1.5, 1.0, 0.5]
     assert anneal(2.0, 0.5, 0, 1) == 0.5
     assert anneal(0.5, 2.0, 39, 40) == 2.0
+
+
+@pytest.mark.parametrize(("margin", "temperature"), [(6.0, 0.5), (10.0, 2.0), (800.0, 0.5)])
+def test_soft_one_hot_is_the_soft_embedding_of_one_hot_logits(margin: float, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(V, E, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(V, (K, L), generator=generator)
+    logits = one_hot_logits(tokens, V, margin, torch.float64)
+    expected = torch.softmax(logits / temperature, -1) @ weight
+    torch.testing.assert_close(soft_one_hot(tokens, margin, temperature, weight), expected)
 
 
 def test_one_hot_logits_and_their_tokens() -> None:

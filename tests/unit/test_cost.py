@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tests.helpers import finished_step, random_offer
+from tests.helpers import finished_step, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
+from curriq.lm.learner import ReforwardedAction
 from curriq.rng import Generators
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import FixedBeta
@@ -103,9 +104,10 @@ def test_a_resumed_meter_counts_on():
 
 def test_a_td_update_costs_what_it_was_built_with_and_nothing_where_there_is_none():
     cost = Cost(extra_flops=42)
-    inputs = QInputs(("last",), 2)
-    critic = TDCritic(CriticConfig(), inputs, FixedBeta(1.0), "cpu", Generators(0), update_cost=cost)
-    features = Features(hidden=torch.ones(3, 2), loss=torch.ones(3))
+    lm = tiny_lm()
+    inputs, forwarded = QInputs(("last",), lm.width), ReforwardedAction(lm, cost)
+    critic = TDCritic(CriticConfig(), inputs, FixedBeta(1.0), "cpu", Generators(0), forwarded)
+    features = Features(hidden=torch.ones(3, lm.width), loss=torch.ones(3))
     assert critic.learn(None, features)[1] == NO_COST
     assert critic.learn(finished_step(features, reward=None), features)[1] == NO_COST
     assert critic.learn(finished_step(features, reward=-1.0), features)[1] == cost

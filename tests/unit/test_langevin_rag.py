@@ -234,6 +234,26 @@ def test_every_window_that_goes_into_the_buffer_is_counted(ahead: bool, tmp_path
     assert [row["x/windows_read"] for row in rows] == [size, size + 8, size + 16]
 
 
+def test_warm_up_draws_from_the_buffer_and_does_not_search(tmp_path) -> None:
+    rag = proposer(tmp_path, proposer="langevin", q_warmup_steps=2)
+    offers = [rag.propose(step) for step in range(3)]
+    assert [offer.queries is None for offer in offers] == [True, True, False]
+    assert ["time/search" in offer.metrics for offer in offers] == [False, False, True]
+    assert [offer.cost.extra_flops > 0 for offer in offers] == [False, False, True]
+    assert all(len(offer) == rag.phase(0).retriever.count for offer in offers[:2])
+    orders = [offer.windows.ids.tolist() for offer in offers[:2]]
+    assert not set(orders[0]) & set(orders[1])  # drawn at random, and marked used
+
+
+def test_windows_can_be_retrieved_again_where_the_paper_has_it_so(tmp_path) -> None:
+    settings = {"proposer": "uniform-buffer", "buffer_size": 8, "ingest": 1}
+    rag = proposer(tmp_path, **settings, mark_used=False)
+    first, second = (rag.propose(step).windows.ids.tolist() for step in range(2))
+    assert len(first) == len(second) == 8
+    assert len(set(first) & set(second)) == 7  # one was overwritten
+    assert rag.buffer.live.all()
+
+
 def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
     """One fresh window per step, eight used: the second step has one to choose from; then nothing comes."""
     rag = proposer(tmp_path, proposer="uniform-buffer", buffer_size=8, ingest=1)
@@ -264,6 +284,8 @@ def test_search_metrics_by_hand() -> None:
     assert metrics["langevin/tokens_changed"] == 0.75
     assert metrics["langevin/hard_q"] == 3.0
     assert metrics["langevin/hard_q_gain"] == 2.5
+    assert metrics["langevin/hard_q_sd"] == 1.0
+    assert metrics["langevin/hard_q_best"] == 4.0
     assert metrics["langevin/random_q"] == 2.0
     assert metrics["langevin/above_random"] == 1.0
     assert metrics["langevin/above_random_sd"] == pytest.approx(1 / math.sqrt(2))

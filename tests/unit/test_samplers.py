@@ -9,9 +9,10 @@ from experiments.control_samplers import EmbeddingLangevin, GuidedSwaps
 from tests.helpers import VOCAB, open_lm, tiny_lm
 
 from curriq.config import LangevinConfig
-from curriq.langevin.dynamics import bridge_gradient, soft_embed
+from curriq.langevin.dynamics import bridge_gradient, one_hot_logits, soft_embed
 from curriq.langevin.energy import Energy
 from curriq.langevin.samplers import (
+    BASELINE_STRINGS,
     BestOfRandom,
     IdentitySampler,
     QuerySampler,
@@ -53,7 +54,9 @@ class World:
         return random_strings(K, L, self.vocabulary, torch.Generator().manual_seed(7))
 
     def langevin(self, config: LangevinConfig) -> SoftmaxLangevin:
-        return SoftmaxLangevin(config, self.energy, self.vocabulary, self.noise)
+        return SoftmaxLangevin(
+            config, self.energy, self.vocabulary, self.noise, torch.Generator().manual_seed(5)
+        )
 
 
 SAMPLERS: dict[str, Callable[[World], QuerySampler]] = {
@@ -133,6 +136,30 @@ def test_clip_fraction_counts_chains_and_steps() -> None:
     for limit, fraction in ((1e9, 0.0), (1e-12, 1.0)):
         config = setting(langevin_gradient="clip", langevin_limit=limit)
         assert world.langevin(config).sample(world.start()).metrics["langevin/clip_fraction"] == fraction
+
+
+def test_soft_diagnostics_from_the_whole_logits() -> None:
+    """Soft Q of fresh random logits, diversity and the annealed gain of a search that moves nothing."""
+    world, config = World(tiny_lm("gpt2")), setting(langevin_noise_scale=0.0, langevin_step_size=1e-9)
+    start = world.start()
+    metrics = world.langevin(config).sample(start).metrics
+    weight = world.vocabulary.rows(world.inputs.weight)
+
+    def soft(strings: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = one_hot_logits(world.vocabulary.position(strings), len(weight), config.langevin_margin)
+        return torch.softmax(logits / temperature, -1) @ weight
+
+    end, begin = config.bridge_temperature_end, config.bridge_temperature_start
+    q_end, q_begin = (world.energy.soft(soft(start, t)).mean().item() for t in (end, begin))
+    assert metrics["langevin/annealed_q_gain"] == pytest.approx(q_end - q_begin, abs=1e-6)
+    assert abs(q_end - q_begin) > 1e-4 > abs(metrics["langevin/soft_q_gain"])
+    others = random_strings(BASELINE_STRINGS, L, world.vocabulary, torch.Generator().manual_seed(5))
+    expected = world.energy.soft(soft(others, end)).mean().item()
+    assert metrics["langevin/random_soft_q"] == pytest.approx(expected, abs=1e-6)
+    flat = soft(start, end).flatten(1)
+    cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+    off_diagonal = cosines[~torch.eye(K, dtype=torch.bool)].mean().item()
+    assert metrics["langevin/soft_cosine"] == pytest.approx(off_diagonal, abs=1e-6)
 
 
 def test_swaps_never_lower_q_and_change_one_token_per_step() -> None:

@@ -292,6 +292,8 @@ class CriticConfig(Section):
     credit: Literal["sampled", "mixture", "counterfactual"] = "sampled"
     """What the TD update credits with a reward: `sampled`, the sampled window (the paper); `mixture`, all
     windows through Σ π_i Q(h_i); `counterfactual`, each probed window with its own measured effect."""
+    measure_effects: bool = False
+    """Measure effects under the other credit rules too, for the log alone: does Q predict them?"""
     probe_windows: Count = 32
     """Windows whose effects are measured in each step that has a reward, at most all of the step; in a stream
     filter a third are rejected ones, which are not trained on."""
@@ -482,6 +484,9 @@ class RetrievalConfig(Section):
     retrieval_duplicates: Literal["redraw", "drop"] = "redraw"
     """If two queries of a step draw the same window: redraw from the rest of the second's top k, so that R =
     K, or drop it (the paper), so that R ≤ K."""
+    mark_used: bool = True
+    """Retrieve a window, and its copies in the buffer, once only; off leaves it in the buffer until it is
+    overwritten (the paper)."""
     centre_queries: bool = False
     """Subtract the buffer's mean embedding from the queries, to ignore what all windows have in common."""
     refresh: CountOrZero = 0

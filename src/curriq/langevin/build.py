@@ -15,7 +15,7 @@ from curriq.data.stream import Unreadable
 from curriq.data.tokenizer import ordinary_ids
 from curriq.errors import CurriqError
 from curriq.langevin.energy import Encode, Energy, hidden_state_vectors
-from curriq.langevin.proposer import BufferProposer, FreshWindows, retrieval_probe
+from curriq.langevin.proposer import BufferProposer, FreshWindows, Phase, retrieval_probe
 from curriq.langevin.retrieval import DirectRetriever, QueryRetriever, Retriever, UniformRetriever
 from curriq.langevin.ring_buffer import FaissIndex, RingBuffer, TorchIndex
 from curriq.langevin.samplers import (
@@ -72,7 +72,9 @@ class SearchContext:
 
 
 SAMPLERS: dict[str, Callable[[SearchContext], QuerySampler]] = {
-    "langevin": lambda s: SoftmaxLangevin(s.config.langevin, s.q, s.vocabulary, s.noise),
+    "langevin": lambda s: SoftmaxLangevin(
+        s.config.langevin, s.q, s.vocabulary, s.noise, s.context.generators("langevin/random-logits")
+    ),
     "best-of-random": lambda s: BestOfRandom(
         s.config.langevin.random_strings, s.q, s.vocabulary, s.context.generators("langevin/noise")
     ),
@@ -113,13 +115,15 @@ def build(method: Method, config: RunConfig, context: Context) -> Method:
     if retrieval.retrieval_probe and search.energy is not None:
         draws = generators("retrieval/probe")
         probe = partial(retrieval_probe, search.energy, retrieval.retrieval_probe, draws)
+    refresh = retrieval.refresh if ages else 0
     proposer = BufferProposer(
         buffer=buffer,
         fresh=fresh,
         initial=retrieval.buffer_initial or retrieval.buffer_size,
-        refresh=retrieval.refresh if ages else 0,
-        retriever=_retriever(search, encode),
-        flops=_flops(search),
+        refresh=refresh,
+        flops=(retrieval.ingest + refresh) * trunk_flops(lm, config.data.window) if ages else 0,
+        phase=_phases(search, encode),
+        mark_used=retrieval.mark_used,
         probe=probe,
         generators=generators,
     )
@@ -152,6 +156,14 @@ def _encoder(search: SearchContext) -> Encode:
         return partial(hidden_state_vectors, lm, inputs, config.optim.micro_batch)
     encoder = load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
     return lambda tokens: encoder.encode(search.decode(tokens))
+
+
+def _phases(search: SearchContext, encode: Encode) -> Callable[[int], Phase]:
+    """Uniform draws from the buffer during Q warm-up, when Q knows nothing to search for; then the search."""
+    config = search.config
+    random = UniformRetriever(config.queries, search.context.generators("retrieval/warm-up"))
+    warm_up, searching = Phase(random, 0), Phase(_retriever(search, encode), _flops(search))
+    return lambda step: warm_up if step < config.train.q_warmup_steps else searching
 
 
 def _retriever(search: SearchContext, encode: Encode) -> Retriever:
@@ -202,7 +214,7 @@ def _flops(search: SearchContext) -> int:
     forward = config.queries * trunk_flops(search.context.lm, c.query_tokens)
     product = 2 * config.queries * c.query_tokens * len(search.vocabulary) * search.inputs.width
     window = trunk_flops(search.context.lm, config.data.window)
-    embedded = (retrieval.ingest + retrieval.refresh) * window + forward if _follows_theta(config) else 0
+    embedded = forward if _follows_theta(config) else 0
     return embedded + {
         "langevin": c.langevin_steps * (2 * forward + 2 * product),
         "best-of-random": c.random_strings * forward,

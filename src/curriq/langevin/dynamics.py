@@ -12,6 +12,7 @@ Shapes are those of `curriq.types`; V counts the vocabulary entries that the cha
 the input embeddings. Every function works in float32 and in float64.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -82,6 +83,20 @@ def soft_embed(
         peak = new_peak
     shape = logits.shape[:-1]
     return SoftTokens((embeddings / total).view(*shape, -1), (peak + total.log()).view(shape))
+
+
+def soft_one_hot(
+    tokens: Int[Tensor, "*batch"], margin: float, temperature: float, weight: Float[Tensor, "V e"]
+) -> Float[Tensor, "*batch e"]:
+    """ẽ of the initial logits of some tokens, `one_hot_logits`, without a tensor of the vocabulary's size.
+
+    With odds r = exp(−margin/τ) of any other token, ẽ = ((1 − r) W_t + r Σ_v W_v)/(1 + (V − 1) r).
+    """
+    odds = math.exp(-margin / temperature)
+    rows, total = weight[tokens].float(), weight.sum(0, dtype=torch.float32)
+    if weight.dtype == torch.float64:
+        rows, total = weight[tokens], weight.sum(0)
+    return ((1 - odds) * rows + odds * total) / (1 + (len(weight) - 1) * odds)
 
 
 def bridge_gradient(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -100,14 +101,23 @@ class FreshWindows:
         self._future = None
 
 
+class Phase(NamedTuple):
+    """How the windows of a step are retrieved, and the operations of the language model that it takes."""
+
+    retriever: Retriever
+    flops: int
+
+
 @dataclass(kw_only=True)
 class BufferProposer(Saved):
-    """Ingest, retrieve, mark as used (Algorithm 2, lines 3–9).
+    """Ingest, retrieve, mark as used (Algorithm 2, lines 4–18).
 
     Attributes:
         initial: windows in the buffer before the first search.
         refresh: rows embedded again in each step; 0 where embeddings do not follow θ.
-        flops: operations of the language model per step's search.
+        flops: operations of the language model per step that embed windows.
+        phase: how the windows of a step are retrieved.
+        mark_used: whether a window is retrieved once only.
         probe: measures Q of retrieved windows for the log; None measures none.
         generators: everything that the parts draw from.
     """
@@ -118,8 +128,9 @@ class BufferProposer(Saved):
     fresh: FreshWindows
     initial: int
     refresh: int
-    retriever: Retriever
     flops: int
+    phase: Callable[[int], Phase]
+    mark_used: bool
     probe: Callable[[RingBuffer, Windows], Metrics] | None
     generators: Generators
 
@@ -139,7 +150,8 @@ class BufferProposer(Saved):
                 f"step {step}: every window of the buffer has been used. Raise --ingest above the windows "
                 "that a step retrieves (--chains; --num-candidates when that is 0), or raise --buffer-size."
             )
-        found = self.retriever.retrieve(self.buffer)
+        phase = self.phase(step)
+        found = phase.retriever.retrieve(self.buffer)
         windows = self.buffer.take(found.slots)
         metrics |= {
             "buffer/windows": float(len(self.buffer)),
@@ -149,13 +161,14 @@ class BufferProposer(Saved):
         }
         if self.probe is not None:
             metrics |= self.probe(self.buffer, windows)
-        self.buffer.mark_used(windows.ids)
+        if self.mark_used:
+            self.buffer.mark_used(windows.ids)
         self.fresh.begin_next()
         _require_agreement(windows.ids, step)
         return Offer.of(
             windows,
             queries=found.queries,
-            cost=cost + Cost(extra_flops=self.flops) + found.cost,
+            cost=cost + Cost(extra_flops=self.flops + phase.flops) + found.cost,
             epoch=epoch,
             metrics=metrics | found.metrics,
         )

@@ -22,6 +22,7 @@ from curriq.langevin.dynamics import (
     langevin_step_,
     one_hot_logits,
     soft_embed,
+    soft_one_hot,
     soft_statistics,
 )
 from curriq.langevin.energy import Energy, EnergyPoint
@@ -83,13 +84,15 @@ class Vocabulary:
 class SoftmaxLangevin:
     """Softmax-relaxed stochastic gradient Langevin dynamics (Eqs. 11–15).
 
-    `noise` returns the generator of one search's noise, on the model's device.
+    `noise` returns the generator of one search's noise, on the model's device; `baseline` is the CPU
+    generator of the random logits that soft Q is compared with.
     """
 
     config: LangevinConfig
     energy: Energy
     vocabulary: Vocabulary
     noise: Callable[[], torch.Generator]
+    baseline: torch.Generator
 
     def sample(self, start: Int[Tensor, "K L"]) -> Sample:
         c, weight, inputs = self.config, self._weight(), self.energy.inputs
@@ -100,11 +103,13 @@ class SoftmaxLangevin:
         generator = self.noise()
         # Soft Q before and after is compared at one temperature: at two, the temperature alone moves it.
         q_before = self.energy.soft(soft_embed(logits, end, weight).embeddings[..., : inputs.width])
-        norms = []
+        norms, initial_q = [], torch.zeros(())
         for t in range(c.langevin_steps):
             temperature = anneal(c.bridge_temperature_start, end, t, c.langevin_steps)
             soft = soft_embed(logits, temperature, weight)
-            gradient = self._drift(self.energy.point(soft.embeddings[..., : inputs.width]))
+            point = self.energy.point(soft.embeddings[..., : inputs.width])
+            initial_q = point.q.mean() if t == 0 else initial_q
+            gradient = self._drift(point)
             norms.append(langevin_step_(logits, temperature, weight, soft, gradient, rule, generator))
         soft = soft_embed(logits, end, weight)
         q_after = self.energy.soft(soft.embeddings[..., : inputs.width])
@@ -112,12 +117,23 @@ class SoftmaxLangevin:
         norm = torch.stack(norms)
         metrics = {
             "langevin/soft_q_gain": q_after.mean().item() - q_before.mean().item(),
+            "langevin/annealed_q_gain": (q_after.mean() - initial_q).item(),
+            "langevin/random_soft_q": self._random_q(start.shape[1], weight),
+            "langevin/soft_cosine": _mean_cosine(soft.embeddings[..., : inputs.width].flatten(1)),
             "langevin/entropy": entropy,
             "langevin/max_prob": max_prob,
             "langevin/grad_norm": norm.mean().item(),
-            "langevin/clip_fraction": (norm > rule.limit).float().mean().item(),
+            "langevin/clip_fraction": (norm > rule.limit).double().mean().item(),
         }
         return Sample(self.vocabulary.ids[extract(logits)], metrics, q_after)
+
+    def _random_q(self, length: int, weight: Tensor) -> float:
+        """Mean Q at τ_end of fresh random logits."""
+        c, width = self.config, self.energy.inputs.width
+        strings = random_strings(BASELINE_STRINGS, length, self.vocabulary, self.baseline)
+        position = self.vocabulary.position(strings)
+        soft = soft_one_hot(position, c.langevin_margin, c.bridge_temperature_end, weight[:, :width])
+        return self.energy.soft(soft).mean().item()
 
     def _weight(self) -> Tensor:
         """W_e, with the head's matrix beside it where a fluency prior needs one of its own."""
@@ -194,11 +210,13 @@ def search_metrics(
     above = (hard_q.mean() - random_q.mean()).item()
     return {
         "langevin/hard_q": hard_q.mean().item(),
+        "langevin/hard_q_sd": hard_q.std(correction=0).item(),
+        "langevin/hard_q_best": hard_q.max().item(),
         "langevin/hard_q_gain": (hard_q.mean() - start_q.mean()).item(),
         "langevin/random_q": random_q.mean().item(),
         "langevin/above_random": above,
         "langevin/above_random_sd": above / max(random_q.std().item(), 1e-12),
-        "langevin/tokens_changed": (tokens != start).float().mean().item(),
+        "langevin/tokens_changed": (tokens != start).double().mean().item(),
         "langevin/distinct_tokens": distinct_share(tokens),
         "langevin/cosine": mean_pairwise(torch.from_numpy(vectors @ vectors.T)),
         "langevin/jaccard": mean_pairwise(jaccard(tokens)),
@@ -213,7 +231,14 @@ def distinct_share(tokens: Int[Tensor, "K L"]) -> float:
 def jaccard(tokens: Int[Tensor, "K L"]) -> Float[Tensor, "K K"]:
     """Jaccard similarity of the strings' sets of tokens."""
     sets = [set(row) for row in tokens.tolist()]
-    return torch.tensor([[len(a & b) / len(a | b) for b in sets] for a in sets])
+    shares = [[len(a & b) / len(a | b) for b in sets] for a in sets]
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def _mean_cosine(vectors: Float[Tensor, "K e"]) -> float:
+    """Mean cosine of two different rows."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    return mean_pairwise(unit @ unit.T)
 
 
 def mean_pairwise(similarity: Float[Tensor, "K K"]) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ class Learner(Saved):
         self._own_td_step = own_td_step
         self.passes = 2 if two_passes or own_td_step or draw is not None or lm.has_dropout else 1
         self._scored: tuple[Windows, Tensor] | None = None
+        self._seconds = 0.0
         self.optimizer = torch.optim.AdamW(
             lm.parameters,
             lr=config.lm_lr,
@@ -140,6 +142,7 @@ class Learner(Saved):
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
         """
+        began = time.perf_counter()
         offer = offer.to(self.lm.device)
         self._scored = None
         if self.passes == 1:
@@ -149,6 +152,7 @@ class Learner(Saved):
             mixture = score_pass(self.lm, offer, score, with_entropy)
             mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
             self._scored = offer.windows, mixture.weights
+        self._seconds = time.perf_counter() - began
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture
@@ -159,7 +163,7 @@ class Learner(Saved):
         Raises:
             NonFiniteError: the gradient norm is NaN or infinite; θ is as before this gradient.
         """
-        lr = self.rate(step)
+        began, lr = time.perf_counter(), self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self._own_td_step and any(parameter.grad is not None for parameter in self.lm.parameters):
@@ -167,7 +171,8 @@ class Learner(Saved):
             self.lm.network.zero_grad()
         if self._scored is not None:
             weighted_gradient(self.lm, *self._scored)
-        return {"train/grad_norm": self._clipped_step(), "train/lr": lr}
+        metrics = {"train/grad_norm": self._clipped_step(), "train/lr": lr}
+        return metrics | {"time/train": self._seconds + time.perf_counter() - began}
 
     def _clipped_step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()

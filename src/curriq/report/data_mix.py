@@ -91,7 +91,10 @@ def _answer(run: RunLog, sources: Preferences) -> str:
     if not sources.names:
         return "The run logged no shares of sources."
     shares = sources.totals()
-    if none := no_choice(run.selector, shares):
+    _, kl = run.columns.raw("policy/kl_from_uniform")
+    chosen_before = run.accepted is not None or run.setting("proposer", "stream") != "stream"
+    mean = float(kl.mean()) if len(kl) else 0.0
+    if none := no_choice(run.selector, shares, mean, filtered=chosen_before):
         return none
     ratios = {name: weight / offered for name, offered, weight in shares if offered > 0}
     most, least = max(ratios, key=lambda n: ratios[n]), min(ratios, key=lambda n: ratios[n])

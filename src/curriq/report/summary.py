@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Shares = list[tuple[str, float, float]]
 """Name, share offered and share of the weight of each source or topic."""
 LEAST_MOVED = 1e-3
-"""Divergence in nats below which a run has selected nothing."""
+"""Divergence from uniform, in nats, below which a policy has selected nothing."""
 
 
 def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -34,8 +34,8 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     )
     shares = [(name, summary["offered_share"][name], w) for name, w in summary["weight_share"].items()]
     print_table(console, share_table("What the model learned from", "source", shares))
-    moved = f"The weight moved {divergence(shares):.3f} nats away from what was offered."
-    console.print(no_choice(summary["selector"], shares) or moved)
+    for sentence in verdict(summary, shares):
+        console.print(sentence)
     console.print(f"log         {run_dir / 'metrics.jsonl'}")
     if summary["checkpoint"] is not None:
         folder = run_dir / summary["checkpoint"]
@@ -54,17 +54,65 @@ def share_table(title: str, group: str, shares: Shares, **more: list[str]) -> Ta
     return Table(title, [group, "offered", "weight", "ratio", *more], rows)
 
 
-def no_choice(selector: str, shares: Shares) -> str:
-    """A sentence on a run that selected nothing among its sources; empty for one that did."""
+def verdict(summary: dict[str, Any], shares: Shares) -> list[str]:
+    """Sentences on what the policy did to windows and to sources, and on whether Q predicted effects.
+
+    A policy that concentrates on windows of one source, or evenly over all sources, has selected too; so it
+    is judged by its divergence from uniform over windows first.
+    """
+    selector, kl = summary["selector"], summary.get("kl_from_uniform", 0.0)
+    if none := no_choice(selector, shares, kl, filtered=_filtered(summary)):
+        return [none, *_prediction(summary)]
+    sentences = []
+    if kl >= LEAST_MOVED:
+        effective = summary["effective_windows"] / max(1, summary["windows_trained"])
+        sentences.append(
+            f"Over windows the policy is {kl:.3f} nats from uniform (KL, mean over the steps), an effective "
+            f"batch of {effective:.0%} of the windows trained on."
+        )
+    if len(shares) > 1:
+        sentences.append(
+            f"Over sources the weight moved {divergence(shares):.3f} nats from what was offered."
+        )
+    if _filtered(summary):
+        accepted = summary["windows_proposed"] / summary["windows_read"]
+        sentences.append(f"Of the windows read, {accepted:.0%} were proposed; the choice was made before.")
+    return [*sentences, *_prediction(summary)]
+
+
+def _filtered(summary: dict[str, Any]) -> bool:
+    return summary["windows_read"] > summary["windows_proposed"]
+
+
+def _prediction(summary: dict[str, Any]) -> list[str]:
+    """Whether Q ranked windows by their measured effects; nothing for a method without Q."""
+    if "effect_correlation" not in summary:
+        how = "Whether Q predicts the effect of a window was not measured (--measure-effects measures it)."
+        return [how] if summary["selector"] == "soft-q" else []
+    rank, error = summary["effect_correlation"], summary["effect_correlation_error"]
+    scale, scale_error = summary["recovered_scale"], summary["recovered_scale_error"]
+    judged = "ranked" if rank > 2 * error else "did not rank"
+    return [
+        f"Q {judged} windows by their measured effects: rank correlation {rank:+.2f} ± {error:.2f}, "
+        f"{scale:.2f} ± {scale_error:.2f} of their scale (last probes)."
+    ]
+
+
+def no_choice(selector: str, shares: Shares, kl: float, *, filtered: bool) -> str:
+    """A sentence on a run that selected nothing; empty for one that did.
+
+    `kl` is the policy's mean divergence from uniform over windows, in nats; `filtered` says that more windows
+    were read than proposed, so that there was a choice before the policy.
+    """
     moved = divergence(shares)
     if selector == "uniform":
         return "The uniform baseline weighs every window alike."
     if selector == "replay":
         return f"A replay: the exported run made the choice, {moved:.3f} nats away from what was offered."
-    if moved < LEAST_MOVED:
+    if moved < LEAST_MOVED and kl < LEAST_MOVED and not filtered:
         return (
-            f"The weights stayed uniform over sources (divergence {moved:.1e} nats): {selector} selected "
-            "nothing among the windows it was offered."
+            f"The policy stayed uniform over windows (KL {kl:.1e} nats, mean over the steps) and over "
+            f"sources ({moved:.1e} nats): {selector} selected nothing among the windows it was offered."
         )
     return ""
 

@@ -28,8 +28,8 @@ class Metric:
 
     @property
     def deterministic(self) -> bool:
-        """Whether two runs with one seed and one thread count log equal values: all but wall time."""
-        return self.unit not in ("seconds", "windows/s")
+        """Whether two runs with one seed and one thread count log equal values: not wall time, not memory."""
+        return self.unit not in ("seconds", "windows/s", "bytes")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ policy/entropy | nats | −Σ π_i log π_i; log N for the uniform mixture.
 policy/effective_batch_size | windows | 1/‖π‖²: N for uniform, 1 for one window.
 policy/effective_batch_fraction | – | `policy/effective_batch_size` over N.
 policy/max_weight | – | Largest π_i.
+policy/kl_from_uniform | nats | KL of the policy softmax(score) over the forwarded candidates from uniform;
+    where a step trains on windows drawn from the policy, of the policy and not of the draw.
+policy/action | – | `row` of a_k in the candidates table: the window that the paper's rule credits.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
 policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
     least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
@@ -122,6 +125,11 @@ critic/q_pred | nats per token | q̂: prediction of φ for the previous transiti
 critic/grad_norm | nats per token | Gradient norm of φ before clipping.
 critic/theta_grad_norm | nats per token | Norm of the gradient of the TD loss on θ, before it is scaled by
     `--td-lambda` and clipped; with `--td-into-theta`.
+critic/effect_correlation | – | Spearman's ρ of Q and the measured effects of this step's probed windows, of
+    those that were trained on, before Q has learnt from them; with measured effects, as the next two.
+critic/recovered_scale | – | Slope of Q on the effects, each less its step's mean, over about the last 20
+    probes: 1 where Q tells two windows as far apart as their effects do, 1/N by the paper's rule.
+critic/recovered_scale_error | – | Its standard error.
 critic/replay_loss | (nats per token)² | Mean ½ (q̂ − y)² over the replay updates.
 
 # Calibration gate
@@ -158,13 +166,21 @@ with `random-queries`. All values of Q are of *hard* tokens unless the name says
 compared at one temperature, τ_end. docs/langevin.md says how to read them.
 langevin/hard_q | nats per token | Mean Q of the queries' tokens.
 langevin/hard_q_gain | nats per token | `langevin/hard_q` minus the mean Q of the initial sequences.
+langevin/hard_q_sd | nats per token | Standard deviation of Q over the queries.
+langevin/hard_q_best | nats per token | Q of the best query.
 langevin/random_q | nats per token | Mean Q of 64 fresh sequences of random tokens, of the same length.
+langevin/random_soft_q | nats per token | Mean Q at τ_end of as many fresh random logits: one-hot sequences of
+    height `--langevin-margin`, as the search begins with.
 langevin/above_random | nats per token | `langevin/hard_q` minus `langevin/random_q`.
 langevin/above_random_sd | – | The same over the standard deviation of the 64.
 langevin/soft_q_gain | nats per token | Mean Q of the soft tokens, end minus beginning, both at τ_end.
+langevin/annealed_q_gain | nats per token | The same with the beginning at τ_start, the paper's Q gain: the
+    change of temperature moves it even where no token changes.
 langevin/tokens_changed | – | Share of the tokens that differ from the initial ones.
 langevin/distinct_tokens | – | Distinct tokens of a query over L, mean.
-langevin/cosine | – | Mean cosine of the embeddings of two queries of the step.
+langevin/cosine | – | Mean cosine of the retriever's embeddings of two queries of the step.
+langevin/soft_cosine | – | Mean cosine of the soft embeddings ẽ of two chains at τ_end, each flattened (the
+    paper's diversity).
 langevin/jaccard | – | Mean Jaccard similarity of the token sets of two queries.
 langevin/entropy | nats | Mean entropy of p at τ_end after the last step.
 langevin/max_prob | – | Mean largest p at τ_end after the last step.
@@ -190,10 +206,12 @@ retrieval/q_advantage | nats per token | The first minus the second.
 Logged by selectors, samplers and probes that users add.
 own/<name> | – | Measured by a selector, sampler or probe that is not part of curriq.
 
-# Time
-Wall time of the parts of this step. These, `time/tasks` and `x/seconds` are the only numbers of a log that
-differ between two runs with one seed.
+# Time and memory
+Wall time of the parts of this step, and memory. These, `time/tasks` and `x/seconds` are the only numbers of a
+log that differ between two runs with one seed.
+memory/peak | bytes | Most memory so far: allocated by torch on a GPU, otherwise resident in the process.
 time/propose | seconds | Getting the candidates.
+time/train | seconds | Forward and backward passes over the candidates, and the optimizer's step.
 time/ingest | seconds | Fresh windows into the buffer, encoding included.
 time/search | seconds | Searching the queries, or measuring Q of the pool.
 time/retrieve | seconds | Encoding the queries, searching the buffer, drawing.
@@ -274,6 +292,11 @@ validation_loss | nats per token | Last `validation/loss`.
 validation_perplexity | – | Last `validation/perplexity`.
 test_loss | nats per token | Mean loss of the final θ on the whole test set.
 test_perplexity | – | exp of `test_loss`, per token.
+kl_from_uniform | nats | Mean of `policy/kl_from_uniform` over the steps.
+effect_correlation | – | Mean of `critic/effect_correlation` over about the last 20 probes.
+effect_correlation_error | – | Its standard error.
+recovered_scale | – | Last `critic/recovered_scale`.
+recovered_scale_error | – | Last `critic/recovered_scale_error`.
 weight_share | – per source | Share of all mixture weight of the run, by source name.
 offered_share | – per source | Share of all windows read (`select/offered_share/<source>`), by source name.
 data_fingerprint | text | Hash of `fingerprint` in `environment.json`: sources, tokenizer, split and seed.

@@ -124,7 +124,8 @@ def _held_out(config: RunConfig, context: Context, method: Method, learner: Lear
     if not (method.critic.needs_reward or method.selector.needs_reward):
         return NoHeldOut()
     reward = build_reward(config, context.lm, context.corpus.held_out.reward, context.generators)
-    effects = method.critic.needs_reward and config.critic.credit == "counterfactual"
+    credit = config.critic
+    effects = method.critic.needs_reward and (credit.credit == "counterfactual" or credit.measure_effects)
     return build_probe(config, learner, reward, context.generators) if effects else reward
 
 

@@ -149,6 +149,8 @@ def train_step(c: Components, state: LoopState) -> Step:
         "theta_reset": float(c.theta_resets(k)),
         "time/propose": propose_seconds,
     }
+    if action is not None:
+        own["policy/action"] = float(trained.rows[action])
     if reward is not None:
         own |= {"reward": reward, "held_out/forwards": held_out_cost.forwards}
     step = Step(

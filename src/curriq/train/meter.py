@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from curriq import parallel
 from curriq.config import EvalConfig
 from curriq.softq.equations import effective_batch_size, entropy
+from curriq.softq.signal import CreditSignal
 from curriq.state import Saved
 from curriq.train.loop import HeldOut
 from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Step
@@ -44,6 +46,9 @@ class Meter(Saved):
         "epoch",
         "weight_by_source",
         "offered_by_source",
+        "kl_from_uniform",
+        "steps",
+        "signal",
     )
 
     source_names: tuple[str, ...]
@@ -60,6 +65,8 @@ class Meter(Saved):
         self.epoch: float | None = None
         self.weight_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
         self.offered_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
+        self.kl_from_uniform, self.steps = 0.0, 0
+        self.signal = CreditSignal()
 
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""
@@ -75,7 +82,13 @@ class Meter(Saved):
         self.seconds += seconds
         self.weight_by_source += weight_share
         self.offered_by_source += read_share
+        # Of the policy: what a step draws from it and trains on may be a single window.
+        kl = math.log(scored) - entropy(torch.softmax(step.scores.cpu().double(), 0)).item()
+        self.kl_from_uniform += max(0.0, kl)
+        self.steps += 1
         metrics = {
+            **self.signal.measure(step),
+            **peak_memory(step.weights.device),
             **{f"x/{name}": total for name, total in self.totals().items()},
             "data/windows_read": float(step.offer.cost.windows_read),
             "train/mean_loss": step.features.loss.double().mean().item(),
@@ -83,6 +96,7 @@ class Meter(Saved):
             "policy/effective_batch_size": effective,
             "policy/effective_batch_fraction": effective / proposed,
             "policy/max_weight": weights.max().item(),
+            "policy/kl_from_uniform": max(0.0, kl),
             "time/step": seconds,
             "time/windows_per_second": proposed / max(seconds, 1e-9),
         }
@@ -117,6 +131,10 @@ class Meter(Saved):
             "seconds": self.seconds,
         }
 
+    def verdict(self) -> Metrics:
+        """What the policy did to windows and whether Q predicted their effects, for the summary."""
+        return {"kl_from_uniform": self.kl_from_uniform / max(1, self.steps)} | self.signal.summary()
+
     def shares(self) -> dict[str, dict[str, float]]:
         """`weight` and `read` → source → its share of all mixture weight, or of all windows read, so far."""
         totals = {"weight": self.weight_by_source, "read": self.offered_by_source}
@@ -127,6 +145,18 @@ class Meter(Saved):
 
     def _by_source(self, source: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "S"]:
         return torch.zeros(len(self.source_names), dtype=torch.float64).index_add_(0, source, values)
+
+
+def peak_memory(device: torch.device) -> Metrics:
+    """Bytes that this process has had in memory at most, on the device of the model; nothing on Windows."""
+    if device.type == "cuda":
+        return {"memory/peak": float(torch.cuda.max_memory_allocated(device))}
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory/peak": float(resident if sys.platform == "darwin" else 1024 * resident)}
 
 
 class Timed(Saved):

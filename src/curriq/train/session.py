@@ -306,6 +306,7 @@ class Session:
             "finished": self._finished,
             "steps": self.state.step,
             **self.meter.totals(),
+            **self.meter.verdict(),
             "weight_share": shares["weight"],
             "offered_share": shares["read"],
             "data_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
