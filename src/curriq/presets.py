@@ -132,17 +132,6 @@ def paper_replay() -> RunConfig:
     return paper().override(q_replay_size=256, q_replay_batch=32, q_replay_updates=1)
 
 
-def paper_paired() -> RunConfig:
-    """`paper-replay` with what its rule needs in order to select: the paired reward, β on the scale of Q, and
-    inputs of Q that few rewards suffice for."""
-    return paper_replay().override(
-        reward="paired",
-        temperature="fraction",
-        q_standardise=True,
-        q_features=("source", "loss"),
-    )
-
-
 def paper_langevin() -> RunConfig:
     """Algorithm 2 as published: `paper` with 64 chains of 64 tokens; its search changes no token."""
     return paper().override(
@@ -223,7 +212,7 @@ def smoke() -> RunConfig:
 
 
 _FUNCTIONS = (
-    *(default, recommended, weighted, paper, paper_replay, paper_paired, langevin_rag, paper_langevin),
+    *(default, recommended, weighted, paper, paper_replay, langevin_rag, paper_langevin),
     *(dsir, classifier, embedding, oracle, reference, smoke, small),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}

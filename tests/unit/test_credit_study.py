@@ -1,4 +1,4 @@
-"""`experiments/credit.py` and `experiments/horizon.py`: what they compute, and that they run."""
+"""`experiments/credit.py`, `horizon.py` and `shuffled_rewards.py`: what they compute, and that they run."""
 
 import os
 import re
@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from experiments import credit, horizon
+from experiments import credit, horizon, shuffled_rewards
+from tests.helpers import finished_step
+from tests.runs import tiny
+
+from curriq.select.base import NoCritic
+from curriq.train.run import train
+from curriq.types import Features
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +112,30 @@ def test_other_horizons_learn_from_the_same_transitions(capsys):
     printed = capsys.readouterr().out
     assert re.search(r"the run's own +1\.0000 +0\.000", printed)
     assert all(name in printed for name in (*horizon.CRITICS, horizon.INITIALISATION))
+
+
+class Listener(NoCritic):
+    def __init__(self) -> None:
+        self.heard: list[float] = []
+
+    def learn(self, previous, features):
+        self.heard.append(previous.reward)
+        return super().learn(previous, features)
+
+
+def test_the_control_learns_from_recent_rewards_and_hardly_ever_from_the_steps_own():
+    listener = Listener()
+    made = shuffled_rewards.ShuffledRewards(listener, torch.Generator().manual_seed(0))
+    features = Features(hidden=torch.zeros(3, 2), loss=torch.zeros(3))
+    for number in range(400):
+        made.learn(finished_step(features, reward=float(number)), features)
+    ages = np.arange(400) - np.array(listener.heard)
+    assert ages.min() == 0
+    assert ages.max() == shuffled_rewards.MEMORY - 1
+    assert (ages == 0).mean() < 0.1
+
+
+def test_the_control_trains_as_a_selector_of_ones_own(tmp_path):
+    selector = f"{ROOT}/experiments/shuffled_rewards.py:build"
+    config = tiny(steps=4, selector=selector, reward="paired", run_dir=str(tmp_path / "run"))
+    assert train(config).summary["steps"] == 4
