@@ -28,7 +28,7 @@ def record(slope: float, noise: float, steps: int = 4000, level: float = 0.0, se
     source = draws.integers(3, size=steps)
     rewards = slope * values[source] + noise * draws.normal(size=steps)
     of_windows = np.tile(np.repeat([0, 1, 2], 40), (credit.POINTS, 1))
-    effect = values[of_windows] + 0.2 * draws.normal(size=of_windows.shape)
+    effect = values[of_windows] + 0.02 * draws.normal(size=of_windows.shape)
     points = {"effect": effect, "source": of_windows, "paired source": slope * values[of_windows]}
     points["paired last"] = slope * effect + 7.0
     return {
