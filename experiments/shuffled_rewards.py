@@ -19,12 +19,15 @@ from curriq.state import Saved
 from curriq.types import Cost, Critic, Features, Metrics, Step
 
 MEMORY = 40
-"""Rewards that one is drawn from: few enough to keep the course of their level."""
+"""Rewards that one is drawn from."""
 
 
 @dataclass(eq=False)
 class ShuffledRewards(Saved):
-    """The critic, which learns from one of the last rewards in place of the step's own."""
+    """The critic, which learns from one of the last rewards, less their mean, in place of the step's own.
+
+    The mean would tell how good the policy of the last steps was, and so which windows it drew most.
+    """
 
     SAVED = ("critic", "generator", "recent")
 
@@ -43,7 +46,8 @@ class ShuffledRewards(Saved):
         if previous is not None and previous.reward is not None:
             self.recent.append(previous.reward)
             drawn = int(torch.randint(len(self.recent), (), generator=self.generator))
-            previous = replace(previous, reward=self.recent[drawn])
+            mean = sum(self.recent) / len(self.recent)
+            previous = replace(previous, reward=self.recent[drawn] - mean)
         return self.critic.learn(previous, features)
 
 
