@@ -558,7 +558,8 @@ def draw(rows: list[Row], path: Path) -> None:
     for reward in ("paired", "absolute"):
         far = extrapolate(rows, "moving", reward)
         steps.plot(FAR, far.steps, marker="*", markersize=12, color=COLOURS[reward], linestyle="none")
-    steps.annotate("★: N = M = 256, extrapolated", (0.03, 0.94), xycoords="axes fraction", fontsize="small")
+    notes = "filled: θ moves; open: θ is put back\n★: N = M = 256 and θ moves, extrapolated"
+    steps.annotate(notes, (0.03, 0.97), xycoords="axes fraction", fontsize="small", va="top")
     scale.set_ylabel("slope of the reward on the true value")
     scale.set_ylim(1 / (4 * FAR), 4)
     steps.set_ylabel("steps to three standard errors")
