@@ -17,7 +17,7 @@ SHOWN_ELSEWHERE = (
     *RETRIEVAL,
 )
 """Beginnings of the names of metrics that are in a chart of their own here, or in another section."""
-INSIDE = ("time/propose", "time/probe", "time/reward")
+INSIDE = ("time/propose", "time/train", "time/probe", "time/reward")
 """Parts of `time/step`."""
 NO_PART = ("time/step", "time/windows_per_second", *PHASES)
 EVEN = ("entropy", "effective-batch", "max-weight")
@@ -37,7 +37,7 @@ def policy_health(run: RunLog) -> Section:
     own = {
         "q": _q_lines(run),
         "clipped": _clip_lines(run),
-        "time": time_layers(run, times, "time/step", INSIDE, "model and critic"),
+        "time": time_layers(run, times, "time/step", INSIDE, "rest of the step"),
         "calibration-rank": [run.value_line("Spearman's ρ", *_ranks(run))],
         "calibration": _calibration_curve(run),
     }
