@@ -44,6 +44,14 @@ TIMING = {"time/search", "time/retrieve", "time/train", "time/reward"}
 SECTION_36 = Q_GAIN | BASELINE | SHARPNESS | DIVERSITY | GRADIENT | TIMING
 
 
+BY_CODE = {
+    "q": {"critic/q_mean", "critic/q_std"},
+    "credit-signal": {"critic/recovered_scale"},
+    "calibration-rank": {"critic/effect_correlation"},
+}
+"""Charts whose lines the code makes, and what they show."""
+
+
 def configure(name: str, folder: Path, **more: Any):
     """The preset's method at the size of a test."""
     shape = ("sources", "target", "window", "model", "held_out_share", "reward_set_size", "test_set_size")
@@ -102,9 +110,9 @@ def drawn_metrics(folder: Path) -> set[str]:
         lines = {line.label.lower() for line in chart.series if len(line.y)}
         names = metrics.get(chart.id, [])
         found |= {name for name in names if name.rpartition("/")[2].replace("_", " ").lower() in lines}
-        if chart.id in ("q", "time", "rag-time"):
+        if chart.id in ("time", "rag-time"):
             found |= {f"time/{label}" for label in lines}
-            found |= {"critic/q_mean", "critic/q_std"} if chart.id == "q" else set()
+        found |= BY_CODE.get(chart.id, set()) if lines else set()
     return found
 
 
