@@ -2,6 +2,7 @@
 
     python experiments/needle.py                # all selectors, three seeds, about ten minutes on 2 cores
     python experiments/needle.py --seeds 1 --steps 50 --only soft-q bandit
+    python experiments/needle.py --needle-text "It was the best of times, it was the worst of times."
 
 The held-out sets are copies of the needle, so whoever finds it has found the only thing that earns
 reward. Prints the needle's mean mixture weight over the last fifth of the steps (uniform: 1/16 = 0.063),
@@ -15,13 +16,14 @@ import argparse
 import statistics
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import curriq
-from curriq.config import RunConfig
+from curriq.config import RunConfig, require
 from curriq.data import Corpus, open_corpus
 from curriq.data.split import HeldOutSets
 from curriq.data.stream import window_id
@@ -89,18 +91,24 @@ class NeedleProbe:
         return metrics
 
 
-def needle_corpus(config: RunConfig, **options: Any) -> Corpus:
-    """The corpus of `config` with copies of its first reward window, the needle, as held-out sets.
+def needle_corpus(config: RunConfig, text: str = "", **options: Any) -> Corpus:
+    """The corpus of `config` with copies of the needle as held-out sets.
 
     Args:
         config: the run.
+        text: the needle, cut to a window or repeated until it fills one; the first reward window when empty.
         options: those of `open_corpus`.
 
     Raises:
-        CurriqError: what `open_corpus` refuses.
+        CurriqError: what `open_corpus` refuses; or the text has no token.
     """
     corpus = open_corpus(config, **options)
     needle = corpus.held_out.reward.take(slice(1))
+    if text:
+        tokens = torch.tensor(corpus.tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
+        require(len(tokens) > 0, f"--needle-text {text!r} has no token: give some words.")
+        window = tokens.repeat(-(-config.data.window // len(tokens)))[: config.data.window]
+        needle = replace(needle, tokens=window[None])
     sets = {name: Windows.cat([needle] * len(windows)) for name, windows in vars(corpus.held_out).items()}
     return replace(corpus, held_out=HeldOutSets(**sets), source_names=SOURCES)
 
@@ -113,6 +121,11 @@ def needle_method(config: RunConfig, context: Context) -> Method:
 
 PARTS: dict[str, Any] = {"method": needle_method, "corpus": needle_corpus, "probes": (NeedleProbe(),)}
 """For `curriq.run(config, **PARTS)`, and `curriq.resume(folder, own=Own(**PARTS))`."""
+
+
+def parts(text: str) -> dict[str, Any]:
+    """`PARTS` with a needle of this text."""
+    return PARTS | {"corpus": partial(needle_corpus, text=text)}
 
 
 def recipe() -> RunConfig:
@@ -149,18 +162,25 @@ ARMS = {
         "q_replay_size": 256,
         "q_replay_updates": 4,
     },
+    "soft-q, single action": {"selector": "soft-q", "train_on": "action"},
+    "soft-q, single action, beta 0.01": {"selector": "soft-q", "train_on": "action", "beta": 0.01},
+    "soft-q, single action, paired reward, beta 0.01": {
+        **{"selector": "soft-q", "train_on": "action", "reward": "paired", "beta": 0.01}
+    },
     "soft-q, mixture credit, beta 1": {"selector": "soft-q", "credit": "mixture"},
     "soft-q, mixture credit, beta 0.01": {"selector": "soft-q", "credit": "mixture", "beta": 0.01},
 }
 
 
-def measure(arm: dict, seed: int, steps: int, folder: Path, reference: Path) -> dict[str, float]:
-    """One run; its needle metrics averaged over the last fifth of the steps."""
+def measure(
+    arm: dict, seed: int, steps: int, folder: Path, reference: Path, own: dict[str, Any]
+) -> dict[str, float]:
+    """One run with these own parts; its needle metrics averaged over the last fifth of the steps."""
     settings = {**arm, "seed": seed, "steps": steps, "run_dir": str(folder), "progress": "none", "threads": 1}
     if arm["selector"] == "rho":
         settings["reference_model"] = str(reference)
     config = recipe().override(**settings, tensorboard=False, checkpoint_every=steps)
-    result = curriq.run(config, **PARTS)
+    result = curriq.run(config, **own)
     rows = read_metrics(folder)[-max(1, steps // 5) :]
     averages = {
         name: statistics.mean(row[name] for row in rows if name in row)
@@ -177,17 +197,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--needle-text", default="", help="text of the needle; held-out prose when empty")
     options = parser.parse_args()
-    print(f"{'arm':40} {'weight':>7} {'rank':>6} {'Q advantage':>12} {'loss on the needle':>19}")
+    own = parts(options.needle_text)
+    print(f"{'arm':48} {'weight':>7} {'rank':>6} {'Q advantage':>12} {'loss on the needle':>19}")
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder, "reference")
         base = recipe().override(
             selector="uniform", num_candidates=1, steps=100, run_dir=str(reference), progress="none"
         )
-        model = curriq.run(base, **PARTS).model_dir
+        model = curriq.run(base, **own).model_dir
         for name in options.only:
             runs = [
-                measure(ARMS[name], seed, options.steps, Path(folder, f"{name}-{seed}"), model)
+                measure(ARMS[name], seed, options.steps, Path(folder, f"{name}-{seed}"), model, own)
                 for seed in range(options.seeds)
             ]
             cells = []
@@ -195,7 +217,7 @@ def main() -> None:
                 values = [run[key] for run in runs if key in run]
                 width = int(form.strip("+f").split(".")[0])
                 cells.append(f"{statistics.mean(values):{form}}" if values else "–".rjust(width))
-            print(f"{name:40} {' '.join(cells)}", flush=True)
+            print(f"{name:48} {' '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ class Curriculum(Saved):
         """The policy over the examples of a step, π = softmax(Q/β) (Eq. 6); detached, sums to one.
 
         Train on `(weights * losses).sum()`, take the optimizer's step, and call `observe`. Q then learns from
-        the step before, bootstrapped on this batch (Algorithm 1, lines 4–8).
+        the step before, bootstrapped on this batch (Algorithm 1, lines 13–26).
 
         Args:
             losses: of each example, nats per token.
@@ -543,7 +543,7 @@ class _Weights(_Part):
         return self._critic, self._selector
 
     def weigh(self, step: int, features: Features, examples: Sequence[Example]) -> Float[Tensor, "n"]:
-        """Algorithm 1, lines 4–8."""
+        """Algorithm 1, lines 13–26."""
         require(
             self._weighed is None,
             f"weigh is called twice in step {step}: weigh all examples of a step at once, and call observe "

@@ -218,6 +218,43 @@ _FUNCTIONS = (
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
 
+_LITERAL: dict[str, Any] = {
+    **{"selector": "soft-q", "credit": "sampled", "reward": "absolute", "reward_every": 1},
+    **{"temperature": "fixed", "q_features": ("last",), "q_standardise": False, "q_layer_norm": False},
+    **{"prior": False, "uniform_share": 0.0, "dirichlet_concentration": 0.0, "train_on": "mixture"},
+    **{"train_subset_size": 0, "max_read_ratio": 1, "curriculum": ""},
+}
+_LITERAL_SEARCH: dict[str, Any] = {
+    **{"proposer": "langevin", "langevin_gradient": "clip", "query_start": "random", "fluency": 0.0},
+    **{"retrieval_duplicates": "drop", "retrieval_draw": "softmax", "mark_used": False},
+    **{"centre_queries": False},
+}
+
+
+def paper_differences(config: RunConfig) -> list[str]:
+    """What a run that follows the paper's lines does otherwise, or where the paper leaves it open.
+
+    Empty for a run that does not follow them: another credit, reward, temperature, input of Q or draw.
+    """
+    td = config.critic.td_step == "own" if config.critic.td_into_theta else config.critic.reforward_action
+    searches = config.langevin.proposer != "stream"
+    expected = _LITERAL | (_LITERAL_SEARCH if searches else {})
+    if not td or any(config.value(name) != value for name, value in expected.items()):
+        return []
+    found = ["rewards, scores and evaluations are measured without dropout"]
+    if config.lm.dropout == 0:
+        found.append("training is without dropout too, so that one pass scores and trains (--dropout)")
+    found.append("held-out windows come from documents whose near-copies are kept out of the stream")
+    if searches:
+        found.append("a_k is drawn from softmax(q/β) over the retrieved windows, which the paper leaves open")
+        found.append("chains use ordinary tokens only, no special ones")
+        if config.retrieval.encoder in ("hidden-state", "hashing"):
+            found.append(f"the retriever is {config.retrieval.encoder}, not MiniLM")
+    if config.critic.q_replay_size:
+        found.append("Q is trained on replayed pairs too, as in the authors' code (--q-replay-size)")
+    return found
+
+
 def preset(name: str) -> RunConfig:
     """The configuration of a preset; CurriqError if there is none of this name."""
     refuse_unknown([name], PRESETS, kind="preset")

@@ -81,6 +81,9 @@ def q_of(phi: list[torch.Tensor], h: torch.Tensor) -> torch.Tensor:
 class Reference:
     """Algorithm 2, lines 1–28, on the components of a run before its first step."""
 
+    precision = torch.float64
+    """Of the noise, whose random numbers depend on it."""
+
     def __init__(self, run, stream, config) -> None:
         self.config, self.stream = config, stream
         components = run.session.components
@@ -127,32 +130,34 @@ class Reference:
         """Lines 5–14, and the diagnostics of Section 3.6."""
         c = self.config.langevin
         first, last = c.bridge_temperature_start, c.bridge_temperature_end
-        index = torch.randint(len(self.vocabulary), (K, L), generator=self.draws("langevin/start"))
+        shape = chains, length = c.chains, c.query_tokens
+        index = torch.randint(len(self.vocabulary), shape, generator=self.draws("langevin/start"))
         logits = self.one_hot(index)
         seed = int(torch.randint(2**62, (), generator=self.draws("langevin/noise")))
         noise = torch.Generator().manual_seed(seed)
         q_first, q_before = (self.soft_q(logits, t).mean().item() for t in (first, last))
         norms = []
-        for t in range(T_MAX):
-            temperature = first + t / (T_MAX - 1) * (last - first)
+        for t in range(c.langevin_steps):
+            temperature = first + t / (c.langevin_steps - 1) * (last - first)
             logits = logits.detach().requires_grad_()
             energy = self.soft_q(logits, temperature).sum() / c.energy_temperature
             (gradient,) = torch.autograd.grad(energy, logits)
             norm = gradient.flatten(1).norm(dim=1)
             norms.append(norm)
             drift = gradient * torch.clamp(c.langevin_limit / norm, max=1.0)[:, None, None]
-            eta = torch.empty_like(drift).normal_(generator=noise) * c.langevin_noise_scale
+            standard = torch.empty_like(drift, dtype=self.precision).normal_(generator=noise)
+            eta = standard.double() * c.langevin_noise_scale
             logits = (
                 logits.detach() + c.langevin_step_size / 2 * drift + math.sqrt(c.langevin_step_size) * eta
             )
         found = logits.argmax(-1)
         probs = torch.softmax(logits / last, -1)
         others = torch.randint(
-            len(self.vocabulary), (RANDOM_STRINGS, L), generator=self.draws("langevin/random-logits")
+            len(self.vocabulary), (RANDOM_STRINGS, length), generator=self.draws("langevin/random-logits")
         )
         flat = F.normalize(self.soft(logits, last).flatten(1), dim=1)
         sets = [set(row) for row in found.tolist()]
-        pairs = [(i, j) for i in range(K) for j in range(i)]
+        pairs = [(i, j) for i in range(chains) for j in range(i)]
         q_after = self.soft_q(logits, last).mean().item()
         return self.vocabulary[found], {
             "langevin/soft_q_gain": q_after - q_before,

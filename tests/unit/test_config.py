@@ -92,6 +92,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (CriticConfig, "min_target_accept_rate", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (CriticConfig, "probe_decay", [-0.1, 1.0, math.nan], [0.0, 0.99]),
     (TrainConfig, "train_subset_size", [-1], [0]),
+    (LogConfig, "topic_similarity_every", [-1], [0]),
     (LMConfig, "lora_rank", [-1], [0]),
     (LMConfig, "lora_alpha", [0], [1]),
     (LMConfig, "lora_dropout", [-0.1, 1.0, math.nan], [0.0, 0.99]),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from experiments.needle import PARTS, SOURCES, NeedleProbe, NeedleProposer, needle_corpus, recipe
+from experiments.needle import PARTS, SOURCES, NeedleProbe, NeedleProposer, needle_corpus, parts, recipe
 from tests.helpers import random_offer
 from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run
 from tests.steps import finished_step
@@ -47,6 +47,23 @@ def test_the_held_out_sets_are_copies_of_one_window_of_text(corpus):
     assert len(windows.ids.unique()) == 1
     text = corpus.tokenizer.decode(windows.tokens[0])
     assert any(word in text for word in ("square", "paragraph", "everybody"))
+
+
+@pytest.mark.parametrize("text", ["call me Ishmael", "a" * 500])
+def test_a_text_of_the_users_own_can_be_the_needle(text, corpus, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(
+        "\n\n".join(f"paragraph {i} of many, number {i * i}" for i in range(150)), encoding="utf-8"
+    )
+    config = recipe().override(
+        sources=(SourceConfig(name="text", path=str(file)),), target="text", window=16, held_out_share=0.5,
+        near_duplicate_threshold=1.0, tokenizer="train", vocab_size=300,
+    )  # fmt: skip
+    own = parts(text)["corpus"](config)
+    expected = own.tokenizer.encode(text)
+    tokens = own.held_out.test.tokens[0].tolist()
+    assert tokens == (expected * 16)[:16]
+    assert len(tokens) == 16
 
 
 def test_one_candidate_is_the_needle_and_the_others_repeat_one_ordinary_token(corpus):

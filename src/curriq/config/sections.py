@@ -123,7 +123,8 @@ class DataConfig(Section):
     topic_temperature: Positive = 0.1
     """Softmax temperature over cosine similarity to the anchor; the lower, the narrower the topic."""
     topic_encoder: str = MINILM
-    """Sentence-transformer by name or folder, or `hashing` for a fast one without weights."""
+    """Encoder of --topic-coherent and --topic-similarity-every: a sentence-transformer by name or folder, or
+    `hashing`, a fast one without weights."""
     curriculum: str = ""
     """Recorded curriculum (Parquet, from `curriq export`) to train on in place of stream and selector."""
     curriculum_weights: bool = True
@@ -560,6 +561,9 @@ class LogConfig(Section):
     log_windows_mb: NonNegative = 200.0
     """Maximum megabytes of window tokens (4 bytes each) in the log, for the report's explorer and `curriq
     export`; 0 logs none."""
+    topic_similarity_every: CountOrZero = 0
+    """Steps between measurements of how similar in topic the selected windows are to the reward set, by
+    --topic-encoder; 0 for none."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """Progress display; `auto` shows the bar on a terminal and plain lines elsewhere."""
 

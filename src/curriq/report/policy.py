@@ -12,12 +12,13 @@ CLIPS = (("θ", "train/grad_norm", "grad_clip"), ("φ", "critic/grad_norm", "q_g
 """Parameters, norm of their gradient, and the setting that bounds it."""
 SHOWN_ELSEWHERE = (
     *("critic/q_mean", "critic/q_std", "critic/q_min", "critic/q_max"),
+    *("critic/recovered_scale", "critic/effect_correlation"),
     *("train/loss", "train/mean_loss", "policy/effective_batch_fraction", "data/epoch", "data/windows_read"),
     *("step", "x/", "validation/", "task/", "select/", "theta_reset", "time/"),
     *RETRIEVAL,
 )
 """Beginnings of the names of metrics that are in a chart of their own here, or in another section."""
-INSIDE = ("time/propose", "time/probe", "time/reward")
+INSIDE = ("time/propose", "time/train", "time/probe", "time/reward")
 """Parts of `time/step`."""
 NO_PART = ("time/step", "time/windows_per_second", *PHASES)
 EVEN = ("entropy", "effective-batch", "max-weight")
@@ -36,8 +37,9 @@ def policy_health(run: RunLog) -> Section:
     times = [name for name in names if name.startswith("time/") and name not in NO_PART]
     own = {
         "q": _q_lines(run),
+        "credit-signal": _scale_line(run),
         "clipped": _clip_lines(run),
-        "time": time_layers(run, times, "time/step", INSIDE, "model and critic"),
+        "time": time_layers(run, times, "time/step", INSIDE, "rest of the step"),
         "calibration-rank": [run.value_line("Spearman's ρ", *_ranks(run))],
         "calibration": _calibration_curve(run),
     }
@@ -99,6 +101,15 @@ def _q_lines(run: RunLog) -> list[Series]:
         *run.metric_line("critic/q_min", "least and greatest", faint=True),
         *run.metric_line("critic/q_max", "", faint=True),
     ]
+
+
+def _scale_line(run: RunLog) -> list[Series]:
+    """The recovered scale with a band of two standard errors."""
+    if "critic/recovered_scale" not in run.columns:
+        return []
+    (scale,), (error,) = (run.metric_line(f"critic/recovered_scale{end}", "") for end in ("", "_error"))
+    low, high = scale.y - 2 * error.y, scale.y + 2 * error.y
+    return [Series("slope ± 2 standard errors", scale.x, scale.y, low=low, high=high)]
 
 
 def _clip_lines(run: RunLog) -> list[Series]:

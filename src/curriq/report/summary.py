@@ -65,10 +65,9 @@ def verdict(summary: dict[str, Any], shares: Shares) -> list[str]:
         return [none, *_prediction(summary)]
     sentences = []
     if kl >= LEAST_MOVED:
-        effective = summary["effective_windows"] / max(1, summary["windows_trained"])
         sentences.append(
-            f"Over windows the policy is {kl:.3f} nats from uniform (KL, mean over the steps), an effective "
-            f"batch of {effective:.0%} of the windows trained on."
+            f"Over windows the policy is {kl:.3f} nats from uniform (KL, mean over the steps), as if it "
+            f"spread evenly over {math.exp(-kl):.0%} of them."
         )
     if len(shares) > 1:
         sentences.append(

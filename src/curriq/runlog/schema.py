@@ -160,6 +160,13 @@ bandit/p_<source> | – | EXP3's probability of the source, after this step's up
 bandit/gain | – | Change of the reward, rescaled to [−1, 1], credited to the drawn arm.
 competence/level | – | Share of the difficulty range that is open in this step.
 
+# Topic
+Cosine similarity of windows to the mean embedding of the reward set, every `--topic-similarity-every` steps.
+topic/offered | – | Mean over the forwarded candidates.
+topic/selected | – | The same, weighted by the policy.
+topic/best_q | – | Of the candidate of greatest Q.
+topic/action | – | Of the sampled window a_k.
+
 # Langevin-RAG: the search
 Present where queries are searched (`--proposer langevin` and its other samplers) and, as far as they apply,
 with `random-queries`. All values of Q are of *hard* tokens unless the name says soft; soft ones are

@@ -14,6 +14,7 @@ from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, one_action
 from curriq.lm.model import LanguageModel, forward_flops, trunk_flops
 from curriq.select.base import Context, Method, UniformUntil
+from curriq.softq.signal import CreditSignal
 from curriq.train.loop import (
     Components,
     HeldOut,
@@ -26,6 +27,7 @@ from curriq.train.loop import (
 from curriq.train.meter import Meter, TaskProbe, Timed
 from curriq.train.model_card import model_card
 from curriq.train.session import Probe, Session
+from curriq.train.topic import build_topic_similarity
 from curriq.types import Cost, Metrics
 
 MethodBuilder = Callable[[RunConfig, Context], Method]
@@ -79,7 +81,7 @@ def build_session(
         components=components,
         state=LoopState(),
         meter=_meter(config, context, method, learner),
-        probes=[held_out, *_task_probes(config, context), *probes],
+        probes=[held_out, *build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         save_lm=lambda folder: _save_lm(context, session, folder),
@@ -116,6 +118,7 @@ def _meter(config: RunConfig, context: Context, method: Method, learner: Learner
         passes=learner.passes,
         trains=config.drawn or None,
         cost_per_window=method.cost + Cost(extra_flops=recomputed),
+        signal=CreditSignal(),
     )
 
 

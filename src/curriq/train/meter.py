@@ -5,7 +5,8 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +15,29 @@ from torch import Tensor
 from curriq import parallel
 from curriq.config import EvalConfig
 from curriq.softq.equations import effective_batch_size, entropy
-from curriq.softq.signal import CreditSignal
 from curriq.state import Saved
 from curriq.train.loop import HeldOut
-from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Step
+from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Stateful, Step
 
 log = logging.getLogger("curriq")
+
+
+@runtime_checkable
+class Signal(Stateful, Protocol):
+    """Measures of every step whether Q predicts effects; `softq.signal` has the implementation."""
+
+    def measure(self, step: Step) -> Metrics: ...
+    def summary(self) -> Metrics: ...
+
+
+class NoSignal(Saved):
+    """For methods without Q."""
+
+    def measure(self, step: Step) -> Metrics:
+        return {}
+
+    def summary(self) -> Metrics:
+        return {}
 
 
 @dataclass(eq=False)
@@ -32,6 +50,7 @@ class Meter(Saved):
         forward_flops: operations of one window's forward pass; backward costs twice as much.
         passes: forward passes per trained window (2 with dropout).
         trains: windows that a backward pass is run on, of those that are forwarded; all when None.
+        signal: how much of the measured effects Q recovers.
         cost_per_window: what a forwarded window costs beside these passes: a reference model, recomputation
             under gradient checkpointing.
     """
@@ -58,6 +77,7 @@ class Meter(Saved):
     passes: int = 1
     trains: int | None = None
     cost_per_window: Cost = NO_COST
+    signal: Signal = field(default_factory=lambda: NoSignal())
 
     def __post_init__(self) -> None:
         self.windows_read = self.windows_proposed = self.windows_trained = self.flops = 0
@@ -66,7 +86,6 @@ class Meter(Saved):
         self.weight_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
         self.offered_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
         self.kl_from_uniform, self.steps = 0.0, 0
-        self.signal = CreditSignal()
 
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""

@@ -13,6 +13,7 @@ from curriq import parallel
 from curriq.config import RunConfig, differences, flag, load_run_config, require
 from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
 from curriq.lm.load import load_language_model, pick_device
+from curriq.presets import paper_differences
 from curriq.rng import Generators
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
@@ -103,6 +104,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     if checkpoint is None:
         # The configuration names the commits of hub data sets, so that a resume reads the same ones.
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
+        if differences_from_paper := paper_differences(config):
+            logger.info("follows the paper's lines, except: " + "; ".join(differences_from_paper) + ".")
     elif checkpoint.manifest["threads"] != config.train.threads:
         logger.warning(
             f"--threads = {config.train.threads}: the checkpoint was written with "
