@@ -299,7 +299,8 @@ class Signal:
     """What rewards tell about the sources of the credited windows.
 
     Attributes:
-        slope: of the reward on the true value of the source.
+        slope: of the reward on the true value of the source, corrected for the error of the values, which are
+            measured on a number of windows.
         error: its standard error.
         noise: standard deviation of the rewards around that line, nats per token.
         spread: standard deviation of the true value over the credited windows, nats per token.
@@ -311,20 +312,33 @@ class Signal:
     spread: float
 
 
-def source_values(record: dict[str, Any]) -> np.ndarray:
-    """m, the mean effect of each source over all points, nats per token."""
+def measured(record: dict[str, Any]) -> list[np.ndarray]:
+    """The effects of windows of each source, over all points at which the truth was measured afresh."""
     effect, source = (record["points"][name].numpy() for name in ("effect", "source"))
-    return np.array([effect[source == each].mean() for each in range(int(source.max()) + 1)])
+    if (effect == effect[0]).all():
+        effect, source = effect[0], source[0]
+    return [effect[source == each] for each in range(int(source.max()) + 1)]
+
+
+def source_values(record: dict[str, Any]) -> np.ndarray:
+    """m, the mean effect of each source, nats per token."""
+    return np.array([effects.mean() for effects in measured(record)])
 
 
 def signal(record: dict[str, Any], reward: Reward) -> Signal:
     """Least squares of a run's rewards, each less a running mean of those before it: a level drifts."""
-    values = source_values(record)[record["source"].long().numpy()][1:]
+    credited = record["source"].long().numpy()[1:]
+    values = source_values(record)[credited]
     rewards = record[reward].numpy()
     rewards = rewards[1:] - running_mean(rewards)[:-1]
     fit = stats.linregress(values, rewards)
     noise = float(np.std(rewards - fit.intercept - fit.slope * values))
-    return Signal(float(fit.slope), float(fit.stderr), noise, float(values.std()))
+    # Errors in the values flatten the line by the share that they have in the values' variance.
+    errors = np.array([stats.sem(effects) ** 2 for effects in measured(record)])[credited]
+    reliable = max(0.1, 1 - float(errors.mean() / values.var()))
+    return Signal(
+        fit.slope / reliable, fit.stderr / reliable, noise, float(values.std()) * math.sqrt(reliable)
+    )
 
 
 def running_mean(values: np.ndarray, memory: float = 0.95) -> np.ndarray:

@@ -28,6 +28,7 @@ def test_it_knows_every_comparison_of_the_folder():
         ("ablations", ("dirty",)),
         ("rho", ("dirty",)),
         ("paper_paired", ("dirty",)),
+        ("paper_few", ("dirty-8",)),
     ],
 )
 def test_streams_without_their_text_are_left_out_and_named(name, kept, monkeypatch, capsys):

@@ -47,6 +47,23 @@ def test_the_slope_of_rewards_is_recovered_with_its_standard_error():
     assert np.mean([each.noise for each in found]) == pytest.approx(0.5, rel=0.03)
 
 
+def test_errors_of_the_measured_truth_do_not_flatten_the_slope():
+    """Errors δ, −2δ, δ of the values 0.2, 0 and −0.2 leave their covariance with the rewards as it is and add
+    2δ² to their variance, more than half of it; the windows scatter as such errors would have it."""
+    delta = 0.2 / np.sqrt(3) / np.sqrt(2)
+    truth, errors = np.array([0.2, 0.0, -0.2]), delta * np.array([1, -2, 1])
+    scatter = np.array([-1.0, 1.0] * 20)
+    scatter *= np.sqrt(2) * delta / (scatter.std(ddof=1) / np.sqrt(40))
+    effect = np.concatenate([each + scatter for each in truth + errors])
+    points = {"effect": torch.tensor(effect)[None], "source": torch.arange(3).repeat_interleave(40)[None]}
+    source = np.random.default_rng(0).integers(3, size=30_000)
+    rewards = torch.tensor(0.25 * truth[source])
+    run = {"source": torch.tensor(source), "paired": rewards, "points": points}
+    found = credit.signal(run, "paired")
+    assert found.slope == pytest.approx(0.25, rel=0.02)
+    assert found.spread == pytest.approx(truth.std(), rel=0.02)
+
+
 def test_a_drifting_level_is_taken_out_by_the_rewards_before():
     steady, drifting = (credit.signal(record(0.25, 0.1, level=level), "absolute") for level in (0.0, 20.0))
     assert drifting.slope == pytest.approx(steady.slope, abs=0.01)
