@@ -198,16 +198,24 @@ class Reference:
         self.ingest(INGEST)  #                                                                 line 18
         with torch.no_grad():
             h = torch.cat([last_hidden(self.network, input_ids=t[None]) for t in tokens])
+            losses = window_losses(self.network, tokens)
         q = q_of(self.phi, h).detach()
         if self.previous is not None:
             action, reward = self.previous
-            with torch.no_grad():  # lines 20–23, and Algorithm 1's line 19
+            with torch.no_grad():  # lines 20–23, and Algorithm 1's lines 19 and 21
                 slow = q_of(self.slow, h) / critic.beta
                 value = critic.beta * (torch.logsumexp(slow, 0) - math.log(len(tokens)))
-                h_previous = last_hidden(self.network, input_ids=action[None])
+            h_previous = last_hidden(self.network, input_ids=action[None])
             target = (1 - critic.gamma) * reward + critic.gamma * value
             loss = 0.5 * (q_of(self.phi, h_previous)[0] - target) ** 2
-            self.phi_steps.step(torch.autograd.grad(loss, self.phi), critic.q_grad_clip)
+            both = torch.autograd.grad(loss, [*self.phi, *self.theta])
+            self.phi_steps.step(both[: len(self.phi)], critic.q_grad_clip)
+            if critic.td_into_theta:
+                of_theta = both[len(self.phi) :]
+                norm = math.sqrt(sum(g.square().sum().item() for g in of_theta))
+                measured["critic/theta_grad_norm"] = norm
+                scaled = tuple(critic.td_lambda * g for g in of_theta)
+                self.theta_steps.step(scaled, config.optim.grad_clip)
             for slow, fast in zip(self.slow, self.phi, strict=True):
                 slow.copy_(critic.polyak_tau * fast.detach() + (1 - critic.polyak_tau) * slow)
             measured |= {"critic/td_loss": loss.item(), "critic/soft_value": value.item()}
@@ -220,7 +228,7 @@ class Reference:
         with torch.no_grad():
             reward = -window_losses(self.network, held_out).mean().item()  # line 27
         self.previous = tokens[chosen], reward
-        measured |= {"policy/action": chosen, "train/loss": mixture.item(), "reward": reward}
+        measured |= {"policy/action": chosen, "train/loss": (weights @ losses).item(), "reward": reward}
         return {"tokens": tokens, "q": q, "weights": weights, "metrics": measured}
 
 
@@ -233,10 +241,13 @@ MOVING = {
 }
 
 
+TD = {"td_into_theta": True, "td_lambda": 0.3, "grad_clip": 0.05}
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, MOVING, {"q_weighting": False}, MOVING | {"mark_used": True}],
-    ids=["published constants", "tokens move", "w = 1/R", "used windows retired"],
+    [{}, MOVING | TD, {"q_weighting": False}, MOVING | {"mark_used": True}],
+    ids=["published constants", "tokens move, TD into θ", "w = 1/R", "used windows retired"],
 )
 def test_four_steps_agree(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("curriq.langevin.build"), "load_encoder", lambda *names: DenseEncoder())
