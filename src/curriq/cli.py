@@ -99,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone (`| head`); Python must not flush into the pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"curriq: {error.strerror or error}{where}: the system refused to go on.", file=sys.stderr)
+        return 1
 
 
 def train_command(arguments: list[str]) -> int:
