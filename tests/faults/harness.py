@@ -200,7 +200,9 @@ class Bench:
         assert ours.stored.tolist() == theirs.stored.tolist()
         if kind == "langevin":
             assert read_queries(self.run).to_pydict() == read_queries(expected).to_pydict()
-        assert not [path for path in self.run.rglob("*") if ".tmp-" in path.name or path.name == ".reserve"]
+        # An old checkpoint that could not be removed goes at the next start; the command warns of it.
+        left = [path for path in self.run.rglob(".*") if path.name.startswith((".tmp-", ".reserve"))]
+        assert all(path.name.startswith(".tmp-old-") for path in left), left
 
 
 def require_one_message(status: int, printed: str) -> None:

@@ -360,6 +360,8 @@ class RunLogs(AbstractContextManager):
         except Exception as error:
             if mirror in self._mirrors:
                 self._mirrors.remove(mirror)
+                with suppress(Exception):
+                    mirror.close()
             name = "a mirror of the log" if mirror is None else type(mirror).__name__
             log.warning(f"{name} failed and is switched off ({error}); the run and its own log go on.")
 

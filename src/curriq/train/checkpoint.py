@@ -15,6 +15,7 @@ file keeps room for the next one, so a disk that others fill up ends a run with 
 import errno
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -92,6 +93,7 @@ class Checkpointer:
         self.keep = keep
         self.reserve = Reserve(self.folder / ".reserve")
         self._about = about or {}
+        self._last_size = 0
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -135,33 +137,34 @@ class Checkpointer:
         self._prune()
         return final
 
-    def hold_room(self, saved: Path) -> None:
-        """Keep room for the checkpoint after `saved`, which was just written.
+    def hold_room(self, saved: Path, state: State | None = None) -> None:
+        """Keep room for the checkpoint after `saved`, the newest one.
 
-        The first one of a run has no moments of the optimizer yet, so they are added, and all the checkpoints
-        that are to be kept must fit.
+        It will have that one's size and what the last interval added, or a sixteenth. The first of a run has
+        no moments of the optimizer yet and empty buffers: `state` is the state after a step, to be measured.
+        All the checkpoints that are to be kept must fit.
 
         Raises:
             NoRoom: the disk has not that much.
         """
         size = folder_size(saved)
-        if step_of(saved) == 0:
-            size += 2 * folder_size(saved / "lm")  # AdamW keeps two numbers per trained weight
-        size += size // 16 + SLACK
+        growth = max(size // 16, size - self._last_size if self._last_size else 0)
+        self._last_size = size
+        if state is not None:
+            size = folder_size(saved / "lm") + saved_size(state)
+        size += growth + SLACK
         missing = max(1, self.keep + 1 - len(checkpoint_folders(self.folder)))
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.folder).free + self.reserve.size
         try:
             if missing * size > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.reserve.hold(size)
         except OSError as error:
-            several = (
-                f"{missing} more of about {filesize.decimal(size)} have to fit"
-                if missing > 1
-                else (f"the next one needs about {filesize.decimal(size)}")
-            )
+            needed = f"the next one needs about {filesize.decimal(size)}"
+            if missing > 1:
+                needed = f"{missing} more of about {filesize.decimal(size)} have to fit"
             raise NoRoom(
-                f"{self.folder} has no room for the next checkpoint ({error.strerror}): {several}, "
+                f"{self.folder} has no room for the next checkpoint ({error.strerror}): {needed}, "
                 f"{filesize.decimal(free)} are free"
             ) from error
 
@@ -218,6 +221,21 @@ class Reserve:
     def release(self) -> None:
         with suppress(OSError):
             self.path.unlink()
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes up now."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but the number of its bytes."""
+
+    size = 0
+
+    def write(self, content: Any) -> int:
+        self.size += (count := memoryview(content).nbytes)
+        return count
 
 
 def latest_checkpoint(run_dir: Path, *, with_log: bool = True) -> LoadedCheckpoint:
@@ -371,6 +389,13 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own `sha256` entry."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def saved_size(state: State) -> int:
+    """Bytes that a state takes in a checkpoint."""
+    counter = _Counter()
+    torch.save(state, counter)
+    return counter.size
 
 
 def folder_size(folder: Path) -> int:

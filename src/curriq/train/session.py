@@ -187,6 +187,8 @@ class Session:
                 elif self.state.step % config.log.checkpoint_every == 0:
                     self._save(logs)
                     self._hold_room()
+                elif self.state.step == 1:
+                    self._hold_room(self._state())  # moments and buffers are there from the first step on
             if not self._finished:
                 self._save(logs)
         tested = self.test() if self._finished else None  # the test set is touched here and nowhere else
@@ -258,16 +260,17 @@ class Session:
         self._agree(refusal)
         self._save_seconds = time.perf_counter() - began
 
-    def _hold_room(self) -> None:
-        """Keep room on the disk for the next checkpoint; where there is none, CurriqError on all ranks, while
-        everything is saved."""
+    def _hold_room(self, state: dict[str, Any] | None = None) -> None:
+        """Keep room on the disk for the next checkpoint, of the size of a state if one is given; CurriqError on
+        all ranks where there is none."""
         refusal = None
         if self._checkpointer is not None and self._last_saved is not None:
             try:
-                self._checkpointer.hold_room(self._last_saved)
+                self._checkpointer.hold_room(self._last_saved, state)
             except NoRoom as error:
-                less = ", lower --checkpoint-keep" if self.config.log.checkpoint_keep > 1 else ""
-                refusal = f"{self._stopped()}, which is saved: {error}{less}. {self._go_on()}"
+                less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
+                saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
+                refusal = f"{self._stopped()}{saved}: {error}{less}. {self._go_on()}"
         self._agree(refusal)
 
     def _agree(self, refusal: str | None) -> None:
