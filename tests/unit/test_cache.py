@@ -130,6 +130,18 @@ class TestFileHash:
         path.write_bytes(b"xbc" * 1000 + b"more")
         assert changed_files(before, states()) == [f"{path} has changed"]
 
+    def test_a_file_that_changes_while_it_is_read(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def grow(path: Path, size: int) -> str:
+            with path.open("ab") as file:
+                file.write(b"more")
+            return "0" * 64
+
+        monkeypatch.setattr("curriq.data.cache.hash_bytes", grow)
+        with pytest.raises(CurriqError, match=r"data\.txt changes while it is read"):
+            file_hash(path)
+
     def test_unreadable(self, tmp_path: Path) -> None:
         with pytest.raises(CurriqError, match="cannot be read: No such file"):
             file_hash(tmp_path / "gone")

@@ -261,8 +261,8 @@ class Session:
         self._save_seconds = time.perf_counter() - began
 
     def _hold_room(self, state: dict[str, Any] | None = None) -> None:
-        """Keep room on the disk for the next checkpoint, of the size of a state if one is given; CurriqError on
-        all ranks where there is none."""
+        """Keep room on the disk for the next checkpoint, measured on the state if one is given; where there
+        is none, CurriqError on all ranks."""
         refusal = None
         if self._checkpointer is not None and self._last_saved is not None:
             try:
