@@ -130,9 +130,7 @@ class TestFileHash:
         path.write_bytes(b"xbc" * 1000 + b"more")
         assert changed_files(before, states()) == [f"{path} has changed"]
 
-    def test_a_file_that_changes_while_it_is_read(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_file_that_changes_while_it_is_read(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def grow(path: Path, size: int) -> str:
             with path.open("ab") as file:
                 file.write(b"more")

@@ -74,8 +74,9 @@ def write_cached(name: str, content: bytes) -> bool:
 
 def damaged_entries() -> Iterator[Path]:
     """The entries of the cache that are not what was written."""
-    folder = cache_dir()
-    for path in sorted(folder.rglob(f"*{ENTRY}")) if folder is not None else ():
+    if (folder := cache_dir()) is None:
+        return
+    for path in sorted(folder.rglob(f"*{ENTRY}")):
         seal, _, content = path.read_bytes().partition(b"\n")
         if seal != _seal(path.relative_to(folder).as_posix().removesuffix(ENTRY), content):
             yield path

@@ -358,7 +358,7 @@ class RunLogs(AbstractContextManager):
         except CurriqError:
             raise
         except Exception as error:
-            if mirror in self._mirrors:
+            if mirror is not None and mirror in self._mirrors:
                 self._mirrors.remove(mirror)
                 with suppress(Exception):
                     mirror.close()

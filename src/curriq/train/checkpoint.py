@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from rich import filesize
@@ -394,7 +394,7 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
 def saved_size(state: State) -> int:
     """Bytes that a state takes in a checkpoint."""
     counter = _Counter()
-    torch.save(state, counter)
+    torch.save(state, cast(IO[bytes], counter))
     return counter.size
 
 

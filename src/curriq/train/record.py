@@ -160,9 +160,10 @@ class TensorBoardSink:
         self._writer.close()
 
     def _event(self, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto import event_pb2
 
-        self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+        make = getattr(event_pb2, "Event")  # noqa: B009 (the module is made at run time, unknown to a type checker)
+        self._writer.write(make(wall_time=time.time(), **content).SerializeToString())
 
 
 class WandbSink:
