@@ -188,7 +188,7 @@ class Session:
                     self._save(logs)
                     self._hold_room()
                 elif self.state.step == 1:
-                    self._hold_room(self._state())  # moments and buffers are there from the first step on
+                    self._hold_room(measured=True)  # moments and buffers are there from the first step on
             if not self._finished:
                 self._save(logs)
         tested = self.test() if self._finished else None  # the test set is touched here and nowhere else
@@ -260,13 +260,13 @@ class Session:
         self._agree(refusal)
         self._save_seconds = time.perf_counter() - began
 
-    def _hold_room(self, state: dict[str, Any] | None = None) -> None:
-        """Keep room on the disk for the next checkpoint, measured on the state if one is given; where there
+    def _hold_room(self, *, measured: bool = False) -> None:
+        """Keep room on the disk for the next checkpoint, `measured` on the state as it is now; where there
         is none, CurriqError on all ranks."""
         refusal = None
         if self._checkpointer is not None and self._last_saved is not None:
             try:
-                self._checkpointer.hold_room(self._last_saved, state)
+                self._checkpointer.hold_room(self._last_saved, self._state() if measured else None)
             except NoRoom as error:
                 less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
                 saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
