@@ -306,6 +306,7 @@ class TestRefusedByTheDisk:
         assert shutil.disk_usage(small_disk).free < 4096
         saved = checkpointer.save(2, state_of(2), save_lm)
         assert latest_checkpoint(small_disk).step == 2
+        fill(small_disk / "more")
         with pytest.raises(NoRoom, match=r"no room for the next checkpoint .*the next one needs about"):
             checkpointer.hold_room(saved)
         assert names(small_disk) == ["step-00000002"]

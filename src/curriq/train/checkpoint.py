@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -30,7 +31,6 @@ from typing import IO, Any, cast
 
 import torch
 from rich import filesize
-from safetensors import SafetensorError
 from torch import Tensor
 
 import curriq
@@ -357,14 +357,14 @@ def require_plain(state: Any, where: str = "state") -> None:
 def disk_error(error: BaseException) -> str | None:
     """The operating system's message when the disk stopped the writing; None for any other error.
 
-    torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
-    it into its own exception's text.
+    torch raises a RuntimeError over the OSError when it closes a truncated archive; safetensors and
+    tokenizers, written in Rust, put it into their own exception's text, as "… (os error 28)".
     """
     cause = error if isinstance(error, Exception) else None  # Ctrl-C is none, whatever it interrupted
     while cause is not None:
         if isinstance(cause, OSError):
             return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
-        if isinstance(cause, SafetensorError) and "I/O error" in str(cause):
+        if re.search(r"\(os error \d+\)", str(cause)):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
