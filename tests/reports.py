@@ -57,7 +57,6 @@ def write_run(
     streams = [np.array(ids * math.ceil(4 * window / len(ids) + 1)) for ids in encode(tokenizer, list(texts))]
     logs = RunLogs(
         folder,
-        0,
         source_names=sources,
         tokenizer=serialised(tokenizer),
         windows_mb=windows_mb,

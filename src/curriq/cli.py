@@ -1,4 +1,4 @@
-"""The command line: train, resume, compare, eval, report, watch, export, presets.
+"""The command line: train, resume, verify, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -36,6 +36,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq verify RUN                     whether checkpoints, log and data are as they were written
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
   curriq report RUN…                    one page that shows what runs did, from their logs
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone (`| head`); Python must not flush into the pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"curriq: {error.strerror or error}{where}: the system refused to go on.", file=sys.stderr)
+        return 1
 
 
 def train_command(arguments: list[str]) -> int:
@@ -153,6 +158,7 @@ def presets_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "resume": resume_command,
+    "verify": "curriq.train.verify",
     "compare": "curriq.evaluate.compare",
     "eval": "curriq.evaluate.tasks",
     "report": report_command,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ import torch
 from safetensors.torch import save_file
 
 from curriq.errors import CurriqError
+from curriq.runlog.writers import MetricsLog
 from curriq.train import checkpoint as module
 from curriq.train.checkpoint import (
     FORMAT,
     BadCheckpoint,
     Checkpointer,
+    NoRoom,
+    NotSaved,
     latest_checkpoint,
     require_plain,
     sha256,
@@ -56,6 +60,13 @@ def save(checkpointer: Checkpointer, *steps: int) -> None:
 
 def folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def fill(path: Path) -> None:
+    """Write to a file until its disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def names(run_dir: Path) -> list[str]:
@@ -207,6 +218,26 @@ class TestFallback:
         with pytest.raises(CurriqError, match="has no checkpoint"):
             latest_checkpoint(tmp_path / "nowhere")
 
+    def test_log_that_does_not_hold_what_a_checkpoint_promises(self, tmp_path, caplog):
+        log = MetricsLog(tmp_path)
+        checkpointer = Checkpointer(tmp_path, keep=2)
+        for step in (10, 20):
+            for row in range(step - 10, step):
+                log.append({"step": row})
+            promise = {"metrics.jsonl": asdict(log.flush())}
+            checkpointer.save(step, state_of(step), save_lm, promise)
+        flip_byte(tmp_path / "metrics.jsonl", 13 * 15)
+        self.falls_back(tmp_path, caplog, "metrics.jsonl is damaged in line ")
+        assert latest_checkpoint(tmp_path, with_log=False).step == 20
+        flip_byte(tmp_path / "metrics.jsonl", 13 * 5)
+        with pytest.raises(CurriqError, match=r"not whole: metrics\.jsonl is damaged in line 6"):
+            latest_checkpoint(tmp_path)
+
+    def test_a_checkpoint_of_the_same_step_with_another_log_replaces_it(self, run_dir):
+        promise = {"metrics.jsonl": asdict(MetricsLog(run_dir).flush())}
+        Checkpointer(run_dir, keep=2).save(20, state_of(20), save_lm, promise)
+        assert latest_checkpoint(run_dir).manifest["log"] == promise
+
     def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(self, run_dir, caplog):
         (folder(run_dir, 20) / "state.pt").unlink()
         checkpointer = Checkpointer(run_dir, keep=1)
@@ -222,33 +253,29 @@ class TestFallback:
 
 
 class TestRefusedByTheDisk:
-    def check(self, run_dir: Path, caplog, failing_save_lm, state=None) -> None:
+    def check(self, run_dir: Path, failing_save_lm, state=None) -> None:
         checkpointer = Checkpointer(run_dir, keep=1)
         save(checkpointer, 1)
-        with caplog.at_level(logging.WARNING, "curriq"):
-            assert checkpointer.save(2, state or state_of(2), failing_save_lm) is None
-        assert "No space left on device" in caplog.text
-        assert "checkpoint of step 1 is intact" in caplog.text
+        with pytest.raises(NotSaved, match=r"No space left on device.*checkpoint of step 1 is intact"):
+            checkpointer.save(2, state or state_of(2), failing_save_lm)
         assert names(run_dir) == ["step-00000001"]
         assert latest_checkpoint(run_dir).step == 1
         save(checkpointer, 3)
 
-    def test_error_while_the_model_is_saved(self, tmp_path, caplog):
+    def test_error_while_the_model_is_saved(self, tmp_path):
         def refuse(path: Path) -> None:
             (path / "part").write_bytes(b"x" * 5000)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        self.check(tmp_path, caplog, refuse)
+        self.check(tmp_path, refuse)
 
-    def test_first_checkpoint_says_that_there_is_none_before(self, tmp_path, caplog, monkeypatch):
+    def test_first_checkpoint_says_that_there_is_none_before(self, tmp_path, monkeypatch):
         def refuse(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
         monkeypatch.setattr(module, "fsync", refuse)
-        with caplog.at_level(logging.WARNING, "curriq"):
-            assert Checkpointer(tmp_path, keep=1).save(1, state_of(1), save_lm) is None
-        assert "Permission denied" in caplog.text
-        assert "there is no earlier checkpoint" in caplog.text
+        with pytest.raises(NotSaved, match=r"Permission denied.*there is no earlier checkpoint"):
+            Checkpointer(tmp_path, keep=1).save(1, state_of(1), save_lm)
 
     @pytest.mark.parametrize("error", [RuntimeError("CUDA error"), KeyboardInterrupt()])
     def test_other_errors_are_not_swallowed(self, tmp_path, error):
@@ -271,12 +298,30 @@ class TestRefusedByTheDisk:
         yield disk
         subprocess.run([unmount, disk], check=True)
 
-    def test_really_full_disk_in_torch(self, small_disk, caplog):
-        self.check(small_disk, caplog, save_lm, state={"big": torch.zeros(2_000_000)})
+    def test_reserve_keeps_room_for_the_next_checkpoint(self, small_disk):
+        """Others fill the disk to the last byte, and the next checkpoint still fits."""
+        checkpointer = Checkpointer(small_disk, keep=1)
+        checkpointer.hold_room(checkpointer.save(1, state_of(1), save_lm))
+        fill(small_disk / "other")
+        assert shutil.disk_usage(small_disk).free < 4096
+        saved = checkpointer.save(2, state_of(2), save_lm)
+        assert latest_checkpoint(small_disk).step == 2
+        fill(small_disk / "more")
+        with pytest.raises(NoRoom, match=r"no room for the next checkpoint .*the next one needs about"):
+            checkpointer.hold_room(saved)
+        assert names(small_disk) == ["step-00000002"]
 
-    def test_really_full_disk_in_safetensors(self, small_disk, caplog):
+    def test_all_that_are_to_be_kept_must_fit_at_the_start(self, small_disk):
+        checkpointer = Checkpointer(small_disk, keep=20)
+        with pytest.raises(NoRoom, match=r"20 more of about .* have to fit"):
+            checkpointer.hold_room(checkpointer.save(0, state_of(0), save_lm))
+
+    def test_really_full_disk_in_torch(self, small_disk):
+        self.check(small_disk, save_lm, state={"big": torch.zeros(2_000_000)})
+
+    def test_really_full_disk_in_safetensors(self, small_disk):
         big = torch.zeros(2_000_000)
-        self.check(small_disk, caplog, lambda path: save_file({"w": big}, path / "model.safetensors"))
+        self.check(small_disk, lambda path: save_file({"w": big}, path / "model.safetensors"))
 
 
 def save_many(run_dir: Path, last: int, report) -> None:

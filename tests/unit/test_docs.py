@@ -90,6 +90,16 @@ def test_pointers_into_the_code_are_right(name: str):
     assert sum(bool(symbols) for _, symbols in pointers) > 20
 
 
+def test_the_tests_that_hold_a_promise_exist():
+    """Every fault of the page names its test: `file.py::Class::function`."""
+    rows = re.findall(r"^\| [^|]+\|[^|]+\|[^|]+\| (.*) \|$", TEXT["reliability.md"], flags=re.MULTILINE)
+    named = [row for row in rows if row != "test"]
+    assert len(named) > 25
+    for row in named:
+        path, *symbols = row.strip("`").split("::")
+        assert ".".join(symbols) in defined(ROOT / path), row
+
+
 def defined(file: Path) -> set[str]:
     """Functions, classes, methods and constants of a file, methods as `Class.method`."""
 

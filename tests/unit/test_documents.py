@@ -1,6 +1,4 @@
-"""Documents, sources in memory and the cache folder."""
-
-from pathlib import Path
+"""Documents, and sources in memory."""
 
 import pytest
 
@@ -8,10 +6,8 @@ from curriq.data.documents import (
     Document,
     DocumentSource,
     MemorySource,
-    cache_dir,
     document_key,
     read_epoch,
-    write_cached,
 )
 from curriq.errors import CurriqError
 
@@ -61,21 +57,3 @@ class TestDocument:
         assert all(0 <= number < 2**63 for number in numbers)
         assert Document("c1ean", key=Document("clean").key).number == Document("clean").number
         assert Document("x", key="a key of the user's own").number >= 0
-
-
-class TestCache:
-    def test_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("CURRIQ_CACHE", "/one")
-        monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-        assert cache_dir() == Path("/one")
-        monkeypatch.delenv("CURRIQ_CACHE")
-        assert cache_dir() == Path("/two/curriq")
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        assert cache_dir() == tmp_path / ".cache" / "curriq"
-
-    def test_writing_leaves_the_file_alone(self, tmp_path: Path) -> None:
-        assert write_cached(tmp_path / "a" / "b.json", b"1")
-        assert write_cached(tmp_path / "a" / "b.json", b"22")
-        assert [path.read_bytes() for path in (tmp_path / "a").iterdir()] == [b"22"]
-        assert not write_cached(tmp_path / "a" / "b.json" / "c", b"3")

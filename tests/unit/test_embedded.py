@@ -9,7 +9,7 @@ import pytest
 
 from curriq.config import SourceConfig
 from curriq.data import embedded
-from curriq.data.documents import cache_dir
+from curriq.data.cache import cache_dir
 from curriq.data.sources import open_source
 from curriq.errors import CurriqError
 

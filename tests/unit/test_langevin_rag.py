@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from curriq.errors import CurriqError
 from curriq.langevin.proposer import FILL_BATCH, FreshWindows
 from curriq.langevin.samplers import SearchAlarm, distinct_share, jaccard, mean_pairwise, search_metrics
 from curriq.runlog.read import read_metrics, read_queries
-from curriq.runlog.writers import Entry, QueryLog
+from curriq.runlog.writers import Entry, Parts, QueryLog
 from curriq.train.record import log_entry
 from curriq.train.run import prepare, train
 from curriq.types import NO_COST, Cost, Offer, Queries, Windows
@@ -335,11 +336,15 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
         )
         return log_entry(finished_step(step, Offer.of(windows, queries=queries)), {})
 
-    log = QueryLog(tmp_path, 0)
-    for step in range(3):
+    parts = Parts(tmp_path, {})
+    log = QueryLog(parts)
+    for step in range(2):
         log.append(entry(step))
     log.flush()
-    log = QueryLog(tmp_path, 2)  # resumed from step 2: the third is written again
+    promise = {"parts.jsonl": asdict(parts.flush())}
+    log.append(entry(2))
+    log.flush()
+    log = QueryLog(Parts(tmp_path, promise))  # resumed from step 2: the third is written again
     log.append(entry(2))
     log.flush()
     table = read_queries(tmp_path).to_pylist()
@@ -366,7 +371,7 @@ def test_query_log_round_trip_and_resume(tmp_path) -> None:
 
 
 def test_a_run_without_queries_has_no_folder_for_them(tmp_path) -> None:
-    QueryLog(tmp_path, 0).flush()
+    QueryLog(Parts(tmp_path, {})).flush()
     assert not (tmp_path / "queries").exists()
     with pytest.raises(CurriqError, match=r"holds no queries.*--proposer"):
         read_queries(tmp_path)

@@ -2,16 +2,17 @@
 
 import errno
 import json
-import logging
 import math
 import os
 import subprocess
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.helpers import effects_of
@@ -21,19 +22,24 @@ from tests.steps import finished_step
 from curriq.errors import CurriqError
 from curriq.runlog import schema as registry
 from curriq.runlog import writers as module
+from curriq.runlog.promise import Extent, Promise, broken
 from curriq.runlog.read import read_candidates, read_metrics, read_summary
-from curriq.runlog.writers import CandidateLog, MetricsLog, RunLogs, write_summary
+from curriq.runlog.writers import NOTHING, CandidateLog, MetricsLog, Parts, RunLogs, write_summary
 from curriq.train.record import TensorBoardSink, WandbSink, log_entry
 from curriq.types import Offer, Sampled, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def write_rows(run_dir: Path, first: int, end: int) -> None:
-    log = MetricsLog(run_dir, first)
+def write_rows(run_dir: Path, first: int, end: int, kept: Extent = NOTHING) -> dict[int, Extent]:
+    """Rows from `first` on, over what is kept of an earlier log; gives what checkpoints promise, by step."""
+    log = MetricsLog(run_dir, kept)
+    promised = {first: kept}
     for step in range(first, end):
         log.append({"step": step, "train/loss": step + 0.1})
+        promised[step + 1] = log.flush()
     log.close()
+    return promised
 
 
 def steps(run_dir: Path) -> list[float]:
@@ -105,7 +111,7 @@ class TestRegistry:
 class TestMetricsLog:
     def test_floats_come_back_bit_by_bit(self, tmp_path):
         values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2**53 + 1]
-        log = MetricsLog(tmp_path, 0)
+        log = MetricsLog(tmp_path)
         for step, value in enumerate(values):
             log.append({"step": step, "reward": value})
         log.close()
@@ -113,41 +119,51 @@ class TestMetricsLog:
         assert [repr(value) for value in back] == [repr(value) for value in values]
 
     def test_row_is_on_file_before_the_next_step(self, tmp_path):
-        log = MetricsLog(tmp_path, 0)
+        log = MetricsLog(tmp_path)
         log.append({"step": 0, "reward": -1.0})
         assert steps(tmp_path) == [0]
 
-    @pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 1), (7, 7), (10, 10)])
-    def test_resume_cuts_the_rows_it_will_repeat(self, tmp_path, start, kept):
-        write_rows(tmp_path, 0, 10)
+    @pytest.mark.parametrize("start", [0, 1, 7, 10])
+    def test_resume_cuts_the_rows_it_will_repeat(self, tmp_path, start):
+        promised = write_rows(tmp_path, 0, 10)
         before = (tmp_path / "metrics.jsonl").read_bytes()
-        MetricsLog(tmp_path, start).close()
-        assert steps(tmp_path) == list(range(kept))
-        write_rows(tmp_path, start, 10)
+        MetricsLog(tmp_path, promised[start]).close()
+        assert steps(tmp_path) == list(range(start))
+        assert write_rows(tmp_path, start, 10, promised[start])[10] == promised[10]
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
     def test_cut_at_every_byte(self, tmp_path):
-        """A kill may leave any prefix of the file; those before the checkpoint are flushed."""
-        write_rows(tmp_path, 0, 4)
+        """A kill may leave any prefix of the file; rows before the checkpoint are on the disk."""
+        promised = write_rows(tmp_path, 0, 4)
         path = tmp_path / "metrics.jsonl"
         whole = path.read_bytes()
-        border = len(b"".join(whole.splitlines(keepends=True)[:2]))
-        for length in range(border, len(whole) + 1):
+        for length in range(promised[2].size, len(whole) + 1):
             path.write_bytes(whole[:length])
             assert all(isinstance(row["train/loss"], float) for row in read_metrics(tmp_path))
-            write_rows(tmp_path, 2, 4)
+            write_rows(tmp_path, 2, 4, promised[2])
             assert path.read_bytes() == whole
 
-    def test_missing_rows_are_said_aloud(self, tmp_path, caplog):
-        write_rows(tmp_path, 0, 3)
-        with caplog.at_level(logging.WARNING, "curriq"):
-            MetricsLog(tmp_path, 5).close()
-        assert "ends with step 2, but the run goes on from step 5" in caplog.text
-        assert steps(tmp_path) == [0, 1, 2]
+    def test_promise_is_what_sha256sum_says(self, tmp_path):
+        promised = write_rows(tmp_path, 0, 5)[5]
+        tool = subprocess.run(
+            ["sha256sum", tmp_path / "metrics.jsonl"], capture_output=True, text=True, check=True
+        )
+        assert promised == Extent((tmp_path / "metrics.jsonl").stat().st_size, tool.stdout.split()[0])
+
+    @pytest.mark.parametrize("position", [0, 40, 100])
+    def test_promised_rows_are_never_cut(self, tmp_path, position):
+        promised = write_rows(tmp_path, 0, 5)[4]
+        path = tmp_path / "metrics.jsonl"
+        content = bytearray(path.read_bytes())
+        content[position] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CurriqError, match=r"metrics\.jsonl is damaged: `curriq verify"):
+            MetricsLog(tmp_path, promised)
+        assert path.read_bytes() == content
 
     def test_unknown_metric(self, tmp_path):
         with pytest.raises(KeyError, match="Did you mean 'train/loss'"):
-            MetricsLog(tmp_path, 0).append({"step": 0, "train/los": 1.0})
+            MetricsLog(tmp_path).append({"step": 0, "train/los": 1.0})
         assert read_metrics(tmp_path) == []
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -161,17 +177,19 @@ class TestMetricsLog:
             module.encode_row({"step": 0, "reward": value})
 
     def test_full_disk_keeps_rows_until_there_is_space(self, tmp_path, caplog):
-        log = MetricsLog(tmp_path, 0)
+        log = MetricsLog(tmp_path)
         file, log._file = log._file, FullDisk(takes=5)
         for step in range(3):
             log.append({"step": step, "reward": -1.0})
         assert caplog.text.count("No space left on device") == 1
-        with pytest.raises(CurriqError, match="could not be written"):
-            log.close()
+        with pytest.raises(OSError, match="No space left on device"):
+            log.flush()
         file.write(log._file.taken)
         log._file = file
-        log.flush()
+        promised = log.flush()
         log.close()
+        assert steps(tmp_path) == [0, 1, 2]
+        MetricsLog(tmp_path, promised).close()
         assert steps(tmp_path) == [0, 1, 2]
 
     def test_damaged_line_is_named(self, tmp_path):
@@ -222,13 +240,18 @@ def collect(
     log.append(log_entry(made, {}))
 
 
-def write_candidates(run_dir: Path, first: int, end: int, every: int) -> None:
-    log = CandidateLog(run_dir, first, ["prose", "code"])
+def write_candidates(
+    run_dir: Path, first: int, end: int, every: int, promise: Promise | None = None
+) -> dict[int, Promise]:
+    """Gives what a checkpoint of each flushed step promises."""
+    parts, promises = Parts(run_dir, promise or {}), {first: promise or {}}
+    log = CandidateLog(parts, ["prose", "code"])
     for step in range(first, end):
         collect(log, step)
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 or step + 1 == end:
             log.flush()
-    log.flush()
+            promises[step + 1] = {"parts.jsonl": asdict(parts.flush())}
+    return promises
 
 
 def parts(run_dir: Path) -> list[str]:
@@ -237,7 +260,7 @@ def parts(run_dir: Path) -> list[str]:
 
 class TestCandidateLog:
     def test_content(self, tmp_path):
-        log = CandidateLog(tmp_path, 0, ["prose", "code"])
+        log = CandidateLog(Parts(tmp_path, {}), ["prose", "code"])
         collect(log, 5)
         log.flush()
         table = read_candidates(tmp_path)
@@ -267,7 +290,7 @@ class TestCandidateLog:
         }
 
     def test_what_was_rejected_follows_with_its_probability_and_no_weight(self, tmp_path):
-        log = CandidateLog(tmp_path, 0, ["prose", "code"])
+        log = CandidateLog(Parts(tmp_path, {}), ["prose", "code"])
         taken, rejected = (
             replace(
                 Offer.of(
@@ -298,7 +321,7 @@ class TestCandidateLog:
 
     def test_effects_stand_at_the_windows_that_were_probed_the_rejected_ones_included(self, tmp_path):
         """Of four proposed windows two are trained on, rows 3 and 1 of the proposal; three were rejected."""
-        log = CandidateLog(tmp_path, 0, ["prose"])
+        log = CandidateLog(Parts(tmp_path, {}), ["prose"])
         proposed, rejected = (
             Offer.of(
                 Windows(
@@ -326,39 +349,62 @@ class TestCandidateLog:
         assert read_candidates(tmp_path).column_names == [column.name for column in registry.CANDIDATES]
 
     def test_no_q(self, tmp_path):
-        log = CandidateLog(tmp_path, 0, ["prose", "code"])
+        log = CandidateLog(Parts(tmp_path, {}), ["prose", "code"])
         collect(log, 0, with_q=False)
         log.flush()
         assert read_candidates(tmp_path)["q"].null_count == 4
 
     def test_compressed_with_zstd(self, tmp_path):
-        import pyarrow.parquet as pq
-
         write_candidates(tmp_path, 0, 3, every=3)
         metadata = pq.read_metadata(tmp_path / "candidates" / "part-00000000.parquet")
         assert {metadata.row_group(0).column(i).compression for i in range(8)} == {"ZSTD"}
 
-    @pytest.mark.parametrize("start", [0, 1, 4, 6, 8, 10])
+    @pytest.mark.parametrize("start", [0, 3, 6, 9, 10])
     def test_resume_leaves_the_table_of_an_uninterrupted_run(self, tmp_path, start):
         write_candidates(tmp_path / "whole", 0, 10, every=4)
-        write_candidates(tmp_path / "resumed", 0, 10, every=3)
-        CandidateLog(tmp_path / "resumed", start, ["prose", "code"])
+        promises = write_candidates(tmp_path / "resumed", 0, 10, every=3)
+        Parts(tmp_path / "resumed", promises[start])
         if start:
             assert read_candidates(tmp_path / "resumed")["step"].to_pylist()[-1] == start - 1
         else:
             assert parts(tmp_path / "resumed") == []
-        write_candidates(tmp_path / "resumed", start, 10, every=4)
+        write_candidates(tmp_path / "resumed", start, 10, 4, promises[start])
         assert read_candidates(tmp_path / "resumed").equals(read_candidates(tmp_path / "whole"))
 
+    def test_every_damaged_promised_part_is_named_with_its_steps(self, tmp_path):
+        promise = write_candidates(tmp_path, 0, 10, every=3)[9]
+        assert broken(tmp_path, promise) == []
+        flipped, cut, gone = (tmp_path / "candidates" / f"part-{i:08d}.parquet" for i in (0, 3, 6))
+        content = bytearray(flipped.read_bytes())
+        content[len(content) // 2] ^= 1
+        flipped.write_bytes(content)
+        os.truncate(cut, 100)
+        gone.unlink()
+        first, second, third = broken(tmp_path, promise)
+        assert first == "candidates/part-00000000.parquet (steps 0 to 2) is damaged: its SHA-256 is another"
+        assert second.startswith("candidates/part-00000003.parquet (steps 3 to 5) has not its ")
+        assert third.endswith("(steps 6 to 8) cannot be read (No such file or directory)")
+
+    def test_every_byte_of_the_list_of_parts_is_guarded(self, tmp_path):
+        promise = write_candidates(tmp_path, 0, 4, every=2)[4]
+        path = tmp_path / "parts.jsonl"
+        whole = path.read_bytes()
+        for position in range(len(whole)):
+            content = bytearray(whole)
+            content[position] ^= 1
+            path.write_bytes(content)
+            (defect,) = broken(tmp_path, promise)
+            assert defect.startswith("parts.jsonl is damaged")
+
     def test_leftover_of_a_killed_write_goes(self, tmp_path):
-        write_candidates(tmp_path, 0, 4, every=4)
+        promise = write_candidates(tmp_path, 0, 4, every=4)[4]
         (tmp_path / "candidates" / ".tmp-part-00000004.parquet").write_bytes(b"half")
         assert len(read_candidates(tmp_path)) == 16
-        CandidateLog(tmp_path, 4, ["prose", "code"])
+        Parts(tmp_path, promise)
         assert parts(tmp_path) == ["part-00000000.parquet"]
 
-    def test_full_disk_keeps_the_candidates_in_memory(self, tmp_path, caplog, monkeypatch):
-        log = CandidateLog(tmp_path, 0, ["prose", "code"])
+    def test_full_disk_keeps_the_candidates_in_memory(self, tmp_path, monkeypatch):
+        log = CandidateLog(Parts(tmp_path, {}), ["prose", "code"])
         collect(log, 0)
 
         def refuse(path: Path, content: bytes) -> None:
@@ -366,8 +412,8 @@ class TestCandidateLog:
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "write_atomically", refuse)
-            log.flush()
-        assert "No space left on device" in caplog.text
+            with pytest.raises(OSError, match="No space left on device"):
+                log.flush()
         collect(log, 1)
         log.flush()
         assert read_candidates(tmp_path)["step"].to_pylist() == [0] * 4 + [1] * 4
@@ -377,8 +423,13 @@ class TestCandidateLog:
         (tmp_path / "candidates" / "part-00000000.parquet").write_bytes(b"PAR1")
         with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
             read_candidates(tmp_path)
-        with pytest.raises(CurriqError, match=r"part-00000000\.parquet is damaged"):
-            CandidateLog(tmp_path, 2, ["prose", "code"])
+
+    def test_part_of_another_table_is_named(self, tmp_path):
+        write_candidates(tmp_path, 0, 4, every=4)
+        path = tmp_path / "candidates" / "part-00000000.parquet"
+        pq.write_table(pa.table({"step": ["a"], "row": [1]}), path)
+        with pytest.raises(CurriqError, match="column 'step' is of type string, not int32"):
+            read_candidates(tmp_path)
 
     def test_none_logged(self, tmp_path):
         with pytest.raises(CurriqError, match="holds no candidates"):
@@ -390,18 +441,45 @@ class TestRunLogs:
     def test_one_entry_goes_into_every_table_that_is_kept(self, tmp_path, candidates):
         windows = Windows(tokens=torch.ones(2, 3).long(), ids=torch.arange(2), source=torch.zeros(2).long())
         logs = RunLogs(
-            tmp_path, 0, source_names=["prose"], tokenizer="{}", windows_mb=1.0, candidates=candidates
+            tmp_path, source_names=["prose"], tokenizer="{}", windows_mb=1.0, candidates=candidates
         )
         for step in range(3):
             logs.write(log_entry(finished_step(step, Offer.of(windows)), {"step": step}))
         logs.flush()
         logs.close()
         assert steps(tmp_path) == [0, 1, 2]
-        made = {"metrics.jsonl", "windows"} | ({"candidates"} if candidates else set())
+        made = {"metrics.jsonl", "parts.jsonl", "windows"} | ({"candidates"} if candidates else set())
         assert set(os.listdir(tmp_path)) == made  # nothing was searched, so there is no queries table
         assert sorted(os.listdir(tmp_path / "windows")) == ["part-00000000.parquet", "tokenizer.json"]
         if candidates:
             assert len(read_candidates(tmp_path)) == 6
+
+    def test_a_mirror_that_fails_is_switched_off_with_one_warning(self, tmp_path, caplog):
+        class Broken:
+            def write(self, row):
+                raise RuntimeError("no connection")
+
+            def close(self):
+                raise AssertionError("it is switched off")
+
+        def refuse():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        windows = Windows(tokens=torch.ones(2, 3).long(), ids=torch.arange(2), source=torch.zeros(2).long())
+        logs = RunLogs(
+            tmp_path,
+            source_names=["prose"],
+            tokenizer="",
+            windows_mb=0.0,
+            candidates=False,
+            mirrors=[Broken, refuse],
+        )
+        with logs:
+            for step in range(3):
+                logs.write(log_entry(finished_step(step, Offer.of(windows)), {"step": step}))
+        assert steps(tmp_path) == [0, 1, 2]
+        assert [r.levelname for r in caplog.records] == ["WARNING"] * 2
+        assert "Broken failed and is switched off (no connection)" in caplog.text
 
 
 class TestSummary:

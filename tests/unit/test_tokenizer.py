@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from curriq.config import LMConfig, TokenizerConfig
+from curriq.data.cache import read_cached, write_cached
 from curriq.data.tokenizer import (
     EOS,
     encode,
@@ -110,12 +111,13 @@ class TestTraining:
 
 class TestCache:
     def test_is_used_and_equal(self, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
-        (path,) = cache.glob("*/tokenizer.json")
-        marked = path.read_text().replace('"dropout":null', '"dropout":0.5')
+        (path,) = cache.glob("*.entry")
+        name = f"tokenizers/{path.stem}"
+        marked = read_cached(name).replace(b'"dropout":null', b'"dropout":0.5')
         again = train_tokenizer(TEXTS * 5, 300, 10_000)
         assert vocabulary(again) == vocabulary(tokenizer)
         assert encode(again, TEXTS) == encode(tokenizer, TEXTS)
-        path.write_text(marked)  # shows that the file is what is read
+        write_cached(name, marked)  # shows that the entry is what is read
         cached = train_tokenizer(TEXTS * 5, 300, 10_000).backend_tokenizer
         assert cached.model.dropout == 0.5
 
@@ -129,7 +131,7 @@ class TestCache:
     def test_damaged_one_is_made_again(
         self, tokenizer: PreTrainedTokenizerBase, cache: Path, damage: bytes
     ) -> None:
-        (path,) = cache.glob("*/tokenizer.json")
+        (path,) = cache.glob("*.entry")
         whole = path.read_bytes()
         path.write_bytes(damage)
         assert vocabulary(train_tokenizer(TEXTS * 5, 300, 10_000)) == vocabulary(tokenizer)

@@ -1,6 +1,6 @@
 """The log of windows: each once, bounded, and exactly resumed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from tests.runs import assert_same_run, tiny
 from tests.steps import finished_step
 
+from curriq.runlog.promise import Promise
 from curriq.runlog.read import read_candidates, read_windows
-from curriq.runlog.writers import BYTES_PER_TOKEN, Entry, WindowLog
+from curriq.runlog.writers import BYTES_PER_TOKEN, Entry, Parts, WindowLog
 from curriq.train.record import log_entry
 from curriq.train.run import train
 from curriq.types import Offer, Windows
@@ -31,8 +32,9 @@ def entry(step: int, *ids: int, rejected: tuple[int, ...] = ()) -> Entry:
     return log_entry(finished_step(step, offer), {})
 
 
-def log_of(folder: Path, start: int = 0, windows: float = 1000) -> WindowLog:
-    return WindowLog(folder, start, windows * LENGTH * BYTES_PER_TOKEN / 1e6, "")
+def log_of(folder: Path, windows: float = 1000, promise: Promise | None = None) -> WindowLog:
+    parts = Parts(folder, promise or {})
+    return WindowLog(parts, windows * LENGTH * BYTES_PER_TOKEN / 1e6, "")
 
 
 def test_every_window_is_kept_once(tmp_path: Path):
@@ -76,14 +78,15 @@ def test_nothing_is_kept_when_switched_off(tmp_path: Path):
 
 def test_a_log_that_is_opened_in_the_middle_goes_on_as_if_never_closed(tmp_path: Path):
     steps = [entry(step, step % 7, 100 + step % 5, 200 + step) for step in range(12)]
-    for folder, starts in (("whole", [0]), ("resumed", [0, 5])):
+    for folder, starts in (("whole", [0]), ("resumed", [0, 6])):
+        promises = {0: {}}
         for start in starts:
-            log = log_of(tmp_path / folder, start, windows=20)
+            log = log_of(tmp_path / folder, windows=20, promise=promises[start])
             for step in range(start, 12):
                 log.append(steps[step])
                 if step % 3 == 2:
                     log.flush()
-            log.flush()
+                    promises[step + 1] = {"parts.jsonl": asdict(log._parts.flush())}
     whole, resumed = read_windows(tmp_path / "whole"), read_windows(tmp_path / "resumed")
     assert whole.ids.tolist() == resumed.ids.tolist()
     assert len(whole) >= 20

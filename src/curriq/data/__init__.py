@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 (the names that other rooms use)
 
+from curriq.data.cache import changed_files, damaged_entries, file_hash
 from curriq.data.corpus import Corpus, open_corpus
 from curriq.data.sources import pin_revision
 from curriq.data.stream import check_fingerprint

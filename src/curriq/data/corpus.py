@@ -1,18 +1,20 @@
 """The text of a run, opened from its configuration: tokenizer, training stream and held-out sets."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from curriq.config import DataConfig, RunConfig, SourceConfig
+from curriq.data.cache import FileHash, file_hash
 from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
-from curriq.data.sources import open_source
+from curriq.data.sources import local_paths, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer, serialised
@@ -27,13 +29,14 @@ LEAST_BLOCKS_AHEAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The text of a run: an endless stream of training windows, the held-out sets of the target, and the
-    sources' names by `Windows.source`."""
+    """The text of a run: an endless stream of training windows, the held-out sets of the target, the sources'
+    names by `Windows.source`, and the local files that a resume reads again."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched
     held_out: HeldOutSets
     source_names: tuple[str, ...]
+    files: dict[str, FileHash] = field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
@@ -69,7 +72,27 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
         stream = Prefetched(stream, tokenizer, block=config.train.num_candidates, ahead=ahead)
     names = tuple(source.name for source in data.sources)
-    return Corpus(tokenizer=tokenizer, stream=stream, held_out=held_out, source_names=names)
+    return Corpus(
+        tokenizer=tokenizer,
+        stream=stream,
+        held_out=held_out,
+        source_names=names,
+        files={str(path): file_hash(path) for path in input_files(config)},
+    )
+
+
+def input_files(config: RunConfig) -> list[Path]:
+    """Every local file that a run reads, and reads again when it is resumed: text, a curriculum, and the
+    folders of models that no checkpoint holds."""
+    paths = [path for source in config.data.sources for path in local_paths(source)]
+    if config.data.curriculum:
+        paths.append(Path(config.data.curriculum))
+    base = config.lm.model if config.lm.lora_rank else ""
+    for name in (base, config.select.reference_model, config.retrieval.encoder, config.data.topic_encoder):
+        folder = Path(name).expanduser()
+        if name and folder.is_dir():
+            paths += sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted({path.absolute() for path in paths})
 
 
 def _open_readers(

@@ -1,12 +1,9 @@
-"""Documents, the protocol of their sources, and the cache for what is derived from text."""
+"""Documents, and the protocol of their sources."""
 
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -142,23 +139,3 @@ def shorten(value: object) -> str:
     """The value as Python writes it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def cache_dir() -> Path:
-    """Folder for derived data: $CURRIQ_CACHE, else $XDG_CACHE_HOME/curriq, else ~/.cache/curriq."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("CURRIQ_CACHE") or f"{base}/curriq").expanduser()
-
-
-def write_cached(path: Path, content: bytes) -> bool:
-    """Write a cache file atomically; False when the cache cannot be written, which is no error
-    because everything in it can be computed again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
-            temporary = Path(folder, path.name)
-            temporary.write_bytes(content)
-            temporary.replace(path)
-    except OSError:
-        return False
-    return True

@@ -18,11 +18,11 @@ import sys
 import sysconfig
 import tokenize
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from curriq.data.documents import Document, cache_dir, document_key, write_cached
+from curriq.data.cache import read_cached, write_cached
+from curriq.data.documents import Document, document_key
 from curriq.errors import CurriqError
 
 KINDS = ("prose", "code")
@@ -47,12 +47,12 @@ def embedded_documents(kind: str) -> tuple[Document, ...]:
     Raises:
         CurriqError: this Python ships neither topics nor the sources of its standard library.
     """
-    path = cache_dir() / "corpus" / f"{corpus_version()}.json.gz"
-    try:
-        texts = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error):  # there is none, or it is damaged
+    name = f"corpus/{corpus_version()}"
+    if (kept := read_cached(name)) is None:
         texts = _extract_texts()
-        write_cached(path, gzip.compress(json.dumps(texts).encode(), compresslevel=6, mtime=0))
+        write_cached(name, gzip.compress(json.dumps(texts).encode(), compresslevel=6, mtime=0))
+    else:
+        texts = json.loads(gzip.decompress(kept))
     unique = {document_key(text): text for text in reversed(texts[kind])}
     documents = tuple(Document(text, key=key) for key, text in reversed(unique.items()))
     if not documents:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config import SourceConfig, did_you_mean
+from curriq.data.cache import file_hash
 from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 
 BUILDERS = {".txt": "text", ".jsonl": "text", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Extension of a format → the builder of `datasets` that reads it."""
 COMPRESSIONS = (".gz", ".zst")
-EDGE_BYTES = 64 * 1024
-"""Bytes at both ends of a file that its fingerprint covers."""
 _KNOWN = f"Known: {', '.join(BUILDERS)}, each also with {' or '.join(COMPRESSIONS)}."
 
 Options = dict[str, Any]
@@ -50,15 +49,8 @@ class LocalFiles:
         return {"data_files": {"train": patterns}, "cache_dir": str(self.scratch), **chosen}
 
     def fingerprint(self) -> str:
-        """Hash of each file's name, size, first and last 64 KiB."""
-        parts: list[str | bytes] = []
-        for path in self.paths:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                head = file.read(EDGE_BYTES)
-                file.seek(max(0, size - EDGE_BYTES))
-                parts += [path.name, str(size), head, file.read(EDGE_BYTES)]
-        return short_hash(*parts)
+        """Hash of each file's name and whole content."""
+        return short_hash(*(part for path in self.paths for part in (path.name, file_hash(path).sha256)))
 
     def _unpack(self, path: Path) -> Path:
         if path.suffix.lower() not in COMPRESSIONS:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curriq.config import SourceConfig, did_you_mean
@@ -44,6 +45,12 @@ def open_source(config: SourceConfig, seed: int) -> DocumentSource:
         known = " and ".join(f"embedded:{known}" for known in KINDS)
         raise CurriqError(f"source {config.name!r}: there is no {config.path}.{hint} There are {known}.")
     return MemorySource(config.name, embedded_documents(kind), seed, version=corpus_version())
+
+
+def local_paths(config: SourceConfig) -> list[Path]:
+    """The local files that a source is read from; none for the embedded corpus and the hub."""
+    scheme = config.path.partition(":")[0]
+    return [] if scheme in ("hub", "embedded") else find_files(config).paths
 
 
 class BadRow(Exception):

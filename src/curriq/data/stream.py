@@ -390,13 +390,17 @@ class Unreadable(Saved):
         self._unread = None if state["unread"] is None else Offer.from_state_dict(state["unread"])
 
 
-def check_fingerprint(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Refuse to resume on other data, with a CurriqError that names every entry that differs."""
+def check_fingerprint(
+    saved: Mapping[str, str], current: Mapping[str, str], changed: Sequence[str] = ()
+) -> None:
+    """Refuse to resume on other data, with a CurriqError that names every entry that differs, after what has
+    `changed` in single files."""
     differing = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
-    if differing:
-        changes = "; ".join(
+    if differing or changed:
+        entries = (
             f"{name} was {saved.get(name, 'absent')}, is {current.get(name, 'absent')}" for name in differing
         )
+        changes = "; ".join((*changed, *entries))
         raise CurriqError(
             f"the run cannot be resumed on other data: {changes}. Restore what it was trained on "
             "(files, --sources, tokenizer and settings), or start a new run in a new --run-dir."

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from curriq.config import LMConfig, TokenizerConfig
-from curriq.data.documents import cache_dir, short_hash, write_cached
+from curriq.data.cache import read_cached, write_cached
+from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
@@ -105,12 +106,12 @@ def train_tokenizer(
             "or each of their documents is held out. Give them more text, cut a .txt file into more "
             "documents (documents=paragraph), or give a folder or hub name with --tokenizer."
         )
-    path = cache_dir() / "tokenizers" / short_hash(str(FORMAT), str(vocab_size), *texts) / "tokenizer.json"
+    name = f"tokenizers/{short_hash(str(FORMAT), str(vocab_size), *texts)}"
     try:
-        trained = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception:  # not cached, not readable or damaged (the library raises bare Exception)
+        trained = Tokenizer.from_str((read_cached(name) or b"").decode())
+    except Exception:  # not cached, or by another version of the library (which raises bare Exception)
         trained = _train_bpe(texts, vocab_size)
-        write_cached(path, trained.to_str().encode())
+        write_cached(name, trained.to_str().encode())
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), EOS)
     return PreTrainedTokenizerFast(tokenizer_object=trained, **special)
 

@@ -97,7 +97,7 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
         of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
         return lm, lm.parents[2] if of_run else None
     if (path / "config.toml").exists():
-        return latest_checkpoint(path).lm, path
+        return latest_checkpoint(path, with_log=False).lm, path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
         "config.json) or of its adapters (with adapter_config.json)."

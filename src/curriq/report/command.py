@@ -21,6 +21,7 @@ from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
 from curriq.runlog.read import AXES, read_document
+from curriq.runlog.storage import write_atomically
 
 MOST_DRAWN = 4
 """Runs whose own charts become figures: each has some thirty, which take a quarter of a minute."""
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     out = options.out or (options.RUN[0] if len(options.RUN) == 1 else Path()) / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report.page(), encoding="utf-8")
+        write_atomically(out, report.page().encode())
     except OSError as error:
         raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
     print(f"report   {out} ({out.stat().st_size / 1e6:.2f} MB)")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curriq.errors import CurriqError
+from curriq.runlog.promise import METRICS, TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +35,18 @@ CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
+ADDED_LATER = ("effect", "accept_prob")
+COLUMN_TYPES = {
+    "candidates": {
+        **dict.fromkeys(("step", "row"), "int32"),
+        **{"window_id": "int64", "source": "dictionary"},
+        **dict.fromkeys(CANDIDATE_NUMBERS, "float"),
+    },
+    "queries": {"step": "int32", "query": "int32", "text": "string"},
+    "windows": {"window_id": "int64", "tokens": "fixed_size_list"},
+    "test_losses": {"window_id": "int64", "loss": "double", "tokens": "int64"},
+}
+"""Table → beginnings of the types of its columns, as pyarrow names them."""
 
 
 def existing(path: Path) -> Path:
@@ -49,9 +62,12 @@ def read_document(path: Path, fix: str = "remove it to report on the rest") -> d
         return {}
     loads = tomllib.loads if path.suffix == ".toml" else json.loads
     try:
-        return loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
+    if not isinstance(content, dict):
+        raise CurriqError(f"{path} is damaged (it holds a {type(content).__name__}, not a table): {fix}.")
+    return content
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:
@@ -95,15 +111,25 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
 
 
 def _each_row(run_dir: str | Path, collect: Callable[[dict[str, float]], None]) -> None:
-    path = existing(Path(run_dir) / "metrics.jsonl")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                collect(json.loads(line))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise CurriqError(f"{path}, line {number}, is damaged ({error}): delete the line.") from None
+    path = existing(Path(run_dir) / METRICS)
+    try:
+        with path.open("rb") as file:  # a byte that is no UTF-8 belongs to one line, not to the whole file
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    collect(_row(line, f"{path}, line {number},"))
+    except OSError as error:
+        raise CurriqError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _row(line: bytes, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line.decode())
+        if all(type(value) in (int, float) for value in row.values()):
+            return row
+        reason = "a value is no number"
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = str(error)
+    raise CurriqError(f"{where} is damaged ({reason}): `curriq verify RUN` says what else is.")
 
 
 @dataclass(frozen=True)
@@ -217,9 +243,27 @@ def read_part(
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read(columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
+        part = pq.ParquetFile(path).read(columns=columns)
+        _require_schema(part.schema, path, columns)
+        return part
+    except (OSError, pa.ArrowException) as error:
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
+
+
+def _require_schema(found: "pa.Schema", path: Path, columns: list[str] | None) -> None:
+    """pyarrow's error where a file lacks a column of the table that it is a part of, or has another type
+    there; columns that an earlier version did not write may be missing."""
+    import pyarrow as pa
+
+    table = path.stem if path.parent.name not in TABLES else path.parent.name
+    for name, kind in COLUMN_TYPES.get(table, {}).items():
+        if columns is not None and name not in columns:
+            continue
+        where = found.get_field_index(name)
+        if where < 0 and name not in ADDED_LATER:
+            raise pa.ArrowInvalid(f"there is no column {name!r}")
+        if where >= 0 and not str(found.field(where).type).startswith(kind):
+            raise pa.ArrowInvalid(f"column {name!r} is of type {found.field(where).type}, not {kind}")
 
 
 def read_candidates(run_dir: str | Path) -> "pa.Table":

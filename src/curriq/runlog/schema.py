@@ -358,9 +358,9 @@ PREFACE = """# What a run logs
 <!-- Printed from src/curriq/runlog/schema.py by: python -m curriq.runlog.schema > docs/metrics.md -->
 
 A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
-window proposed or rejected, as Parquet), `windows/` (their tokens), `summary.json` (the result),
-`test_losses.parquet` (the result by window), `config.toml` (the settings), `checkpoints/` and, unless
-switched off, `tensorboard/` with the same names.
+window proposed or rejected, as Parquet), `windows/` (their tokens), `parts.jsonl` (the files of these tables
+and their hashes), `summary.json` (the result), `test_losses.parquet` (the result by window), `config.toml`
+(the settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names.
 `curriq report RUN` makes one page of it all ([report.md](report.md)). The JSON rows are the truth:
 numbers are written so that reading gives back the same bits, and a number that is not finite stops the
 run instead of entering the log. Two runs with one seed, one thread count and one machine have equal

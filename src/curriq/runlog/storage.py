@@ -23,6 +23,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing, and force their names to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path whose content replaces the file at the end of the context.
@@ -67,7 +75,7 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
     The lock is released when this process and all children that inherited the descriptor have ended, however
     they end. While another process holds it, CurriqError with the message `refusal` is raised.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -1,17 +1,18 @@
 """Writers of a run's log: rows, candidates, queries, windows, and the summary.
 
-`RUN/metrics.jsonl` and the tables beside it are the truth; TensorBoard and Weights & Biases are mirrors. A
-log that is opened at step s forgets what it holds from s on, because a resumed run writes those steps again.
-Call `flush()` before a checkpoint is saved: a checkpoint of step s promises a complete log of the steps
-before s.
+`RUN/metrics.jsonl` and the tables beside it are the truth; TensorBoard and Weights & Biases are mirrors, and
+a mirror that fails ends no run. A log is opened with what a checkpoint promises of it and forgets the rest,
+because a resumed run writes those steps again. `flush()` returns what the next checkpoint may promise.
 """
 
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -21,8 +22,9 @@ from jaxtyping import Int
 from curriq.config import did_you_mean
 from curriq.errors import CurriqError
 from curriq.runlog import schema
+from curriq.runlog.promise import METRICS, PARTS, TABLES, Extent, Part, Promise, promised_parts, read_hash
 from curriq.runlog.read import part_paths, read_part
-from curriq.runlog.storage import fsync, write_atomically
+from curriq.runlog.storage import fsync, make_folder, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +33,7 @@ log = logging.getLogger("curriq")
 
 Row = dict[str, float]
 """Metric name to value."""
+NOTHING = Extent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,52 +55,34 @@ class Entry:
     queries: list[dict[str, Any]]
 
 
-class MetricsLog:
-    """`RUN/metrics.jsonl`: one row per step, in the order of the steps.
+class GrowingFile:
+    """A file of lines that only grows, with the SHA-256 of what it holds.
 
-    Opening it cuts off the rows from `start_step` on, and a half-written last line.
+    Opening it cuts off what follows the bytes to keep; CurriqError when these are not there.
     """
 
-    def __init__(self, run_dir: Path, start_step: int) -> None:
-        self.path = run_dir / "metrics.jsonl"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        size, last_step = self._kept(start_step)
-        if last_step != start_step - 1:
-            log.warning(
-                f"{self.path} ends with step {last_step}, but the run goes on from step {start_step}: the "
-                "rows between are lost. The run itself is not affected."
-            )
+    def __init__(self, path: Path, kept: Extent) -> None:
+        self.path = path
+        make_folder(path.parent)
         # Unbuffered: one write per step costs microseconds, and a killed process leaves every row behind.
-        self._file = self.path.open("ab", buffering=0)
-        self._file.truncate(size)
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self._hash, self._size = read_hash(self._file, kept.size)
+        if self._size < kept.size or self._hash.hexdigest() != kept.sha256:
+            self._file.close()
+            raise CurriqError(f"{path} is damaged: `curriq verify {path.parent}` says where.")
+        self._file.truncate(kept.size)
+        fsync(path.parent)
         self._unwritten = b""
         self._warned = False
 
-    def append(self, row: Row) -> None:
-        """Write a row, validated by `encode_row`."""
-        self._unwritten += encode_row(row)
-        self._write()
-
-    def flush(self) -> None:
-        """Force all rows to the disk."""
-        self._write()
-        fsync(self.path)
-
-    def close(self) -> None:
-        """Write what is left; on a disk that is still full this raises CurriqError."""
-        self._write()
-        self._file.close()
-        if self._unwritten:
-            raise CurriqError(
-                f"the last rows ({len(self._unwritten)} bytes) could not be written to {self.path}: free "
-                "some space and resume the run; it repeats the steps since the last checkpoint."
-            )
-
-    def _write(self) -> None:
-        """Write as much as the disk takes; the rest waits in memory for the next call."""
+    def write(self, line: bytes) -> None:
+        """Append a line. What the disk refuses waits in memory for the next call, with a warning."""
+        self._hash.update(line)
+        self._size += len(line)
+        self._unwritten += line
         try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._drain()
         except OSError as error:
             if not self._warned:
                 log.warning(f"{self.path}: {error.strerror}. Rows wait in memory until the disk takes them.")
@@ -105,20 +90,32 @@ class MetricsLog:
         else:
             self._warned = False
 
-    def _kept(self, start_step: int) -> tuple[int, int]:
-        """Bytes of the file that stay, and the step of the last row in them (−1 without one)."""
-        size, last_step = 0, -1
-        self.path.touch()
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    step = json.loads(line)["step"]
-                except (ValueError, KeyError, TypeError):
-                    break
-                if step >= start_step or not line.endswith(b"\n"):
-                    break
-                size, last_step = size + len(line), step
-        return size, last_step
+    def flush(self) -> Extent:
+        """What the file holds, forced to the disk; OSError when the disk refuses it."""
+        self._drain()
+        os.fsync(self._file.fileno())
+        return Extent(self._size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Rows that the disk still refuses are those after the last checkpoint, which a resume repeats."""
+        with suppress(OSError):
+            self._drain()
+            self._file.close()
+
+    def _drain(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+
+class MetricsLog(GrowingFile):
+    """`RUN/metrics.jsonl`: one row per step, in the order of the steps."""
+
+    def __init__(self, run_dir: Path, kept: Extent = NOTHING) -> None:
+        super().__init__(run_dir / METRICS, kept)
+
+    def append(self, row: Row) -> None:
+        """Write a row, validated by `encode_row`."""
+        self.write(encode_row(row))
 
 
 def encode_row(row: Row) -> bytes:
@@ -141,36 +138,55 @@ def encode_row(row: Row) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
+class Parts(GrowingFile):
+    """`RUN/parts.jsonl`: one line per part of a table, in the order in which they were written.
+
+    Opening it removes the files of parts that the promise does not cover.
+    """
+
+    def __init__(self, run_dir: Path, promise: Promise) -> None:
+        super().__init__(run_dir / PARTS, Extent.of(promise, PARTS))
+        self.run_dir = run_dir
+        kept = {part.file for part in promised_parts(run_dir, promise)}
+        for name in TABLES:
+            temporaries = (run_dir / name).glob(".tmp-*")
+            for path in (*temporaries, *part_paths(run_dir, name)):
+                if path.relative_to(run_dir).as_posix() not in kept:
+                    path.unlink()
+
+    def add(self, path: Path, steps: tuple[int, int], table: "pa.Table") -> None:
+        """Write a part and its line; OSError when the disk refuses the part."""
+        content = encode_part(table)
+        make_folder(path.parent)
+        write_atomically(path, content)
+        file, digest = path.relative_to(self.run_dir).as_posix(), hashlib.sha256(content).hexdigest()
+        self.write(Part(file, *steps, len(table), len(content), digest).line())
+
+
 class TableLog:
     """`RUN/<name>/part-<first step>.parquet`: steps are collected, and each `flush` writes a part.
 
-    Opening it drops the steps from `start_step` on. A column of unit `dictionary` indexes `sources`.
+    A column of unit `dictionary` indexes `sources`.
     """
 
     name: ClassVar[str]
     columns: ClassVar[Sequence[schema.Metric]]
 
-    def __init__(self, run_dir: Path, start_step: int, sources: Sequence[str] = ()) -> None:
-        self.folder = run_dir / self.name
+    def __init__(self, parts: Parts, sources: Sequence[str] = ()) -> None:
+        self.folder = parts.run_dir / self.name
+        self._parts = parts
         self._sources = list(sources)
         self._steps: list[Mapping[str, Any]] = []
-        drop_steps(run_dir, self.name, start_step)
 
     def append(self, entry: Entry) -> None:
         """Collect the table's part of a step."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Write the collected steps as one part; on a full disk they stay in memory, with a warning."""
-        if not self._steps:
-            return
-        path = self.folder / f"part-{self._steps[0]['step'][0]:08d}.parquet"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_part(path, self._table())
-        except OSError as error:
-            log.warning(f"{path}: {error.strerror}. Its rows wait in memory until the disk takes them.")
-        else:
+        """Write the collected steps as one part; OSError when the disk refuses it, and then they stay."""
+        if self._steps:
+            first, last = (int(step["step"][0]) for step in (self._steps[0], self._steps[-1]))
+            self._parts.add(self.folder / f"part-{first:08d}.parquet", (first, last), self._table())
             self._steps.clear()
 
     def _table(self) -> "pa.Table":
@@ -220,18 +236,18 @@ class WindowLog(TableLog):
 
     name, columns = "windows", schema.WINDOWS
 
-    def __init__(self, run_dir: Path, start_step: int, megabytes: float, tokenizer: str) -> None:
+    def __init__(self, parts: Parts, megabytes: float, tokenizer: str) -> None:
         import pyarrow.parquet as pq
 
-        super().__init__(run_dir, start_step)
+        super().__init__(parts)
         self._budget = int(megabytes * 1e6)
         self._reserve = self._budget // 2
         self._known: set[int] = set()
         self._reported = False
         if self._budget == 0:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in part_paths(run_dir, "windows"):
+        make_folder(self.folder)
+        for path in part_paths(parts.run_dir, "windows"):
             ids = read_part(path, ["window_id"])["window_id"].to_pylist()
             self._known.update(ids)
             length = pq.read_schema(path).field("tokens").type.list_size
@@ -279,47 +295,75 @@ class RunLogs(AbstractContextManager):
     """All writers of a run, opened, flushed and closed together; as a context manager it closes itself.
 
     Args:
+        promise: what the checkpoint that the run goes on from promises of the log.
         tokenizer, windows_mb: as in `WindowLog`.
         candidates: whether candidates and queries are kept.
-        mirrors: given every row too, and closed with the logs.
+        mirrors: given every row too, and closed with the logs. One that fails is warned of and left out.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        start_step: int,
+        promise: Promise | None = None,
         *,
         source_names: Sequence[str],
         tokenizer: str,
         windows_mb: float,
         candidates: bool,
-        mirrors: Sequence[Mirror] = (),
+        mirrors: Sequence[Callable[[], Mirror]] = (),
     ) -> None:
-        self._metrics = MetricsLog(run_dir, start_step)
-        self._tables: list[TableLog] = [WindowLog(run_dir, start_step, windows_mb, tokenizer)]
+        self._metrics = MetricsLog(run_dir, Extent.of(promise or {}, METRICS))
+        self._parts = Parts(run_dir, promise or {})
+        self._tables: list[TableLog] = [WindowLog(self._parts, windows_mb, tokenizer)]
         if candidates:
-            self._tables += [CandidateLog(run_dir, start_step, source_names), QueryLog(run_dir, start_step)]
-        self._mirrors = mirrors
+            self._tables += [CandidateLog(self._parts, source_names), QueryLog(self._parts)]
+        self._mirrors: list[Mirror] = []
+        for make in mirrors:
+            with self._switched_off_by_failure():
+                self._mirrors.append(make())
 
     def write(self, entry: Entry) -> None:
         self._metrics.append(entry.row)
         for table in self._tables:
             table.append(entry)
-        for mirror in self._mirrors:
-            mirror.write(entry.row)
+        for mirror in tuple(self._mirrors):
+            with self._switched_off_by_failure(mirror):
+                mirror.write(entry.row)
 
-    def flush(self) -> None:
-        self._metrics.flush()
+    def flush(self) -> Promise:
+        """What a checkpoint may promise of the log now, all of it forced to the disk.
+
+        OSError when the disk refuses it; what it has refused stays in memory, and a later call tries again.
+        """
         for table in self._tables:
             table.flush()
+        return {file.path.name: asdict(file.flush()) for file in (self._metrics, self._parts)}
 
     def close(self) -> None:
-        for mirror in self._mirrors:
-            mirror.close()
+        for mirror in tuple(self._mirrors):
+            with self._switched_off_by_failure(mirror):
+                mirror.close()
         self._metrics.close()
+        self._parts.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @contextmanager
+    def _switched_off_by_failure(self, mirror: Mirror | None = None) -> Generator[None]:
+        """Go on without a mirror that fails, whatever a library of others raises; a missing package is the
+        user's to hear of."""
+        try:
+            yield
+        except CurriqError:
+            raise
+        except Exception as error:
+            if mirror is not None and mirror in self._mirrors:
+                self._mirrors.remove(mirror)
+                with suppress(Exception):
+                    mirror.close()
+            name = "a mirror of the log" if mirror is None else type(mirror).__name__
+            log.warning(f"{name} failed and is switched off ({error}); the run and its own log go on.")
 
 
 def arrow_column(values: Any, unit: str, sources: list[str]) -> "pa.Array":
@@ -341,30 +385,14 @@ def token_column(tokens: Int[np.ndarray, "n T"]) -> "pa.FixedSizeListArray":
     return pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1), pa.int32()), tokens.shape[1])
 
 
-def write_part(path: Path, table: "pa.Table") -> None:
-    """Write one Parquet file atomically; OSError when the disk refuses it."""
+def encode_part(table: "pa.Table") -> bytes:
+    """A table as a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue().to_pybytes())
-
-
-def drop_steps(run_dir: Path, name: str, start_step: int) -> None:
-    """Remove a table's steps from `start_step` on: whole parts, and the end of the part at the border."""
-    for temporary in (run_dir / name).glob(".tmp-*"):
-        temporary.unlink()
-    paths = part_paths(run_dir, name)
-    earlier = [path for path in paths if int(path.stem.removeprefix("part-")) < start_step]
-    for path in paths[len(earlier) :]:
-        path.unlink()
-    if not earlier:
-        return
-    table = read_part(earlier[-1], fix="move it away and resume again")
-    kept = table.filter(table["step"].to_numpy() < start_step)
-    if len(kept) < len(table):
-        write_part(earlier[-1], kept)
+    return buffer.getvalue().to_pybytes()
 
 
 def write_test_losses(run_dir: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -373,7 +401,7 @@ def write_test_losses(run_dir: Path, columns: Mapping[str, np.ndarray]) -> None:
 
     units = {column.name: column.unit for column in schema.TEST_LOSSES}
     table = pa.table({name: arrow_column(columns[name], unit, []) for name, unit in units.items()})
-    write_part(run_dir / "test_losses.parquet", table)
+    write_atomically(run_dir / "test_losses.parquet", encode_part(table))
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Builds a run from its configuration: what decides, what learns, what measures, and the session."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curriq import langevin, select
@@ -84,6 +84,7 @@ def build_session(
         probes=[held_out, *build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
+        files={name: asdict(state) for name, state in corpus.files.items()},
         save_lm=lambda folder: _save_lm(context, session, folder),
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),

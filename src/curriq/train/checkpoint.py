@@ -3,37 +3,47 @@
     RUN/checkpoints/step-00000200/
         lm/              a Hugging Face folder: config, safetensors, tokenizer
         state.pt         everything else a bitwise resume needs, readable with `weights_only=True`
-        manifest.json    format version, step, library versions, size and SHA-256 of every other file
+        manifest.json    format version, step, library versions, settings, extent and SHA-256 of the log,
+                         size and SHA-256 of every other file
 
 A checkpoint is written under a temporary name, forced to the disk and then renamed, so a folder called
-`step-…` is always complete; only then are older ones removed. Later damage shows in the hashes.
+`step-…` is always complete; only then are older ones removed. Later damage shows in the hashes. The manifest
+also says how much of the run's log the checkpoint covers (`runlog/promise.py`). Between two saves a reserve
+file keeps room for the next one, so a disk that others fill up ends a run with everything saved.
 """
 
+import errno
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
+import os
 import pickle
+import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from rich import filesize
-from safetensors import SafetensorError
 from torch import Tensor
 
 import curriq
 from curriq.errors import CurriqError
-from curriq.runlog.storage import fsync
+from curriq.runlog.promise import Promise, broken
+from curriq.runlog.storage import fsync, make_folder
 from curriq.types import State
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout above. Raise it when an older curriq could not read what this one writes."""
+
+SLACK = 64 * 1024
+"""Bytes beside the next checkpoint that the reserve keeps free: the log's last rows, and the summary."""
 
 log = logging.getLogger("curriq")
 
@@ -62,36 +72,58 @@ class BadCheckpoint(Exception):
     """One checkpoint cannot be used, for the reason that the message names."""
 
 
-class Checkpointer:
-    """The only writer of a run's checkpoints; the newest `keep` of them stay."""
+class NotSaved(Exception):
+    """The disk refused a checkpoint; says why, what it needs, and what is left of earlier ones."""
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
+
+class NoRoom(Exception):
+    """A checkpoint is saved, and the disk has no room for the next one; says how much it needs."""
+
+
+class Checkpointer:
+    """The only writer of a run's checkpoints; the newest `keep` of them stay.
+
+    Args:
+        about: what else the manifests say, for instance the settings.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
         assert keep >= 1, keep
         self.folder = run_dir / "checkpoints"
         self.keep = keep
+        self.reserve = Reserve(self.folder / ".reserve")
+        self._about = about or {}
+        self._last_size = 0
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, step: int, state: State, save_lm: Callable[[Path], object]) -> Path | None:
+    def save(
+        self, step: int, state: State, save_lm: Callable[[Path], object], log: Promise | None = None
+    ) -> Path:
         """The folder of the new checkpoint; all but the `keep` newest are removed.
-
-        None, with a warning, when the disk refused it: the earlier checkpoints are untouched, and training
-        can go on.
 
         Args:
             step: number of finished steps.
             state: plain containers, numbers, strings and tensors only; TypeError for anything else.
             save_lm: writes the language model and its tokenizer into the folder it is given.
+            log: what the checkpoint promises of the log.
+
+        Raises:
+            NotSaved: the disk refused it; the earlier checkpoints are untouched.
         """
         require_plain(state)
+        about = {**self._about, "log": log or {}}
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".tmp-{final.name}"
+        self.reserve.release()
         try:
+            make_folder(self.folder)
             with suppress(BadCheckpoint):
-                verify(final)  # a run is deterministic: do not risk a sound copy to write the same again
-                return final
+                # A run is deterministic: do not risk a sound copy to write the same again.
+                if verify(final)["log"] == about["log"]:
+                    return final
             shutil.rmtree(temporary, ignore_errors=True)
-            write_checkpoint(temporary, step, state, save_lm)
+            write_checkpoint(temporary, step, state, save_lm, about)
             self.set_aside_from(step)
             temporary.rename(final)
             fsync(self.folder)
@@ -101,10 +133,40 @@ class Checkpointer:
             refusal = disk_error(error)
             if refusal is None:
                 raise
-            self._warn(step, refusal, written)
-            return None
+            raise NotSaved(self._refused(step, refusal, written)) from error
         self._prune()
         return final
+
+    def hold_room(self, saved: Path, state: State | None = None) -> None:
+        """Keep room for the checkpoint after `saved`, the newest one.
+
+        It will have that one's size and what the last interval added, or a sixteenth. The first of a run has
+        no moments of the optimizer yet and empty buffers: `state` is the state after a step, to be measured.
+        All the checkpoints that are to be kept must fit.
+
+        Raises:
+            NoRoom: the disk has not that much.
+        """
+        size = folder_size(saved)
+        growth = max(size // 16, size - self._last_size if self._last_size else 0)
+        self._last_size = size
+        if state is not None:
+            size = folder_size(saved / "lm") + saved_size(state)
+        size += growth + SLACK
+        missing = max(1, self.keep + 1 - len(checkpoint_folders(self.folder)))
+        free = shutil.disk_usage(self.folder).free + self.reserve.size
+        try:
+            if missing * size > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.reserve.hold(size)
+        except OSError as error:
+            needed = f"the next one needs about {filesize.decimal(size)}"
+            if missing > 1:
+                needed = f"{missing} more of about {filesize.decimal(size)} have to fit"
+            raise NoRoom(
+                f"{self.folder} has no room for the next checkpoint ({error.strerror}): {needed}, "
+                f"{filesize.decimal(free)} are free"
+            ) from error
 
     def set_aside_from(self, step: int) -> None:
         """Rename checkpoints of this step or a later one, so that no unusable one counts as the newest."""
@@ -125,24 +187,62 @@ class Checkpointer:
             except OSError as error:
                 log.warning(f"the old checkpoint {path} could not be removed: {error}.")
 
-    def _warn(self, step: int, refusal: str, written: int) -> None:
+    def _refused(self, step: int, refusal: str, written: int) -> str:
         needed, kept = f"more than {filesize.decimal(written)}", "there is no earlier checkpoint"
         if earlier := checkpoint_folders(self.folder):
             needed = f"about {filesize.decimal(folder_size(earlier[0]))}"
             kept = f"the checkpoint of step {step_of(earlier[0])} is intact"
         folder = self.folder.absolute()
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-        log.warning(
+        return (
             f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. It needs "
-            f"{needed}, {filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}. Training goes "
-            "on and retries at the next checkpoint: free some space, or stop with Ctrl-C."
+            f"{needed}, {filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}"
         )
 
 
-def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
+class Reserve:
+    """A file that takes up room on the disk until it is released."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def hold(self, size: int) -> None:
+        """Take up so many bytes; OSError when the disk has not that much, and then none are taken."""
+        if not hasattr(os, "posix_fallocate"):
+            return  # macOS, Windows: the free space that was just looked up is all that can be known
+        try:
+            with self.path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            self.release()
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+    def release(self) -> None:
+        with suppress(OSError):
+            self.path.unlink()
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes up now."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but the number of its bytes."""
+
+    size = 0
+
+    def write(self, content: Any) -> int:
+        self.size += (count := memoryview(content).nbytes)
+        return count
+
+
+def latest_checkpoint(run_dir: Path, *, with_log: bool = True) -> LoadedCheckpoint:
     """The newest checkpoint of a run whose manifest and hashes hold; reads only.
 
-    A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning.
+    A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning; so is one whose
+    log does not hold what it promises, unless `with_log` is off.
 
     Raises:
         CurriqError: the run has no checkpoint, or none that can be used; names what is wrong with each.
@@ -152,6 +252,8 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     for path in checkpoint_folders(folder):
         try:
             manifest = verify(path)
+            if with_log and (lost := broken(run_dir, manifest["log"])):
+                raise BadCheckpoint(f"the log that it covers is not whole: {'; '.join(lost)}")
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except BadCheckpoint as defect:
             defects.append(f"{path.name}: {defect}")
@@ -168,7 +270,7 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     if defects:
         raise CurriqError(
             f"no checkpoint in {folder} can be used ({'; '.join(defects)}): restore the named files from a "
-            "copy, or start the run again with `curriq train`."
+            f"copy, or start again with `curriq train --config {run_dir / 'config.toml'} --run-dir NEW`."
         )
     raise CurriqError(
         f"{run_dir} has no checkpoint under {folder}: check the path, or start the run again with "
@@ -176,8 +278,10 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     )
 
 
-def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[Path], object]) -> None:
-    """Fill a new folder with a checkpoint and force it to the disk."""
+def write_checkpoint(
+    folder: Path, step: int, state: State, save_lm: Callable[[Path], object], about: Mapping[str, Any]
+) -> None:
+    """Fill a new folder with a checkpoint, whose manifest says `about` too, and force it to the disk."""
     (folder / "lm").mkdir(parents=True)
     save_lm(folder / "lm")
     # Through a Python file, because torch's own writer hides the operating system's error.
@@ -189,6 +293,7 @@ def write_checkpoint(folder: Path, step: int, state: State, save_lm: Callable[[P
         "step": step,
         "versions": {"curriq": curriq.__version__, "torch": torch.__version__, "transformers": transformers},
         "threads": torch.get_num_threads(),
+        **about,
         "files": {
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(folder.rglob("*"))
@@ -252,14 +357,14 @@ def require_plain(state: Any, where: str = "state") -> None:
 def disk_error(error: BaseException) -> str | None:
     """The operating system's message when the disk stopped the writing; None for any other error.
 
-    torch raises a RuntimeError over the OSError when it closes a truncated archive, and safetensors puts
-    it into its own exception's text.
+    torch raises a RuntimeError over the OSError when it closes a truncated archive; safetensors and
+    tokenizers, written in Rust, put it into their own exception's text, as "… (os error 28)".
     """
     cause = error if isinstance(error, Exception) else None  # Ctrl-C is none, whatever it interrupted
     while cause is not None:
         if isinstance(cause, OSError):
             return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
-        if isinstance(cause, SafetensorError) and "I/O error" in str(cause):
+        if re.search(r"\(os error \d+\)", str(cause)):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
@@ -284,6 +389,13 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own `sha256` entry."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def saved_size(state: State) -> int:
+    """Bytes that a state takes in a checkpoint."""
+    counter = _Counter()
+    torch.save(state, cast(IO[bytes], counter))
+    return counter.size
 
 
 def folder_size(folder: Path) -> int:

@@ -2,8 +2,10 @@
 
 import math
 import os
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig, missing_extra, to_dict
 from curriq.errors import CurriqError
+from curriq.runlog.promise import Promise
 from curriq.runlog.storage import write_atomically
 from curriq.runlog.writers import Entry, Mirror, RunLogs
 from curriq.types import Metrics, Queries, Step, WindowLosses, Windows
@@ -23,17 +26,23 @@ WINDOW_CHARACTERS = 300
 
 
 def open_logs(
-    config: RunConfig, run_dir: Path, start: int, source_names: tuple[str, ...], tokenizer: str
+    config: RunConfig,
+    run_dir: Path,
+    start: int,
+    promise: Promise,
+    source_names: tuple[str, ...],
+    tokenizer: str,
 ) -> RunLogs:
-    """The log of one session, from step `start` on, with the mirrors that the configuration asks for."""
-    mirrors: list[Mirror] = []
+    """The log of one session, from step `start` on, of which a checkpoint promises the steps before; with the
+    mirrors that the configuration asks for."""
+    mirrors: list[Callable[[], Mirror]] = []
     if config.log.tensorboard:
-        mirrors.append(TensorBoardSink(run_dir, start))
+        mirrors.append(lambda: TensorBoardSink(run_dir, start))
     if config.log.wandb:
-        mirrors.append(WandbSink(config.log.wandb, run_dir, to_dict(config)))
+        mirrors.append(lambda: WandbSink(config.log.wandb, run_dir, to_dict(config)))
     return RunLogs(
         run_dir,
-        start,
+        promise,
         source_names=source_names,
         tokenizer=tokenizer,
         windows_mb=config.log.log_windows_mb,
@@ -122,25 +131,39 @@ def _query_rows(step: Step, queries: Queries) -> Iterator[dict[str, Any]]:
 
 
 class TensorBoardSink:
-    """Event files under `RUN/tensorboard`; points from `start_step` on of an earlier part are hidden."""
+    """Event files under `RUN/tensorboard`; points from `start_step` on of an earlier part are hidden.
+
+    Written without the library's own writer, which does so in a thread and reports a full disk as that
+    thread's traceback.
+    """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise CurriqError(
                 "--tensorboard needs the package tensorboard, which is not installed: "
                 "pip install tensorboard, or switch it off with --no-tensorboard."
             ) from None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+        folder = run_dir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb", buffering=0))
+        self._event(file_version="brain.Event:2")
+        self._event(step=start_step, session_log={"status": "START"})
 
     def write(self, row: Metrics) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, global_step=int(row["step"]))
+        values = [{"tag": name, "simple_value": value} for name, value in row.items() if name != "step"]
+        self._event(step=int(row["step"]), summary={"value": values})
 
     def close(self) -> None:
         self._writer.close()
+
+    def _event(self, **content: Any) -> None:
+        from tensorboard.compat.proto import event_pb2
+
+        make = getattr(event_pb2, "Event")  # noqa: B009 (the module is made at run time, unknown to a type checker)
+        self._writer.write(make(wall_time=time.time(), **content).SerializeToString())
 
 
 class WandbSink:

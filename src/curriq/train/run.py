@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from curriq import parallel
-from curriq.config import RunConfig, differences, flag, load_run_config, require
-from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
+from curriq.config import RunConfig, differences, flag, from_dict, load_run_config, require
+from curriq.data import Corpus, changed_files, check_fingerprint, open_corpus, pin_revision
+from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model, pick_device
 from curriq.presets import paper_differences
 from curriq.rng import Generators
+from curriq.runlog.read import read_document
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
@@ -93,7 +95,14 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
-    return prepare(config, latest_checkpoint(run_dir), own)
+    checkpoint = latest_checkpoint(run_dir)
+    for name, now, then in differences(saved, from_dict(checkpoint.manifest["settings"])):
+        if name not in (*overrides, "run_dir"):
+            logger.warning(
+                f"{flag(name)} = {now!r} in {run_dir / 'config.toml'}; it was {then!r} when the checkpoint "
+                f"of step {checkpoint.step} was written."
+            )
+    return prepare(config, checkpoint, own)
 
 
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
@@ -115,7 +124,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     device = pick_device(config.lm.device)
     corpus = own.corpus(config, read_ahead=device.type != "cpu" and os.name == "posix")
     if checkpoint is not None:
-        check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint())
+        changed = changed_files(recorded_files(Path(config.log.run_dir)), corpus.files)
+        check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint(), changed)
     saved = None if checkpoint is None else checkpoint.lm
     seed, window = config.train.seed, config.data.window
     lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
@@ -124,3 +134,12 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)
+
+
+def recorded_files(run_dir: Path) -> dict[str, Any]:
+    """The local files that a run was started on, with size and SHA-256; none where the record is missing or
+    damaged, because the checkpoint's fingerprint covers the text without it."""
+    try:
+        return dict(read_document(run_dir / "environment.json")["files"])
+    except (CurriqError, KeyError, TypeError, ValueError):
+        return {}

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -10,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,19 +20,30 @@ import torch
 
 import curriq
 from curriq import parallel
-from curriq.config import RunConfig, to_toml
+from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
+from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
-from curriq.train.checkpoint import Checkpointer, LoadedCheckpoint, checkpoint_folders, step_of
+from curriq.train.checkpoint import (
+    Checkpointer,
+    LoadedCheckpoint,
+    NoRoom,
+    NotSaved,
+    checkpoint_folders,
+    step_of,
+)
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, open_logs, test_columns
 from curriq.types import Metrics, Step, WindowLosses, merge
+
+log = logging.getLogger("curriq")
 
 
 @runtime_checkable
@@ -67,6 +79,7 @@ class Session:
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        files: path of every local file that a resume reads again → its size and SHA-256.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
     """
 
@@ -82,10 +95,12 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
     device: torch.device
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
     last_validation: float | None = None
     _last_saved: Path | None = None
+    _promise: Promise = field(default_factory=dict)
     _checkpointer: Checkpointer | None = None
     _save_seconds: float | None = None
 
@@ -108,15 +123,19 @@ class Session:
             ) from error
         self.last_validation = saved["validation"]
         self._last_saved = checkpoint.path
+        self._promise = checkpoint.manifest["log"]
 
     def train(self) -> RunResult:
         """Run to the last step, or until Ctrl-C, and write the summary.
 
+        A run is finished when its last checkpoint is on the disk.
+
         Raises:
-            CurriqError: the run is finished already; its folder holds another run or cannot be written; or a
-                loss or gradient is not finite, and then the checkpoints from before it are intact.
+            CurriqError: the run is finished already; its folder holds another run or cannot be written; the
+                disk refuses a checkpoint or the log; or a loss or gradient is not finite. Earlier checkpoints
+                are intact.
         """
-        if self._finished and (self.run_dir / "summary.json").exists():
+        if self._finished and self._summarised:
             raise CurriqError(
                 f"{self.run_dir} is finished: {self.state.step} steps are done, --steps = "
                 f"{self.config.train.steps}. To train on, raise --steps (a decaying learning rate then "
@@ -132,8 +151,15 @@ class Session:
                         f"--run-dir {self.run_dir} cannot be the folder of a run ({error.strerror}): give a "
                         "new folder, or an empty one, in a place where you may write."
                     ) from error
-                self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep)
-            return self._train(primary)
+                about = {"settings": to_dict(self.config)}
+                self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep, about)
+                held.callback(self._checkpointer.reserve.release)
+            try:
+                return self._train(primary)
+            except BrokenPipeError:
+                raise  # of the terminal, not of a file
+            except OSError as error:
+                raise CurriqError(f"{self._stopped()}: {described(error)}. {self._go_on()}") from error
 
     def _train(self, primary: bool) -> RunResult:
         config, start = self.config, self.state.step
@@ -143,17 +169,26 @@ class Session:
             progress = opened.enter_context(make_progress(mode, config.train.steps, start))
             logs = None
             if primary:
-                logs = open_logs(config, self.run_dir, start, self.meter.source_names, self.tokenizer)
+                logs = open_logs(
+                    config, self.run_dir, start, self._promise, self.meter.source_names, self.tokenizer
+                )
                 opened.enter_context(logs)
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
+            if not self._finished:
+                self._hold_room()
             while not self._finished and not parallel.any_rank(stop()):
                 done, row = self._step(logs)
                 if logs is not None:
                     logs.write(log_entry(done, row))
                 progress.update(row)
-                if self._finished or self.state.step % config.log.checkpoint_every == 0:
+                if self._finished:
                     self._save(logs)
+                elif self.state.step % config.log.checkpoint_every == 0:
+                    self._save(logs)
+                    self._hold_room()
+                elif self.state.step == 1:
+                    self._hold_room(measured=True)  # moments and buffers are there from the first step on
             if not self._finished:
                 self._save(logs)
         tested = self.test() if self._finished else None  # the test set is touched here and nowhere else
@@ -163,6 +198,14 @@ class Session:
                 write_test_losses(self.run_dir, test_columns(tested))
             write_summary(self.run_dir, summary)  # last: who finds it finds the rest
         return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
+
+    @property
+    def _summarised(self) -> bool:
+        """Whether the run's end is written down; a damaged summary is none, and is written again."""
+        try:
+            return bool(read_summary(self.run_dir).get("finished"))
+        except CurriqError:
+            return False
 
     @property
     def _finished(self) -> bool:
@@ -200,15 +243,49 @@ class Session:
         return {"validation/loss": loss, "validation/perplexity": perplexity(loss), "time/evaluate": seconds}
 
     def _save(self, logs: RunLogs | None) -> None:
-        """A checkpoint of step s promises a complete log of the steps before s, so the log goes first."""
+        """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
+        the disk refuses either, CurriqError on all ranks."""
         began = time.perf_counter()
-        if logs is not None:
-            logs.flush()
-        if self._checkpointer is not None:
-            saved = self._checkpointer.save(self.state.step, self._state(), self.save_lm)
-            self._last_saved = saved or self._last_saved
-        parallel.barrier()
+        refusal = None
+        if self._checkpointer is not None and logs is not None:
+            self._checkpointer.reserve.release()
+            try:
+                promise = logs.flush()
+                self._last_saved = self._checkpointer.save(
+                    self.state.step, self._state(), self.save_lm, promise
+                )
+            except (NotSaved, OSError) as error:
+                reason = described(error) if isinstance(error, OSError) else str(error)
+                refusal = f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
+        self._agree(refusal)
         self._save_seconds = time.perf_counter() - began
+
+    def _hold_room(self, *, measured: bool = False) -> None:
+        """Keep room on the disk for the next checkpoint, `measured` on the state as it is now; where there
+        is none, CurriqError on all ranks."""
+        refusal = None
+        if self._checkpointer is not None and self._last_saved is not None:
+            try:
+                self._checkpointer.hold_room(self._last_saved, self._state() if measured else None)
+            except NoRoom as error:
+                less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
+                saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
+                refusal = f"{self._stopped()}{saved}: {error}{less}. {self._go_on()}"
+        self._agree(refusal)
+
+    def _agree(self, refusal: str | None) -> None:
+        """Raise what stops one rank on all of them."""
+        if parallel.any_rank(refusal is not None):
+            raise CurriqError(refusal or "stopped: rank 0 says why.")
+
+    def _stopped(self) -> str:
+        return "trained" if self._finished else f"stopped at step {self.state.step}"
+
+    def _go_on(self) -> str:
+        if self._last_saved is None:
+            return "Free some space and start again with the same command: it takes this folder over."
+        step = step_of(self._last_saved)
+        return f"Free some space and go on from step {step} with `curriq resume {self.run_dir}`."
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -235,7 +312,8 @@ class Session:
     def _stopped_by(self, error: ArithmeticError, step: int, logs: RunLogs | None) -> CurriqError:
         """The error of a step that met a number that is not finite; the log is kept."""
         if logs is not None:
-            logs.flush()
+            with suppress(OSError):  # the rows from the last checkpoint on, which a resume repeats
+                logs.flush()
         proposed = self.state.proposed
         windows = [] if proposed is None else proposed.windows.ids.tolist()
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
@@ -281,18 +359,31 @@ class Session:
             "Ctrl-C and resume."
         )
         held.enter_context(exclusive(self.run_dir, refusal))
-        log = self.run_dir / "metrics.jsonl"
-        used = checkpoint_folders(self.run_dir / "checkpoints") or (log.exists() and log.stat().st_size > 0)
-        if used and self._last_saved is None:
-            raise CurriqError(
-                f"--run-dir {self.run_dir} holds a run already: go on with "
-                f"`curriq resume {self.run_dir}`, or give another folder."
-            )
+        if self._last_saved is None:
+            if checkpoint_folders(self.run_dir / "checkpoints"):
+                raise CurriqError(
+                    f"--run-dir {self.run_dir} holds a run already: go on with "
+                    f"`curriq resume {self.run_dir}`, or give another folder."
+                )
+            self._set_log_aside()
         for name in ("summary.json", "test_losses.parquet"):  # the run's earlier end is not its end
             (self.run_dir / name).unlink(missing_ok=True)
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
-        about = environment(self.device) | {"fingerprint": self.fingerprint}
+        about = environment(self.device) | {"fingerprint": self.fingerprint, "files": self.files}
         write_atomically(self.run_dir / "environment.json", json.dumps(about, indent=1).encode())
+
+    def _set_log_aside(self) -> None:
+        """Take over the folder of a run that left no checkpoint: no step of its log can be gone on from."""
+        rows = self.run_dir / METRICS
+        if not rows.exists() or not rows.stat().st_size:
+            return
+        aside = new_folder(self.run_dir / "earlier-log")
+        for name in (METRICS, PARTS, *TABLES, "summary.json", "test_losses.parquet"):
+            if (self.run_dir / name).exists():
+                (self.run_dir / name).rename(aside / name)
+        log.warning(
+            f"{self.run_dir} holds the log of a run without a checkpoint; it was moved to {aside.name}/."
+        )
 
     def _summary(self, tested: WindowLosses | None) -> dict[str, Any]:
         """Fields of `summary.json`, with the losses on the test set where the run is finished."""
@@ -320,6 +411,11 @@ class Session:
         if tested is not None:
             summary |= {"test_loss": tested.mean, "test_perplexity": perplexity(tested.mean)}
         return summary
+
+
+def described(error: OSError) -> str:
+    """The operating system's message and the file that it is about."""
+    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
