@@ -46,17 +46,20 @@ class SourceConfig:
     name: str
     """Name in logs and reports."""
     path: str
-    """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet, also
-    .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment variable,
-    `${NAME:-DEFAULT}` for one with a default."""
+    """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet
+    .arrow, also .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment
+    variable, `${NAME:-DEFAULT}` for one with a default."""
     weight: float = 1.0
     """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
     text_field: str = "text"
     """Column of the text, or of the messages of a chat."""
     difficulty_field: str = ""
     """Column of a numeric difficulty label (higher is harder); empty for none."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a row without a string as text, or with too few or too many fields, does: end the run, or be left
+    out and counted."""
     hub_split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, or of a folder that holds several."""
     hub_revision: str = ""
     """Revision (branch, tag, commit) of a hub data set; empty pins the newest in the run's config.toml."""
     documents: Literal["file", "paragraph", "line"] = "paragraph"

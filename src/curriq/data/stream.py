@@ -188,6 +188,10 @@ class DecontaminatedSource(Saved):
     def epoch(self) -> int:
         return self._source.epoch
 
+    @property
+    def skipped(self) -> int:
+        return self._source.skipped
+
     def next_document(self) -> Document | None:
         while (document := self._source.next_document()) is not None:
             if self._contamination.allows(document, of_target=self._of_target):
@@ -319,6 +323,12 @@ class WindowStream:
         """Times that the most often repeated source has run out, sources of duplicates aside."""
         once = [reader for reader in self._readers.values() if reader.corruption != "duplicates"]
         return max((reader.source.epoch for reader in once), default=0)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows left out of each source that has left out any, by its name."""
+        sources = [reader.source for reader in self._readers.values()]
+        return {source.name: source.skipped for source in sources if source.skipped}
 
     def state_dict(self) -> State:
         return {

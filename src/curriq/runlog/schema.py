@@ -274,6 +274,7 @@ test_loss | nats per token | Mean loss of the final θ on the whole test set.
 test_perplexity | – | exp of `test_loss`, per token.
 weight_share | – per source | Share of all mixture weight of the run, by source name.
 offered_share | – per source | Share of all windows read (`select/offered_share/<source>`), by source name.
+skipped_rows | – per source | Rows left out by `on_bad_row=skip`, all epochs together, by source name.
 data_fingerprint | text | Hash of `fingerprint` in `environment.json`: sources, tokenizer, split and seed.
 checkpoint | path | Last checkpoint, relative to the run's folder; null when there is none.
 """)

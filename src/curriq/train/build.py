@@ -74,6 +74,7 @@ def build_session(
         probes=[held_out, *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
+        skipped_rows=corpus.skipped_rows,
         save_lm=lambda folder: _save_lm(context, session, folder),
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),

@@ -67,6 +67,7 @@ class Session:
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
     """
 
@@ -78,6 +79,7 @@ class Session:
     probes: list[Probe]
     generators: Generators
     fingerprint: dict[str, str]
+    skipped_rows: Callable[[], dict[str, int]]
     save_lm: Callable[[Path], object]
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
@@ -314,6 +316,8 @@ class Session:
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
             summary["validation_perplexity"] = perplexity(self.last_validation)
+        if skipped := self.skipped_rows():
+            summary["skipped_rows"] = skipped
         if self.meter.epoch is not None:
             summary["epoch"] = self.meter.epoch
         if tested is not None:
