@@ -303,6 +303,7 @@ def _read_arrow(path: Path, config: SourceConfig, start: int) -> Iterator[Row]:
 
 def _rows(batches: Iterator[Any], start: int) -> Iterator[Row]:
     for batch in batches:
+        batch.validate(full=True)  # Arrow trusts the bytes of an .arrow file: damaged ones would crash it
         for first in range(start, batch.num_rows, _ROWS):
             yield from batch.slice(first, _ROWS).to_pylist()
         start = max(0, start - batch.num_rows)
