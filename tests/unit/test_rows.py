@@ -71,7 +71,7 @@ def agrees(content: bytes, extension: str, reference: Callable[[bytes], list[Any
 
 
 def csv_rows(content: bytes) -> list[Any]:
-    text = content.decode("utf-8-sig", errors="surrogateescape")
+    text = content.decode("utf-8-sig", errors="surrogateescape").lstrip("\r\n")  # blank lines are no header
     try:
         header, *others = csv.reader(io.StringIO(text, newline=""), strict=True)
     except csv.Error as error:

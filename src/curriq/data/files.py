@@ -1,5 +1,6 @@
 """Local files: which ones a path names, what is left out of a folder, and how compressed ones are opened."""
 
+import fnmatch
 import functools
 import glob
 import io
@@ -13,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from curriq.config import SourceConfig, did_you_mean
 from curriq.data.documents import short_hash
@@ -108,8 +110,8 @@ def find_files(config: SourceConfig) -> LocalFiles:
         found, skipped = _in_folder(path, config.hub_split, where)
         pattern = f"{config.path.rstrip('/')}/**/*"
     else:
-        names = [str(path)] if os.path.lexists(path) else glob.glob(str(path), recursive=True)
-        found, skipped = _read_once(sorted(Path(name) for name in names if not Path(name).is_dir()))
+        named = [path] if os.path.lexists(path) else _glob(path, where)
+        found, skipped = _read_once(sorted(file for file in named if not file.is_dir()))
         pattern = str(Path(config.path).with_name("*"))
     if not found:
         raise CurriqError(
@@ -144,8 +146,9 @@ def _common_extension(found: list[Path], pattern: str, where: str) -> str:
 def _size(file: Path, where: str) -> int:
     """Bytes of a file; CurriqError where it is missing, or cut to none."""
     if not file.is_file():
-        what = "is a link to nothing" if file.is_symlink() and not file.exists() else "is no regular file"
-        raise CurriqError(f"{where}: {file} {what}. Fetch the file, or take its name away.")
+        what = "is a link to nothing" if file.is_symlink() else "is missing"
+        what = "is no regular file" if file.exists() else what
+        raise CurriqError(f"{where}: {file} {what}. Fetch it, or take its name away.")
     size = file.stat().st_size
     if size == 0 and (extension_of(file) in NEVER_EMPTY or file.suffix.lower() in COMPRESSIONS):
         raise CurriqError(f"{where}: {file} has no bytes, so it has been cut: fetch it again, or remove it.")
@@ -181,6 +184,28 @@ def _in_folder(folder: Path, split: str, where: str) -> tuple[list[Path], Skippe
     return found, dict(skipped)
 
 
+def _glob(pattern: Path, where: str) -> list[Path]:
+    """The files that a pattern matches. `**` enters linked folders as `_walk` does: `glob` would follow a
+    loop of links in every possible way."""
+    parts = pattern.parts
+    magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    if "**" not in parts[magic:]:
+        return [Path(name) for name in glob.glob(str(pattern))]
+    above = Path(*parts[:magic])
+    files = _walk(above, where) if above.is_dir() else ()
+    return [file for file in files if _matches(file.relative_to(above).parts, parts[magic:])]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not names
+    first, *others = patterns
+    if first == "**":
+        return any(_matches(names[i:], others or ["*"]) for i in range(len(names)))
+    hidden = bool(names) and names[0].startswith(".") and not first.startswith(".")
+    return bool(names) and not hidden and fnmatch.fnmatch(names[0], first) and _matches(names[1:], others)
+
+
 def _walk(folder: Path, where: str) -> Iterator[Path]:
     """Every file below a folder, through linked folders too, each real folder once and no hidden one."""
 
@@ -200,19 +225,31 @@ def _walk(folder: Path, where: str) -> Iterator[Path]:
 
 def _saved(folder: Path) -> tuple[str, ...]:
     """Names of the data files in a folder that `Dataset.save_to_disk` wrote; none for any other folder."""
+    entries = _entries(folder / "state.json", "_data_files")
+    return tuple(
+        str(entry["filename"]) for entry in entries if isinstance(entry, dict) and "filename" in entry
+    )
+
+
+def _entries(file: Path, key: str) -> list[Any]:
+    """The list in a file of metadata; empty where it is not one that `datasets` wrote."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return tuple(str(entry["filename"]) for entry in state["_data_files"])
-    except (OSError, ValueError, TypeError, LookupError):
-        return ()
+        entries = json.loads(file.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return []
+    return entries if isinstance(entries, list) else []
 
 
 def _of_split(folder: Path, files: list[Path], split: str, skipped: Skipped, where: str) -> list[Path]:
     """Files of one split, and those that name none; all where there are not two splits."""
-    dicts = [file.parent for file in skipped.get("about the data", ()) if file.name == "dataset_dict.json"]
+    dicts = {
+        file.parent: _entries(file, "splits")
+        for file in skipped.get("about the data", ())
+        if file.name == "dataset_dict.json"
+    }
     split_of = {file: _split_name(file, folder, dicts) for file in files}
     counts = Counter(name for name in split_of.values() if name)
-    counts.update({at.name: 0 for above in dicts for at in above.iterdir() if at.is_dir()})
+    counts.update({str(name): 0 for names in dicts.values() for name in names})
     if len(counts) < 2:
         return files
     wanted = split if split in counts else _SPLITS.get(split, split)
@@ -228,7 +265,7 @@ def _of_split(folder: Path, files: list[Path], split: str, skipped: Skipped, whe
     return [file for file in files if split_of[file] in (None, wanted)]
 
 
-def _split_name(file: Path, folder: Path, dicts: Sequence[Path]) -> str | None:
+def _split_name(file: Path, folder: Path, dicts: Iterable[Path]) -> str | None:
     """The split of a file: its folder in a `DatasetDict`, or what `datasets` would understand by its name."""
     for above in dicts:
         if file.is_relative_to(above) and len(parts := file.relative_to(above).parts) > 1:
