@@ -205,8 +205,8 @@ class TestWhatIsSaid:
             log_files(source("hub:owner/name"))
         (message,) = [record.getMessage() for record in caplog.records]
         assert message == (
-            "source 'mine' reads 5 files (0.jsonl, 1.jsonl, 2.jsonl, …); skips "
-            "1 file (.hidden.jsonl): hidden; 1 file (README.txt): about the data; 2 files (notes.md, script.py): of no known format; "
+            "source 'mine' reads 5 files (0.jsonl, 1.jsonl, 2.jsonl, …); skips 1 file (.hidden.jsonl): "
+            "hidden; 1 file (README.txt): about the data; 2 files (notes.md, script.py): of no known format; "
             "1 file (empty.jsonl): empty."
         )
         assert texts(tmp_path) == list("01234")
