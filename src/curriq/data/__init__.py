@@ -3,5 +3,6 @@
 # ruff: noqa: F401 (the names that other rooms use)
 
 from curriq.data.corpus import Corpus, open_corpus
+from curriq.data.hub import locate
 from curriq.data.sources import pin_revision
 from curriq.data.stream import check_fingerprint

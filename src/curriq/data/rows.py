@@ -114,7 +114,7 @@ def _read_csv(path: Path, config: SourceConfig, start: int) -> Iterator[_Fields]
         reader = csv.reader(file, strict=True)
         rows = filter(None, reader)  # blank lines are no rows, as for csv.DictReader
         header = [_valid(name) for name in next(rows, [])]
-        for name in (config.text_field, config.difficulty_field):
+        for name in filter(None, (config.text_field, config.difficulty_field)):
             if header.count(name) > 1:
                 raise ValueError(f"{header.count(name)} columns are named {name!r}")
         for values in itertools.islice(rows, start, None):

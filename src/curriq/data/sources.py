@@ -19,6 +19,7 @@ from curriq.data.chat import read_conversation, render_plain
 from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash, shorten, valid_text
 from curriq.data.embedded import KINDS, corpus_version, embedded_documents
 from curriq.data.files import find_files
+from curriq.data.hub import hub, is_hub_name
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.errors import CurriqError
 from curriq.types import State
@@ -264,7 +265,7 @@ class HubSource(StreamedSource):
 
     def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS) -> None:
         super().__init__(pin_revision(config), named_rows)
-        with self._explained():
+        with self._explained(), hub():
             self._dataset = self._open()
         self._start: State = {"row": 0, "dataset": self._dataset.state_dict()}
         self._seek(self._start)
@@ -333,7 +334,8 @@ def pin_revision(config: SourceConfig) -> SourceConfig:
 
     name, _ = _hub_name(config)
     try:
-        commit = HfApi().dataset_info(name, revision=config.hub_revision or None).sha
+        with hub():
+            commit = HfApi().dataset_info(name, revision=config.hub_revision or None).sha
     except Exception as error:  # no connection, no such name or revision, no permission
         raise _hub_error(config, error) from error
     return dataclasses.replace(config, hub_revision=commit or config.hub_revision)
@@ -342,6 +344,11 @@ def pin_revision(config: SourceConfig) -> SourceConfig:
 def _hub_name(config: SourceConfig) -> tuple[str, str]:
     """Name and configuration of a hub data set; the latter is empty for the default one."""
     name, _, subset = config.path.removeprefix("hub:").partition(":")
+    if not is_hub_name(name):
+        raise CurriqError(
+            f"source {config.name!r}: {name!r} in {config.path!r} is no name of a hub data set, which is NAME "
+            "or OWNER/NAME. The path of local files is given without hub:."
+        )
     return name, subset
 
 

@@ -1,9 +1,8 @@
 """Tokenizers: trained here and cached, from a folder, or from the Hugging Face hub."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Int
 
 from curriq.config import LMConfig, TokenizerConfig
 from curriq.data.documents import cache_dir, short_hash, write_cached
+from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def load_tokenizer(
     if name == "train":
         tokenizer = train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
     else:
-        tokenizer = _from_pretrained(name)
+        tokenizer = _from_pretrained(name, "--model" if config.tokenizer == "auto" else "--tokenizer")
     eos_id(tokenizer)
     if pretrained and name != lm.model:
         _compare_with_own(tokenizer, name, lm.model)
@@ -147,7 +147,7 @@ def _train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
 def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: str, model: str) -> None:
     """Warn when a pretrained model gets other tokens than its embeddings represent."""
     try:
-        own = _from_pretrained(model)
+        own = _from_pretrained(model, "--model")
     except CurriqError:
         return  # a model without a tokenizer: there is nothing to compare with
     if own.get_vocab() != tokenizer.get_vocab():
@@ -158,12 +158,12 @@ def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: s
         )
 
 
-def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
+def _from_pretrained(name: str, setting: str = "--tokenizer") -> "transformers.PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "~", os.sep)):
-        name, kind = str(folder), "folder"
+    name, is_local = locate(setting, name)
+    if is_local:
+        kind = "folder"
         fix = "It must be a folder with tokenizer.json, or with vocab.json and merges.txt."
     else:
         kind = "hub name"
@@ -172,10 +172,12 @@ def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
             "local folder with tokenizer.json works too."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with nullcontext() if is_local else hub():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the library says about damaged files, unknown names, no network
+        reason = str(error) if isinstance(error, ConnectionError) else type(error).__name__
         raise CurriqError(
-            f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {fix} "
+            f"no tokenizer can be read from the {kind} {name!r} ({reason}). {fix} "
             "Or train one: --tokenizer train."
         ) from error
     if tokenizer is None or not ordinary_ids(tokenizer).size:

@@ -11,8 +11,8 @@ import torch
 
 from curriq import parallel
 from curriq.config import RunConfig, differences, flag, load_run_config, require
-from curriq.data import Corpus, check_fingerprint, open_corpus, pin_revision
-from curriq.lm.load import load_language_model, pick_device
+from curriq.data import Corpus, check_fingerprint, locate, open_corpus, pin_revision
+from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.rng import Generators
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
@@ -95,12 +95,22 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
     return prepare(config, latest_checkpoint(run_dir), own)
 
 
+def _check_names(config: RunConfig) -> None:
+    """Refuse names of models that cannot exist, before anything is read."""
+    check_model_name(config.lm)
+    if config.tokenizer.tokenizer not in ("auto", "train"):
+        locate("--tokenizer", config.tokenizer.tokenizer)
+    if config.select.reference_model:
+        locate("--reference-model", config.select.reference_model)
+
+
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
+        _check_names(config)
         # The configuration names the commits of hub data sets, so that a resume reads the same ones.
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
     elif checkpoint.manifest["threads"] != config.train.threads:
