@@ -185,6 +185,8 @@ class LMConfig(Section):
     """bf16 runs the forward and backward pass in bfloat16 autocast; weights stay float32."""
     gradient_checkpointing: bool = False
     """Save memory by recomputing activations in the backward pass."""
+    resize_embeddings: bool = False
+    """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, that is an error."""
     device: str = "auto"
     """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
     lora_rank: CountOrZero = 0

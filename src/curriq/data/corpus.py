@@ -1,5 +1,6 @@
 """The text of a run, opened from its configuration: tokenizer, training stream and held-out sets."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from curriq.data.prefetch import Prefetched
 from curriq.data.sources import NAMED_ROWS, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
-from curriq.data.tokenizer import load_tokenizer, serialised
+from curriq.data.tokenizer import load_tokenizer, log_marks, serialised
 from curriq.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     # The stream names the same rows.
     target = open_source(wanted, data.split_seed, named_rows=0 if wanted.weight > 0 else NAMED_ROWS)
     held_out, contamination = build_held_out(target, tokenizer, data, encoder)
+    if tokenizer.name_or_path:  # not trained here
+        documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
+        log_marks(tokenizer, [document.text for document in documents if document.messages is None])
     readers = _open_readers(config, tokenizer, contamination)
     stream: WindowStream | Prefetched = WindowStream(
         readers,

@@ -346,8 +346,8 @@ def _hub_name(config: SourceConfig) -> tuple[str, str]:
     name, _, subset = config.path.removeprefix("hub:").partition(":")
     if not is_hub_name(name):
         raise CurriqError(
-            f"source {config.name!r}: {name!r} in {config.path!r} is no name of a hub data set, which is NAME "
-            "or OWNER/NAME. The path of local files is given without hub:."
+            f"source {config.name!r}: {name!r} in {config.path!r} is no name of a hub data set, which is "
+            "NAME or OWNER/NAME. The path of local files is given without hub:."
         )
     return name, subset
 

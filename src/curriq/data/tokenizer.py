@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from curriq.config import LMConfig, TokenizerConfig
-from curriq.data.documents import cache_dir, short_hash, write_cached
+from curriq.data.documents import cache_dir, short_hash, shorten, write_cached
 from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
 
@@ -61,6 +61,16 @@ def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
     return tokenizer.eos_token_id
 
 
+def document_marks(tokenizer: "transformers.PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer itself puts before and after a text, such as BOS. EOS, which stands between
+    documents, is the last of those after it even where the tokenizer adds none."""
+    whole, bare = (tokenizer("a", add_special_tokens=own)["input_ids"] for own in (True, False))
+    starts = [i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare]
+    before, after = (whole[: starts[0]], whole[starts[0] + len(bare) :]) if starts else ([], [])
+    eos = eos_id(tokenizer)
+    return before, after if after[-1:] == [eos] else [*after, eos]
+
+
 def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
     """Token ids of each text, whole and without special tokens. A special token's name inside a text is
     ordinary text, so no document can contain EOS."""
@@ -78,6 +88,25 @@ def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) 
 def serialised(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
     """Content of a `tokenizer.json` that the library tokenizers opens; empty for a slow tokenizer."""
     return tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+
+
+def log_marks(tokenizer: "transformers.PreTrainedTokenizerBase", texts: Iterable[str]) -> None:
+    """Log what documents begin and end with, and warn where the tokenizer itself cuts one of the texts into
+    other tokens than `encode` does. Texts with the name of a special token, which is text here, do not count.
+    """
+    before, after = document_marks(tokenizer)
+    names = [tokenizer.convert_ids_to_tokens(ids) for ids in (before, after)]
+    _log.info(f"documents begin with {names[0] or 'their text'} and end with {names[1]}.")
+    special = tokenizer.all_special_tokens
+    plain = [text for text in texts if not any(name in text for name in special)]
+    for text, ids in zip(plain, encode(tokenizer, plain), strict=True):
+        own = tokenizer(text, verbose=False, truncation=False)["input_ids"]
+        if [*before, *ids, *after][: len(own)] != own:
+            _log.warning(
+                f"the tokenizer {tokenizer.name_or_path!r} itself cuts {shorten(text)} into "
+                f"{shorten(own)}; the run trains on {shorten([*before, *ids, *after])}."
+            )
+            return
 
 
 def ordinary_ids(tokenizer: "transformers.PreTrainedTokenizerBase") -> Int[np.ndarray, "V"]:

@@ -58,14 +58,7 @@ def load_language_model(
     else:
         network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
         _stop_at(network, tokenizer.eos_token_id)
-    embeddings = network.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding), type(embeddings)
-    require(
-        entries <= embeddings.num_embeddings,
-        f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has "
-        f"{embeddings.num_embeddings} embeddings. Use the model's own tokenizer (--tokenizer auto) or "
-        "train from scratch.",
-    )
+    _fit_vocabulary(network, entries, config, seed)
     _fuse_activations(network)
     if config.gradient_checkpointing:
         with _refusal(config.model, "has no gradient checkpointing; leave --gradient-checkpointing out"):
@@ -143,6 +136,27 @@ def _pretrained(config: LMConfig, window: int, revision: str | None) -> "PreTrai
             f"model, or train from scratch with random:{config.model}."
         )
     return network
+
+
+def _fit_vocabulary(network: "PreTrainedModel", entries: int, config: LMConfig, seed: int) -> None:
+    """Check that the tokenizer has no more entries than the model; on request, give it new ones."""
+    embeddings = network.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), type(embeddings)
+    if entries <= (known := embeddings.num_embeddings):
+        return
+    require(
+        config.resize_embeddings and not config.lora_rank,
+        f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has {known} "
+        "embeddings. Use the model's own tokenizer (--tokenizer auto); or add embeddings for the others, "
+        "which begin near the mean of the old ones, with --resize-embeddings (not with --lora-rank, which "
+        "would not train them); or train from scratch.",
+    )
+    with _refusal(config.model, "cannot take more embeddings"), _seeded(seed, "embeddings"):
+        network.resize_token_embeddings(entries)
+    logger.warning(
+        f"--resize-embeddings: {entries - known} new embeddings, for the tokens {known} to {entries - 1} "
+        "that the model has never seen."
+    )
 
 
 def _add_adapters(network: "PreTrainedModel", config: LMConfig, seed: int, saved: Path | None) -> Any:

@@ -12,6 +12,7 @@ import torch
 from curriq import parallel
 from curriq.config import RunConfig, differences, flag, load_run_config, require
 from curriq.data import Corpus, check_fingerprint, locate, open_corpus, pin_revision
+from curriq.lm.contract import log_own_loss
 from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.rng import Generators
 from curriq.select.base import Context
@@ -126,6 +127,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     saved = None if checkpoint is None else checkpoint.lm
     seed, window = config.train.seed, config.data.window
     lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
+    if checkpoint is None:
+        log_own_loss(lm, corpus.held_out.validation.take(slice(2)))
     context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
     session = build_session(config, context, own.method, own.probes)
     if checkpoint is not None:
