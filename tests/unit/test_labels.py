@@ -337,7 +337,7 @@ def half_labelled_stream(tokenizer) -> WindowStream:
         ]
         reader = SourceReader(MemorySource(f"s{position}", texts, 0), "none", tokenizer, T, 0, position)
         if position == 0:
-            reader._packer = EvenTokens(f"s{position}", T, EOS, position)
+            reader._packer = EvenTokens(f"s{position}", T, ((), (EOS,)), position)
         readers[position] = reader
     return WindowStream(readers, [1, 1], 8, torch.Generator().manual_seed(0), {})
 

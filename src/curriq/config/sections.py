@@ -186,7 +186,7 @@ class LMConfig(Section):
     gradient_checkpointing: bool = False
     """Save memory by recomputing activations in the backward pass."""
     resize_embeddings: bool = False
-    """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, that is an error."""
+    """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, it is refused."""
     device: str = "auto"
     """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
     lora_rank: CountOrZero = 0

@@ -105,8 +105,8 @@ class Packer(Saved):
     padded and a window may hold the end of one document and the beginning of the next.
 
     Args:
-        marks: tokens before and after a text, the last one EOS; conversations have those of their template
-            and EOS.
+        marks: tokens before and after a text, the last one EOS, see `document_marks`; conversations have
+            those of their template, and EOS.
     """
 
     SAVED = ("_tokens", "_difficulty", "_learnt", "_document")
@@ -133,7 +133,9 @@ class Packer(Saved):
         is its 63-bit identity."""
         if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
-        before, after = self.marks if learnt is None else ((), self.marks[1][-1:])
+        before, after = self.marks
+        if learnt is not None:
+            before, after = (), (after or before)[-1:]
         ended = np.concatenate([np.asarray(part, np.int32) for part in (before, tokens, after)])
         mask = np.ones(len(ended), bool) if learnt is None else np.append(learnt, False)
         self._tokens = np.concatenate([self._tokens, ended])

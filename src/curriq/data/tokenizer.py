@@ -62,13 +62,14 @@ def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
 
 
 def document_marks(tokenizer: "transformers.PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer itself puts before and after a text, such as BOS. EOS, which stands between
-    documents, is the last of those after it even where the tokenizer adds none."""
+    """Ids before and after a document: what the tokenizer itself adds to a text, such as BOS, and EOS at the
+    end even where the tokenizer adds none. Where BOS is EOS, the next document's one ends this one."""
     whole, bare = (tokenizer("a", add_special_tokens=own)["input_ids"] for own in (True, False))
     starts = [i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare]
     before, after = (whole[: starts[0]], whole[starts[0] + len(bare) :]) if starts else ([], [])
     eos = eos_id(tokenizer)
-    return before, after if after[-1:] == [eos] else [*after, eos]
+    after = after if after[-1:] == [eos] else [*after, eos]
+    return before, [] if before == after else after
 
 
 def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
@@ -96,7 +97,7 @@ def log_marks(tokenizer: "transformers.PreTrainedTokenizerBase", texts: Iterable
     """
     before, after = document_marks(tokenizer)
     names = [tokenizer.convert_ids_to_tokens(ids) for ids in (before, after)]
-    _log.info(f"documents begin with {names[0] or 'their text'} and end with {names[1]}.")
+    _log.info(f"documents begin with {names[0] or 'their text'} and end with {names[1] or 'the next one'}.")
     special = tokenizer.all_special_tokens
     plain = [text for text in texts if not any(name in text for name in special)]
     for text, ids in zip(plain, encode(tokenizer, plain), strict=True):

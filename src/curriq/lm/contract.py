@@ -84,6 +84,6 @@ def log_own_loss(lm: "LanguageModel", windows: Windows) -> None:
     parts = [f"{key} = {float(value):.4g}" for key, value in others.items()]
     logger.warning(
         f"the model's own loss on {len(windows)} windows is {own:.4f}, that of curriq {ours:.4f} nats per "
-        "token: curriq trains on the cross-entropy of the next token alone, and leaves out what the model adds "
-        f"({', '.join(parts) or 'its outputs do not say what'})."
+        "token: curriq trains on the cross-entropy of the next token alone and leaves out what the model "
+        f"adds ({', '.join(parts) or 'its outputs do not say what'})."
     )
