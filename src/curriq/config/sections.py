@@ -117,8 +117,8 @@ class DataConfig(Section):
     test_set_size: Count = 128
     """Windows of the test set."""
     near_duplicate_threshold: Fraction = 0.6
-    """Jaccard similarity of word 5-shingles from which two documents stay on one side of the held-out split;
-    1 compares exact copies only."""
+    """Jaccard similarity of shingles (5 words; 4 or 5 characters of scripts without spaces) from which two
+    documents stay on one side of the held-out split; 1 compares exact copies only."""
     topic_coherent: bool = False
     """Draw the held-out windows from one topic: by embedding similarity to a random anchor window."""
     topic_pool_size: Count = 4096
