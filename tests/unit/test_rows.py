@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -419,3 +420,36 @@ class TestSkipping:
     def test_nothing_left_is_an_error(self) -> None:
         with pytest.raises(CurriqError, match="every text is empty, and 1 rows were skipped"):
             read(b'{"text": 1}\n', ".jsonl", on_bad_row="skip")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "x"]), values, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("extension", [".json", ".jsonl"])
+@CHECKED
+@given(
+    rows=st.lists(st.fixed_dictionaries({}, optional={"text": VALUES, "n": VALUES}), min_size=1, max_size=4)
+)
+def test_any_value_is_a_text_a_conversation_or_refused(extension: str, rows: list[dict[str, Any]]) -> None:
+    """Rows with a text as text, and a number or nothing as difficulty, are read; conversations may be."""
+    content = write_lines(rows) if extension == ".jsonl" else write_array(rows)
+    good = [row["text"] for row in rows if isinstance(row.get("text"), str) and is_difficulty(row)]
+    with contextlib.suppress(CurriqError):  # where nothing is left
+        found = read(content, extension, on_bad_row="skip", difficulty_field="n")
+        others = iter(found)
+        assert all(text in others for text in documents(good)), "in their order, among conversations"
+
+
+def is_difficulty(row: dict[str, Any]) -> bool:
+    value = row.get("n", True)
+    try:
+        return value in (None, "") or (not isinstance(value, bool) and not math.isinf(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return False
