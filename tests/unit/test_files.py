@@ -88,7 +88,11 @@ class TestSavedDataSets:
         other.write_bytes((tmp_path / "data-00000-of-00002.arrow").read_bytes())
         assert texts(tmp_path) == ["a", "b", "c"]
         assert skipped(tmp_path)["not in the list of state.json"] == [other.name]
-        (tmp_path / "data-00001-of-00002.arrow").unlink()
+        for i in range(2):
+            (tmp_path / f"data-0000{i}-of-00002.arrow").rename(tmp_path / f"{i}")
+        with pytest.raises(CurriqError, match=r"data-00000-of-00002\.arrow is missing"):
+            texts(tmp_path)
+        (tmp_path / "0").rename(tmp_path / "data-00000-of-00002.arrow")
         with pytest.raises(CurriqError, match=r"data-00001-of-00002\.arrow is missing"):
             texts(tmp_path)
 

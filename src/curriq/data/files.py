@@ -174,14 +174,15 @@ def _in_folder(folder: Path, split: str, where: str) -> tuple[list[Path], Skippe
             skipped["not in the list of state.json"].append(file)
         else:
             inside.append(file)
-    listed = {at / name for at in {file.parent for file in inside} for name in saved(at)}
+    lists = [file.parent for file in skipped["about the data"] if file.name == "state.json"]
+    listed = {at / name for at in lists for name in saved(at)}
     inside = _of_split(folder, sorted({*inside, *listed}), split, skipped, where)
     found, again = _read_once(inside)
-    skipped |= again
+    skipped = {reason: files for reason, files in (skipped | again).items() if files}
     if skipped and not found:
         seen = "; ".join(f"{_listed(paths)}: {reason}" for reason, paths in skipped.items())
         raise CurriqError(f"{where} holds no file of a known format. {_KNOWN} Skipped: {seen}.")
-    return found, dict(skipped)
+    return found, skipped
 
 
 def _glob(pattern: Path, where: str) -> list[Path]:

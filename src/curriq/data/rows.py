@@ -96,9 +96,8 @@ def _parse_text(text: str, config: SourceConfig) -> Row:
 
 # CSV
 
-csv.field_size_limit(
-    1 << 30
-)  # of the whole process: by default a text of more than 131,072 characters is refused
+# Of the whole process: by default, a text of more than 131,072 characters is refused.
+csv.field_size_limit(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +219,8 @@ class _JsonText:
             self._read(self.CHUNK)
 
     def value(self) -> Any:
-        """The next value, or a `BadRow` in place of one with bytes that are not UTF-8; JSONDecodeError where
-        there is none."""
+        """The next value, or a `BadRow` in place of one with bytes that are not UTF-8; ValueError where there
+        is none."""
         size = self.CHUNK
         self.next()
         while True:
@@ -229,7 +228,8 @@ class _JsonText:
                 value, end = _decode("raw_decode", self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._ended or not self._may_be_cut(error):
-                    raise
+                    at = max(self._at, error.pos)
+                    raise ValueError(f"{error.msg}: {shorten(self._text[at : at + 60])}") from None
             else:
                 if end < len(self._text) or self._ended:  # a number at the end may go on
                     written, self._at = self._text[self._at : end], end
