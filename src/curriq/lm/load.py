@@ -18,6 +18,7 @@ from torch import nn
 from curriq.config import LMConfig, did_you_mean, missing_extra, refuse_unknown, require
 from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
+from curriq.lm.contract import train_what_text_reaches
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
 
@@ -67,7 +68,9 @@ def load_language_model(
         with _refusal(config.model, f"cannot take --lora-targets {' '.join(config.lora_targets)}"):
             network = _add_adapters(network, config, seed, saved)
     with _refusal(config.model, "cannot be run"):
-        return LanguageModel(network, device, config.precision)
+        lm = LanguageModel(network, device, config.precision)
+        train_what_text_reaches(lm)
+        return lm
 
 
 def check_model_name(config: LMConfig) -> None:

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from curriq.errors import CurriqError
-from curriq.lm.contract import freeze_unreached
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -81,7 +80,6 @@ class LanguageModel:
         if self._has_adapters:  # their dropout is not in the model's configuration
             self.has_dropout |= any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
         self._check_cut()
-        self._freeze_unreached()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -190,13 +188,6 @@ class LanguageModel:
                 f"model {kind!r} is not causal: changing the last token changes the logits before it by "
                 f"{gap:.3g}, so its loss would be that of text it has seen. Use a decoder such as gpt2."
             )
-
-    def _freeze_unreached(self) -> None:
-        self.network.eval()  # gradient checkpointing, which hides the graph, works in training mode alone
-        with torch.enable_grad():
-            tokens = torch.zeros((1, 2), dtype=torch.long, device=self.device)
-            freeze_unreached(self.network, self.head(self.trunk(tokens)))
-        self.network.train()
 
 
 def dropout_settings(config: "PretrainedConfig") -> list[tuple["PretrainedConfig", str]]:
