@@ -234,7 +234,7 @@ class TestReading:
         assert document.text == "user: hi\nassistant: \ntool: bye"
 
     def test_rows_without_content_are_skipped(self, tmp_path: Path, extension: str) -> None:
-        empty = [[], None, [turn("user", " \n")], [turn("user", ""), turn("assistant", "")]]
+        empty = [[], [turn("user", " \n")], [turn("user", ""), turn("assistant", "")]]
         rows = [{"messages": chat} for chat in [*empty, CHAT, *empty]]
         (document,) = read_epoch(opened(write(tmp_path / f"a{extension}", rows)))
         assert document.messages == tuple(CHAT)
@@ -253,7 +253,7 @@ class TestReading:
     )
     def test_other_values_are_refused(self, tmp_path: Path, extension: str, value: Any) -> None:
         source = opened(write(tmp_path / f"a{extension}", [{"id": 1, "messages": value}]))
-        where = "line 1 of .*" if extension == ".jsonl" else "row 1 of "
+        where = "line 1 of .*" if extension == ".jsonl" else "row 1 of .*"
         kind = "dict" if isinstance(value, dict) else "list"
         match = rf"{where}a{extension}: column 'messages' holds .* \({kind}\), neither a text nor a conv"
         with pytest.raises(CurriqError, match=match):

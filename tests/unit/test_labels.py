@@ -285,10 +285,10 @@ EOS = 0
 def test_a_packer_gives_each_token_the_label_of_its_document(learnt, whole, length, data):
     """Against a list of labels cut by hand; and the same when it is resumed between two documents."""
     cut_at = data.draw(st.integers(0, len(learnt)))
-    packer, expected, windows = Packer("chat", length, EOS), [], []
+    packer, expected, windows = Packer("chat", length, ((), (EOS,))), [], []
     for number, (mask, everything) in enumerate(zip(learnt, whole, strict=False)):
         if number == cut_at:
-            state, packer = through_a_file(packer.state_dict()), Packer("chat", length, EOS)
+            state, packer = through_a_file(packer.state_dict()), Packer("chat", length, ((), (EOS,)))
             packer.load_state_dict(state)
         tokens = [number * 100 + i + 1 for i in range(len(mask))]
         windows += packer.add(tokens, learnt=None if everything else mask)
@@ -337,7 +337,7 @@ def half_labelled_stream(tokenizer) -> WindowStream:
         ]
         reader = SourceReader(MemorySource(f"s{position}", texts, 0), "none", tokenizer, T, 0, position)
         if position == 0:
-            reader._packer = EvenTokens(f"s{position}", T, EOS, position)
+            reader._packer = EvenTokens(f"s{position}", T, ((), (EOS,)), position)
         readers[position] = reader
     return WindowStream(readers, [1, 1], 8, torch.Generator().manual_seed(0), {})
 

@@ -80,7 +80,7 @@ class TestRandom:
             ("random:gpt2:n_layer=two", r"cannot be made .*n_layer.*expected int"),
             ("random:gpt2:n_embd=10,n_head=3", r"cannot be made .*divisible by num_heads"),
             ("random:gpt2:activation_function=bogus", r"cannot be made .*bogus"),
-            ("random:gtp2", r"'gtp2' is neither a folder here nor a hub model.*Did you mean random:gpt2\?"),
+            ("random:gtp2", r"no architecture 'gtp2'\. Did you mean random:gpt2\?"),
             ("random:t5", "'random:t5' is of type 't5', which transformers has no causal"),
             ("random:", "''"),
             (f"random:bert:{WIDE}", "does something that curriq does not know"),

@@ -1,6 +1,7 @@
 """Reading in a worker process: the same windows, the same state, and an end that says why."""
 
 import gc
+import gzip
 import json
 import logging
 import os
@@ -246,3 +247,30 @@ def test_a_stream_that_nobody_uses_leaves_no_process():
     del stream
     gc.collect()
     assert not second.is_alive()
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+@pytest.mark.parametrize("extension", [".json", ".csv.gz"])
+def test_skipped_rows_are_counted_through_a_resume(tmp_path, read_ahead, extension):
+    """In the summary, and bit by bit as without the interruption."""
+    texts = [f"Row {i} says " + f"word{i % 9} " * 30 for i in range(300)]
+    if extension == ".json":
+        rows = [{"text": None if i % 50 == 7 else text} for i, text in enumerate(texts)]
+        content = json.dumps(rows).encode()
+    else:
+        lines = [f"{i},{text}" + ",more" * (i % 50 == 7) for i, text in enumerate(texts)]
+        content = gzip.compress("\n".join(["id,text", *lines]).encode())
+    (tmp_path / f"rows{extension}").write_bytes(content)
+    web = SourceConfig(name="web", path=str(tmp_path / f"rows{extension}"), weight=4.0, on_bad_row="skip")
+    config = tiny(sources=(*tiny().data.sources[:1], web), target="prose")
+    own = Own(corpus=lambda config, **_: open_corpus(config, read_ahead=read_ahead))
+    train(config.override(run_dir=str(tmp_path / "whole")))
+    run = prepare(config.override(run_dir=str(tmp_path / "cut")), own=own)
+    run.session.probes.append(InterruptAt(2))
+    assert not run.session.train().finished
+    assert resume(tmp_path / "cut", own=own).finished
+    ours, theirs = Finished(tmp_path / "cut"), Finished(tmp_path / "whole")
+    assert ours.weights == theirs.weights
+    assert ours.summary["test_loss"] == theirs.summary["test_loss"]
+    counts = [finished.summary["skipped_rows"]["web"] for finished in (ours, theirs)]
+    assert counts[0] >= counts[1] >= 1, "what has been read ahead counts, too"

@@ -26,7 +26,6 @@ from curriq.data.documents import (
     MemorySource,
     read_epoch,
 )
-from curriq.data.files import find_undecodable
 from curriq.data.sources import open_source, pin_revision
 from curriq.errors import CurriqError
 
@@ -133,7 +132,7 @@ class TestFormats:
         assert math.isnan(found[1].difficulty)
 
     def test_other_columns_of_jsonl_may_change_their_type(self, tmp_path: Path) -> None:
-        lines = ['{"text": "a", "meta": 1}', "", '{"meta": {"b": [1.5]}, "text": "b"}', '{"text": null}']
+        lines = ['{"text": "a", "meta": 1}', "", '{"meta": {"b": [1.5]}, "text": "b"}', '{"text": ""}']
         assert texts_of(local(write(tmp_path / "a.jsonl", "\n".join(lines)))) == ["a", "b"]
 
     def test_other_columns_of_csv_may_change_their_type(self, tmp_path: Path) -> None:
@@ -309,25 +308,17 @@ class TestMistakes:
             text_field="level",
         )
 
-    @pytest.mark.parametrize("extension", [".txt", ".jsonl", ".csv"])
+    @pytest.mark.parametrize("extension", [".txt", ".jsonl", ".json", ".csv"])
     @pytest.mark.parametrize("compression", PACK)
     def test_not_utf8(self, tmp_path: Path, extension: str, compression: str) -> None:
         content = FORMATS[extension]()
         cut = content.index(b"document 5") + 4
         damaged = content[:cut] + b"\xe9" + content[cut:]
         write(tmp_path / f"1{extension}", content)
-        write(tmp_path / f"2{extension}{compression}", PACK[compression](damaged))
-        self.fails(rf"2{extension}{compression} is not UTF-8: byte 0xe9 at offset {cut} .*iconv", tmp_path)
-
-    @pytest.mark.parametrize("offset", [0, 5, (1 << 20) - 2, (1 << 20) - 1, 1 << 20, (1 << 20) + 3])
-    def test_undecodable_byte_is_found_across_chunks(self, tmp_path: Path, offset: int) -> None:
-        good = write(tmp_path / "good.txt", "ü" * (1 << 19) + "€" * 9)
-        content = b"x" * offset + b"\xc3(" + b"y" * 10  # the first byte of a pair without its second one
-        bad = write(tmp_path / "bad.txt", content)
-        assert find_undecodable([good]) is None
-        assert find_undecodable([good, bad]) == (bad, offset, 0xC3)
-        write(bad, b"x" * offset + b"\xe2\x82")  # ends in the middle of a character
-        assert find_undecodable([bad]) == (bad, offset, 0xE2)
+        path = write(tmp_path / f"2{extension}{compression}", PACK[compression](damaged))
+        self.fails(rf" 6 of {path}: byte 0xe9 is not UTF-8\. Convert .*iconv", tmp_path)
+        skipping = local(tmp_path, on_bad_row="skip")
+        assert texts_of(skipping) == TEXTS + TEXTS[:5] + TEXTS[6:]
 
     @pytest.mark.parametrize("content", ["", " \n\n \n", "\n"])
     @pytest.mark.parametrize("extension", [".txt", ".jsonl"])
@@ -340,7 +331,7 @@ class TestMistakes:
     def test_broken_json_line(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", jsonl_bytes() + b'{"text": oops\n')
         self.fails(r"no valid JSON.*oops.*one object", path)
-        self.fails(r"the line is \[1\], not an object", write(tmp_path / "b.jsonl", "[1]\n"))
+        self.fails(r"\[1\] is not an object", write(tmp_path / "b.jsonl", "[1]\n"))
 
     @pytest.mark.parametrize("compression", PACK)
     @pytest.mark.parametrize("bad", ["oops", "[1]", '{"text": 5}', '{"body": "b"}'])
@@ -348,9 +339,9 @@ class TestMistakes:
         self, tmp_path: Path, bad: str, compression: str
     ) -> None:
         write(tmp_path / "1.jsonl", '{"text": "a"}\n\n{"text": "b"}')  # three lines, no break at the end
-        content = f'{{"text": "c"}}\n{{"text": null}}\n\n{bad}\n{{"text": "d"}}\n'
+        content = f'{{"text": "c"}}\n{{"text": ""}}\n\n{bad}\n{{"text": "d"}}\n'
         path = write(tmp_path / f"2.jsonl{compression}", PACK[compression](content.encode()))
-        self.fails(rf"source 'mine' \({tmp_path}\), line 4 of {path}: ", tmp_path)
+        self.fails(rf"source 'mine', line 4 of {path}: ", tmp_path)
 
     @pytest.mark.parametrize("extension", [".csv", ".json", ".parquet"])
     def test_bad_row_is_named_by_its_number(self, tmp_path: Path, extension: str) -> None:
@@ -364,7 +355,7 @@ class TestMistakes:
             write(path, json.dumps(table.to_pylist()))
         else:
             write(path, "text,n\na,1\n,\nb,x\n")
-        self.fails(rf"row 3 of a\{extension}: column 'n' holds 'x'", path, difficulty_field="n")
+        self.fails(rf"row 3 of .*a\{extension}: column 'n' holds 'x'", path, difficulty_field="n")
         source = local(path, difficulty_field="n")
         source.next_document()
         resumed = local(path, difficulty_field="n")
@@ -376,10 +367,10 @@ class TestMistakes:
     def test_damaged_archive(self, tmp_path: Path, extension: str) -> None:
         packed = gzip.compress(FORMATS[extension]() * 50)
         path = write(tmp_path / f"a{extension}.gz", packed[: len(packed) // 2])
-        self.fails(r"cannot be read as .*Check that the files are complete", path)
+        self.fails(r"cannot be read as .*Truncated compressed stream.*Check that the file is complete", path)
 
     def test_file_that_is_not_what_its_name_says(self, tmp_path: Path) -> None:
-        self.fails("cannot be read as parquet", write(tmp_path / "a.parquet", jsonl_bytes()))
+        self.fails("cannot be read as Parquet", write(tmp_path / "a.parquet", jsonl_bytes()))
 
 
 class TestHub:

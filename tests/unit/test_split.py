@@ -66,11 +66,11 @@ def data_config(**changes):
 
 
 def jaccard(left, right):
-    """By definition, over sets of word 5-tuples."""
+    """By definition, over sets of word 5-tuples; a shorter text is one tuple."""
     grams = []
     for text in (left, right):
         words = re.findall(r"\w+", text.lower())
-        grams.append({tuple(words[i : i + 5]) for i in range(len(words) - 4)})
+        grams.append({tuple(words[i : i + 5]) for i in range(max(len(words) - 4, min(len(words), 1)))})
     union = grams[0] | grams[1]
     return len(grams[0] & grams[1]) / len(union) if union else 0.0
 
@@ -82,9 +82,11 @@ def test_shingles_ignore_case_and_punctuation_but_not_order():
     text = "One two, three four five six."
     np.testing.assert_array_equal(shingles(text), shingles("one TWO three; four five -- six"))
     assert len(shingles(text)) == 2
+    np.testing.assert_array_equal(shingles("only four words here"), shingles("Only four, words here!"))
     assert not np.intersect1d(shingles(text), shingles("six five four three two one")).size
-    assert len(shingles("only four words here")) == 0
-    assert len(shingles("a b c d e " * 20)) == 5, "repeated shingles count once"
+    assert len(shingles("only four words here")) == 1, "a short text is one shingle"
+    assert not np.intersect1d(shingles("only four words here"), shingles("only four words there")).size
+    assert len(shingles(" .,;")) == 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -102,7 +104,101 @@ def test_index_finds_exactly_the_pairs_that_brute_force_finds(texts, query, thre
         index.compact()
     found = index.matches(shingles(" ".join(query)))
     similarities = [jaccard(" ".join(words), " ".join(query)) for words in texts]
-    assert found.tolist() == [i for i, similarity in enumerate(similarities) if similarity >= threshold]
+    expected = [i for i, similarity in enumerate(similarities) if similarity >= threshold]
+    assert found.tolist() == expected, "texts of fewer shingles than count as contained"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(12, 40),
+    st.lists(st.integers(0, 200), max_size=3),
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.sampled_from([0.3, 0.6, 0.9]),
+)
+def test_index_finds_a_copy_inside_a_longer_text(length, edited, before, after, threshold):
+    """Against the rule: 2t/(1 + t) of the shingles of a passage, whose words nothing else has."""
+    passage = [f"p{i}" for i in range(length + 4)]
+    copy = list(passage)
+    for place in edited:
+        copy[place % len(copy)] = "edited"
+    text = [*(f"b{i}" for i in range(before)), *copy, *(f"a{i}" for i in range(after))]
+    intact = sum(copy[i : i + 5] == passage[i : i + 5] for i in range(length))
+    similarity = intact / (length + max(1, len(text) - 4) - intact)
+    index = NearDuplicateIndex(threshold)
+    index.add(shingles(" ".join(passage)))
+    expected = intact >= 2 * threshold / (1 + threshold) * length or similarity >= threshold
+    assert (len(index.matches(shingles(" ".join(text)))) == 1) == expected
+
+
+def test_scattered_shingles_are_no_copy():
+    passage = [f"w{i}" for i in range(60)]
+    index = NearDuplicateIndex(0.6)
+    index.add(shingles(" ".join(passage)))
+    filler = [f"x{i}" for i in range(200)]
+    scattered = [word for i in range(0, 60, 6) for word in (*passage[i : i + 10], *filler)]
+    assert np.isin(shingles(" ".join(passage)), shingles(" ".join(scattered))).mean() > 0.9
+    assert len(index.matches(shingles(" ".join(scattered)))) == 0
+    assert len(index.matches(shingles(" ".join([*scattered, *passage])))) == 1
+
+
+LANGUAGES = {
+    "English": "All human beings are born free and equal in dignity and rights. They are endowed with reason "
+    "and conscience and should act towards one another in a spirit of brotherhood, and everyone is entitled "
+    "to all the rights and freedoms set forth here, without distinction of any kind, such as race or colour.",
+    "Chinese": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。"
+    "人人有资格享有本宣言所载的一切权利和自由。",
+    "Japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。"
+    "人間は、理性と良心とを授けられており、互いに同胞の精神をもって行動しなければならない。",
+    "Korean": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. "
+    "인간은 천부적으로 이성과 양심을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다.",
+    "Thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ "
+    "ต่างมีเหตุผลและมโนธรรม และควรปฏิบัติต่อกันด้วยเจตนารมณ์แห่งภราดรภาพ",
+    "Lao": "ມະນຸດເກີດມາມີສິດເສລີພາບ ແລະ ສະເໝີໜ້າກັນໃນທາງກຽດຕິສັກ ແລະ ທາງສິດດ້ວຍມະນຸດມີສະຕິສຳປັດຊັນຍະ ແລະຕ້ອງປະພຶດຕໍ່ກັນໃນທາງພີ່ນ້ອງ",
+    "Khmer": "មនុស្សទាំងអស់កើតមកមានសេរីភាពនិងសមភាពក្នុងផ្នែកសេចក្ដីថ្លៃថ្នូរនិងសិទ្ធិ មនុស្សមានវិចារណញ្ញាណនិងសតិសម្បជញ្ញៈជាប់ពីកំណើត",
+    "Burmese": "လူတိုင်းသည် တူညီ လွတ်လပ်သော ဂုဏ်သိက္ခာဖြင့် လည်းကောင်း၊ တူညီလွတ်လပ်သော အခွင့်အရေးများဖြင့် လည်းကောင်း၊ မွေးဖွားလာသူများ ဖြစ်သည်",
+    "mixed": "The model GPT は人間の言語を学習する機械であり、Python で書かれたプログラムから "
+    "free software として誰でも利用することができる。",
+}
+"""Article 1 of the Universal Declaration of Human Rights, mostly."""
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+class TestLanguages:
+    def edited(self, text: str, rng: np.random.Generator) -> str:
+        """The text with two other characters, as far from each other as they happen to be."""
+        characters = list(text)
+        for place in rng.choice(len(text), 2, replace=False):
+            characters[place] = "Ω"
+        return "".join(characters)
+
+    def test_copies_with_two_other_characters_are_found(self, language: str) -> None:
+        text, rng = LANGUAGES[language], np.random.default_rng(0)
+        index = NearDuplicateIndex(0.6)
+        index.add(shingles(text))
+        around = " ".join(other for name, other in LANGUAGES.items() if name != language) * 3
+        for _ in range(100):
+            copy = self.edited(text, rng)
+            assert len(index.matches(shingles(copy))) == 1
+            assert len(index.matches(shingles(f"{around} {copy} {around}"))) == 1
+
+    def test_other_texts_are_not(self, language: str) -> None:
+        index = NearDuplicateIndex(0.6)
+        index.add(shingles(LANGUAGES[language]))
+        others = [other for name, other in LANGUAGES.items() if name != language]
+        assert not any(len(index.matches(shingles(other))) for other in others)
+        # The same characters in another order, as texts of one language have them.
+        text = LANGUAGES[language]
+        units = text.split(" ") if language == "English" else list(text)
+        shuffled = ["".join(np.random.default_rng(i).permutation(units)) for i in range(20)]
+        assert not any(len(index.matches(shingles(other))) for other in shuffled)
+
+
+def test_words_beside_characters_keep_their_shingles():
+    english = "one two three four five six seven"
+    both = shingles(f"人人生而自由 {english}")
+    assert np.isin(shingles(english), both).all()
+    assert np.isin(shingles("人人生而自由"), both).all()
 
 
 # the rule

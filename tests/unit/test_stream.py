@@ -55,7 +55,7 @@ def brute_force(texts, length):
 @settings(deadline=None)
 @given(some_documents, st.integers(2, 17))
 def test_packing_is_concatenation_with_eos_cut_every_t_tokens(texts, length):
-    packer = Packer("web", length, EOS)
+    packer = Packer("web", length, ((), (EOS,)))
     windows = [window for tokens, label in texts for window in packer.add(tokens, label)]
     expected = brute_force(texts, length)
     assert [w.tokens.tolist() for w in windows] == [[token for token, _ in e] for e in expected]
@@ -69,7 +69,7 @@ def test_packing_is_concatenation_with_eos_cut_every_t_tokens(texts, length):
 @given(some_documents, st.integers(2, 17))
 def test_a_window_has_the_identity_of_the_document_that_it_begins_in(texts, length):
     """Also where it begins with that document's EOS token."""
-    packer = Packer("web", length, EOS)
+    packer = Packer("web", length, ((), (EOS,)))
     numbers = [2**63 - 1 - i for i in range(len(texts))]
     windows = [
         w
@@ -86,7 +86,7 @@ def test_a_window_has_the_identity_of_the_document_that_it_begins_in(texts, leng
 @given(some_documents, st.integers(2, 17), st.data())
 def test_a_packer_resumes_anywhere(texts, length, data):
     cut = data.draw(st.integers(0, len(texts)))
-    whole, first, second = (Packer("web", length, EOS) for _ in range(3))
+    whole, first, second = (Packer("web", length, ((), (EOS,))) for _ in range(3))
     numbered = [(tokens, label, None, number) for number, (tokens, label) in enumerate(texts)]
     uninterrupted = [w for document in numbered for w in whole.add(*document)]
     before = [w for document in numbered[:cut] for w in first.add(*document)]
@@ -118,7 +118,7 @@ def test_ids_of_many_windows_are_distinct_and_fit_int64():
 @given(st.lists(some_masks, max_size=12), st.integers(2, 9))
 def test_what_is_not_learnt_has_no_label(masks, length):
     """The EOS token of a document with a mask is not learnt; where all is learnt there are no labels."""
-    packer, learnt = Packer("chat", length, EOS), []
+    packer, learnt = Packer("chat", length, ((), (EOS,))), []
     windows = []
     for number, mask in enumerate(masks):
         windows += packer.add([number + 1] * len(mask), learnt=None if number % 3 == 0 else mask)
@@ -135,7 +135,7 @@ def test_what_is_not_learnt_has_no_label(masks, length):
 
 
 def test_rows_survive_a_checkpoint(tmp_path):
-    packer = Packer("web", 4, EOS, position=2)
+    packer = Packer("web", 4, ((), (EOS,)), position=2)
     rows = packer.add(range(1, 20), 2.5, document=2**62 + 3) + packer.add(range(1, 20))
     rows += packer.add(range(1, 10), learnt=[True, False, True] * 3)
     assert len({row.labels is None for row in rows}) == 2
@@ -151,7 +151,7 @@ def test_rows_survive_a_checkpoint(tmp_path):
 
 
 def test_no_rows_survive_a_checkpoint():
-    restored = Rows(Packer("web", 4, EOS).add(range(4)))
+    restored = Rows(Packer("web", 4, ((), (EOS,))).add(range(4)))
     restored.load_state_dict(Rows().state_dict())
     assert not restored
 

@@ -257,7 +257,11 @@ class TestLoading:
     def test_folder_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").write_text("")
-        for name in ("missing", "empty", "file"):
+        with pytest.raises(
+            CurriqError, match=r"--tokenizer '.*missing' is a path, and there is no such folder"
+        ):
+            self.load(str(tmp_path / "missing"))
+        for name in ("empty", "file"):
             with pytest.raises(CurriqError, match=rf"from the folder '.*{name}' .*tokenizer\.json.* train"):
                 self.load(str(tmp_path / name))
 

@@ -46,17 +46,20 @@ class SourceConfig:
     name: str
     """Name in logs and reports."""
     path: str
-    """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet, also
-    .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment variable,
-    `${NAME:-DEFAULT}` for one with a default."""
+    """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet
+    .arrow, also .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment
+    variable, `${NAME:-DEFAULT}` for one with a default."""
     weight: float = 1.0
     """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
     text_field: str = "text"
     """Column of the text, or of the messages of a chat."""
     difficulty_field: str = ""
     """Column of a numeric difficulty label (higher is harder); empty for none."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a row without a string as text, or with too few or too many fields, does: end the run, or be left
+    out and counted."""
     hub_split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, or of a folder that holds several."""
     hub_revision: str = ""
     """Revision (branch, tag, commit) of a hub data set; empty pins the newest in the run's config.toml."""
     documents: Literal["file", "paragraph", "line"] = "paragraph"
@@ -114,8 +117,8 @@ class DataConfig(Section):
     test_set_size: Count = 128
     """Windows of the test set."""
     near_duplicate_threshold: Fraction = 0.6
-    """Jaccard similarity of word 5-shingles from which two documents stay on one side of the held-out split;
-    1 compares exact copies only."""
+    """Jaccard similarity of shingles (5 words; 4 or 5 characters of scripts without spaces) from which two
+    documents stay on one side of the held-out split; 1 compares exact copies only."""
     topic_coherent: bool = False
     """Draw the held-out windows from one topic: by embedding similarity to a random anchor window."""
     topic_pool_size: Count = 4096
@@ -183,6 +186,8 @@ class LMConfig(Section):
     """bf16 runs the forward and backward pass in bfloat16 autocast; weights stay float32."""
     gradient_checkpointing: bool = False
     """Save memory by recomputing activations in the backward pass."""
+    resize_embeddings: bool = False
+    """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, it is refused."""
     device: str = "auto"
     """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
     lora_rank: CountOrZero = 0

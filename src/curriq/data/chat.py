@@ -28,9 +28,9 @@ def read_conversation(value: Any) -> tuple[Message, ...] | None:
     list of objects with a string as `role` and, where there is one, as `content`."""
     if not isinstance(value, list):
         return None
-    try:  # `datasets` gives the objects of a .json file as JSON when their keys differ
+    try:  # `datasets` gives objects whose keys differ as JSON
         messages = [json.loads(item) if isinstance(item, str) else item for item in value]
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     for item in messages:
         if not isinstance(item, dict) or {type(item.get("role")), type(item.get("content") or "")} != {str}:

@@ -1,10 +1,11 @@
 """The split by document hash, and the filter that keeps held-out text out of the stream.
 
 A document's side follows from its key and the split's seed alone, so every arm with one split shares the
-held-out sets, whatever its training seed. Near-duplicates of their documents are found exactly, by the
-Jaccard similarity of word 5-shingles over an inverted index: each shingle's hash, sorted, with its document's
-number. For so few documents that is cheaper than MinHash with locality-sensitive hashing (Broder 1997; Lee et
-al. 2022, "Deduplicating Training Data Makes Language Models Better") and misses no pair.
+held-out sets, whatever its training seed. Near-duplicates of their documents, and longer documents that
+contain one, are found exactly, by the shingles that they share, over an inverted index: each shingle's hash,
+sorted, with its document's number. For so few documents that is cheaper than MinHash with locality-sensitive
+hashing (Broder 1997, who defines resemblance and containment; Lee et al. 2022, "Deduplicating Training Data
+Makes Language Models Better") and misses no pair.
 """
 
 import hashlib
@@ -26,44 +27,90 @@ _SALT = b"curriq-split-1"
 
 SHINGLE_WORDS = 5
 """Words per shingle, as in Lee et al. 2022."""
+SHINGLE_CHARACTERS = 4
+"""Characters per shingle of Chinese, Japanese and Korean, whose words are of one to three."""
+SHINGLE_LETTERS = 5
+"""Characters per shingle of Thai, Lao, Khmer and Burmese, which write letters without spaces."""
+LEAST_CONTAINED = 12
+"""Shingles from which a text counts as contained in a longer one: shorter ones are phrases that many use."""
 
+_CHARACTERS = (
+    "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+)
+_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+_UNSPACED = re.compile(f"[{_CHARACTERS}{_LETTERS}]")
+_UNIT = re.compile(rf"[{_CHARACTERS}{_LETTERS}]|[^\W{_CHARACTERS}{_LETTERS}]+")
+"""A word, or one character of a script without spaces."""
+_CHARACTER = re.compile(f"[{_CHARACTERS}]")
 _WORD = re.compile(r"\w+")
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
     np.uint64,
 )
-"""Odd, so that each product is a bijection of the word's hash modulo 2⁶⁴ and word order counts."""
+"""Odd, so that each product is a bijection of the unit's hash modulo 2⁶⁴ and order counts."""
+
+Shingles = UInt64[np.ndarray, "k"]
 
 
-def shingles(text: str) -> UInt64[np.ndarray, "k"]:
-    """Sorted distinct 64-bit hashes of the text's word 5-grams, without case and punctuation; empty for a
-    text of fewer than five words, whose copies the document key finds."""
-    words = _WORD.findall(text.lower())
-    count = len(words) - SHINGLE_WORDS + 1
-    if count < 1:
-        return np.empty(0, np.uint64)
+def shingles(text: str) -> Shingles:
+    """64-bit hashes of the text's shingles in their order, without case and punctuation.
+
+    A shingle has 5 words or, where it begins in a script that is shingled by characters, as many of these. A
+    shorter text is one shingle.
+    """
+    text = text.lower()
+    has_characters = _UNSPACED.search(text) is not None
+    units = (_UNIT if has_characters else _WORD).findall(text)
     # Python's salted hash will do: hashes are compared within one process and never stored.
-    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-    total = np.zeros(count, np.uint64)
-    for offset, multiplier in enumerate(_MULTIPLIERS):
-        total += hashes[offset : offset + count] * multiplier
-    return np.unique(total)
+    hashes = np.fromiter(map(hash, units), np.int64, len(units)).view(np.uint64)
+    if not has_characters:
+        return _grams(hashes, min(len(units), SHINGLE_WORDS))
+    lengths = np.fromiter(map(_shingle_length, units), np.int64, len(units))
+    whole = np.arange(len(units)) + lengths <= len(units)
+    if not whole.any():
+        return _grams(hashes, len(units))
+    total = np.empty(len(units), np.uint64)
+    for length in np.unique(lengths[whole]).tolist():
+        of_length = whole & (lengths == length)
+        total[of_length] = _grams(hashes, length)[of_length[: len(units) - length + 1]]
+    return total[whole]
+
+
+def _shingle_length(unit: str) -> int:
+    if _UNSPACED.match(unit) is None:
+        return SHINGLE_WORDS
+    return SHINGLE_LETTERS if _CHARACTER.match(unit) is None else SHINGLE_CHARACTERS
+
+
+def _grams(hashes: UInt64[np.ndarray, "m"], length: int) -> Shingles:
+    """Hashes of all sequences of so many units; none of no unit."""
+    total = np.zeros(len(hashes) - length + 1 if length else 0, np.uint64)
+    for offset, multiplier in enumerate(_MULTIPLIERS[:length]):
+        total += hashes[offset : offset + len(total)] * multiplier
+    return total
 
 
 class NearDuplicateIndex:
-    """The indexed documents whose Jaccard similarity to a text is at least `threshold`, in (0, 1]; 1 finds
-    equal sets of shingles."""
+    """The indexed documents that a text is near to, or of which it contains a copy.
+
+    Near are those whose Jaccard similarity of shingles is at least `threshold` t, in (0, 1]. Contained are
+    those of whose shingles 2t/(1 + t) lie together in the text, in a stretch of twice their length: what two
+    texts of equal length share at a similarity of t.
+    """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
+        self._documents: list[Shingles] = []  # distinct and sorted
         self._sizes: list[int] = []
         self._segments: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, document: UInt64[np.ndarray, "k"]) -> int:
+    def add(self, document: Shingles) -> int:
         """Index one document's shingles; returns its number, counted from 0."""
-        number = len(self._sizes)
-        self._sizes.append(len(document))
-        self._segments.append((document, np.full(len(document), number, np.int32)))
+        number, distinct = len(self._sizes), np.unique(document)
+        self._documents.append(distinct)
+        self._sizes.append(len(distinct))
+        self._segments.append((distinct, np.full(len(distinct), number, np.int32)))
         # Merging while the last two are of similar size costs O(n log² n) and leaves O(log n) segments.
         while len(self._segments) > 1 and len(self._segments[-2][0]) <= 2 * len(self._segments[-1][0]):
             self._merge_last_two()
@@ -74,26 +121,44 @@ class NearDuplicateIndex:
         while len(self._segments) > 1:
             self._merge_last_two()
 
-    def matches(self, document: UInt64[np.ndarray, "k"]) -> Int[np.ndarray, "m"]:
-        """Numbers of the near-duplicates of a document, ascending."""
-        found = np.zeros(len(document), bool)
-        ranges = []
-        for hashes, owners in self._segments:
-            low, high = (np.searchsorted(hashes, document, side) for side in ("left", "right"))
-            found |= high > low
-            ranges.append((owners, low, high))
-        # Jaccard <= shared / own, so almost every unrelated document is settled here.
-        if not found.any() or found.mean() < self.threshold:
+    def matches(self, document: Shingles) -> Int[np.ndarray, "m"]:
+        """Numbers of the documents that this one is near to or contains, ascending."""
+        distinct = np.unique(document)
+        owned = [_owners(distinct, *segment) for segment in self._segments]
+        if not any(map(len, owned)):  # almost every unrelated document
             return np.empty(0, np.int64)
-        owned = [owners[low:high] for owners, *ends in ranges for low, high in zip(*ends, strict=True)]
-        sharers, shared = np.unique(np.concatenate(owned), return_counts=True)
-        union = np.array([self._sizes[number] for number in sharers]) + len(document) - shared
-        return sharers[shared / union >= self.threshold].astype(np.int64)
+        shared = np.bincount(np.concatenate(owned), minlength=len(self._sizes))
+        sizes = np.array(self._sizes)
+        matching = (shared > 0) & (shared >= self.threshold * (sizes + len(distinct) - shared))
+        least = 2 * self.threshold / (1 + self.threshold) * sizes
+        for number in np.flatnonzero(~matching & (sizes >= LEAST_CONTAINED) & (shared >= least)).tolist():
+            matching[number] = self._lies_together(document, number, least[number])
+        return np.flatnonzero(matching)
+
+    def _lies_together(self, document: Shingles, number: int, least: float) -> bool:
+        """Whether so many shingles of an indexed document lie in one stretch of this one: in a book, those of
+        any short text are found, scattered."""
+        hits = np.concatenate([[0], np.cumsum(np.isin(document, self._documents[number]))])
+        length = min(2 * self._sizes[number], len(document))
+        return bool((hits[length:] - hits[: len(hits) - length]).max() >= least)
 
     def _merge_last_two(self) -> None:
         hashes, owners = map(np.concatenate, zip(self._segments.pop(), self._segments.pop(), strict=True))
         order = np.argsort(hashes, kind="stable")
         self._segments.append((hashes[order], owners[order]))
+
+
+def _owners(
+    document: Shingles, hashes: UInt64[np.ndarray, "n"], owners: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "m"]:
+    """Numbers of the indexed documents that have a shingle of this one, once for each that they share."""
+    low = np.searchsorted(hashes, document)
+    hits = hashes[np.minimum(low, len(hashes) - 1)] == document if len(hashes) else np.zeros(len(low), bool)
+    if not hits.any():
+        return owners[:0]
+    low, high = low[hits], np.searchsorted(hashes, document[hits], "right")
+    counts = high - low
+    return owners[np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
 
 
 @dataclass(frozen=True)
@@ -130,7 +195,8 @@ class SplitRule:
 
 class ContaminationFilter:
     """The documents that may enter the training stream: no held-out document of the target, in a set or not,
-    and no near-duplicate of one in a set, from a Jaccard `threshold` on shingles; 1 compares keys only."""
+    and none that is near to one in a set or contains it, see `NearDuplicateIndex`. A `threshold` of 1
+    compares keys only."""
 
     def __init__(self, rule: SplitRule, threshold: float) -> None:
         self.rule = rule
@@ -139,8 +205,8 @@ class ContaminationFilter:
         self._sides: list[HeldOutName] = []
 
     def allows(self, document: Document, *, of_target: bool = False) -> bool:
-        """Whether a document may be trained on: no copy or near-duplicate of a document in a held-out set
-        and, where it is `of_target`, none whose key is held out."""
+        """Whether a document may be trained on: it holds no copy or near-duplicate of a document in a
+        held-out set and, where it is `of_target`, its key is not held out."""
         if document.key in self._keys or (of_target and self.rule.side(document) != "train"):
             return False
         return not self._near_duplicates(document)

@@ -1,5 +1,6 @@
 """The text of a run, opened from its configuration: tokenizer, training stream and held-out sets."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from curriq.data.corruption import Duplicates
 from curriq.data.documents import DocumentSource, read_epoch, short_hash
 from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
-from curriq.data.sources import local_paths, open_source
+from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
-from curriq.data.tokenizer import load_tokenizer, serialised
+from curriq.data.tokenizer import load_tokenizer, log_marks, serialised
 from curriq.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ LEAST_BLOCKS_AHEAD = 4
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """The text of a run: an endless stream of training windows, the held-out sets of the target, the sources'
-    names by `Windows.source`, and the local files that a resume reads again."""
+    names by `Windows.source`, the rows skipped while the target's held-out documents were read, and the local
+    files that a resume reads again."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched
     held_out: HeldOutSets
     source_names: tuple[str, ...]
     files: dict[str, FileHash] = field(default_factory=dict)
+    target_skipped: dict[str, int] = field(default_factory=dict)
+
+    def skipped_rows(self) -> dict[str, int]:
+        """Rows left out of each source that has left out any, by its name."""
+        return self.target_skipped | self.stream.skipped
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal when a run is resumed, by name."""
@@ -57,8 +64,15 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     data = config.data
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     # In the split's order, not the run's, so that training seeds of one split share the held-out sets.
-    target = open_source(target_of(data), data.split_seed)
+    for source in data.sources:
+        log_files(source)
+    wanted = target_of(data)
+    # The stream names the same rows.
+    target = open_source(wanted, data.split_seed, named_rows=0 if wanted.weight > 0 else NAMED_ROWS)
     held_out, contamination = build_held_out(target, tokenizer, data, encoder)
+    if tokenizer.name_or_path:  # not trained here
+        documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
+        log_marks(tokenizer, [document.text for document in documents if document.messages is None])
     readers = _open_readers(config, tokenizer, contamination)
     stream: WindowStream | Prefetched = WindowStream(
         readers,
@@ -77,6 +91,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         stream=stream,
         held_out=held_out,
         source_names=names,
+        target_skipped={target.name: target.skipped} if target.skipped else {},
         files={str(path): file_hash(path) for path in input_files(config)},
     )
 
@@ -116,7 +131,7 @@ def training_texts(data: DataConfig) -> Iterator[str]:
     held out by their key. (Finding near-duplicates takes the held-out sets, and these the tokenizer.)"""
     rule = SplitRule.from_config(data)
     clean = [source for source in data.sources if source.corruption == "none"]
-    unfinished = [read_epoch(open_source(source, data.split_seed)) for source in clean]
+    unfinished = [read_epoch(open_source(source, data.split_seed, named_rows=0)) for source in clean]
     while unfinished:
         for documents in tuple(unfinished):
             document = next((d for d in documents if rule.side(d) == "train"), None)

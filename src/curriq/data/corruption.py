@@ -100,6 +100,7 @@ class Duplicates(MemorySource):
         documents = tuple(itertools.islice(read_epoch(source), distinct))
         super().__init__(source.name, documents, seed, purpose="/duplicates")
         self._whole = source
+        self.skipped = source.skipped
 
     def fingerprint(self) -> str:
         return self._whole.fingerprint()

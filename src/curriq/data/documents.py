@@ -56,9 +56,13 @@ class DocumentSource(Stateful, Protocol):
     Attributes:
         name: name of the source in logs and reports.
         epoch: number of times that the source has run out, from 0.
+        skipped: rows that did not fit and were left out, all epochs together.
     """
 
     name: str
+
+    @property
+    def skipped(self) -> int: ...
 
     @property
     def epoch(self) -> int: ...
@@ -87,6 +91,8 @@ class MemorySource:
         documents: in an order that is the same in every process.
         version: what else the fingerprint covers, such as the version of the corpus.
     """
+
+    skipped = 0
 
     def __init__(
         self, name: str, documents: Sequence[Document], seed: int, version: str = "", purpose: str = ""

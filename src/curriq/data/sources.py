@@ -1,16 +1,16 @@
 """Opens a source of documents: the embedded corpus, local files, or a data set of the Hugging Face hub.
 
-Local files and hub data sets are streamed by `datasets`; nothing is held in memory or written to disk,
-and the position is the library's own, exact to the document. They come in the order of the files: the
-library's shuffle buffer is not resumable, so windows are shuffled further down the stream instead.
+Local files are streamed by `data.rows`, hub data sets by `datasets`; nothing is held in memory or written to
+disk, and the position is exact to the row. Documents come in the order of the files: the shuffle buffer of
+`datasets` is not resumable, so windows are shuffled further down the stream instead.
 """
 
 import abc
 import contextlib
 import dataclasses
-import json
+import logging
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,28 +18,37 @@ from curriq.config import SourceConfig, did_you_mean
 from curriq.data.chat import read_conversation, render_plain
 from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash, shorten, valid_text
 from curriq.data.embedded import KINDS, corpus_version, embedded_documents
-from curriq.data.files import BUILDERS, find_files, find_undecodable, locate_line
+from curriq.data.files import find_files
+from curriq.data.hub import hub, is_hub_name
+from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.errors import CurriqError
 from curriq.types import State
 
 if TYPE_CHECKING:
     import datasets
 
-Row = Mapping[str, Any]
+_log = logging.getLogger("curriq")
+
+_END = object()
+NAMED_ROWS = 5
+"""Skipped rows of a source that are named in the log; the others are counted."""
 
 
-def open_source(config: SourceConfig, seed: int) -> DocumentSource:
-    """The source that `config.path` names, at its beginning; the stream applies weight and corruption. `seed`
-    decides the order of the embedded corpus; files keep theirs.
+def open_source(config: SourceConfig, seed: int, *, named_rows: int = NAMED_ROWS) -> DocumentSource:
+    """The source that `config.path` names, at its beginning; the stream applies weight and corruption.
+
+    Args:
+        seed: decides the order of the embedded corpus; files keep theirs.
+        named_rows: how many of the rows that are skipped are named in the log.
 
     Raises:
         CurriqError: nothing matches the path, its format is unknown, or it cannot be read.
     """
     scheme, _, kind = config.path.partition(":")
     if scheme == "hub":
-        return HubSource(config)
+        return HubSource(config, named_rows)
     if scheme != "embedded":
-        return LocalSource(config)
+        return LocalSource(config, named_rows)
     if kind not in KINDS:
         hint = did_you_mean(kind, KINDS, "embedded:{}")
         known = " and ".join(f"embedded:{known}" for known in KINDS)
@@ -53,29 +62,38 @@ def local_paths(config: SourceConfig) -> list[Path]:
     return [] if scheme in ("hub", "embedded") else find_files(config).paths
 
 
-class BadRow(Exception):
-    """What is wrong with one row; the source adds where the row is."""
+def log_files(config: SourceConfig) -> None:
+    """Log which files a local source reads, and which it leaves out."""
+    if not config.path.startswith(("hub:", "embedded:")):
+        _log.info(f"source {config.name!r} {find_files(config).summary()}.")
 
 
 class StreamedSource(abc.ABC):
     """Documents of a streamed data set, in its own order; each epoch is one pass.
 
+    Attributes:
+        skipped: rows that `on_bad_row = "skip"` has passed over, all epochs together.
+
     Raises:
-        CurriqError: the data set cannot be opened. The same later when a row cannot be read, has no text
-            column or a value of the wrong kind, and when an epoch ends without any document.
+        CurriqError: the data set cannot be opened. The same later when it cannot be read on, when a row does
+            not fit and is not to be skipped, and when an epoch ends without any document.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, named_rows: int) -> None:
         self.name = config.name
+        self.epoch = 0
+        self.skipped = 0
         self._config = config
-        with self._explained():
-            self._dataset = self._open()
-        self._start: State = {"epoch": 0, "count": 0, "row": 0, "dataset": self._dataset.state_dict()}
-        self.load_state_dict(self._start)
+        self._named_rows = named_rows
+        self._count = 0  # documents handed out in this epoch
 
     @abc.abstractmethod
-    def _open(self) -> "datasets.IterableDataset":
-        """The data set at its beginning."""
+    def _next_row(self) -> Row | None:
+        """The next row, None once at the end of each pass; raises `BadRow` for one that does not fit."""
+
+    @abc.abstractmethod
+    def _locate(self) -> str:
+        """Where the row that was read last is to be found."""
 
     @abc.abstractmethod
     def _explain(self, error: Exception) -> CurriqError:
@@ -84,51 +102,48 @@ class StreamedSource(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str: ...
 
-    def _parse(self, row: Row) -> Row:
-        """The columns of a row of the data set; raises `BadRow`."""
-        return row
-
-    def _locate(self, row: int) -> str:
-        """Where a row is to be found, given its number from 1."""
-        return f"row {row}"
-
     def next_document(self) -> Document | None:
-        where = f"source {self.name!r} ({self._config.path})"
-        while (row := self._next_row()) is not None:
-            self._row += 1
+        while True:
             try:
-                document = self._document(self._parse(row))
+                row = self._next_row()
+                document = None if row is None else self._document(row)
             except BadRow as error:
-                raise CurriqError(f"{where}, {self._locate(self._row)}: {error}") from None
+                self._skip(error)
+                continue
+            if row is None:
+                self._end_epoch()
+                return None
             if document is not None:
                 self._count += 1
                 return document
-        if self._count == 0:
-            raise CurriqError(
-                f"{where} holds no document with text: every text is empty. Give it a file with text, or "
-                "leave the source out."
-            )
-        self.load_state_dict(self._start | {"epoch": self.epoch + 1})
-        return None
 
     def state_dict(self) -> State:
-        # The library reports a state that has been loaded only once iteration has begun.
-        dataset = self._resume if self._rows is None else self._dataset.state_dict()
-        return {"epoch": self.epoch, "count": self._count, "row": self._row, "dataset": dataset}
+        return {"epoch": self.epoch, "count": self._count, "skipped": self.skipped}
 
     def load_state_dict(self, state: State) -> None:
-        self.epoch: int = state["epoch"]
-        self._count: int = state["count"]  # documents handed out in this epoch
-        self._row: int = state["row"]  # rows read in this epoch
-        self._resume = state["dataset"]
-        self._rows: Iterator[Row] | None = None  # None: iteration starts from self._resume
+        self.epoch, self._count, self.skipped = state["epoch"], state["count"], state["skipped"]
 
-    def _next_row(self) -> Row | None:
-        with self._explained():
-            if self._rows is None:
-                self._dataset.load_state_dict(self._resume)
-                self._rows = iter(self._dataset)
-            return next(self._rows, None)
+    def _skip(self, error: BadRow) -> None:
+        where = f"source {self.name!r}, {self._locate()}"
+        if self._config.on_bad_row == "error":
+            raise CurriqError(f"{where}: {error} To go on without such rows, add on_bad_row=skip.") from None
+        self.skipped += 1
+        if self.skipped <= self._named_rows:
+            last = " Further ones are only counted." if self.skipped == self._named_rows else ""
+            _log.warning(f"{where}, is skipped: {error}{last}")
+
+    def _end_epoch(self) -> None:
+        where = f"source {self.name!r} ({self._config.path})"
+        skipped = f", and {self.skipped} rows were skipped" if self.skipped else ""
+        if self._count == 0:
+            raise CurriqError(
+                f"{where} holds no document with text: every text is empty{skipped}. Give it a file with "
+                "text, or leave the source out."
+            )
+        if self.skipped and self._named_rows:
+            _log.warning(f"{where}: {self.skipped} rows skipped by the end of epoch {self.epoch}.")
+        self.epoch += 1
+        self._count = 0
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None, None, None]:
@@ -141,21 +156,21 @@ class StreamedSource(abc.ABC):
             raise self._explain(error) from error
 
     def _document(self, row: Row) -> Document | None:
-        """The row as a document; None when it has no text."""
+        """The row as a document; None when its text is empty."""
         field = self._config.text_field
         value = _column(row, field, "text_field", "text")
         messages = read_conversation(value)
         text = value if messages is None else render_plain(messages)
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str):
             raise BadRow(
                 f"column {field!r} holds {shorten(value)} ({type(value).__name__}), neither a text nor a "
                 'conversation, a list of {"role": …, "content": …}. Name the column of the text with '
                 f"text_field=COLUMN; columns: {', '.join(row)}."
             )
+        difficulty = self._difficulty(row)
         if not text or text.isspace():
             return None
-        text = valid_text(text).strip("\n")
-        return Document(text, difficulty=self._difficulty(row), messages=messages)
+        return Document(valid_text(text).strip("\n"), difficulty=difficulty, messages=messages)
 
     def _difficulty(self, row: Row) -> float:
         field = self._config.difficulty_field
@@ -163,12 +178,15 @@ class StreamedSource(abc.ABC):
         if value is None or value == "":
             return math.nan
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            number = math.inf if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.inf
+        if math.isinf(number):
             raise BadRow(
                 f"column {field!r} holds {shorten(value)}; a difficulty must be a number (higher is harder). "
                 "Name a numeric column, or leave difficulty_field out."
-            ) from None
+            )
+        return number
 
 
 def _column(row: Row, column: str, setting: str, meaning: str) -> Any:
@@ -186,13 +204,19 @@ def describe(error: Exception) -> str:
 
 
 class LocalSource(StreamedSource):
-    """Documents of local files."""
+    """Documents of local files, one after another."""
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS) -> None:
+        super().__init__(config, named_rows)
         self._files = find_files(config)
-        self._builder = BUILDERS[self._files.extension]
-        self._json_lines = self._files.extension == ".jsonl"  # rows are lines that are still to be parsed
-        super().__init__(config)
+        self._format = FORMATS[self._files.extension]
+        self._seek(0, 0)
+        if self._format.check is not None:
+            for file in range(len(self._files.paths)):
+                self._seek(file, 0)
+                with self._explained():
+                    self._format.check(self._path, config)
+        self._seek(0, 0)
 
     def fingerprint(self) -> str:
         config = self._config
@@ -200,60 +224,57 @@ class LocalSource(StreamedSource):
             config.text_field, config.difficulty_field, config.documents, self._files.fingerprint()
         )
 
-    def _open(self) -> "datasets.IterableDataset":
-        with offline():
-            return _stream(self._builder, **self._files.options(self._config))
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "file": self._file, "row": self._row}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._seek(state["file"], state["row"])
+
+    def _seek(self, file: int, row: int) -> None:
+        self._file = file
+        self._row = row  # rows of this file that have been read
+        self._rows: Iterator[Any] | None = None  # None: reading starts at this row
+
+    @property
+    def _path(self) -> Path:
+        return self._files.readable(self._files.paths[self._file])
+
+    def _next_row(self) -> Row | None:
+        while self._file < len(self._files.paths):
+            with self._explained():
+                if self._rows is None:
+                    self._rows = self._format.read(self._path, self._config, self._row)
+                raw = next(self._rows, _END)
+            if raw is not _END:
+                self._row += 1
+                return self._format.parse(raw, self._config)
+            self._seek(self._file + 1, 0)
+        self._seek(0, 0)
+        return None
+
+    def _locate(self) -> str:
+        return f"{self._format.unit} {self._row} of {self._files.paths[self._file]}"
 
     def _explain(self, error: Exception) -> CurriqError:
-        source = f"source {self.name!r}"
-        if (found := find_undecodable(self._files.paths)) is not None:
-            path, offset, value = found
-            return CurriqError(
-                f"{source}: {path} is not UTF-8: byte 0x{value:02x} at offset {offset} of its text. Convert "
-                "it, for instance with `iconv -f LATIN1 -t UTF-8`."
-            )
+        path, problem = self._files.paths[self._file], str(error)
+        if not isinstance(error, BadRow):
+            problem = f"{describe(error)}. Check that the file is complete and matches its extension."
         return CurriqError(
-            f"{source} ({self._config.path}) cannot be read as {self._builder}: "
-            f"{describe(error)}. Check that the files are complete and match their extensions."
+            f"source {self.name!r}: {path} cannot be read as {self._format.name} after {self._format.unit} "
+            f"{self._row}: {problem}"
         )
-
-    def _parse(self, row: Row) -> Row:
-        """The row itself, or the object in its line of a .jsonl file.
-
-        The library's own reader takes the types of all columns from the first 10 MB and refuses later rows
-        that differ, even in unused columns; here every line stands for itself.
-        """
-        if not self._json_lines:
-            return row
-        line = row["text"]
-        if not line or line.isspace():
-            return {self._config.text_field: None, self._config.difficulty_field: None}
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadRow(
-                f"no valid JSON ({error}): {shorten(line)}. Each line of a .jsonl file must be one "
-                "object; fix or remove it."
-            ) from None
-        if not isinstance(values, dict):
-            raise BadRow(
-                f"the line is {shorten(values)}, not an object. Each line of a .jsonl file must be one "
-                'object, such as {"text": "…"}.'
-            )
-        return values
-
-    def _locate(self, row: int) -> str:
-        paths = self._files.paths
-        if self._json_lines:
-            return locate_line(paths, row)
-        return f"row {row} of {paths[0].name}" if len(paths) == 1 else f"row {row}"
 
 
 class HubSource(StreamedSource):
     """Documents of a hub data set, at one revision: all epochs read it and the fingerprint names it."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        super().__init__(pin_revision(config))
+    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS) -> None:
+        super().__init__(pin_revision(config), named_rows)
+        with self._explained(), hub():
+            self._dataset = self._open()
+        self._start: State = {"row": 0, "dataset": self._dataset.state_dict()}
+        self._seek(self._start)
 
     def fingerprint(self) -> str:
         config = self._config
@@ -261,12 +282,47 @@ class HubSource(StreamedSource):
         columns = (config.text_field, config.difficulty_field)
         return short_hash("hub", name, subset, config.hub_split, config.hub_revision, *columns)
 
+    def state_dict(self) -> State:
+        # The library reports a state that has been loaded only once iteration has begun.
+        dataset = self._resume if self._rows is None else self._dataset.state_dict()
+        return {**super().state_dict(), "row": self._row, "dataset": dataset}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._seek(state)
+
+    def _seek(self, state: State) -> None:
+        self._row: int = state["row"]  # rows read in this epoch
+        self._resume = state["dataset"]
+        self._rows: Iterator[Row] | None = None  # None: iteration starts from self._resume
+
     def _open(self) -> "datasets.IterableDataset":
+        """The data set at its beginning, without the library's bars and log: its exception says the same."""
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         config = self._config
         name, subset = _hub_name(config)
-        return _stream(
-            name, split=config.hub_split, name=subset or None, revision=config.hub_revision or None
+        subset, revision = subset or None, config.hub_revision or None
+        return datasets.load_dataset(
+            name, name=subset, split=config.hub_split, revision=revision, streaming=True
         )
+
+    def _next_row(self) -> Row | None:
+        with self._explained():
+            if self._rows is None:
+                self._dataset.load_state_dict(self._resume)
+                self._rows = iter(self._dataset)
+            row = next(self._rows, None)
+        if row is None:
+            self._seek(self._start)
+        else:
+            self._row += 1
+        return row
+
+    def _locate(self) -> str:
+        return f"row {self._row} of {self._config.path}"
 
     def _explain(self, error: Exception) -> CurriqError:
         return _hub_error(self._config, error)
@@ -284,7 +340,8 @@ def pin_revision(config: SourceConfig) -> SourceConfig:
 
     name, _ = _hub_name(config)
     try:
-        commit = HfApi().dataset_info(name, revision=config.hub_revision or None).sha
+        with hub():
+            commit = HfApi().dataset_info(name, revision=config.hub_revision or None).sha
     except Exception as error:  # no connection, no such name or revision, no permission
         raise _hub_error(config, error) from error
     return dataclasses.replace(config, hub_revision=commit or config.hub_revision)
@@ -293,6 +350,11 @@ def pin_revision(config: SourceConfig) -> SourceConfig:
 def _hub_name(config: SourceConfig) -> tuple[str, str]:
     """Name and configuration of a hub data set; the latter is empty for the default one."""
     name, _, subset = config.path.removeprefix("hub:").partition(":")
+    if not is_hub_name(name):
+        raise CurriqError(
+            f"source {config.name!r}: {name!r} in {config.path!r} is no name of a hub data set, which is "
+            "NAME or OWNER/NAME. The path of local files is given without hub:."
+        )
     return name, subset
 
 
@@ -308,26 +370,3 @@ def _hub_error(config: SourceConfig, error: Exception) -> CurriqError:
         "Without one, download the data elsewhere and give its files: "
         f"name={config.name},path=FOLDER/*.parquet."
     )
-
-
-def _stream(path: str, *, split: str = "train", **options: Any) -> "datasets.IterableDataset":
-    """`datasets.load_dataset(..., streaming=True)` without its bars and its log: the exception that it raises
-    says the same."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    return datasets.load_dataset(path, split=split, streaming=True, **options)
-
-
-@contextlib.contextmanager
-def offline() -> Generator[None, None, None]:
-    """Keep `datasets` off the network: opening local files otherwise asks a server that counts use."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before

@@ -23,7 +23,7 @@ from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRul
 from curriq.data.documents import DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
 from curriq.data.stream import Packer, Window, batch, encode_documents
-from curriq.data.tokenizer import eos_id
+from curriq.data.tokenizer import document_marks
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
 from curriq.types import Windows
@@ -119,7 +119,7 @@ def _fill_pools(
 ) -> dict[HeldOutName, list[Window]]:
     """All windows of each held-out set's documents, one document after another; the epoch is read until each
     set has the wanted number and enough documents, or to its end."""
-    packers = {name: Packer(source.name, window, eos_id(tokenizer)) for name in wanted}
+    packers = {name: Packer(source.name, window, document_marks(tokenizer)) for name in wanted}
     pools: dict[HeldOutName, list[Window]] = {name: [] for name in wanted}
     documents_of = dict.fromkeys(wanted, 0)
 

@@ -23,7 +23,7 @@ from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
 from curriq.data.documents import Document, DocumentSource, read_epoch
-from curriq.data.tokenizer import encode, eos_id, ordinary_ids
+from curriq.data.tokenizer import document_marks, encode, ordinary_ids
 from curriq.errors import CurriqError
 from curriq.state import Saved, State
 from curriq.types import IGNORED, NO_COST, Cost, Offer, Windows, WindowSource
@@ -95,19 +95,26 @@ def window_id(source: str, tokens: np.ndarray) -> int:
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
+Marks = tuple[Sequence[int], Sequence[int]]
+
+
 class Packer(Saved):
     """Cuts one source's documents into windows of T = `length` tokens; those left over wait for the next one.
 
     Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token is lost or
     padded and a window may hold the end of one document and the beginning of the next.
+
+    Args:
+        marks: tokens before and after a text, the last one EOS, see `document_marks`; conversations have
+            those of their template, and EOS.
     """
 
     SAVED = ("_tokens", "_difficulty", "_learnt", "_document")
 
-    def __init__(self, source: str, length: int, eos: int, position: int = 0) -> None:
+    def __init__(self, source: str, length: int, marks: Marks, position: int = 0) -> None:
         self.source = source
         self.length = length
-        self.eos = eos
+        self.marks = marks
         self._position = position
         self._tokens = np.empty(0, np.int32)
         self._difficulty = np.empty(0, np.float64)
@@ -126,8 +133,11 @@ class Packer(Saved):
         is its 63-bit identity."""
         if len(tokens) == 0 or (learnt is not None and not any(learnt)):
             return []
-        mask = np.ones(len(tokens) + 1, bool) if learnt is None else np.append(learnt, False)
-        ended = np.append(np.asarray(tokens, np.int32), np.int32(self.eos))
+        before, after = self.marks
+        if learnt is not None:
+            before, after = (), (after or before)[-1:]
+        ended = np.concatenate([np.asarray(part, np.int32) for part in (before, tokens, after)])
+        mask = np.ones(len(ended), bool) if learnt is None else np.append(learnt, False)
         self._tokens = np.concatenate([self._tokens, ended])
         self._difficulty = np.concatenate([self._difficulty, np.full(len(ended), difficulty)])
         self._learnt = np.concatenate([self._learnt, mask])
@@ -188,6 +198,10 @@ class DecontaminatedSource(Saved):
     def epoch(self) -> int:
         return self._source.epoch
 
+    @property
+    def skipped(self) -> int:
+        return self._source.skipped
+
     def next_document(self) -> Document | None:
         while (document := self._source.next_document()) is not None:
             if self._contamination.allows(document, of_target=self._of_target):
@@ -224,7 +238,7 @@ class SourceReader(Saved):
         self._tokenizer = tokenizer
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
-        self._packer = Packer(source.name, length, eos_id(tokenizer), position)
+        self._packer = Packer(source.name, length, document_marks(tokenizer), position)
         self._pending = Rows()
         self._epoch_tokens = 0
 
@@ -319,6 +333,12 @@ class WindowStream:
         """Times that the most often repeated source has run out, sources of duplicates aside."""
         once = [reader for reader in self._readers.values() if reader.corruption != "duplicates"]
         return max((reader.source.epoch for reader in once), default=0)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows left out of each source that has left out any, by its name."""
+        sources = [reader.source for reader in self._readers.values()]
+        return {source.name: source.skipped for source in sources if source.skipped}
 
     def state_dict(self) -> State:
         return {

@@ -1,9 +1,8 @@
 """Tokenizers: trained here and cached, from a folder, or from the Hugging Face hub."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,8 @@ from jaxtyping import Int
 
 from curriq.config import LMConfig, TokenizerConfig
 from curriq.data.cache import read_cached, write_cached
-from curriq.data.documents import short_hash
+from curriq.data.documents import short_hash, shorten
+from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def load_tokenizer(
     if name == "train":
         tokenizer = train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
     else:
-        tokenizer = _from_pretrained(name)
+        tokenizer = _from_pretrained(name, "--model" if config.tokenizer == "auto" else "--tokenizer")
     eos_id(tokenizer)
     if pretrained and name != lm.model:
         _compare_with_own(tokenizer, name, lm.model)
@@ -60,6 +60,17 @@ def eos_id(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
             'Name one in its tokenizer_config.json, such as "eos_token": "</s>", or use --tokenizer train.'
         )
     return tokenizer.eos_token_id
+
+
+def document_marks(tokenizer: "transformers.PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Ids before and after a document: what the tokenizer itself adds to a text, such as BOS, and EOS at the
+    end even where the tokenizer adds none. Where BOS is EOS, the next document's one ends this one."""
+    whole, bare = (tokenizer("a", add_special_tokens=own)["input_ids"] for own in (True, False))
+    starts = [i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare]
+    before, after = (whole[: starts[0]], whole[starts[0] + len(bare) :]) if starts else ([], [])
+    eos = eos_id(tokenizer)
+    after = after if after[-1:] == [eos] else [*after, eos]
+    return before, [] if before == after else after
 
 
 def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
@@ -79,6 +90,25 @@ def encode(tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) 
 def serialised(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
     """Content of a `tokenizer.json` that the library tokenizers opens; empty for a slow tokenizer."""
     return tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+
+
+def log_marks(tokenizer: "transformers.PreTrainedTokenizerBase", texts: Iterable[str]) -> None:
+    """Log what documents begin and end with, and warn where the tokenizer itself cuts one of the texts into
+    other tokens than `encode` does. Texts with the name of a special token, which is text here, do not count.
+    """
+    before, after = document_marks(tokenizer)
+    names = [tokenizer.convert_ids_to_tokens(ids) for ids in (before, after)]
+    _log.info(f"documents begin with {names[0] or 'their text'} and end with {names[1] or 'the next one'}.")
+    special = tokenizer.all_special_tokens
+    plain = [text for text in texts if not any(name in text for name in special)]
+    for text, ids in zip(plain, encode(tokenizer, plain), strict=True):
+        own = tokenizer(text, verbose=False, truncation=False)["input_ids"]
+        if [*before, *ids, *after][: len(own)] != own:
+            _log.warning(
+                f"the tokenizer {tokenizer.name_or_path!r} itself cuts {shorten(text)} into "
+                f"{shorten(own)}; the run trains on {shorten([*before, *ids, *after])}."
+            )
+            return
 
 
 def ordinary_ids(tokenizer: "transformers.PreTrainedTokenizerBase") -> Int[np.ndarray, "V"]:
@@ -148,7 +178,7 @@ def _train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
 def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: str, model: str) -> None:
     """Warn when a pretrained model gets other tokens than its embeddings represent."""
     try:
-        own = _from_pretrained(model)
+        own = _from_pretrained(model, "--model")
     except CurriqError:
         return  # a model without a tokenizer: there is nothing to compare with
     if own.get_vocab() != tokenizer.get_vocab():
@@ -159,12 +189,12 @@ def _compare_with_own(tokenizer: "transformers.PreTrainedTokenizerBase", name: s
         )
 
 
-def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
+def _from_pretrained(name: str, setting: str = "--tokenizer") -> "transformers.PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "~", os.sep)):
-        name, kind = str(folder), "folder"
+    name, is_local = locate(setting, name)
+    if is_local:
+        kind = "folder"
         fix = "It must be a folder with tokenizer.json, or with vocab.json and merges.txt."
     else:
         kind = "hub name"
@@ -173,10 +203,12 @@ def _from_pretrained(name: str) -> "transformers.PreTrainedTokenizerBase":
             "local folder with tokenizer.json works too."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with nullcontext() if is_local else hub():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the library says about damaged files, unknown names, no network
+        reason = str(error) if isinstance(error, ConnectionError) else type(error).__name__
         raise CurriqError(
-            f"no tokenizer can be read from the {kind} {name!r} ({type(error).__name__}). {fix} "
+            f"no tokenizer can be read from the {kind} {name!r} ({reason}). {fix} "
             "Or train one: --tokenizer train."
         ) from error
     if tokenizer is None or not ordinary_ids(tokenizer).size:

@@ -190,7 +190,8 @@ class Learner(Saved):
         parameters = self.lm.parameters
         with gradients_set_aside(parameters), self.lm.without_dropout():
             loss = weighted_gradient(self.lm, windows, weights.to(self.lm.device))
-            return loss, [parameter.grad for parameter in parameters if parameter.grad is not None]
+            # An expert that no token was routed to has none.
+            return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
         """P g; None before the optimizer's first step."""

@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from curriq.config import LMConfig, did_you_mean, missing_extra, refuse_unknown, require
+from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
+from curriq.lm.contract import train_what_text_reaches
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
 
@@ -45,6 +47,7 @@ def load_language_model(
     """
     from transformers.utils import logging as transformers_logging
 
+    check_model_name(config)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     if saved is not None and not config.lora_rank:
@@ -56,14 +59,7 @@ def load_language_model(
     else:
         network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
         _stop_at(network, tokenizer.eos_token_id)
-    embeddings = network.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding), type(embeddings)
-    require(
-        entries <= embeddings.num_embeddings,
-        f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has "
-        f"{embeddings.num_embeddings} embeddings. Use the model's own tokenizer (--tokenizer auto) or "
-        "train from scratch.",
-    )
+    _fit_vocabulary(network, entries, config, seed)
     _fuse_activations(network)
     if config.gradient_checkpointing:
         with _refusal(config.model, "has no gradient checkpointing; leave --gradient-checkpointing out"):
@@ -72,7 +68,29 @@ def load_language_model(
         with _refusal(config.model, f"cannot take --lora-targets {' '.join(config.lora_targets)}"):
             network = _add_adapters(network, config, seed, saved)
     with _refusal(config.model, "cannot be run"):
-        return LanguageModel(network, device, config.precision)
+        lm = LanguageModel(network, device, config.precision)
+        train_what_text_reaches(lm)
+        return lm
+
+
+def check_model_name(config: LMConfig) -> None:
+    """Refuse a model that cannot exist, before any text is read and without a network.
+
+    Raises:
+        CurriqError: a path at which nothing is, or an architecture that transformers does not have.
+    """
+    from transformers import CONFIG_MAPPING
+
+    what = config.model.removeprefix("random:").partition(":")[0]
+    if what in CONFIG_MAPPING and config.model.startswith("random:"):
+        return
+    _, is_local = locate("--model", what if config.model.startswith("random:") else config.model)
+    require(
+        is_local or "/" in what or not config.model.startswith("random:"),
+        f"--model {config.model!r}: transformers has no architecture {what!r}."
+        f"{did_you_mean(what, CONFIG_MAPPING, 'random:{}')} A hub model is random:OWNER/NAME, a folder "
+        "random:FOLDER.",
+    )
 
 
 def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) -> "PreTrainedModel":
@@ -121,6 +139,27 @@ def _pretrained(config: LMConfig, window: int, revision: str | None) -> "PreTrai
             f"model, or train from scratch with random:{config.model}."
         )
     return network
+
+
+def _fit_vocabulary(network: "PreTrainedModel", entries: int, config: LMConfig, seed: int) -> None:
+    """Check that the tokenizer has no more entries than the model; on request, give it new ones."""
+    embeddings = network.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), type(embeddings)
+    if entries <= (known := embeddings.num_embeddings):
+        return
+    require(
+        config.resize_embeddings and not config.lora_rank,
+        f"vocabulary mismatch: the tokenizer has {entries} entries, the model {config.model!r} has {known} "
+        "embeddings. Use the model's own tokenizer (--tokenizer auto); or add embeddings for the others, "
+        "which begin near the mean of the old ones, with --resize-embeddings (not with --lora-rank, which "
+        "would not train them); or train from scratch.",
+    )
+    with _refusal(config.model, "cannot take more embeddings"), _seeded(seed, "embeddings"):
+        network.resize_token_embeddings(entries)
+    logger.warning(
+        f"--resize-embeddings: {entries - known} new embeddings, for the tokens {known} to {entries - 1} "
+        "that the model has never seen."
+    )
 
 
 def _add_adapters(network: "PreTrainedModel", config: LMConfig, seed: int, saved: Path | None) -> Any:
@@ -197,10 +236,7 @@ def _architecture(what: str, overrides: dict[str, Any]) -> "PretrainedConfig":
 
     known_type = what in CONFIG_MAPPING
     make = partial(AutoConfig.for_model, what) if known_type else partial(_open, "AutoConfig", what)
-    try:
-        plain = make()
-    except CurriqError as error:
-        raise CurriqError(f"{error}{did_you_mean(what, CONFIG_MAPPING, 'random:{}')}") from error
+    plain = make()
     known = sorted({*plain.to_dict(), *plain.attribute_map})
     refuse_unknown(overrides, known, f"--model {what}: override ")
     # Through the constructor, so that what derives from the overrides (head sizes, key-value heads) follows.
@@ -224,13 +260,13 @@ def _open(opener: str, name: str, **options: Any) -> Any:
     """What one of transformers' Auto classes reads from a folder or the hub, with one clear error."""
     import transformers
 
-    folder = Path(name).expanduser()
-    where = str(folder) if folder.is_dir() else name
+    where, is_local = locate("--model", name)
     try:
-        # Without trust_remote_code=False the library would ask on the terminal whether to run such code.
-        return getattr(transformers, opener).from_pretrained(where, trust_remote_code=False, **options)
+        with nullcontext() if is_local else hub():
+            # Without trust_remote_code=False the library would ask on the terminal whether to run such code.
+            return getattr(transformers, opener).from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # the library raises whatever its readers of files and networks raise
-        raise CurriqError(f"--model {name!r} " + _why_not(folder, error)) from error
+        raise CurriqError(f"--model {name!r} " + _why_not(Path(where), error)) from error
 
 
 def _why_not(folder: Path, error: Exception) -> str:

@@ -71,7 +71,7 @@ def load_reference(config: RunConfig, context: Context) -> LanguageModel:
         CurriqError: it cannot be loaded, or was trained with another tokenizer.
     """
     name, window, tokenizer = config.select.reference_model, config.data.window, context.corpus.tokenizer
-    lm_config = replace(config.lm, model=name, dropout=0.0, lora_rank=0)
+    lm_config = replace(config.lm, model=name, dropout=0.0, lora_rank=0, resize_embeddings=False)
     try:
         reference = load_language_model(lm_config, tokenizer, window, config.train.seed, context.lm.device)
         theirs = load_tokenizer(TokenizerConfig(tokenizer=name), config.lm, list)

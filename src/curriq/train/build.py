@@ -85,6 +85,7 @@ def build_session(
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         files={name: asdict(state) for name, state in corpus.files.items()},
+        skipped_rows=corpus.skipped_rows,
         save_lm=lambda folder: _save_lm(context, session, folder),
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),

@@ -11,9 +11,10 @@ import torch
 
 from curriq import parallel
 from curriq.config import RunConfig, differences, flag, from_dict, load_run_config, require
-from curriq.data import Corpus, changed_files, check_fingerprint, open_corpus, pin_revision
+from curriq.data import Corpus, changed_files, check_fingerprint, locate, open_corpus, pin_revision
 from curriq.errors import CurriqError
-from curriq.lm.load import load_language_model, pick_device
+from curriq.lm.contract import log_own_loss
+from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.presets import paper_differences
 from curriq.rng import Generators
 from curriq.runlog.read import read_document
@@ -105,12 +106,22 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
     return prepare(config, checkpoint, own)
 
 
+def _check_names(config: RunConfig) -> None:
+    """Refuse names of models that cannot exist, before anything is read."""
+    check_model_name(config.lm)
+    if config.tokenizer.tokenizer not in ("auto", "train"):
+        locate("--tokenizer", config.tokenizer.tokenizer)
+    if config.select.reference_model:
+        locate("--reference-model", config.select.reference_model)
+
+
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
+        _check_names(config)
         # The configuration names the commits of hub data sets, so that a resume reads the same ones.
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
         if differences_from_paper := paper_differences(config):
@@ -129,6 +140,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     saved = None if checkpoint is None else checkpoint.lm
     seed, window = config.train.seed, config.data.window
     lm = load_language_model(config.lm, corpus.tokenizer, window, seed, device, saved)
+    if checkpoint is None:
+        log_own_loss(lm, corpus.held_out.validation.take(slice(2)))
     context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
     session = build_session(config, context, own.method, own.probes)
     if checkpoint is not None:

@@ -80,6 +80,7 @@ class Session:
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
         files: path of every local file that a resume reads again → its size and SHA-256.
+        skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
     """
 
@@ -91,6 +92,7 @@ class Session:
     probes: list[Probe]
     generators: Generators
     fingerprint: dict[str, str]
+    skipped_rows: Callable[[], dict[str, int]]
     save_lm: Callable[[Path], object]
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
@@ -406,6 +408,8 @@ class Session:
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
             summary["validation_perplexity"] = perplexity(self.last_validation)
+        if skipped := self.skipped_rows():
+            summary["skipped_rows"] = skipped
         if self.meter.epoch is not None:
             summary["epoch"] = self.meter.epoch
         if tested is not None:
