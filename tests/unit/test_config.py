@@ -502,7 +502,7 @@ def test_comparisons_of_the_experiments_are_plans(file: Path) -> None:
 # Round trip ---------------------------------------------------------------------------------------
 
 # Any text that TOML can hold: everything but lone surrogates.
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=6)
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
 SOURCES = st.lists(

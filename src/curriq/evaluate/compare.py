@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from curriq import terminal
 from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
 from curriq.runlog.read import read_summary
@@ -156,7 +156,7 @@ def run_jobs(
         lock: descriptor that the workers keep open; see `storage.exclusive`.
         console: standard error when None.
     """
-    display = _Display(console or Console(stderr=True, highlight=False), jobs, finished_steps)
+    display = _Display(console or terminal.console(stderr=True), jobs, finished_steps)
     failed, stopped = dict[str, str](), False
     waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
     with stop_flag() as stop, display.progress:
@@ -204,7 +204,7 @@ class _Display:
 
     def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -219,11 +219,11 @@ class _Display:
         self._ended = 0
         done = finished_steps + sum(self._steps.values())
         total = finished_steps + sum(job.steps for job in jobs)
-        self._all = self.progress.add_task("[bold]all steps", total=total, completed=done)
+        self._all = self.progress.add_task("all steps", total=total, completed=done)
 
     def started(self, job: Job) -> None:
         done = self._steps[job.name]
-        self._bars[job.name] = self.progress.add_task(escape(job.name), total=job.steps, completed=done)
+        self._bars[job.name] = self.progress.add_task(job.name, total=job.steps, completed=done)
         if not self.progress.console.is_terminal:
             self._print(f"{job.name}: started")
 
@@ -243,7 +243,7 @@ class _Display:
         self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
 
     def _print(self, text: str, style: str = "") -> None:
-        self.progress.console.print(escape(text), style=style, soft_wrap=True)
+        self.progress.console.print(text, style=style, soft_wrap=True)
 
 
 def steps_logged(run_dir: Path) -> int:

@@ -98,6 +98,9 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
+    _require_memory(config)
+    if config.train.threads > 4 * parallel.cores():
+        logger.warning(f"--threads = {config.train.threads}: this machine has {parallel.cores()} cores.")
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
@@ -121,3 +124,17 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)
+
+
+def _require_memory(config: RunConfig) -> None:
+    """Raise CurriqError, before any is filled, for a store of windows that the memory cannot hold."""
+    stores = ["shuffle_buffer", "reward_set_size", "validation_set_size", "test_set_size", "num_candidates"]
+    if config.langevin.proposer != "stream":
+        stores.append("buffer_size")
+    for name in stores:
+        taken, memory = 4 * config.value(name) * config.data.window, parallel.memory_bytes()
+        require(
+            taken <= memory,
+            f"{flag(name)} = {config.value(name)}: these windows of {config.data.window} tokens take "
+            f"{taken / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: lower it, or --window.",
+        )
