@@ -10,7 +10,7 @@ import io
 import re
 import sys
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ def visible(text: str) -> str:
 class EscapedStream(io.TextIOBase):
     """A text stream that passes on what is `visible`; `raw_stream` is the one beneath."""
 
-    def __init__(self, raw_stream: TextIO) -> None:
+    def __init__(self, raw_stream: Any) -> None:
         self.raw_stream = raw_stream
 
     def __getattr__(self, name: str) -> Any:
@@ -63,17 +63,17 @@ def escaped_output() -> Generator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped too, and never an error
             stream.reconfigure(errors="backslashreplace")
-    out, err = (cast(TextIO, EscapedStream(raw_stream(stream))) for stream in (sys.stdout, sys.stderr))
+    out, err = (EscapedStream(raw_stream(stream)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 
-def raw_stream(stream: TextIO) -> TextIO:
+def raw_stream(stream: Any) -> Any:
     """The stream beneath an `EscapedStream`; any other stream itself."""
     return getattr(stream, "raw_stream", stream)
 
 
-def console(*, stderr: bool = False, file: TextIO | None = None, **options: Any) -> "Console":
+def console(*, stderr: bool = False, file: Any = None, **options: Any) -> "Console":
     """A rich console on standard output, standard error or a file that shows text as it is: no markup, no
     emoji codes, no highlighting, and control characters as escapes. Styles come as `style=…` or as
     `rich.text.Text`."""

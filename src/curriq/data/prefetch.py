@@ -11,10 +11,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from logging.handlers import BufferingHandler
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -30,6 +32,8 @@ _log = logging.getLogger("curriq")
 
 SNAPSHOT_BLOCKS = 4
 """Blocks between two states that the worker sends along: at most so many are read again for a checkpoint."""
+PATIENCE = 5.0
+"""Seconds without a block after which the log says that the run waits for the worker."""
 
 
 class Block(NamedTuple):
@@ -64,7 +68,7 @@ class Prefetched:
         self._stream = stream
         self._block = block
         self._ahead = ahead
-        self._blocks: Iterator[Block] | None = None
+        self._blocks: Any = None
         self._error: CurriqError | None = None
         self._rest: Offer | None = None
         self._snapshot: State = stream.state_dict()
@@ -117,16 +121,7 @@ class Prefetched:
             return self._rest
         if self._blocks is None:
             self._blocks = self._start()
-        try:
-            offer, state, messages, template = next(self._blocks)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise  # an error inside the worker
-            self._error = CurriqError(
-                f"the process that reads the data has ended ({error}). If it was killed, the machine may "
-                "have had too little memory."
-            )
-            raise self._error from error
+        offer, state, messages, template = self._wait()
         for level, message in messages:
             _log.log(level, message)
         self._tokenizer.chat_template = template
@@ -137,13 +132,41 @@ class Prefetched:
             self._snapshot, self._since = state, 0  # all blocks before this one have been handed out
         return offer
 
-    def _start(self) -> Iterator[Block]:
+    def _wait(self) -> Block:
+        """The worker's next block. While it does not come, the log says so every few seconds."""
+        assert self._blocks is not None
+        began = time.monotonic()
+        while True:
+            try:
+                return next(self._blocks)
+            except RuntimeError as error:
+                if "timed out" in str(error):
+                    _log.warning(self._waiting(time.monotonic() - began))
+                    continue
+                if "exited unexpectedly" not in str(error):
+                    raise  # an error inside the worker
+                self._error = CurriqError(
+                    f"the process that reads the data has ended ({error}). If it was killed, the machine may "
+                    "have had too little memory."
+                )
+                raise self._error from error
+
+    def _waiting(self, seconds: float) -> str:
+        """What to say of a worker that has sent nothing for some seconds."""
+        process = self._blocks._workers[0]  # of PyTorch's iterator
+        status = Path(f"/proc/{process.pid}/stat")
+        is_stopped = status.exists() and status.read_text().rpartition(")")[2].split()[0] in "Tt"
+        why = f": it is stopped; `kill -CONT {process.pid}` lets it go on" if is_stopped else ""
+        return f"waiting for the process {process.pid} that reads the data, {seconds:.0f} s so far{why}."
+
+    def _start(self) -> Any:
         self._stream.load_state_dict(self._snapshot)
         loader = DataLoader(
             _Blocks(self._stream, self._tokenizer, self._block),
             batch_size=None,
             num_workers=1,
             prefetch_factor=self._ahead,
+            timeout=PATIENCE,
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=_begin_worker,
         )

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from curriq import terminal
 from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
-from curriq.runlog.read import read_summary
+from curriq.runlog.read import explained, read_summary
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
@@ -77,7 +77,8 @@ def compare(plan: Plan) -> int:
             again = f"curriq compare {plan.file} --out {plan.out}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
-        result = assess(plan, failed)
+        with explained(plan.out):
+            result = assess(plan, failed)
         path = plan.out / "comparison.json"
         write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         print_comparison(result)
@@ -101,7 +102,8 @@ def is_finished(run: PlannedRun) -> bool:
         f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change (for "
         "split_seed: vary_split under [compare]), remove the folder to run it again, or give another --out.",
     )
-    return summary.exists() and bool(read_summary(run.folder)["finished"])
+    with explained(run.folder):
+        return summary.exists() and bool(read_summary(run.folder)["finished"])
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:

@@ -6,7 +6,8 @@ Where a file is missing or damaged they raise CurriqError, which names the file 
 import json
 import tomllib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,28 @@ MOST_MEASURED = 8_000
 NGRAM = 4
 
 
+REQUIRED = {
+    "candidates": ("step", "row", "window_id", "source", "weight", "loss"),
+    "queries": ("step", "query", "text", "window_id", "window_text", "row"),
+    "windows": ("window_id", "tokens"),
+}
+"""Table of the log → columns without which a part of it is none."""
+
+
+@contextmanager
+def explained(folder: Path) -> Generator[None]:
+    """Turn what damaged files in a run's folder make their readers raise into a CurriqError that names it."""
+    try:
+        yield
+    except (CurriqError, OSError, ImportError):
+        raise
+    except Exception as error:  # a file may hold anything where numbers and names are expected
+        raise CurriqError(
+            f"{folder} cannot be read ({type(error).__name__}: {error}): a file in it is damaged, or this is "
+            "a fault of curriq; CURRIQ_DEBUG=1 shows where."
+        ) from error
+
+
 def existing(path: Path) -> Path:
     """The same path, when the file exists."""
     if not path.is_file():
@@ -49,8 +72,11 @@ def read_document(path: Path, fix: str = "remove it to report on the rest") -> d
         return {}
     loads = tomllib.loads if path.suffix == ".toml" else json.loads
     try:
-        return loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not names with values")
+        return content
+    except (ValueError, RecursionError) as error:
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
 
 
@@ -96,13 +122,16 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
 
 def _each_row(run_dir: str | Path, collect: Callable[[dict[str, float]], None]) -> None:
     path = existing(Path(run_dir) / "metrics.jsonl")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # so that a byte that is not UTF-8 has a line
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
-                collect(json.loads(line))
-            except (ValueError, TypeError, AttributeError) as error:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise TypeError(f"it holds a {type(row).__name__}, not names with numbers")
+                collect(row)
+            except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 raise CurriqError(f"{path}, line {number}, is damaged ({error}): delete the line.") from None
 
 
@@ -213,12 +242,15 @@ def read_part(
     path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
 ) -> "pa.Table":
     """One part of a table, with all columns when None are named. An error ends with `fix`."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read(columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
+        file = pq.ParquetFile(path)
+        for name in REQUIRED.get(path.parent.name, ()):
+            if name not in file.schema_arrow.names:
+                raise KeyError(f"there is no column {name}")
+        return file.read(columns=columns)
+    except Exception as error:  # of a damaged file pyarrow raises whatever its bytes lead it to
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
 
 
