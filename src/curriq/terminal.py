@@ -9,8 +9,8 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,34 +27,23 @@ def visible(text: str) -> str:
     return _ACTING.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-class EscapedStream(io.TextIOBase):
-    """A text stream that passes on what is `visible`; `raw_stream` is the one beneath."""
+class EscapedStream:
+    """A text stream that passes on what is `visible`; in all else it is `raw_stream`, the one beneath."""
 
     def __init__(self, raw_stream: Any) -> None:
         self.raw_stream = raw_stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.raw_stream, name)  # encoding, buffer, …
+        return getattr(self.raw_stream, name)
 
     def write(self, text: str) -> int:
-        # Progress bars of libraries begin a write with it, to draw over themselves.
+        # Progress bars of libraries begin a write with a carriage return, to draw over themselves.
         start = "\r" if text.startswith("\r") else ""
         return self.raw_stream.write(start + visible(text.removeprefix("\r")))
 
-    def flush(self) -> None:
-        self.raw_stream.flush()
-
-    def fileno(self) -> int:
-        return self.raw_stream.fileno()
-
-    def isatty(self) -> bool:
-        return self.raw_stream.isatty()
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        """Nothing: the stream beneath belongs to the interpreter."""
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
 
 @contextlib.contextmanager
@@ -63,7 +52,7 @@ def escaped_output() -> Generator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped too, and never an error
             stream.reconfigure(errors="backslashreplace")
-    out, err = (EscapedStream(raw_stream(stream)) for stream in (sys.stdout, sys.stderr))
+    out, err = (cast(TextIO, EscapedStream(raw_stream(stream))) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 

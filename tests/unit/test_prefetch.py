@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -246,3 +247,19 @@ def test_a_stream_that_nobody_uses_leaves_no_process():
     del stream
     gc.collect()
     assert not second.is_alive()
+
+
+def test_a_stopped_worker_is_named_within_seconds_and_may_go_on(caplog, monkeypatch):
+    monkeypatch.setattr("curriq.data.prefetch.PATIENCE", 0.5)
+    stream, plain = opened(tiny()), open_corpus(tiny()).stream
+    stream.read(4)
+    worker = worker_of(stream)
+    os.kill(worker.pid, signal.SIGSTOP)
+    timer = threading.Timer(4.0, os.kill, (worker.pid, signal.SIGCONT))
+    timer.start()
+    with caplog.at_level(logging.WARNING, "curriq"):
+        ours = stream.read(4000)
+    assert f"waiting for the process {worker.pid} that reads the data, " in caplog.text
+    assert f"it is stopped; `kill -CONT {worker.pid}` lets it go on" in caplog.text
+    plain.read(4)
+    assert_equal([ours], [plain.read(4000)])

@@ -117,7 +117,7 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
     offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):
-        own = offer.windows.take(offer.windows.source == number)
+        own = offer.windows.take((offer.windows.source == number).nonzero().squeeze(1))
         if len(own):
             losses[name] = {"windows": len(own), "loss": held_out_loss(opened.lm, own)}
     return {"epoch": float(offer.epoch or 0), "losses": losses}

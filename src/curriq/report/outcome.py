@@ -136,10 +136,10 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
     logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
     for name, message in result["failed"].items():
-        failed = f"  {name}: {message} See {logs[name]}"
+        failed = terminal.visible(f"  {name}: {message} See {logs[name]}")
         console.print(Text.assemble(("failed", "red"), failed), soft_wrap=True)
     for note in result["notes"]:
-        console.print(Text.assemble(("note", "yellow"), f"    {note}"), soft_wrap=True)
+        console.print(Text.assemble(("note", "yellow"), terminal.visible(f"    {note}")), soft_wrap=True)
 
 
 def save_curves(result: Json, folder: Path) -> list[str]:

@@ -66,18 +66,11 @@ def render(
 def _data(identity: str, sections: list[Section], **more: Any) -> str:
     """A block that a browser reads as data: no `<` in it can end the block."""
     content = {"sections": list(map(section_json, sections))} | more
-    text = json.dumps(_visible(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.replace("<", "\\u003c")
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # A lone surrogate is no valid UTF-8.
+    text = text.encode("utf-8", "replace").decode()
     return f'<script type="application/json" id="{identity}">{text}</script>'
-
-
-def _visible(content: Any) -> Any:
-    """JSON with control characters in its texts as escapes, which a browser would obey or not show."""
-    if isinstance(content, dict):
-        return {visible(name): _visible(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_visible(value) for value in content]
-    return visible(content) if isinstance(content, str) else content
 
 
 def _variables(colours: tuple[str, ...]) -> str:

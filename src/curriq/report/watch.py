@@ -17,7 +17,10 @@ from curriq.report.command import build, parse_runs
 from curriq.terminal import visible
 
 HOST = "127.0.0.1"
-READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
+READ = (
+    *("config.toml", "environment.json", "metrics.jsonl", "summary.json", "comparison.json"),
+    *("candidates", "windows", "queries", "eval"),
+)
 """What in a folder changes the page when it changes."""
 
 

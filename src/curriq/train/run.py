@@ -98,7 +98,7 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
-    _require_memory(config)
+    require_memory(config)
     if config.train.threads > 4 * parallel.cores():
         logger.warning(f"--threads = {config.train.threads}: this machine has {parallel.cores()} cores.")
     config = config.override(threads=config.train.threads or parallel.cores())
@@ -126,7 +126,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     return Run(config=config, corpus=corpus, lm=lm, session=session)
 
 
-def _require_memory(config: RunConfig) -> None:
+def require_memory(config: RunConfig) -> None:
     """Raise CurriqError, before any is filled, for a store of windows that the memory cannot hold."""
     stores = ["shuffle_buffer", "reward_set_size", "validation_set_size", "test_set_size", "num_candidates"]
     if config.langevin.proposer != "stream":
