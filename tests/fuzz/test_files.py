@@ -19,7 +19,7 @@ from tests.runs import tiny
 from curriq.config import RunConfig, field_owners, from_dict, load_toml, to_dict, to_toml
 from curriq.errors import CurriqError
 from curriq.evaluate.compare import is_finished, steps_logged
-from curriq.evaluate.plan import load_plan
+from curriq.evaluate.plan import PlannedRun, load_plan
 from curriq.report.command import build
 from curriq.report.watch import LivePage
 from curriq.runlog.curriculum import RecordedCurriculum, export
@@ -278,7 +278,8 @@ class TestRunFolder:
         accepted(lambda: build([copy], topics=2).page())
         assert LivePage([copy], 1.0, topics=2).get()[0] in (200, 503)
         accepted(lambda: export(copy, folder / "c.parquet"))
-        planned = PlannedStub(copy)
+        config = tiny(steps=4, checkpoint_every=2, run_dir=str(copy))
+        planned = PlannedRun(stream="default", arm="a", seed=0, config=config)
         accepted(lambda: is_finished(planned))
         assert steps_logged(copy) >= 0
 
@@ -316,11 +317,3 @@ class TestRunFolder:
         whole = {"streams": {"default": {}}, "baseline": "a", "notes": [], "failed": {}}
         (tmp_path / "comparison.json").write_text(json.dumps(whole | {place: value} if place else value))
         accepted(lambda: build([tmp_path], topics=0).page())
-
-
-class PlannedStub:
-    """What `is_finished` reads of a planned run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = tiny(steps=4, checkpoint_every=2, run_dir=str(folder))

@@ -254,8 +254,8 @@ def steps_logged(run_dir: Path) -> int:
         with (run_dir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             rows = file.read().split(b"\n")[:-1]
-        return int(json.loads(rows[-1])["step"]) + 1
-    except (OSError, IndexError, ValueError, KeyError):  # no log yet, no whole row in it, or a damaged one
+        return max(0, int(json.loads(rows[-1])["step"]) + 1)
+    except Exception:  # no log yet, no whole row in it, or a damaged one: this is for the display alone
         return 0
 
 
