@@ -66,15 +66,15 @@ def console(*, stderr: bool = False, file: Any = None, **options: Any) -> "Conso
     """A rich console on standard output, standard error or a file that shows text as it is: no markup, no
     emoji codes, no highlighting, and control characters as escapes. Styles come as `style=…` or as
     `rich.text.Text`."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
     class Plain(Console):
         def render_str(self, text: str, **how: Any) -> Any:
             return super().render_str(visible(text), **how)  # here, so that columns have the right widths
 
-        def render(self, *what: Any) -> Any:
-            for segment in super().render(*what):
+        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Any:
+            for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     # On the stream beneath, because rich's own escape sequences must pass.

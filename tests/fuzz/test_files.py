@@ -26,7 +26,7 @@ from curriq.runlog.curriculum import RecordedCurriculum, export
 from curriq.train.run import train
 
 FUZZED = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,  # the same cases in every run of CI; `--hypothesis-seed` and more examples find others
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -283,7 +283,7 @@ class TestRunFolder:
         accepted(lambda: is_finished(planned))
         assert steps_logged(copy) >= 0
 
-    @settings(FUZZED, max_examples=40)
+    @settings(FUZZED, max_examples=30)
     @given(st.sampled_from(FILES), MUTATIONS)
     def test_a_mutated_file(self, run, tmp_path, name, mutations) -> None:
         self.spoil(run, tmp_path, name, lambda content: mutated(content, mutations))
@@ -309,7 +309,7 @@ class TestRunFolder:
     def test_many_mutated_files(self, run, tmp_path, name, mutations) -> None:
         self.spoil(run, tmp_path, name, lambda content: mutated(content, mutations))
 
-    @settings(FUZZED, max_examples=40)
+    @settings(FUZZED, max_examples=30)
     @given(JSON_VALUES, st.sampled_from(["", "streams", "baseline", "notes", "failed"]))
     def test_any_comparison(self, tmp_path, value, place) -> None:
         if not (tmp_path / "metrics.jsonl").exists():

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -254,11 +253,15 @@ def test_a_stopped_worker_is_named_within_seconds_and_may_go_on(caplog, monkeypa
     stream, plain = opened(tiny()), open_corpus(tiny()).stream
     stream.read(4)
     worker = worker_of(stream)
+
+    class LetItGoOn(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "it is stopped" in record.getMessage():
+                os.kill(worker.pid, signal.SIGCONT)
+
+    monkeypatch.setattr(logging.getLogger("curriq"), "handlers", [LetItGoOn(), caplog.handler])
     os.kill(worker.pid, signal.SIGSTOP)
-    timer = threading.Timer(4.0, os.kill, (worker.pid, signal.SIGCONT))
-    timer.start()
-    with caplog.at_level(logging.WARNING, "curriq"):
-        ours = stream.read(4000)
+    ours = stream.read(4000)
     assert f"waiting for the process {worker.pid} that reads the data, " in caplog.text
     assert f"it is stopped; `kill -CONT {worker.pid}` lets it go on" in caplog.text
     plain.read(4)
