@@ -7,6 +7,7 @@ whoever writes to it; `console` gives the one rich console, on which markup is o
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Generator, Iterable
@@ -52,9 +53,11 @@ def escaped_output() -> Generator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped too, and never an error
             stream.reconfigure(errors="backslashreplace")
-    out, err = (cast(TextIO, EscapedStream(raw_stream(stream))) for stream in (sys.stdout, sys.stderr))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
+    with open(os.devnull, "w") as nowhere:  # for a stream that was closed when the program began
+        raw = (raw_stream(stream) or nowhere for stream in (sys.stdout, sys.stderr))
+        out, err = (cast(TextIO, EscapedStream(stream)) for stream in raw)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
 
 
 def raw_stream(stream: Any) -> Any:

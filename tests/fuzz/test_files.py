@@ -211,6 +211,8 @@ class TestCurriculum:
         "a negative window": lambda t: replaced(t, "window_id", lambda v: [-1, *v[1:]]),
         "an empty cell": lambda t: replaced(t, "window_id", lambda v: [None, *v[1:]]),
         "an infinite score": lambda t: replaced(t, "score", lambda v: [float("inf"), *v[1:]]),
+        "a weight that is no number": lambda t: replaced(t, "weight", lambda v: [float("nan"), *v[1:]]),
+        "a negative weight": lambda t: replaced(t, "weight", lambda v: [-1.0, *v[1:]]),
         "no scores": lambda t: replaced(t, "score", lambda v: [None] * len(v)),
         "texts as steps": lambda t: typed(t, "step", pa.array(["x"] * len(t))),
         "texts as scores": lambda t: typed(t, "score", pa.array(["x"] * len(t))),

@@ -6,6 +6,7 @@ because it shares Python's lock with the one that feeds the GPU. A CPU that trai
 the stream is read where it is needed. The windows are the same.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -140,7 +141,7 @@ class Prefetched:
             try:
                 return next(self._blocks)
             except RuntimeError as error:
-                if "timed out" in str(error):
+                if str(error).startswith("DataLoader timed out"):
                     _log.warning(self._waiting(time.monotonic() - began))
                     continue
                 if "exited unexpectedly" not in str(error):
@@ -154,9 +155,11 @@ class Prefetched:
     def _waiting(self, seconds: float) -> str:
         """What to say of a worker that has sent nothing for some seconds."""
         process = self._blocks._workers[0]  # of PyTorch's iterator
-        status = Path(f"/proc/{process.pid}/stat")
-        is_stopped = status.exists() and status.read_text().rpartition(")")[2].split()[0] in "Tt"
-        why = f": it is stopped; `kill -CONT {process.pid}` lets it go on" if is_stopped else ""
+        why = ""
+        with contextlib.suppress(OSError):  # a system without /proc
+            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][:1]
+            if state in "Tt":
+                why = f": it is stopped; `kill -CONT {process.pid}` lets it go on"
         return f"waiting for the process {process.pid} that reads the data, {seconds:.0f} s so far{why}."
 
     def _start(self) -> Any:

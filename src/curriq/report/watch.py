@@ -48,9 +48,8 @@ class LivePage:
                 if self._made is None or stamp != self._stamp:
                     self._made = 200, build(self.folders, topics=self.topics).page(self.every)
                     self._stamp = stamp
-            except (
-                Exception
-            ) as error:  # a file that is being written, or damaged: the next request looks again
+            except Exception as error:
+                # A file that is being written, or is damaged: the next request looks again.
                 known = isinstance(error, (CurriqError, OSError))
                 message = str(error) if known else f"{type(error).__name__}: {error}"
                 # It asks again by itself until there is something to show.

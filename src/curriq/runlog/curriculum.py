@@ -116,8 +116,8 @@ class RecordedCurriculum:
         if self._loaded[0] != group:
             with self._reading():
                 columns, sources = self._read_group(group)
-            columns["source"] = np.array([self.sources.index(name) for name in sources])[columns["source"]]
-            self._loaded = group, columns
+                places = np.array([self.sources.index(name) for name in sources])
+                self._loaded = group, columns | {"source": places[columns["source"]]}
         return self._loaded[1]
 
     def _read_group(self, group: int) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -125,6 +125,9 @@ class RecordedCurriculum:
         table = self._file.read_row_group(group)
         if any(table[name].null_count for name in COLUMNS if name != "score"):
             raise ValueError("it has empty cells")
+        weight = read.floats(table["weight"])
+        if not np.isfinite(weight).all() or (weight < 0).any():
+            raise ValueError("it has weights that are negative or not finite")
         columns = {name: table[name].to_numpy().astype(np.int64) for name in ("step", "row", "window_id")}
         columns["tokens"] = read.token_rows(table["tokens"])
         source = table["source"].combine_chunks()
