@@ -538,7 +538,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
         select=SelectConfig(selector=selector),
         train=TrainConfig(
             seed=draw(st.integers(0, 2**63 - 1)),
-            num_candidates=draw(st.integers(8, 10**9)),
+            num_candidates=draw(st.integers(8, 10**6)),
             max_read_ratio=8 if selector == "filter" else 1,
         ),
         log=LogConfig(run_dir=draw(TEXT), wandb=draw(TEXT), tensorboard=draw(st.booleans())),

@@ -49,7 +49,7 @@ SizeOrZero = Annotated[int, Within("[0, 1e6]", above=IN_MEMORY)]
 Stock = Annotated[int, Within("[1, 1e9]", above=IN_MEMORY)]
 StockOrZero = Annotated[int, Within("[0, 1e9]", above=IN_MEMORY)]
 """`Size` is of a step, a model or a text, `Stock` of what is kept from step to step."""
-Seed = Annotated[int, Within("[0, 1e18]", above="a seed has at most 18 digits")]
+Seed = Annotated[int, Within("[0, 9223372036854775807]", above="a seed has at most 63 bits")]
 
 Pairs = Iterator[tuple[str, str, str]]
 """Two settings by name; why they exclude each other, and how to fix it."""

@@ -64,7 +64,7 @@ class CompareConfig(Section):
         require(bool(self.seeds), "seeds is empty: list at least one, and six or more for a verdict.")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds = {list(self.seeds)}: one is there twice.")
         for seed in self.seeds:
-            require(0 <= seed <= 10**18, f"seeds: {seed}: a seed is 0 or greater, and has at most 18 digits.")
+            require(0 <= seed < 2**63, f"seeds: {seed}: a seed is 0 or greater, and has at most 63 bits.")
 
 
 @dataclass(frozen=True, kw_only=True)
