@@ -476,7 +476,7 @@ class RetrievalConfig(Section):
     """Nearest-neighbour search: a matrix product and top-k, or FAISS (IndexFlatIP). The results are equal."""
     retrieval_top_k: Size = 16
     """Nearest windows of a query, of which one is drawn (k)."""
-    retrieval_temperature: Positive = 0.1
+    retrieval_temperature: Annotated[float, Within("[1e-30, 1e9]", above=OVERFLOWS)] = 0.1
     """Softmax temperature τ_rag over the cosine similarity (Eq. 16)."""
     retrieval_draw: Literal["softmax", "top-1"] = "softmax"
     """Draw one of the top k by Eq. 16, or take the nearest."""
