@@ -9,6 +9,7 @@
 #   TORCH=cpu      the CPU build; on Linux no CUDA package is installed
 #   TORCH=cuda     the build of the package index, which on Linux is the CUDA one
 #   TORCH=system   keep the torch that the system's Python already has
+#   HASHES=1       check every library that is installed against constraints-hashes.txt
 #   PYTHON=…       the Python to use (3.11 to 3.14)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +25,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 # Another checkout path or another list of packages is another key.
-key() { { pwd; cat pyproject.toml constraints.txt scripts/setup.sh; } | cksum | tr ' ' '-'; }
+key() { { pwd; cat pyproject.toml constraints.txt scripts/setup.sh; printf %s "${HASHES:-}"; } | cksum | tr ' ' '-'; }
 
 read_state() { # sets word, torch and rest, empty where there is no state
     word="" torch="" rest=""
@@ -131,7 +132,14 @@ install_torch() {
     esac
 }
 
+install_hashed() { # of dev; torch, whose build depends on the machine, is there already
+    say "installing curriq and its libraries, each checked against constraints-hashes.txt"
+    pip_install --require-hashes --no-deps -r constraints-hashes.txt
+    pip_install --no-deps --no-build-isolation -e .
+}
+
 install_curriq() {
+    if [[ -n "${HASHES:-}" ]]; then install_hashed; return; fi
     local constraints=constraints.txt target='.[report]'
     [[ "$level" == run ]] || target='.[dev]'
     if [[ "$1" == system ]]; then # whatever torch is there stays

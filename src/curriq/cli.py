@@ -8,7 +8,6 @@ import ast
 import functools
 import inspect
 import logging
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import curriq
+from curriq.boundary import STATUSES, exit_status
 from curriq.config import sections
 from curriq.config.aliases import FORMER
 from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
@@ -25,6 +25,7 @@ from curriq.config.run import RunConfig, differences, field_owners, load_run_con
 from curriq.config.sections import SourceConfig
 from curriq.errors import CurriqError
 from curriq.presets import PRESETS, preset
+from curriq.terminal import escaped_output
 
 if TYPE_CHECKING:
     from curriq.train.session import RunResult
@@ -44,7 +45,8 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq export RUN                     the learned order and weights, for curriq train --curriculum
   curriq presets [NAME]                 list the presets, or print one as a run file
   curriq --version                      the version of this program
-"""
+
+Exit statuses:"""
 
 FIRST = (
     *("sources", "target", "window", "model", "steps", "num_candidates", "lm_lr"),
@@ -68,41 +70,28 @@ for _section, _type in get_type_hints(RunConfig).items():
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 a mistake of the user's, 130 interrupted)."""
+    """Run one command; returns the exit status, which `boundary.STATUSES` lists."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with escaped_output():
+        return exit_status(functools.partial(_command, arguments))
+
+
+def _command(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("curriq").setLevel(logging.INFO)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(USAGE, *(f"  {status:3}  {meaning}" for status, meaning in STATUSES.items()), sep="\n")
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"curriq {curriq.__version__}")
         return 0
     command, *rest = arguments
-    try:
-        refuse_unknown([command], COMMANDS, kind="command")
-        run = COMMANDS[command]
-        if run in (resume_command, presets_command) and rest[:1] in (["-h"], ["--help"]):
-            print(inspect.getdoc(run))  # the other commands have parsers of their own
-            return 0
-        status = import_module(run).main(rest) if isinstance(run, str) else run(rest)
-        sys.stdout.flush()
-        return status
-    except CurriqError as error:
-        print(f"curriq: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as exit:  # the argument parsers', after their help or error
-        return exit.code if isinstance(exit.code, int) else 0
-    except KeyboardInterrupt:
-        print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader has gone (`| head`); Python must not flush into the pipe again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"curriq: {error.strerror or error}{where}: the system refused to go on.", file=sys.stderr)
-        return 1
+    refuse_unknown([command], COMMANDS, kind="command")
+    run = COMMANDS[command]
+    if run in (resume_command, presets_command) and rest[:1] in (["-h"], ["--help"]):
+        print(inspect.getdoc(run))  # the other commands have parsers of their own
+        return 0
+    return import_module(run).main(rest) if isinstance(run, str) else run(rest)
 
 
 def train_command(arguments: list[str]) -> int:

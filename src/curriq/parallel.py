@@ -4,6 +4,7 @@ Candidates are sharded over the ranks of `torch.distributed`; the running maximu
 mixture step, the gathered features and the reward are reduced here, so that one global policy results.
 """
 
+import math
 import os
 
 import torch
@@ -23,6 +24,14 @@ def start() -> None:
 def cores() -> int:
     """CPU cores for each process on this machine."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def memory_bytes() -> float:
+    """Main memory of this machine; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return math.inf
 
 
 def world_size() -> int:

@@ -233,7 +233,7 @@ class TestRefused:
             (["--target", "poetry"], ["--target 'poetry'", "choose one of"]),
             (["--selector", "rho"], ["--selector rho", "--reference-model"]),
             (["--window", "5000"], ["--window = 5000", "1024 tokens", "at most 1024"]),
-            (["--test-set-size", "100000000"], ["test 100000000", "available", "Lower --reward-set-size"]),
+            (["--test-set-size", "1000000"], ["test 1000000", "available", "Lower --reward-set-size"]),
             (["--model", "random:gtp2"], ["'gtp2'"]),
             (["--model", "/nowhere/at/all"], ["'/nowhere/at/all'"]),
             (["--device", "cuda:7"], ["--device 'cuda:7'", "try auto or cpu"]),

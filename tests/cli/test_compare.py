@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from rich.console import Console
 from tests.runs import SETTINGS
 
 from curriq.cli import main
@@ -23,6 +22,7 @@ from curriq.evaluate.plan import OWN, load_plan
 from curriq.report.outcome import print_comparison
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.runlog.storage import exclusive
+from curriq.terminal import console
 from curriq.train.run import train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -367,9 +367,9 @@ class TestFinished:
     def test_tables_fit_the_terminal(self, compare, finished: Path, width: int):
         compare()
         result = json.loads((finished / "out" / "comparison.json").read_text())
-        console = Console(width=width, record=True, file=io.StringIO())
-        print_comparison(result, console)
-        text = console.export_text()
+        screen = console(width=width, record=True, file=io.StringIO())
+        print_comparison(result, screen)
+        text = screen.export_text()
         assert "…" not in text
         lines = [line.rstrip() for line in text.splitlines() if not line.startswith("note ")]
         assert max(map(len, lines)) <= width
@@ -436,13 +436,13 @@ class TestWorkers:
             self.job(tmp_path, "bad", "import sys; print('curriq: no luck.'); print('bye'); sys.exit(2)"),
             self.job(tmp_path, "good", f"open('{tmp_path}/good', 'w')"),
         ]
-        console = Console(record=True, file=io.StringIO(), width=100)
+        screen = console(record=True, file=io.StringIO(), width=100)
         with exclusive(tmp_path, "still finishing") as lock:
-            failed, stopped = run_jobs(jobs, 1, 0, lock, console, poll_seconds=0.01)
+            failed, stopped = run_jobs(jobs, 1, 0, lock, screen, poll_seconds=0.01)
         assert failed == {"bad": "no luck."}
         assert not stopped
         assert (tmp_path / "good").exists()
-        text = console.export_text()
+        text = screen.export_text()
         assert "bad: failed (exit status 2): no luck." in text
         assert "good: well" in text
 
@@ -451,7 +451,7 @@ class TestWorkers:
         code = "import time; print(time.time()); time.sleep(0.4); print(time.time())"
         jobs = [self.job(tmp_path, f"j{i}", code) for i in range(4)]
         with exclusive(tmp_path, "still finishing") as lock:
-            run_jobs(jobs, workers, 0, lock, Console(file=io.StringIO()), poll_seconds=0.01)
+            run_jobs(jobs, workers, 0, lock, console(file=io.StringIO()), poll_seconds=0.01)
         spans = [tuple(map(float, job.log.read_text().split())) for job in jobs]
         at_once = max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
         assert at_once <= workers

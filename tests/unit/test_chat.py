@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from curriq.config import SourceConfig
-from curriq.data.chat import encode_chat, read_conversation
+from curriq.data.chat import MOST_TURNS, encode_chat, read_conversation
 from curriq.data.documents import Document, DocumentSource, document_key, read_epoch
 from curriq.data.sources import open_source
 from curriq.data.tokenizer import EOS, encode, train_tokenizer
@@ -300,3 +300,14 @@ class TestReading:
         assert one != Document("user: a")
         assert one == Document("user: a", messages=(turn("user", "a"),))
         assert hash(one) == hash(Document("user: a"))
+
+
+def test_a_conversation_of_too_many_turns_without_tags_is_refused_at_once() -> None:
+    """Each turn is rendered with all before it: 20,000 turns would take an hour."""
+    tokenizer = train_tokenizer(["user assistant hello"], 300, 1000)
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    turns = [{"role": ("user", "assistant")[i % 2], "content": "hello"} for i in range(MOST_TURNS + 1)]
+    with pytest.raises(CurriqError, match=r"has 2001 turns.*no {% generation %} tags.*at most 2000"):
+        encode_chat(tokenizer, turns)
+    ids, learnt = encode_chat(tokenizer, turns[:4])
+    assert 0 < sum(learnt) < len(ids)

@@ -274,3 +274,23 @@ def test_skipped_rows_are_counted_through_a_resume(tmp_path, read_ahead, extensi
     assert ours.summary["test_loss"] == theirs.summary["test_loss"]
     counts = [finished.summary["skipped_rows"]["web"] for finished in (ours, theirs)]
     assert counts[0] >= counts[1] >= 1, "what has been read ahead counts, too"
+
+
+def test_a_stopped_worker_is_named_within_seconds_and_may_go_on(caplog, monkeypatch):
+    monkeypatch.setattr("curriq.data.prefetch.PATIENCE", 0.5)
+    stream, plain = opened(tiny()), open_corpus(tiny()).stream
+    stream.read(4)
+    worker = worker_of(stream)
+
+    class LetItGoOn(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "it is stopped" in record.getMessage():
+                os.kill(worker.pid, signal.SIGCONT)
+
+    monkeypatch.setattr(logging.getLogger("curriq"), "handlers", [LetItGoOn(), caplog.handler])
+    os.kill(worker.pid, signal.SIGSTOP)
+    ours = stream.read(4000)
+    assert f"waiting for the process {worker.pid} that reads the data, " in caplog.text
+    assert f"it is stopped; `kill -CONT {worker.pid}` lets it go on" in caplog.text
+    plain.read(4)
+    assert_equal([ours], [plain.read(4000)])

@@ -7,6 +7,7 @@ import logging
 import pytest
 from rich.console import Console
 
+from curriq.terminal import console as make_console
 from curriq.train.progress import ESTIMATE_SECONDS, Bar, Display, Lines, make_progress, readings
 
 
@@ -19,7 +20,7 @@ class Clock:
 
 
 def console(terminal: bool = False, width: int = 80) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False)
+    return make_console(file=io.StringIO(), force_terminal=terminal, width=width)
 
 
 def text(of: Console) -> str:

@@ -3,8 +3,12 @@
 import json
 import logging
 import os
+import random
+import re
+import string
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from curriq.config import LMConfig, TokenizerConfig
 from curriq.data.cache import read_cached, write_cached
 from curriq.data.tokenizer import (
     EOS,
+    MOST_CHARACTERS,
+    cut_words,
     encode,
     eos_id,
     first_bytes,
@@ -21,6 +27,7 @@ from curriq.data.tokenizer import (
     ordinary_ids,
     train_tokenizer,
 )
+from curriq.data.waiting import still_at_work
 from curriq.errors import CurriqError
 
 TEXTS = [
@@ -274,3 +281,61 @@ class TestLoading:
     def test_hub_that_is_not_reachable(self) -> None:
         with pytest.raises(CurriqError, match=r"hub name 'owner/name' .*HF_HUB_OFFLINE.*local folder"):
             self.load("owner/name")
+
+
+RUNS = {
+    "letters": "x",
+    "random letters": "",
+    "digits": "7",
+    "spaces": " ",
+    "line breaks": "\n",
+    "punctuation": "=",
+    "underscores": "_",
+    "ideographs": "語",
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_long_words_are_cut_in_the_sample_and_nothing_is_lost(kind: str, caplog) -> None:
+    rng = random.Random(0)
+    run = RUNS[kind] * 100_000 or "".join(rng.choices(string.ascii_lowercase, k=100_000))
+    texts = ["an ordinary text\n", f"before {run} after", "x" * MOST_CHARACTERS, run]
+    with caplog.at_level(logging.WARNING, "curriq"):
+        cut = list(cut_words(texts))
+    assert "".join(cut) == "".join(texts)
+    assert cut[0] == texts[0]
+    assert texts[2] in cut  # just short enough
+    words = [word for text in cut for word in re.findall(r"[^\W\d_]+|\d+|\s+|[^\w\s]+|_+", text)]
+    assert max(map(len, words)) <= MOST_CHARACTERS
+    first, *rest = caplog.messages
+    assert "the document that begins with 'before " in first  # named once
+    assert rest == ["the tokenizer's sample cuts words of 2 documents in all."]
+
+
+def test_training_and_encoding_take_time_with_the_length_of_a_word_not_its_square(
+    tmp_path, monkeypatch
+) -> None:
+    """50,000 letters took 16 s, and 5 MB would have taken two days."""
+    monkeypatch.setenv("CURRIQ_CACHE", str(tmp_path))
+    letters = "".join(random.Random(0).choices(string.ascii_lowercase, k=400_000))
+    began = time.process_time()
+    tokenizer = train_tokenizer([letters, "y" * 5_000_000], 300, 10_000_000)
+    assert time.process_time() - began < 60
+    seconds = []
+    for size in (100_000, 400_000):
+        began = time.process_time()
+        (ids,) = encode(tokenizer, [letters[:size]])
+        seconds.append(time.process_time() - began)
+        assert tokenizer.decode(ids) == letters[:size]
+    assert seconds[1] < 10 * max(seconds[0], 0.02)
+
+
+def test_long_work_says_that_it_goes_on(caplog, monkeypatch) -> None:
+    monkeypatch.setattr("curriq.data.waiting.EVERY", 0.02)
+    with caplog.at_level(logging.INFO, "curriq"), still_at_work("training the tokenizer"):
+        time.sleep(0.2)
+    assert len(caplog.messages) > 2
+    assert caplog.messages[0] == "training the tokenizer: 0 s so far"
+    count = len(caplog.messages)
+    time.sleep(0.05)
+    assert len(caplog.messages) == count

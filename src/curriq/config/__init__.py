@@ -7,7 +7,7 @@ the TOML file has sections (`[critic] beta = 0.5`). The docstring under each fie
 # ruff: noqa: F401, I001 (the names that this package offers, a few lines per module)
 
 from curriq.config.aliases import FORMER
-from curriq.config.bounds import Count, Section, Within
+from curriq.config.bounds import IN_MEMORY, Section, Within
 from curriq.config.checks import did_you_mean, errors_name, flag, missing_extra, refuse_unknown, require
 from curriq.config.checks import require_known
 from curriq.config.run import RunConfig, differences, field_owners, flat_settings, format_source, from_dict

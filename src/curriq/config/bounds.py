@@ -1,38 +1,55 @@
 """Bounds of numeric settings, and the base class of the sections, which checks them."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from curriq.config.checks import flag, require
+from curriq.config.checks import flag, require, require_writable
 from curriq.errors import CurriqError
 
 
 @dataclass(frozen=True)
 class Within:
-    """The interval of a numeric setting, such as "[0, 1)", and what an error adds to that rule."""
+    """The interval of a numeric setting, such as "[0, 1)"; what an error adds to that rule; and why there is
+    an upper bound, where the setting does not show it."""
 
     interval: str
     hint: str = ""
+    above: str = ""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        low, high = (float(end) for end in self.interval[1:-1].split(","))
+        return low, high
 
     def check(self, name: str, value: float) -> None:
         """Raise CurriqError unless the value lies in the interval."""
-        low, high = (float(end) for end in self.interval[1:-1].split(","))
-        with_low, with_high = self.interval[0] == "[", self.interval[-1] == "]"
+        (low, high), with_low, with_high = self.ends, self.interval[0] == "[", self.interval[-1] == "]"
         inside = low < value < high or (with_low and value == low) or (with_high and value == high)
-        rule = f"be {'at least' if with_low else 'greater than'} {low:g}"
-        if high < math.inf or value == math.inf:
-            rule = f"lie in {self.interval}" if high < math.inf else "be finite"
-        require(inside, f"{flag(name)} = {value}: it must {rule}{self.hint}.")
+        rule = f"lie in {self.interval}{self.hint}"
+        if self.above and value > high:
+            rule = f"be at most {high:g}: {self.above}"
+        elif self.above:
+            rule = f"be {'at least' if with_low else 'greater than'} {low:g}{self.hint}"
+        require(inside, f"{flag(name)} = {value}: it must {rule}.")
 
 
-Positive = Annotated[float, Within("(0, inf)")]
-NonNegative = Annotated[float, Within("[0, inf)")]
+# Every upper bound is far above what is of use, and below what overflows or takes the machine down.
+OVERFLOWS = "greater numbers overflow in float32"
+ENDLESS = "more would take years"
+IN_MEMORY = "all of them are in memory at once"
+Positive = Annotated[float, Within("(0, 1e9]", above=OVERFLOWS)]
+NonNegative = Annotated[float, Within("[0, 1e9]", above=OVERFLOWS)]
 Share = Annotated[float, Within("[0, 1)")]
 Fraction = Annotated[float, Within("(0, 1]")]
-Count = Annotated[int, Within("[1, inf)")]
-CountOrZero = Annotated[int, Within("[0, inf)")]
+Count = Annotated[int, Within("[1, 1e10]", above=ENDLESS)]
+CountOrZero = Annotated[int, Within("[0, 1e10]", above=ENDLESS)]
+Size = Annotated[int, Within("[1, 1e6]", above=IN_MEMORY)]
+SizeOrZero = Annotated[int, Within("[0, 1e6]", above=IN_MEMORY)]
+Stock = Annotated[int, Within("[1, 1e9]", above=IN_MEMORY)]
+StockOrZero = Annotated[int, Within("[0, 1e9]", above=IN_MEMORY)]
+"""`Size` is of a step, a model or a text, `Stock` of what is kept from step to step."""
+Seed = Annotated[int, Within("[0, 9223372036854775807]", above="a seed has at most 63 bits")]
 
 Pairs = Iterator[tuple[str, str, str]]
 """Two settings by name; why they exclude each other, and how to fix it."""
@@ -45,6 +62,7 @@ class Section:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             for bound in getattr(hint, "__metadata__", ()):
                 bound.check(name, getattr(self, name))
+            require_writable(flag(name), getattr(self, name))
         self.check()
         for first, second, why in self.illegal_pairs():
             raise CurriqError(f"{self.spelled(first)} with {self.spelled(second)}: {why}.")

@@ -1,5 +1,6 @@
 """Checks and error texts that settings share; each error names the value and the rule."""
 
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,6 +22,14 @@ def errors_name(where: object) -> Generator[None]:
         yield
     except CurriqError as error:
         raise CurriqError(f"{where}: {error}") from None
+
+
+def require_writable(where: str, value: object) -> None:
+    """Raise CurriqError for a text, or a tuple with one, that no file name or file of settings can hold: one
+    with a NUL, or with bytes that are not UTF-8."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and re.search("[\0\ud800-\udfff]", text):
+            raise CurriqError(f"{where} = {text!r}: it must be UTF-8 and have no NUL.")
 
 
 def require_known(setting: str, name: str, built_in: Iterable[str], group: str) -> None:

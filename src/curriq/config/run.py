@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import re
+import reprlib
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -198,9 +199,10 @@ def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -
         if isinstance(cause, CurriqError):
             raise CurriqError(str(cause)) from None
         name = ".".join((spell(str(first["loc"][0])), *map(str, first["loc"][1:])))
+        value = reprlib.repr(first["input"])  # it may be a text of megabytes
         if first["type"] == "missing":
-            raise CurriqError(f"{name} is missing in {first['input']!r}.") from None
-        raise CurriqError(f"{name} = {first['input']!r}: {first['msg']}.") from None
+            raise CurriqError(f"{name} is missing in {value}.") from None
+        raise CurriqError(f"{name} = {value}: {first['msg']}.") from None
 
 
 def _source_tables(sources: Any) -> list[Any]:
@@ -276,7 +278,7 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise CurriqError(f"{path}: there is no such file.") from None
     except OSError as error:
         raise CurriqError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter of thousands of nested brackets
         raise CurriqError(f"{path} is not valid TOML: {error}.") from None
 
 

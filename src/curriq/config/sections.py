@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from curriq.config.bounds import (
+    IN_MEMORY,
+    OVERFLOWS,
     Count,
     CountOrZero,
     Fraction,
@@ -12,10 +14,15 @@ from curriq.config.bounds import (
     Pairs,
     Positive,
     Section,
+    Seed,
     Share,
+    Size,
+    SizeOrZero,
+    Stock,
+    StockOrZero,
     Within,
 )
-from curriq.config.checks import flag, require, require_known
+from curriq.config.checks import flag, require, require_known, require_writable
 
 SELECTORS = (
     *("soft-q", "filter", "uniform", "random-single", "random-k", "high-loss", "low-loss", "uncertainty"),
@@ -33,6 +40,8 @@ CorruptionName = Literal["none", "random-tokens", "shuffled-tokens", "ocr", "dup
 FeatureName = Literal["last", "mean", "loss", "source", "static_score"]
 PRE_FORWARD_FEATURES: tuple[FeatureName, ...] = ("source", "static_score")
 """Features of a window that need no forward pass."""
+MOST_WEIGHT = 1e9
+"""Greatest weight of a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +77,14 @@ class SourceConfig:
     """Noise added to the documents before they are packed."""
 
     def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            require_writable(f"source {self.name!r}: {key}", value)
         require(bool(self.name), "a source needs a name: write name=NAME,path=PATH.")
         require(bool(self.path), f"source {self.name!r} needs a path: write name={self.name},path=PATH.")
         require(
-            0 <= self.weight < float("inf"),
-            f"source {self.name!r}: weight = {self.weight}: it must be a finite number of at least 0; "
-            "0 keeps the source out of the stream.",
+            0 <= self.weight <= MOST_WEIGHT,
+            f"source {self.name!r}: weight = {self.weight}: it must lie in [0, {MOST_WEIGHT:g}]; 0 keeps the "
+            "source out of the stream.",
         )
 
     @property
@@ -101,27 +112,27 @@ class DataConfig(Section):
     """Sources of the stream, each written name=…,path=…[,weight=…][,corruption=…]."""
     target: str = "prose"
     """Source to get better at: its held-out documents are the reward, validation and test sets."""
-    window: Annotated[int, Within("[2, inf)")] = 128
+    window: Annotated[int, Within("[2, 1e6]", above=IN_MEMORY)] = 128
     """Tokens per window (T)."""
-    shuffle_buffer: Count = 1024
+    shuffle_buffer: Stock = 1024
     """Windows in the shuffle buffer; 1 keeps the order of the sources."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
-    split_seed: CountOrZero = 0
+    split_seed: Seed = 0
     """Seed of the held-out split: another one holds out other documents. `curriq compare` gives each of its
     seeds its own."""
-    reward_set_size: Count = 128
+    reward_set_size: Size = 128
     """Windows of the reward set (|D|)."""
-    validation_set_size: Count = 64
+    validation_set_size: Size = 64
     """Windows of the validation set."""
-    test_set_size: Count = 128
+    test_set_size: Size = 128
     """Windows of the test set."""
     near_duplicate_threshold: Fraction = 0.6
     """Jaccard similarity of shingles (5 words; 4 or 5 characters of scripts without spaces) from which two
     documents stay on one side of the held-out split; 1 compares exact copies only."""
     topic_coherent: bool = False
     """Draw the held-out windows from one topic: by embedding similarity to a random anchor window."""
-    topic_pool_size: Count = 4096
+    topic_pool_size: Size = 4096
     """Windows that are embedded to choose the topic-coherent sets from."""
     topic_temperature: Positive = 0.1
     """Softmax temperature over cosine similarity to the anchor; the lower, the narrower the topic."""
@@ -154,6 +165,9 @@ class DataConfig(Section):
         )
 
 
+_BPE = " for byte-level BPE (256 bytes and EOS)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(Section):
     """Which tokenizer turns text into tokens, or how one is trained."""
@@ -161,9 +175,9 @@ class TokenizerConfig(Section):
     tokenizer: str = "auto"
     """`train` (byte-level BPE trained on the clean sources and cached), a folder, a hub name, or `auto`: the
     model's own if the model is pretrained, otherwise `train`."""
-    vocab_size: Annotated[int, Within("[257, inf)", " for byte-level BPE (256 bytes and EOS)")] = 2048
+    vocab_size: Annotated[int, Within("[257, 1e6]", _BPE, IN_MEMORY)] = 2048
     """Vocabulary size V of a tokenizer trained here."""
-    tokenizer_sample_bytes: Count = 4_000_000
+    tokenizer_sample_bytes: Stock = 4_000_000
     """Bytes of UTF-8 text to train a tokenizer on."""
 
 
@@ -190,9 +204,9 @@ class LMConfig(Section):
     """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, it is refused."""
     device: str = "auto"
     """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
-    lora_rank: CountOrZero = 0
+    lora_rank: SizeOrZero = 0
     """Train and save LoRA adapters of this rank only, as PEFT does (extra [peft]); 0 trains all weights."""
-    lora_alpha: Count = 16
+    lora_alpha: Size = 16
     """Scale of the adapters' output: they are multiplied by α/rank."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Layers that get adapters, by the end of their names (q_proj v_proj); all-linear is all but the head."""
@@ -220,9 +234,9 @@ class OptimConfig(Section):
     """AdamW's second-moment decay; the first-moment decay is 0.9."""
     grad_clip: Positive = 1.0
     """Maximum global gradient norm of the language model."""
-    micro_batch: Count = 8
+    micro_batch: Size = 8
     """Windows per forward and backward pass; changes memory and speed, never the gradient."""
-    head_chunk_tokens: Count = 512
+    head_chunk_tokens: Stock = 512
     """Tokens whose logits are in memory at once, at least one window's."""
 
 
@@ -240,7 +254,7 @@ class CriticConfig(Section):
     --effective-batch-fraction, or in a stream filter for --accept-fraction. `gated`: the same, but only as
     sharp as Q's rank correlation with measured effects warrants. `learned`: by gradient, as in soft
     actor-critic."""
-    beta: Annotated[float, Within("(0, inf)", _BETA)] = 1.0
+    beta: Annotated[float, Within("(0, 1e9]", _BETA, OVERFLOWS)] = 1.0
     """Boltzmann temperature β of the policy, in units of Q (nats per token); the lower, the sharper. With
     --temperature learned, the initial one."""
     beta_lr: Positive = 0.01
@@ -270,7 +284,7 @@ class CriticConfig(Section):
     """Learning rate η of the Q-network (Adam)."""
     q_grad_clip: Positive = 1.0
     """Maximum global gradient norm of the Q-network."""
-    q_hidden: CountOrZero = 32
+    q_hidden: SizeOrZero = 32
     """Hidden units of the Q-network (d → q_hidden → 1); 0 makes it linear."""
     q_features: tuple[FeatureName, ...] = ("last",)
     """What the Q-network sees of a window: `last` (hidden state of its last token, the paper), `mean` (mean
@@ -300,7 +314,7 @@ class CriticConfig(Section):
     windows through Σ π_i Q(h_i); `counterfactual`, each probed window with its own measured effect."""
     measure_effects: bool = False
     """Measure effects under the other credit rules too, for the log alone: does Q predict them?"""
-    probe_windows: Count = 32
+    probe_windows: Size = 32
     """Windows whose effects are measured in each step that has a reward, at most all of the step; in a stream
     filter a third are rejected ones, which are not trained on."""
     probe_decay: Share = 0.9
@@ -309,11 +323,11 @@ class CriticConfig(Section):
     """Ablation: permute a step's measured effects among its windows, so that they carry no information."""
     bellman: bool = True
     """Ablation: off takes y = 0 for the Bellman target, so that Q learns from measured effects alone."""
-    q_replay_size: CountOrZero = 0
+    q_replay_size: StockOrZero = 0
     """Past (h, y) pairs kept for experience replay of Q; 0 switches replay off."""
-    q_replay_batch: Count = 32
+    q_replay_batch: Size = 32
     """Pairs per replay update."""
-    q_replay_updates: Count = 1
+    q_replay_updates: Size = 1
     """Replay updates of the Q-network per step."""
 
     def check(self) -> None:
@@ -360,7 +374,7 @@ class SelectConfig(Section):
     `path/to/file.py:function`, which builds a `curriq.select.base.Method`."""
     selector_temperature: Positive = 0.5
     """Temperature of high-loss, low-loss, uncertainty and rho, in nats per token; the lower, the sharper."""
-    random_k: Count = 8
+    random_k: Size = 8
     """Windows that random-k trains on per step."""
     competence_initial: Fraction = 0.1
     """Share of the difficulty range that competence opens at step 0 (c0)."""
@@ -424,13 +438,13 @@ class LangevinConfig(Section):
     Controls: `best-of-random` (no gradient), `random-queries` (no search), `direct-q` (Q of a pool of
     windows, no query), `uniform-buffer` (no Q). `package.module:function` or `path/to/file.py:function`:
     Algorithm 2 with the sampler of queries that this function builds."""
-    chains: CountOrZero = 0
+    chains: SizeOrZero = 0
     """Chains per step, each of which gives one query (K); 0 takes as many as --num-candidates."""
-    query_tokens: Count = 16
+    query_tokens: Size = 16
     """Tokens of a query (L)."""
     query_start: Literal["random", "buffer"] = "random"
     """Initial tokens of the chains: uniform over the vocabulary, or the first tokens of buffered windows."""
-    langevin_steps: Count = 20
+    langevin_steps: Size = 20
     """Steps of a search (T_max)."""
     langevin_step_size: Positive = 20.0
     """Step size ε of Eq. 13."""
@@ -455,7 +469,7 @@ class LangevinConfig(Section):
     """Weight of the fluency prior, the model's own predictions, on the scale of q/τ_sgld; 0 for none."""
     bridge_precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 multiplies by the embedding matrix in bfloat16; λ stays float32."""
-    random_strings: Count = 40
+    random_strings: Size = 40
     """Random strings per chain of best-of-random, of which it keeps the best."""
 
     def check(self) -> None:
@@ -466,11 +480,11 @@ class LangevinConfig(Section):
 class RetrievalConfig(Section):
     """The ring buffer of real windows that queries retrieve from, and how (Algorithm 2, Eq. 16)."""
 
-    buffer_size: Count = 2048
+    buffer_size: Stock = 2048
     """Windows in the ring buffer (I)."""
-    buffer_initial: CountOrZero = 0
+    buffer_initial: StockOrZero = 0
     """Windows read into the buffer before the first step; 0 fills it."""
-    ingest: Count = 32
+    ingest: Size = 32
     """New windows per step, written over the oldest ones (n_ingest)."""
     encoder: str = MINILM
     """Sentence-transformer by name or folder; `hashing`, a fast one without weights; or `hidden-state`, the
@@ -481,9 +495,9 @@ class RetrievalConfig(Section):
     """Encode the next step's new windows while the model trains on this step's."""
     index: Literal["torch", "faiss"] = "torch"
     """Nearest-neighbour search: a matrix product and top-k, or FAISS (IndexFlatIP). The results are equal."""
-    retrieval_top_k: Count = 16
+    retrieval_top_k: Size = 16
     """Nearest windows of a query, of which one is drawn (k)."""
-    retrieval_temperature: Positive = 0.1
+    retrieval_temperature: Annotated[float, Within("[1e-30, 1e9]", above=OVERFLOWS)] = 0.1
     """Softmax temperature τ_rag over the cosine similarity (Eq. 16)."""
     retrieval_draw: Literal["softmax", "top-1"] = "softmax"
     """Draw one of the top k by Eq. 16, or take the nearest."""
@@ -495,11 +509,11 @@ class RetrievalConfig(Section):
     overwritten (the paper)."""
     centre_queries: bool = False
     """Subtract the buffer's mean embedding from the queries, to ignore what all windows have in common."""
-    refresh: CountOrZero = 0
+    refresh: SizeOrZero = 0
     """Rows of the buffer re-embedded per step, in turn, as hidden states change (--encoder hidden-state)."""
-    direct_pool: CountOrZero = 256
+    direct_pool: SizeOrZero = 256
     """Windows that direct-q draws uniformly from the buffer per step to evaluate Q on; 0 takes all."""
-    retrieval_probe: CountOrZero = 0
+    retrieval_probe: SizeOrZero = 0
     """Random windows of the buffer per step whose Q is logged beside that of the retrieved ones."""
 
     def illegal_pairs(self) -> Pairs:
@@ -510,32 +524,35 @@ class RetrievalConfig(Section):
                 yield name, "buffer_size", "the buffer holds no more; lower the one or raise the other"
 
 
+_THREADS = "each is a thread of the system, of which other programs on the machine need some too"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """The training loop: steps, candidates, rewards, seed, threads, ablations."""
 
     steps: Count = 300
     """Optimizer steps of the language model."""
-    num_candidates: Count = 32
+    num_candidates: Size = 32
     """Windows proposed per step (N)."""
-    max_read_ratio: Count = 1
+    max_read_ratio: Size = 1
     """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
     rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
     are accepted weigh the same. --q-features may then be source and static_score only."""
     train_on: Literal["mixture", "action"] = "mixture"
     """What soft-q trains on: `mixture`, all windows, weighted by the policy (the paper); `action`, the one
     window that is drawn from the policy and credited with the reward (the single-action formulation)."""
-    train_subset_size: CountOrZero = 0
+    train_subset_size: SizeOrZero = 0
     """Train on this many windows (B), drawn from the policy without replacement after scoring; 0 for all."""
     reward: Literal["absolute", "paired"] = "absolute"
     """`absolute`: held-out log-probability after the step (the paper). `paired`: its gain over the step."""
-    reward_windows: Count = 16
+    reward_windows: Size = 16
     """Windows of the fresh reward subset of each step that has a reward (M)."""
     reward_every: Count = 1
     """Steps between rewards. Q learns, and effects are measured, in the steps that have one."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of every random generator of the run."""
-    threads: CountOrZero = 0
+    threads: Annotated[int, Within("[0, 1024]", above=_THREADS)] = 0
     """CPU threads of torch; 0 takes all cores. Results are bitwise equal only at equal thread counts."""
     q_warmup_steps: CountOrZero = 0
     """Initial steps in which only Q learns: the mixture is uniform, and the model is reset after each."""
@@ -555,7 +572,7 @@ class LogConfig(Section):
     """Steps between evaluations on the validation set (for downstream tasks, --eval-tasks-every)."""
     checkpoint_every: Count = 100
     """Steps between checkpoints."""
-    checkpoint_keep: Count = 2
+    checkpoint_keep: Size = 2
     """Checkpoints to keep; older ones are removed."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
@@ -584,7 +601,7 @@ class EvalConfig(Section):
     """Steps between evaluations of the tasks; 0 evaluates them after the last step only."""
     eval_tasks_limit: CountOrZero = 100
     """Examples per task, the first ones; 0 for all."""
-    eval_tasks_fewshot: Annotated[int, Within("[-1, inf)")] = -1
+    eval_tasks_fewshot: Annotated[int, Within("[-1, 1e6]", above=IN_MEMORY)] = -1
     """Few-shot examples in each prompt; -1 takes the task's own number."""
     eval_tasks_path: str = ""
     """Folder of your own task files (YAML); empty for none."""

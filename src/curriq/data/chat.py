@@ -21,6 +21,8 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 """Phi-3's format, for a tokenizer without a chat template. Its marks are ordinary text: no new tokens."""
+MOST_TURNS = 2000
+"""Turns of a conversation whose template has no tags; 2000 take some seconds, ten times as many minutes."""
 
 
 def read_conversation(value: Any) -> tuple[Message, ...] | None:
@@ -88,6 +90,12 @@ def _name(tokenizer: Any) -> str:
 
 def _added_by_turns(tokenizer: Any, messages: Sequence[Message], whole: str) -> Iterator[tuple[int, int]]:
     """Range of characters that each assistant turn adds to the prompt for it."""
+    if len(messages) > MOST_TURNS:
+        raise CurriqError(
+            f"{shorten(messages)} has {len(messages)} turns, and the chat template of the tokenizer "
+            f"{_name(tokenizer)} no {{% generation %}} tags, so each turn is rendered with all before it: at "
+            f"most {MOST_TURNS} turns can be. Cut the conversation, or use a template with tags."
+        )
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt, _ = _render(tokenizer, messages[:i], prompt=True)

@@ -6,15 +6,18 @@ because it shares Python's lock with the one that feeds the GPU. A CPU that trai
 the stream is read where it is needed. The windows are the same.
 """
 
+import contextlib
 import itertools
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from logging.handlers import BufferingHandler
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -30,6 +33,8 @@ _log = logging.getLogger("curriq")
 
 SNAPSHOT_BLOCKS = 4
 """Blocks between two states that the worker sends along: at most so many are read again for a checkpoint."""
+PATIENCE = 5.0
+"""Seconds without a block after which the log says that the run waits for the worker."""
 
 
 class Block(NamedTuple):
@@ -66,7 +71,7 @@ class Prefetched:
         self._stream = stream
         self._block = block
         self._ahead = ahead
-        self._blocks: Iterator[Block] | None = None
+        self._blocks: Any = None
         self._error: CurriqError | None = None
         self._rest: Offer | None = None
         self._snapshot: State = stream.state_dict()
@@ -120,16 +125,7 @@ class Prefetched:
             return self._rest
         if self._blocks is None:
             self._blocks = self._start()
-        try:
-            offer, state, messages, self.skipped, template = next(self._blocks)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise  # an error inside the worker
-            self._error = CurriqError(
-                f"the process that reads the data has ended ({error}). If it was killed, the machine may "
-                "have had too little memory."
-            )
-            raise self._error from error
+        offer, state, messages, self.skipped, template = self._wait()
         for level, message in messages:
             _log.log(level, message)
         self._tokenizer.chat_template = template
@@ -140,13 +136,43 @@ class Prefetched:
             self._snapshot, self._since = state, 0  # all blocks before this one have been handed out
         return offer
 
-    def _start(self) -> Iterator[Block]:
+    def _wait(self) -> Block:
+        """The worker's next block. While it does not come, the log says so every few seconds."""
+        assert self._blocks is not None
+        began = time.monotonic()
+        while True:
+            try:
+                return next(self._blocks)
+            except RuntimeError as error:
+                if str(error).startswith("DataLoader timed out"):
+                    _log.warning(self._waiting(time.monotonic() - began))
+                    continue
+                if "exited unexpectedly" not in str(error):
+                    raise  # an error inside the worker
+                self._error = CurriqError(
+                    f"the process that reads the data has ended ({error}). If it was killed, the machine may "
+                    "have had too little memory."
+                )
+                raise self._error from error
+
+    def _waiting(self, seconds: float) -> str:
+        """What to say of a worker that has sent nothing for some seconds."""
+        process = self._blocks._workers[0]  # of PyTorch's iterator
+        why = ""
+        with contextlib.suppress(OSError):  # a system without /proc
+            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][:1]
+            if state in "Tt":
+                why = f": it is stopped; `kill -CONT {process.pid}` lets it go on"
+        return f"waiting for the process {process.pid} that reads the data, {seconds:.0f} s so far{why}."
+
+    def _start(self) -> Any:
         self._stream.load_state_dict(self._snapshot)
         loader = DataLoader(
             _Blocks(self._stream, self._tokenizer, self._block),
             batch_size=None,
             num_workers=1,
             prefetch_factor=self._ahead,
+            timeout=PATIENCE,
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=_begin_worker,
         )

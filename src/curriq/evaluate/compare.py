@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from curriq import terminal
 from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
-from curriq.runlog.read import read_summary
+from curriq.runlog.read import explained, read_summary
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
@@ -77,7 +77,8 @@ def compare(plan: Plan) -> int:
             again = f"curriq compare {plan.file} --out {plan.out}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
-        result = assess(plan, failed)
+        with explained(plan.out):
+            result = assess(plan, failed)
         path = plan.out / "comparison.json"
         write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         print_comparison(result)
@@ -101,7 +102,8 @@ def is_finished(run: PlannedRun) -> bool:
         f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change (for "
         "split_seed: vary_split under [compare]), remove the folder to run it again, or give another --out.",
     )
-    return summary.exists() and bool(read_summary(run.folder)["finished"])
+    with explained(run.folder):
+        return summary.exists() and bool(read_summary(run.folder)["finished"])
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:
@@ -156,7 +158,7 @@ def run_jobs(
         lock: descriptor that the workers keep open; see `storage.exclusive`.
         console: standard error when None.
     """
-    display = _Display(console or Console(stderr=True, highlight=False), jobs, finished_steps)
+    display = _Display(console or terminal.console(stderr=True), jobs, finished_steps)
     failed, stopped = dict[str, str](), False
     waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
     with stop_flag() as stop, display.progress:
@@ -204,7 +206,7 @@ class _Display:
 
     def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -219,11 +221,11 @@ class _Display:
         self._ended = 0
         done = finished_steps + sum(self._steps.values())
         total = finished_steps + sum(job.steps for job in jobs)
-        self._all = self.progress.add_task("[bold]all steps", total=total, completed=done)
+        self._all = self.progress.add_task("all steps", total=total, completed=done)
 
     def started(self, job: Job) -> None:
         done = self._steps[job.name]
-        self._bars[job.name] = self.progress.add_task(escape(job.name), total=job.steps, completed=done)
+        self._bars[job.name] = self.progress.add_task(job.name, total=job.steps, completed=done)
         if not self.progress.console.is_terminal:
             self._print(f"{job.name}: started")
 
@@ -243,7 +245,7 @@ class _Display:
         self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
 
     def _print(self, text: str, style: str = "") -> None:
-        self.progress.console.print(escape(text), style=style, soft_wrap=True)
+        self.progress.console.print(text, style=style, soft_wrap=True)
 
 
 def steps_logged(run_dir: Path) -> int:
@@ -252,8 +254,8 @@ def steps_logged(run_dir: Path) -> int:
         with (run_dir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             rows = file.read().split(b"\n")[:-1]
-        return int(json.loads(rows[-1])["step"]) + 1
-    except (OSError, IndexError, ValueError, KeyError):  # no log yet, no whole row in it, or a damaged one
+        return max(0, int(json.loads(rows[-1])["step"]) + 1)
+    except Exception:  # no log yet, no whole row in it, or a damaged one: this is for the display alone
         return 0
 
 

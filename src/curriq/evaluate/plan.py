@@ -4,14 +4,14 @@ import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from curriq.config import (
     FORMER,
-    Count,
     RunConfig,
     Section,
     SourceConfig,
+    Within,
     differences,
     errors_name,
     field_owners,
@@ -54,7 +54,7 @@ class CompareConfig(Section):
 
     seeds: tuple[int, ...]
     baseline: str
-    workers: Count = 1
+    workers: Annotated[int, Within("[1, 1024]", above="each is a process with a model of its own")] = 1
     base: str = ""  # preset that everything starts from; the defaults when empty
     config: str = ""  # run file over the preset
     vary_split: bool = True  # each seed holds out other documents: split_seed = seed
@@ -63,7 +63,8 @@ class CompareConfig(Section):
     def check(self) -> None:
         require(bool(self.seeds), "seeds is empty: list at least one, and six or more for a verdict.")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds = {list(self.seeds)}: one is there twice.")
-        require(min(self.seeds) >= 0, f"seeds = {list(self.seeds)}: a seed is 0 or greater.")
+        for seed in self.seeds:
+            require(0 <= seed < 2**63, f"seeds: {seed}: a seed is 0 or greater, and has at most 63 bits.")
 
 
 @dataclass(frozen=True, kw_only=True)

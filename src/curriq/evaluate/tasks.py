@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from curriq.config import Within
+from curriq import terminal
+from curriq.config import IN_MEMORY, Within
 from curriq.errors import CurriqError
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     least = {"limit": 0, "source_windows": 0, "fewshot": -1, "batch_size": 1}
     for name, minimum in least.items():
-        Within(f"[{minimum}, inf)").check(name, getattr(options, name))
+        Within(f"[{minimum}, 1e6]", above=IN_MEMORY).check(name, getattr(options, name))
     return evaluate(options)
 
 
@@ -118,7 +117,7 @@ def source_losses(run: Path, windows: int) -> dict[str, Any]:
     offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):
-        own = offer.windows.take(offer.windows.source == number)
+        own = offer.windows.take((offer.windows.source == number).nonzero().squeeze(1))
         if len(own):
             losses[name] = {"windows": len(own), "loss": held_out_loss(opened.lm, own)}
     return {"epoch": float(offer.epoch or 0), "losses": losses}
@@ -130,7 +129,7 @@ def _print_scores(scores: "list[Score]") -> None:
         numbers = (fixed(number, ".4f") for number in (score.value, score.stderr, score.chance_level))
         rows.append([score.task, score.measure, *numbers, f"{score.examples:,}"])
     header = ["task", "measure", "score", "± standard error", "chance", "examples"]
-    print_table(Console(highlight=False, soft_wrap=True), Table("Scores", header, rows))
+    print_table(terminal.console(soft_wrap=True), Table("Scores", header, rows))
 
 
 def _print_sources(result: dict[str, Any]) -> None:

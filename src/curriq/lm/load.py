@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from curriq import parallel
 from curriq.config import LMConfig, did_you_mean, missing_extra, refuse_unknown, require
 from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("curriq")
+
+MOST_LAYERS = 4096
+MOST_OVERRIDE = 1e8
+"""Greatest number in an override of `--model random:`, far above any size of a model in use."""
 
 
 def load_language_model(
@@ -108,6 +113,7 @@ def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) ->
         decoder.pad_token_id = None  # an embedding of padding would never be trained
         hf_config.dtype = torch.float32
         _prepare(hf_config, config, window)
+        _require_memory(hf_config, config)
         with _seeded(seed, "init"):
             return AutoModelForCausalLM.from_config(hf_config)
 
@@ -159,6 +165,24 @@ def _fit_vocabulary(network: "PreTrainedModel", entries: int, config: LMConfig, 
     logger.warning(
         f"--resize-embeddings: {entries - known} new embeddings, for the tokens {known} to {entries - 1} "
         "that the model has never seen."
+    )
+
+
+def _require_memory(hf_config: "PretrainedConfig", config: LMConfig) -> None:
+    """Raise CurriqError for a model whose weights alone do not fit into the memory, before it is made."""
+    from transformers import AutoModelForCausalLM
+
+    layers = getattr(hf_config.get_text_config(), "num_hidden_layers", 0)
+    require(
+        layers <= MOST_LAYERS, f"--model {config.model!r} has {layers} layers: use at most {MOST_LAYERS}."
+    )
+    with torch.device("meta"):  # shapes without memory
+        model = AutoModelForCausalLM.from_config(hf_config)
+    taken, memory = 4 * sum(weight.numel() for weight in model.parameters()), parallel.memory_bytes()
+    require(
+        taken <= memory,
+        f"--model {config.model!r}: its weights alone take {taken / 1e9:,.0f} GB, and this machine has "
+        f"{memory / 1e9:,.0f} GB of memory: make it smaller.",
     )
 
 
@@ -251,8 +275,10 @@ def _parse_overrides(text: str) -> dict[str, Any]:
         key, _, value = override.partition("=")
         require(bool(key and value), f"--model override {override!r}: write key=value, such as n_layer=4.")
         overrides[key] = value
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):  # a text that is no JSON stays a text
             overrides[key] = json.loads(value)
+        if isinstance(number := overrides[key], int | float) and abs(number) > MOST_OVERRIDE:
+            raise CurriqError(f"--model override {override!r}: a number must be at most {MOST_OVERRIDE:g}.")
     return overrides
 
 

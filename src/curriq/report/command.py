@@ -20,7 +20,7 @@ from curriq.report.policy import policy_health
 from curriq.report.runlog import Detail, RunLog, load_run_log
 from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
-from curriq.runlog.read import AXES, read_document
+from curriq.runlog.read import AXES, explained, read_document
 from curriq.runlog.storage import write_atomically
 
 MOST_DRAWN = 4
@@ -110,16 +110,20 @@ def build(
     if files and len(folders) > 1:
         raise CurriqError(f"{files[0].parent} is a comparison: give it alone, or folders of single runs.")
     result = read_document(files[0], "compare again, finished runs are kept") if files else {}
-    places = _runs_of(result, folders[0]) if result else _labelled(folders)
+    with explained(folders[0]):
+        places = _runs_of(result, folders[0]) if files else _labelled(folders)
     detail = Detail.of(len(places), topics)
-    runs = []
+    runs, sections = [], []
     for number, (label, folder) in enumerate(places, 1):
         if len(places) > 1:
             log(f"reading {number}/{len(places)}: {folder}")
-        runs.append(load_run_log(folder, label, detail, embed))
-    first = comparison_helped(result, runs) if result else runs_helped(runs)
+        with explained(folder):
+            runs.append(load_run_log(folder, label, detail, embed))
+            sections.append((label, _sections(runs[-1])))
+    with explained(folders[0]):
+        first = comparison_helped(result, runs) if files else runs_helped(runs)
     name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
-    return Report(f"curriq: {name}", [first], [(run.label, _sections(run)) for run in runs])
+    return Report(f"curriq: {name}", [first], sections)
 
 
 def _sections(run: RunLog) -> list[Section]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from curriq.report import look
 from curriq.report.chart import Chart, Forest, Section, Series, Table
+from curriq.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,6 @@ def save_figure(block: Chart | Forest, path: Path, axis: str) -> Path:
 def print_table(console: "Console", table: Table) -> None:
     """Print a table under its title; numbers never wrap, words of text wrap between each other."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table as RichTable
 
     printed = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -64,8 +64,8 @@ def print_table(console: "Console", table: Table) -> None:
             words = " ".join([heading, *cells]).split()
             printed.add_column(heading, min_width=max(map(len, words)))
     for row in table.rows:
-        printed.add_row(*map(escape, row))
-    console.print(f"[bold]{escape(table.title)}[/bold]")
+        printed.add_row(*row)
+    console.print(table.title, style="bold")
     console.print(printed)
 
 
@@ -161,5 +161,5 @@ def _along(series: Series, axis: str) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """A name that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    """A name that matplotlib can draw and does not take for mathematics."""
+    return visible(text).replace("$", r"\$")

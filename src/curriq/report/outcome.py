@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from curriq import terminal
 from curriq.config import missing_extra
 from curriq.report.chart import Block, Chart, Forest, Interval, Json, Section, Series, Table, fixed
 from curriq.report.figures import print_table, save_figure
@@ -124,10 +125,9 @@ def _task_chart(name: str, runs: list[RunLog]) -> Chart:
 
 def print_comparison(result: Json, console: "Console | None" = None) -> None:
     """Print three tables per stream of comparison.json, each within 80 columns, and what went wrong."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     for stream in streams_of(result):
         console.print()
         print_table(console, stream.loss_table())
@@ -136,9 +136,10 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
     logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
     for name, message in result["failed"].items():
-        console.print(f"[red]failed[/red]  {escape(f'{name}: {message} See {logs[name]}')}", soft_wrap=True)
+        failed = terminal.visible(f"  {name}: {message} See {logs[name]}")
+        console.print(Text.assemble(("failed", "red"), failed), soft_wrap=True)
     for note in result["notes"]:
-        console.print(f"[yellow]note[/yellow]    {escape(note)}", soft_wrap=True)
+        console.print(Text.assemble(("note", "yellow"), terminal.visible(f"    {note}")), soft_wrap=True)
 
 
 def save_curves(result: Json, folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from curriq.report import look
 from curriq.report.chart import Section, section_json
+from curriq.terminal import visible
 
 SCRIPTS = ("charts.js", "steps.js", "explorer.js", "queries.js", "page.js")
 LOOK = {
@@ -53,7 +54,7 @@ def render(
         "version": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
         "hash": f"sha256-{digest}",
         "connect": "'self'" if live else "'none'",
-        "title": html.escape(title),
+        "title": html.escape(visible(title)),
         "css": style,
         "script": script,
         "data": "\n".join(blocks),

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curriq import terminal
 from curriq.report.chart import Block, Code, Section, Table, fixed
 from curriq.report.figures import print_table
 
@@ -19,14 +20,14 @@ LEAST_MOVED = 1e-3
 
 def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Test loss and perplexity, what each source's share of the weight was, and where everything lies."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    end = "[bold]stopped[/bold]"
+    console = terminal.console(soft_wrap=True)
+    end = "stopped"
     if summary["finished"]:
         loss, perplexity = summary["test_loss"], summary["test_perplexity"]
-        end = f"[bold]test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}[/bold]"
-    console.print(f"\n{end} after {summary['steps']} steps")
+        end = f"test loss {loss:.4f} nats per token, perplexity {perplexity:.2f}"
+    console.print(Text.assemble("\n", (end, "bold"), f" after {summary['steps']} steps"))
     console.print(
         f"{summary['windows_read']} windows read, {summary['windows_proposed']} proposed, "
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "

@@ -14,9 +14,13 @@ from typing import Any
 from curriq.config import require
 from curriq.errors import CurriqError
 from curriq.report.command import build, parse_runs
+from curriq.terminal import visible
 
 HOST = "127.0.0.1"
-READ = ("metrics.jsonl", "summary.json", "comparison.json", "candidates", "windows", "queries", "eval")
+READ = (
+    *("config.toml", "environment.json", "metrics.jsonl", "summary.json", "comparison.json"),
+    *("candidates", "windows", "queries", "eval"),
+)
 """What in a folder changes the page when it changes."""
 
 
@@ -44,12 +48,15 @@ class LivePage:
                 if self._made is None or stamp != self._stamp:
                     self._made = 200, build(self.folders, topics=self.topics).page(self.every)
                     self._stamp = stamp
-            except (CurriqError, OSError) as error:  # a resumed run removes files before it writes them again
+            except Exception as error:
+                # A file that is being written, or is damaged: the next request looks again.
+                known = isinstance(error, (CurriqError, OSError))
+                message = str(error) if known else f"{type(error).__name__}: {error}"
                 # It asks again by itself until there is something to show.
                 text = (
                     '<!doctype html><meta charset="utf-8">'
                     f'<meta http-equiv="refresh" content="{self.every:g}"><title>curriq watch</title>'
-                    f"<p>Nothing to show yet: {html.escape(str(error))}</p>"
+                    f"<p>Nothing to show yet: {html.escape(visible(message))}</p>"
                 )
                 self._made, self._stamp = (503, text), []
             ended = time.monotonic()
@@ -67,6 +74,8 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
     """A server on the loopback interface that answers GET / alone; CurriqError when the port is taken."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0  # seconds that a client may say nothing, or read nothing
+
         def do_GET(self) -> None:
             # A name that some web site resolves to this address must not read the page.
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
@@ -90,8 +99,12 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
         def log_message(self, format: str, *arguments: object) -> None:
             """Silence per-request logging."""
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Nothing: a client that has gone, or reads nothing, is no fault of this program."""
+
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return Server((HOST, port), Handler)
     except OSError as error:
         raise CurriqError(
             f"--port {port} cannot be opened ({error.strerror}): give another one; 0 takes a free one."
@@ -108,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
     options = parse_runs(parser, arguments)
-    require(options.every >= 1, f"--every {options.every}: give at least 1 second.")
+    require(1 <= options.every <= 86400, f"--every {options.every}: give 1 second to a day (86400).")
     require(0 <= options.port <= 65535, f"--port {options.port}: a port lies between 0 and 65535.")
     for folder in options.RUN:
         require(folder.is_dir(), f"{folder} is no folder: give one that `curriq train` writes.")

@@ -6,16 +6,17 @@ the sources nor their order: only the tokenizer and the length of a window must 
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from curriq.config import RunConfig, load_run_config, require
+from curriq.config import RunConfig, load_run_config, require, validated
 from curriq.errors import CurriqError
 from curriq.runlog import read
 from curriq.runlog.storage import replacing
@@ -70,27 +71,22 @@ class RecordedCurriculum:
     """Reads a file that `curriq export` wrote, step by step; one row group is in memory at a time.
 
     Raises:
-        CurriqError: there is no such file, or it is no curriculum.
+        CurriqError: there is no such file, it is no curriculum, or it is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            self._file = pq.ParquetFile(path)
-            self.about = CurriculumAbout(**json.loads(self._file.schema_arrow.metadata[KEY]))
+        self._path = path
+        self.greatest_id = 0  # of all tokens
+        with self._reading():
+            # The checksums are those that `export` writes; a file without them is read all the same.
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            about = json.loads((self._file.schema_arrow.metadata or {})[KEY])
+            self.about = validated(CurriculumAbout, about, str)
             if tuple(self._file.schema_arrow.names) != COLUMNS:
-                raise KeyError("columns")
-        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            why = "there is no such file" if isinstance(error, FileNotFoundError) else "it is no curriculum"
-            raise CurriqError(
-                f"--curriculum {path} cannot be read ({why}): `curriq export RUN` writes one."
-            ) from None
-        groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
-        self._first_steps = [group.column(0).statistics.min for group in groups]
-        source = self._file.read_row_group(0, columns=["source"])["source"].combine_chunks()
-        self.sources: list[str] = source.dictionary.to_pylist()
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            self._first_steps, self.sources = self._check_all()
         self._loaded: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def __getitem__(self, step: int) -> CurriculumStep:
@@ -100,15 +96,80 @@ class RecordedCurriculum:
         rows = rows[np.argsort(columns["row"][rows], kind="stable")]
         return CurriculumStep(*(columns[name][rows] for name in ("tokens", "window_id", "source", "score")))
 
+    def _check_all(self) -> tuple[list[int], list[str]]:
+        """First step of each row group, and the names of all sources; ValueError for a file of another kind.
+
+        It is read whole, because a replay takes hours and would meet a damaged group in their middle.
+        """
+        first, steps, names = [], 0, dict[str, None]()
+        for group in range(self._file.num_row_groups):
+            columns, sources = self._read_group(group)
+            first.append(steps)
+            steps += _check_steps(columns, steps, self.about)
+            self.greatest_id = max(self.greatest_id, int(read.token_ids(columns["tokens"]).max()))
+            names |= dict.fromkeys(sources)
+        if steps != self.about.steps:
+            raise ValueError(f"it has {steps} steps, not {self.about.steps}")
+        return first, list(names)
+
     def _columns(self, group: int) -> dict[str, np.ndarray]:
         if self._loaded[0] != group:
-            table = self._file.read_row_group(group)
-            columns = {name: table[name].to_numpy() for name in ("step", "row", "window_id")}
-            columns["tokens"] = read.token_rows(table["tokens"])
-            columns["source"] = table["source"].combine_chunks().indices.to_numpy()
-            columns["score"] = read.floats(table["score"]).astype(np.float32)
-            self._loaded = group, columns
+            with self._reading():
+                columns, sources = self._read_group(group)
+                places = np.array([self.sources.index(name) for name in sources])
+                self._loaded = group, columns | {"source": places[columns["source"]]}
         return self._loaded[1]
+
+    def _read_group(self, group: int) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Columns of a row group, and the names that its column `source` indexes."""
+        table = self._file.read_row_group(group)
+        if any(table[name].null_count for name in COLUMNS if name != "score"):
+            raise ValueError("it has empty cells")
+        weight = read.floats(table["weight"])
+        if not np.isfinite(weight).all() or (weight < 0).any():
+            raise ValueError("it has weights that are negative or not finite")
+        columns = {name: table[name].to_numpy().astype(np.int64) for name in ("step", "row", "window_id")}
+        columns["tokens"] = read.token_rows(table["tokens"])
+        source = table["source"].combine_chunks()
+        columns["source"] = source.indices.to_numpy()
+        columns["score"] = read.floats(table["score"]).astype(np.float32)
+        return columns, list(map(str, source.dictionary.to_pylist()))
+
+    @contextmanager
+    def _reading(self) -> Generator[None]:
+        """Turns what a missing, foreign or damaged file makes the readers raise into a CurriqError."""
+        try:
+            yield
+        except FileNotFoundError:
+            why = "there is no such file"
+        except Exception as error:  # of a damaged file pyarrow raises whatever its bytes lead it to
+            why = f"it is no curriculum, or damaged ({type(error).__name__}: {error})"
+        else:
+            return
+        raise CurriqError(
+            f"--curriculum {self._path} cannot be read ({why}): `curriq export RUN` writes one."
+        )
+
+
+def _check_steps(columns: dict[str, np.ndarray], first: int, about: CurriculumAbout) -> int:
+    """Number of steps in a row group that begins with step `first`; ValueError unless each has rows 0, 1, …,
+    at most N, of T tokens, and one or more finite scores (NaN where a window was not forwarded)."""
+    order = np.lexsort((columns["row"], columns["step"]))
+    step, row, score = (columns[name][order] for name in ("step", "row", "score"))
+    starts = np.flatnonzero(np.diff(step, prepend=-1))
+    steps = len(starts)
+    where = f"in the row group that should begin with step {first}"
+    if not steps or not np.array_equal(step[starts], first + np.arange(steps)):
+        raise ValueError(f"a step is missing {where}")
+    if not np.array_equal(row, np.arange(len(row)) - np.searchsorted(step, step)):
+        raise ValueError(f"a window is missing {where}")
+    if row.max() >= about.candidates or columns["tokens"].shape[1] != about.window:
+        raise ValueError(f"a step is no {about.candidates} windows of {about.window} tokens {where}")
+    if (columns["window_id"] < 0).any() or columns["tokens"].dtype.kind != "i":
+        raise ValueError(f"a window is none of a run {where}")
+    if np.isinf(score).any() or not np.logical_or.reduceat(~np.isnan(score), starts).all():
+        raise ValueError(f"a step has no finite weights {where}")
+    return steps
 
 
 def open_curriculum(
@@ -166,6 +227,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def export(run: Path, out: Path) -> CurriculumAbout:
     """Write the curriculum of a run, up to its last checkpoint; the run must have kept all its windows."""
+    with read.explained(run):
+        return _export(run, out)
+
+
+def _export(run: Path, out: Path) -> CurriculumAbout:
     config = load_run_config(run)
     environment = read.read_document(
         read.existing(run / "environment.json"), "restore it from a copy of the run"
@@ -202,7 +268,8 @@ def _write(path: Path, tables: "Iterator[pa.Table]", about: CurriculumAbout) -> 
 
     first = next(tables)
     schema = first.schema.with_metadata({KEY: json.dumps(asdict(about))})
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for table in chain([first], tables):
             writer.write_table(table, row_group_size=len(table))
 

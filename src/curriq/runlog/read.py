@@ -6,7 +6,8 @@ Where a file is missing or damaged they raise CurriqError, which names the file 
 import json
 import tomllib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,11 +43,28 @@ COLUMN_TYPES = {
         **{"window_id": "int64", "source": "dictionary"},
         **dict.fromkeys(CANDIDATE_NUMBERS, "float"),
     },
-    "queries": {"step": "int32", "query": "int32", "text": "string"},
+    "queries": {
+        **{"step": "int32", "query": "int32", "text": "string"},
+        **{"window_id": "int64", "window_text": "string", "row": "int32"},
+    },
     "windows": {"window_id": "int64", "tokens": "fixed_size_list"},
     "test_losses": {"window_id": "int64", "loss": "double", "tokens": "int64"},
 }
 """Table → beginnings of the types of its columns, as pyarrow names them."""
+
+
+@contextmanager
+def explained(folder: Path) -> Generator[None]:
+    """Turn what damaged files in a run's folder make their readers raise into a CurriqError that names it."""
+    try:
+        yield
+    except (CurriqError, OSError, ImportError):
+        raise
+    except Exception as error:  # a file may hold anything where numbers and names are expected
+        raise CurriqError(
+            f"{folder} cannot be read ({type(error).__name__}: {error}): a file in it is damaged, or this is "
+            "a fault of curriq; CURRIQ_DEBUG=1 shows where."
+        ) from error
 
 
 def existing(path: Path) -> Path:
@@ -239,14 +257,13 @@ def read_part(
     path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
 ) -> "pa.Table":
     """One part of a table, with all columns when None are named. An error ends with `fix`."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         part = pq.ParquetFile(path).read(columns=columns)
         _require_schema(part.schema, path, columns)
         return part
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # of a damaged file pyarrow raises whatever its bytes lead it to
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
 
 

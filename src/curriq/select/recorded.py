@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curriq.config import RunConfig
+from curriq.config import RunConfig, require
 from curriq.runlog.curriculum import RecordedCurriculum, open_curriculum
 from curriq.select.base import Context, Method, NoCritic, PlainSelector
 from curriq.state import Saved
@@ -68,4 +68,11 @@ def reorder(method: Method, config: RunConfig, context: Context) -> Method:
 
 def _proposer(config: RunConfig, context: Context) -> RecordedProposer:
     names = context.corpus.source_names
-    return RecordedProposer(open_curriculum(config, context.corpus.fingerprint(), names), names)
+    curriculum = open_curriculum(config, context.corpus.fingerprint(), names)
+    entries = 1 + max(context.corpus.tokenizer.get_vocab().values())
+    require(
+        curriculum.greatest_id < entries,
+        f"--curriculum {config.data.curriculum} has the token {curriculum.greatest_id}, the tokenizer only "
+        f"{entries} entries: the file is damaged; `curriq export RUN` writes it again.",
+    )
+    return RecordedProposer(curriculum, names)

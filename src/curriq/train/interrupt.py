@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM end a run after its step, with everything saved."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run after its step, with everything saved."""
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -10,27 +11,40 @@ from types import FrameType
 
 logger = logging.getLogger("curriq")
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""None on Windows."""
+
 
 @contextmanager
 def stop_flag() -> Generator[Callable[[], bool]]:
-    """Whether a stop was requested, as a function: the first Ctrl-C or SIGTERM requests it, a second one
-    raises KeyboardInterrupt.
+    """Whether a stop was requested, as a function: the first Ctrl-C, SIGTERM or SIGHUP requests it, a second
+    one raises KeyboardInterrupt.
+
+    After SIGHUP the terminal is gone, and writing to it would be an error: what would go there is dropped. A
+    process that ignores SIGHUP, as under nohup, goes on ignoring it.
 
     Signals within a second of the first count as one, because launchers forward a Ctrl-C that the terminal
     has sent to every process already.
     """
     asked_at = math.inf
+    on_terminal = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked_at
+        if number == HANGUP:
+            for stream in on_terminal:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if time.monotonic() > asked_at + 1:
             raise KeyboardInterrupt
         if asked_at == math.inf:
             asked_at = time.monotonic()
             logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once.")
 
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        signals.append(HANGUP)
     try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, ask) for number in signals}
     except ValueError:  # not in the main thread: the caller's own handling stays
         previous = {}
     try:

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from curriq import terminal
 from curriq.types import Metrics
 
 ESTIMATE_SECONDS = 3600
@@ -42,7 +42,7 @@ def make_progress(
     `auto` is the bar on a terminal and lines elsewhere. Without a console it writes to standard error, so
     that standard output stays for results.
     """
-    console = console or Console(stderr=True, highlight=False)
+    console = console or terminal.console(stderr=True)
     if mode == "auto":
         mode = "bar" if console.is_terminal else "lines"
     display = {"bar": Bar, "lines": Lines, "none": Display}[mode](console, total, start_step)
@@ -121,7 +121,7 @@ class Lines(Display):
             self._shown_at, self._shown_part = now, part
             numbers = "  ".join(f"{label} {value}" for label, value in readings(self.row).items())
             left = f"{self.left.render(self.task)} {self.task.description}"
-            self.console.print(escape(f"step {finished}/{total}  {numbers}  {left}"), soft_wrap=True)
+            self.console.print(f"step {finished}/{total}  {numbers}  {left}", soft_wrap=True)
 
 
 class _LogHandler(logging.Handler):
@@ -132,7 +132,7 @@ class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if warns else ""
-        self._console.print(escape(prefix + record.getMessage()), style="yellow" if warns else "")
+        self._console.print(prefix + record.getMessage(), style="yellow" if warns else "")
 
 
 def readings(row: Metrics) -> dict[str, str]:

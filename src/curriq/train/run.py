@@ -118,6 +118,9 @@ def _check_names(config: RunConfig) -> None:
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:
     """A run that is built and not started, in the state of the checkpoint when there is one."""
     parallel.start()
+    require_memory(config)
+    if config.train.threads > 4 * parallel.cores():
+        logger.warning(f"--threads = {config.train.threads}: this machine has {parallel.cores()} cores.")
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
@@ -156,3 +159,17 @@ def recorded_files(run_dir: Path) -> dict[str, Any]:
         return dict(read_document(run_dir / "environment.json")["files"])
     except (CurriqError, KeyError, TypeError, ValueError):
         return {}
+
+
+def require_memory(config: RunConfig) -> None:
+    """Raise CurriqError, before any is filled, for a store of windows that the memory cannot hold."""
+    stores = ["shuffle_buffer", "reward_set_size", "validation_set_size", "test_set_size", "num_candidates"]
+    if config.langevin.proposer != "stream":
+        stores.append("buffer_size")
+    for name in stores:
+        taken, memory = 4 * config.value(name) * config.data.window, parallel.memory_bytes()
+        require(
+            taken <= memory,
+            f"{flag(name)} = {config.value(name)}: these windows of {config.data.window} tokens take "
+            f"{taken / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB: lower it, or --window.",
+        )

@@ -1,0 +1,107 @@
+"""Whatever a command raises becomes one message and the status that is documented for it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curriq.boundary import STATUSES, exit_status
+from curriq.cli import USAGE, main
+from curriq.errors import CurriqError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def raising(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (CurriqError("fix it."), 2, "curriq: fix it.\n"),
+        (OSError(28, "No space left on device", "a/b"), 74, "for a/b: No space left on device"),
+        (PermissionError(13, "Permission denied"), 74, "Permission denied"),
+        (MemoryError(), 71, "too little memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 TB"),
+            71,
+            "--micro-batch",
+        ),
+        (SystemExit(0), 0, ""),
+        (SystemExit(2), 2, ""),
+        (KeyboardInterrupt(), 130, "the last checkpoint stands"),
+    ],
+)
+def test_each_kind_has_its_status_and_one_message(error, status, said, capsys) -> None:
+    assert exit_status(raising(error)) == status
+    assert status in STATUSES
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == bool(said)
+
+
+def test_a_fault_is_written_down(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert exit_status(raising(ZeroDivisionError("by\nnothing"))) == 70
+    err = capsys.readouterr().err
+    assert "this is a fault of curriq (ZeroDivisionError: by)" in err
+    (file,) = tmp_path.glob("curriq-fault-*.log")
+    assert str(file) in err
+    assert "Traceback" not in err
+    details = file.read_text()
+    assert "Traceback" in details
+    assert "in command" in details
+    assert "ZeroDivisionError: by\nnothing" in details
+
+
+def test_where_nothing_can_be_written_the_details_are_shown(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
+    assert exit_status(raising(ZeroDivisionError())) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_debugging_shows_the_traceback_of_any_error(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("CURRIQ_DEBUG", "1")
+    assert exit_status(raising(CurriqError("fix it."))) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("curriq: fix it.\n")
+
+
+def test_no_line_of_a_message_looks_like_one_of_ours(capsys) -> None:
+    assert exit_status(raising(CurriqError("no column 'a\ncurriq: all is well'"))) == 2
+    assert capsys.readouterr().err == "curriq: no column 'a\n  curriq: all is well'\n"
+
+
+def test_the_help_and_the_documentation_list_the_statuses(capsys) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(USAGE)
+    table = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    for status, meaning in STATUSES.items():
+        assert re.search(rf"^ +{status}  {re.escape(meaning)}$", out, flags=re.MULTILINE)
+        assert f"| {status} | {meaning} |" in table
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_output_that_takes_nothing_is_one_message() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "curriq", "presets"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        )
+    assert done.returncode == 74
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if "No space left" in line]
+    assert len(done.stderr.splitlines()) == 1
