@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
-import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any
 from curriq.config import SourceConfig, did_you_mean
 from curriq.data.cache import file_hash
 from curriq.data.documents import short_hash
+from curriq.data.scratch import scratch_folder
 from curriq.errors import CurriqError
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet", ".arrow")
@@ -56,9 +55,7 @@ class LocalFiles:
     @functools.cached_property
     def scratch(self) -> Path:
         """Folder for decompressed copies of Parquet and Arrow files; removed with this object."""
-        folder = tempfile.mkdtemp(prefix="curriq-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        return scratch_folder(self)
 
     def fingerprint(self) -> str:
         """Hash of each file's name and whole content."""
