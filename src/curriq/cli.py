@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, 
 
 import curriq
 from curriq.boundary import STATUSES, exit_status
-from curriq.config import sections
 from curriq.config.aliases import FORMER
 from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
 from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
@@ -209,11 +208,10 @@ def group_of(name: str) -> str:
 def describe() -> dict[str, tuple[Any, str]]:
     """Flat name of every setting → its type, and the docstring under its field."""
     described = {}
-    module = ast.parse(inspect.getsource(sections))
-    bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
     for section in get_type_hints(RunConfig).values():
-        kinds = get_type_hints(section)
-        for field, text in pairwise(bodies[section.__name__]):
+        kinds, (definition,) = get_type_hints(section), ast.parse(inspect.getsource(section)).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 name = ast.unparse(field.target)
                 described[name] = kinds[name], " ".join(ast.literal_eval(text.value).split())

@@ -64,6 +64,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "competence by rarity": {"selector": "competence", "difficulty": "rarity"},
     "competence by label": {"selector": "competence", "difficulty": "label"},
     "topic-coherent": {"topic_coherent": True, "topic_encoder": "hashing", "topic_pool_size": 64},
+    "topic similarity": {"topic_similarity_every": 2, "topic_encoder": "hashing"},
     "dropout": {"dropout": 0.2},
     "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True, "td_step": "own"},
     "bf16": {"precision": "bf16"},

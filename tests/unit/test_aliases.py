@@ -166,7 +166,7 @@ def test_the_whole_file_of_an_old_run(changes, moved, notices, tmp_path: Path):
             today[section][moved.get(name, name)] = value
     today["data"]["sources"] = tomllib.loads(text)["data"]["sources"]
     for source in today["data"]["sources"]:
-        source["corruption"] = source.pop("dirt")
+        source |= {"corruption": source.pop("dirt"), "on_bad_row": "error"}
     assert to_dict(config) == today
     gone = [message for message in notices.messages if "no effect any more" in message]
     assert [message.split()[0] for message in gone] == ["--swap-candidates", "--swap-top-k"]

@@ -103,6 +103,7 @@ class TestUpdate:
                 p.grad *= min(1.0, 0.05 / norm)
             reference.step()
             assert mixture.loss == pytest.approx(loss.item(), rel=1e-5)
+            assert metrics.pop("time/train") > 0
             assert metrics == {"train/grad_norm": pytest.approx(norm, rel=1e-4), "train/lr": 1e-2}
             assert norm > 0.05
         reference_theta = torch.cat([p.detach().flatten() for p in lm.parameters])

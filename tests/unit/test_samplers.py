@@ -197,7 +197,7 @@ def test_fluency_prior_is_the_gradient_of_the_expected_log_likelihood(tied: bool
     assert world.inputs.is_tied == tied
     weight, temperature, amount = world.vocabulary.rows(world.inputs.weight), 0.8, 0.3
     logits = torch.randn(K, L, len(ORDINARY), generator=torch.Generator().manual_seed(2))
-    sampler = world.langevin(setting(fluency=amount, energy_temperature=1e12))  # the prior alone
+    sampler = world.langevin(setting(fluency=amount, energy_temperature=1e9))  # the prior alone
     wide = sampler._weight()
     soft = soft_embed(logits, temperature, wide)
     drift = sampler._drift(world.energy.point(soft.embeddings[..., : world.inputs.width]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from curriq.config import sections
+from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
 from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
@@ -28,8 +28,8 @@ class RunConfig(Section):
     optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
     critic: sections.CriticConfig = field(default_factory=sections.CriticConfig)
     select: sections.SelectConfig = field(default_factory=sections.SelectConfig)
-    langevin: sections.LangevinConfig = field(default_factory=sections.LangevinConfig)
-    retrieval: sections.RetrievalConfig = field(default_factory=sections.RetrievalConfig)
+    langevin: search.LangevinConfig = field(default_factory=search.LangevinConfig)
+    retrieval: search.RetrievalConfig = field(default_factory=search.RetrievalConfig)
     train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
     log: sections.LogConfig = field(default_factory=sections.LogConfig)
     tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
@@ -168,10 +168,10 @@ def _langevin_rag(config: RunConfig) -> Pairs:
         return
     unknown = sorted({"loss", "source"} & set(config.critic.q_features))
     last_mean = f"has no {' and no '.join(unknown)}; use --q-features last, mean, or both"
-    if langevin.proposer not in sections.WITHOUT_Q and config.select.selector != "soft-q":
+    if langevin.proposer not in search.WITHOUT_Q and config.select.selector != "soft-q":
         use = "use --selector soft-q, and for uniform weights --no-q-weighting"
         yield "proposer", "selector", f"the proposer needs Q, and the selector learns none; {use}"
-    if langevin.proposer not in sections.WITHOUT_Q and unknown:
+    if langevin.proposer not in search.WITHOUT_Q and unknown:
         yield "q_features", "proposer", f"a string that is searched {last_mean}"
     if retrieval.encoder == "hidden-state" and unknown:
         yield "encoder", "q_features", f"it embeds the inputs of Q, and a query {last_mean}"

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from logging.handlers import BufferingHandler
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset
 
 from curriq.data.stream import WindowStream
+from curriq.data.waiting import reporting
 from curriq.errors import CurriqError
 from curriq.state import State
 from curriq.types import Cost, Offer
@@ -139,21 +139,19 @@ class Prefetched:
     def _wait(self) -> Block:
         """The worker's next block. While it does not come, the log says so every few seconds."""
         assert self._blocks is not None
-        began = time.monotonic()
-        while True:
-            try:
+        try:
+            with reporting(self._waiting, PATIENCE, logging.WARNING):
                 return next(self._blocks)
-            except RuntimeError as error:
-                if str(error).startswith("DataLoader timed out"):
-                    _log.warning(self._waiting(time.monotonic() - began))
-                    continue
-                if "exited unexpectedly" not in str(error):
-                    raise  # an error inside the worker
-                self._error = CurriqError(
-                    f"the process that reads the data has ended ({error}). If it was killed, the machine may "
-                    "have had too little memory."
-                )
-                raise self._error from error
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
+            if not ended or "in DataLoader worker" in str(error):
+                raise  # an error inside the worker
+            cause = error  # the last two: it ended in the middle of handing a block over
+        self._error = CurriqError(
+            f"the process that reads the data has ended ({cause}). If it was killed, the machine may have "
+            "had too little memory."
+        )
+        raise self._error from cause
 
     def _waiting(self, seconds: float) -> str:
         """What to say of a worker that has sent nothing for some seconds."""
@@ -172,7 +170,6 @@ class Prefetched:
             batch_size=None,
             num_workers=1,
             prefetch_factor=self._ahead,
-            timeout=PATIENCE,
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=_begin_worker,
         )

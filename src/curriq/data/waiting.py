@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 _log = logging.getLogger("curriq")
 
@@ -13,13 +13,16 @@ EVERY = 10.0
 
 
 @contextlib.contextmanager
-def still_at_work(what: str) -> Generator[None]:
-    """Log `what` and the seconds it has taken, every `EVERY` seconds until the end of the context."""
+def reporting(message: Callable[[float], str], every: float, level: int = logging.INFO) -> Generator[None]:
+    """Log a message every so many seconds until the end of the context; `message` gets the seconds so far.
+
+    From a thread, because what is waited for may block in a system call.
+    """
     began, ended = time.monotonic(), threading.Event()
 
     def report() -> None:
-        while not ended.wait(EVERY):
-            _log.info(f"{what}: {time.monotonic() - began:.0f} s so far")
+        while not ended.wait(every):
+            _log.log(level, message(time.monotonic() - began))
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()
@@ -28,3 +31,8 @@ def still_at_work(what: str) -> Generator[None]:
     finally:
         ended.set()
         reporter.join()
+
+
+def still_at_work(what: str) -> contextlib.AbstractContextManager[None]:
+    """Log `what` and the seconds it has taken, every `EVERY` seconds until the end of the context."""
+    return reporting(lambda seconds: f"{what}: {seconds:.0f} s so far", EVERY)

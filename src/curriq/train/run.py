@@ -112,7 +112,10 @@ def _check_names(config: RunConfig) -> None:
     if config.tokenizer.tokenizer not in ("auto", "train"):
         locate("--tokenizer", config.tokenizer.tokenizer)
     if config.select.reference_model:
-        locate("--reference-model", config.select.reference_model)
+        try:
+            locate("--reference-model", config.select.reference_model)
+        except CurriqError as error:
+            raise CurriqError(f"{error} `curriq train --preset reference` trains one.") from None
 
 
 def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: Own = DEFAULT_PARTS) -> Run:

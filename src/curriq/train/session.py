@@ -400,6 +400,7 @@ class Session:
             "steps": self.state.step,
             **self.meter.totals(),
             **self.meter.verdict(),
+            "skipped_rows": self.skipped_rows(),
             "weight_share": shares["weight"],
             "offered_share": shares["read"],
             "data_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
@@ -408,8 +409,6 @@ class Session:
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
             summary["validation_perplexity"] = perplexity(self.last_validation)
-        if skipped := self.skipped_rows():
-            summary["skipped_rows"] = skipped
         if self.meter.epoch is not None:
             summary["epoch"] = self.meter.epoch
         if tested is not None:
