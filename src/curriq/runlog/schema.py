@@ -306,8 +306,8 @@ recovered_scale | – | Last `critic/recovered_scale`.
 recovered_scale_error | – | Last `critic/recovered_scale_error`.
 weight_share | – per source | Share of all mixture weight of the run, by source name.
 offered_share | – per source | Share of all windows read (`select/offered_share/<source>`), by source name.
-skipped_rows | – per source | Rows left out by `on_bad_row=skip`, all epochs together, by the name of each source that
-    left out any.
+skipped_rows | – per source | Rows left out by `on_bad_row=skip`, all epochs together, by the name of each
+    source that left out any.
 data_fingerprint | text | Hash of `fingerprint` in `environment.json`: sources, tokenizer, split and seed.
 checkpoint | path | Last checkpoint, relative to the run's folder; null when there is none.
 """)
