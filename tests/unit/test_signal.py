@@ -58,7 +58,7 @@ def test_only_windows_trained_on_count_and_a_flat_q_says_nothing():
     )
     assert CreditSignal().measure(step)["critic/recovered_scale"] == pytest.approx(1.0, rel=1e-3)
     assert CreditSignal().observe(torch.ones(N), effect) == {}
-    assert CreditSignal().summary() == {}
+    assert CreditSignal().summary() == {"probes": 0}
 
 
 def test_the_state_carries_on():

@@ -52,6 +52,12 @@ def test_q_is_judged_by_measured_effects_where_there_are_some(error, judged):
     assert "0.24 ± 0.02" in said
 
 
+def test_a_flat_q_has_ranked_nothing():
+    said = verdict(summary(kl=0.5, probes=2), EVEN)[-1]
+    assert "2 probes" in said
+    assert "--measure-effects" not in said
+
+
 def test_baselines_are_not_asked_what_q_predicts():
     assert verdict(summary("uniform"), EVEN) == ["The uniform baseline weighs every window alike."]
     assert len(verdict(summary("low-loss", kl=0.2), EVEN)) == 2

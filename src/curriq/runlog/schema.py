@@ -300,6 +300,7 @@ validation_perplexity | – | Last `validation/perplexity`.
 test_loss | nats per token | Mean loss of the final θ on the whole test set.
 test_perplexity | – | exp of `test_loss`, per token.
 kl_from_uniform | nats | Mean of `policy/kl_from_uniform` over the steps.
+probes | – | Steps in which effects of windows were measured beside their Q.
 effect_correlation | – | Mean of `critic/effect_correlation` over about the last 20 probes.
 effect_correlation_error | – | Its standard error.
 recovered_scale | – | Last `critic/recovered_scale`.

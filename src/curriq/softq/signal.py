@@ -18,10 +18,11 @@ class CreditSignal(Saved):
     which credits a window sampled from a mixture of N, recovers about 1/N of it.
     """
 
-    SAVED = ("_sums", "_correlation")
+    SAVED = ("_probes", "_sums", "_correlation")
 
     def __init__(self, memory: float = 20.0) -> None:
         self._keep = 1 - 1 / memory
+        self._probes = 0
         # Of e², eq and q², each less its step's mean, and the degrees of freedom.
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._correlation = Evidence(memory)
@@ -30,6 +31,7 @@ class CreditSignal(Saved):
         """Of the probed windows that were trained on; nothing where Q or the effects are equal for all."""
         if step.q is None or step.effects is None:
             return {}
+        self._probes += 1
         rows = step.effects.rows.cpu()
         own = rows < len(step.trained)
         return self.observe(step.q.cpu()[rows[own]], step.effects.effect.cpu()[own])
@@ -50,11 +52,12 @@ class CreditSignal(Saved):
         }
 
     def summary(self) -> Metrics:
-        """The correlation, averaged over the last probes, and the slope, with their standard errors."""
+        """Number of probes; the correlation, averaged over the last ones, and the slope, with their errors."""
         if not self._correlation.count:
-            return {}
+            return {"probes": self._probes}
         names = ("effect_correlation", "effect_correlation_error", "recovered_scale", "recovered_scale_error")
-        return dict(zip(names, (*self._correlation.mean_and_error(), *self._slope()), strict=True))
+        values = (*self._correlation.mean_and_error(), *self._slope())
+        return {"probes": self._probes} | dict(zip(names, values, strict=True))
 
     def _slope(self) -> tuple[float, float]:
         effects, both, values, freedom = self._sums.tolist()
