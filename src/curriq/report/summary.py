@@ -87,7 +87,8 @@ def _filtered(summary: dict[str, Any]) -> bool:
 def _prediction(summary: dict[str, Any]) -> list[str]:
     """Whether Q ranked windows by their measured effects; nothing for a method without Q."""
     if "effect_correlation" not in summary and (probes := summary.get("probes")):
-        return [f"In {probes} probes of measured effects Q was the same for all windows: it has ranked none."]
+        of = "one probe" if probes == 1 else f"{probes} probes"
+        return [f"In {of} of measured effects Q was the same for all windows: it has ranked none."]
     if "effect_correlation" not in summary:
         how = "Whether Q predicts the effect of a window was not measured (--measure-effects measures it)."
         return [how] if summary["selector"] == "soft-q" else []
