@@ -52,7 +52,7 @@ class CreditSignal(Saved):
         }
 
     def summary(self) -> Metrics:
-        """Number of probes; the correlation, averaged over the last ones, and the slope, with their errors."""
+        """Number of probes; the correlation over the last of them and the slope, with their errors."""
         if not self._correlation.count:
             return {"probes": self._probes}
         names = ("effect_correlation", "effect_correlation_error", "recovered_scale", "recovered_scale_error")
