@@ -218,17 +218,17 @@ _FUNCTIONS = (
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
 
-_LITERAL: dict[str, Any] = {
-    **{"selector": "soft-q", "credit": "sampled", "reward": "absolute", "reward_every": 1},
-    **{"temperature": "fixed", "q_features": ("last",), "q_standardise": False, "q_layer_norm": False},
-    **{"prior": False, "uniform_share": 0.0, "dirichlet_concentration": 0.0, "train_on": "mixture"},
-    **{"train_subset_size": 0, "max_read_ratio": 1, "curriculum": ""},
-}
-_LITERAL_SEARCH: dict[str, Any] = {
-    **{"proposer": "langevin", "langevin_gradient": "clip", "query_start": "random", "fluency": 0.0},
-    **{"retrieval_duplicates": "drop", "retrieval_draw": "softmax", "mark_used": False},
-    **{"centre_queries": False},
-}
+_RULE = (
+    *("selector", "credit", "reward", "reward_every", "temperature", "q_features", "q_standardise"),
+    *("q_layer_norm", "prior", "uniform_share", "dirichlet_concentration", "train_on", "train_subset_size"),
+    *("max_read_ratio", "curriculum"),
+)
+"""Settings that make the learning rule of `paper`, whatever its sizes."""
+_SEARCH = (
+    *("proposer", "langevin_gradient", "query_start", "fluency", "retrieval_duplicates", "retrieval_draw"),
+    *("mark_used", "centre_queries"),
+)
+"""Settings that make the search and the retrieval of `paper-langevin`."""
 
 
 def paper_differences(config: RunConfig) -> list[str]:
@@ -238,8 +238,8 @@ def paper_differences(config: RunConfig) -> list[str]:
     """
     td = config.critic.td_step == "own" if config.critic.td_into_theta else config.critic.reforward_action
     searches = config.langevin.proposer != "stream"
-    expected = _LITERAL | (_LITERAL_SEARCH if searches else {})
-    if not td or any(config.value(name) != value for name, value in expected.items()):
+    published, names = (paper_langevin(), _RULE + _SEARCH) if searches else (paper(), _RULE)
+    if not td or any(config.value(name) != published.value(name) for name in names):
         return []
     found = ["rewards, scores and evaluations are measured without dropout"]
     if config.lm.dropout == 0:

@@ -412,6 +412,11 @@ class Step(Mixture):
     cost: Cost = NO_COST
     metrics: Metrics = field(default_factory=dict)
 
+    @property
+    def policy(self) -> Float[Tensor, "n"]:
+        """softmax(s) in float64 on the CPU: what a step draws from, where it trains on fewer than all."""
+        return torch.softmax(self.scores.cpu().double(), 0)
+
     def state_dict(self) -> State:
         """What the TD update of the next step reads; the offer and the metrics are in the log."""
         names = ("index", "scores", "weights", "loss", "q", "action", "reward")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.conformance.compositions import EXTRAS, RAG
 from tests.runs import assert_same_run, tiny
 
 from curriq.config import to_toml
@@ -28,24 +29,8 @@ WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while
 COMMON = {"steps": 6, "checkpoint_every": 2, "eval_every": 3, "tensorboard": True, "vocab_size": 300}
 RUNS: dict[str, dict[str, Any]] = {
     "discrete": {"selector": "soft-q", "q_replay_size": 4},
-    "filtered": {
-        "selector": "soft-q",
-        "credit": "counterfactual",
-        "reward_every": 2,
-        "max_read_ratio": 3,
-        "q_features": ("source", "static_score"),
-        "temperature": "fraction",
-        "accept_fraction": 0.4,
-    },
-    "langevin": {
-        "selector": "soft-q",
-        "proposer": "langevin",
-        "encoder": "hashing",
-        "buffer_size": 48,
-        "ingest": 12,
-        "query_tokens": 5,
-        "langevin_steps": 3,
-    },
+    "filtered": {"selector": "soft-q"} | EXTRAS["steered"],
+    "langevin": {"selector": "soft-q", "proposer": "langevin"} | RAG,
 }
 """Kinds of runs, over COMMON."""
 

@@ -8,6 +8,7 @@ from curriq.config import CriticConfig
 from curriq.lm.learner import ReforwardedAction
 from curriq.rng import Generators
 from curriq.softq.critic import QInputs, TDCritic
+from curriq.softq.signal import CreditSignal
 from curriq.softq.temperature import FixedBeta
 from curriq.train.meter import Meter
 from curriq.types import NO_COST, Cost, Features, Offer, Step
@@ -44,7 +45,7 @@ FORWARD = 1000
 
 
 def meter(**options) -> Meter:
-    return Meter(("a", "b", "c"), window=8, forward_flops=FORWARD, **options)
+    return Meter(("a", "b", "c"), window=8, forward_flops=FORWARD, signal=CreditSignal(), **options)
 
 
 def step(cost: Cost, n: int = 4, trained: int | None = None, rejected: int = 0) -> Step:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conformance.compositions import RAG
 from tests.runs import tiny
 from tests.steps import finished_step
 
@@ -21,18 +22,11 @@ from curriq.train.record import log_entry
 from curriq.train.run import prepare, train
 from curriq.types import NO_COST, Cost, Offer, Queries, Windows
 
-RAG: dict[str, Any] = {
-    "proposer": "langevin",
-    "encoder": "hashing",
-    "buffer_size": 48,
-    "ingest": 12,
-    "query_tokens": 5,
-    "langevin_steps": 3,
-}
+LANGEVIN: dict[str, Any] = {"proposer": "langevin"} | RAG
 
 
 def proposer(tmp_path, **overrides: Any):
-    return prepare(tiny(**(RAG | {"run_dir": str(tmp_path)} | overrides))).session.components.proposer
+    return prepare(tiny(**(LANGEVIN | {"run_dir": str(tmp_path)} | overrides))).session.components.proposer
 
 
 class CountingStream:
@@ -137,7 +131,7 @@ def test_dropped_duplicates_propose_fewer_windows(tmp_path) -> None:
 
 
 def test_direct_q_takes_the_best_of_the_whole_buffer(tmp_path) -> None:
-    run = prepare(tiny(**(RAG | {"proposer": "direct-q", "direct_pool": 0, "run_dir": str(tmp_path)})))
+    run = prepare(tiny(**(LANGEVIN | {"proposer": "direct-q", "direct_pool": 0, "run_dir": str(tmp_path)})))
     rag, critic = run.session.components.proposer, run.session.components.critic
     offer = rag.propose(0)
     everything = rag.buffer.take(torch.arange(len(rag.buffer)))
@@ -151,7 +145,7 @@ def test_direct_q_takes_the_best_of_the_whole_buffer(tmp_path) -> None:
 
 
 def test_queries_name_the_candidate_that_they_drew(tmp_path) -> None:
-    run = prepare(tiny(**(RAG | {"run_dir": str(tmp_path)})))
+    run = prepare(tiny(**(LANGEVIN | {"run_dir": str(tmp_path)})))
     offer = run.session.components.proposer.propose(0)
     queries = offer.queries
     assert sorted(queries.row.tolist()) == list(range(8))
@@ -178,7 +172,7 @@ HIDDEN: dict[str, Any] = {"encoder": "hidden-state", "q_features": ("mean",), "q
 
 def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
     """Each string by itself, whatever is encoded beside it, and the unit vector of Q's own input."""
-    run = prepare(tiny(**(RAG | HIDDEN | {"run_dir": str(tmp_path)})))
+    run = prepare(tiny(**(LANGEVIN | HIDDEN | {"run_dir": str(tmp_path)})))
     rag = run.session.components.proposer
     rag.propose(0)
     windows = rag.buffer.take(torch.arange(20))
@@ -191,7 +185,7 @@ def test_hidden_state_encoder_is_what_the_critic_reads(tmp_path) -> None:
 
 def test_refreshed_rows_are_those_of_the_present_model(tmp_path) -> None:
     """θ moves; after one turn of the refresher every live row is what the encoder says now."""
-    run = prepare(tiny(**(RAG | HIDDEN | {"refresh": 16, "run_dir": str(tmp_path)})))
+    run = prepare(tiny(**(LANGEVIN | HIDDEN | {"refresh": 16, "run_dir": str(tmp_path)})))
     rag = run.session.components.proposer
     assert rag.propose(0).metrics["buffer/refresh_cosine"] == pytest.approx(1, abs=1e-5)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,16 +28,6 @@ class Signal(Stateful, Protocol):
 
     def measure(self, step: Step) -> Metrics: ...
     def summary(self) -> Metrics: ...
-
-
-class NoSignal(Saved):
-    """For methods without Q."""
-
-    def measure(self, step: Step) -> Metrics:
-        return {}
-
-    def summary(self) -> Metrics:
-        return {}
 
 
 @dataclass(eq=False)
@@ -77,7 +67,7 @@ class Meter(Saved):
     passes: int = 1
     trains: int | None = None
     cost_per_window: Cost = NO_COST
-    signal: Signal = field(default_factory=lambda: NoSignal())
+    signal: Signal
 
     def __post_init__(self) -> None:
         self.windows_read = self.windows_proposed = self.windows_trained = self.flops = 0
@@ -102,8 +92,8 @@ class Meter(Saved):
         self.weight_by_source += weight_share
         self.offered_by_source += read_share
         # Of the policy: what a step draws from it and trains on may be a single window.
-        kl = math.log(scored) - entropy(torch.softmax(step.scores.cpu().double(), 0)).item()
-        self.kl_from_uniform += max(0.0, kl)
+        kl = max(0.0, math.log(scored) - entropy(step.policy).item())
+        self.kl_from_uniform += kl
         self.steps += 1
         metrics = {
             **self.signal.measure(step),
@@ -115,7 +105,7 @@ class Meter(Saved):
             "policy/effective_batch_size": effective,
             "policy/effective_batch_fraction": effective / proposed,
             "policy/max_weight": weights.max().item(),
-            "policy/kl_from_uniform": max(0.0, kl),
+            "policy/kl_from_uniform": kl,
             "time/step": seconds,
             "time/windows_per_second": proposed / max(seconds, 1e-9),
         }

@@ -30,8 +30,10 @@ class TopicSimilarity:
         if step.index % self._every:
             return {}
         similarity = torch.from_numpy(self._embed(step.trained.windows).astype(np.float64) @ self._topic)
-        policy = torch.softmax(step.scores.cpu().double(), 0)
-        metrics = {"topic/offered": similarity.mean().item(), "topic/selected": (policy @ similarity).item()}
+        metrics = {
+            "topic/offered": similarity.mean().item(),
+            "topic/selected": (step.policy @ similarity).item(),
+        }
         if step.q is not None and step.action is not None:
             metrics["topic/best_q"] = similarity[step.q.cpu().argmax()].item()
             metrics["topic/action"] = similarity[step.action].item()
