@@ -14,6 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
+# What a terminal's owner prefers decides how the program prints, so tests of its output start without it.
+os.environ["TERM"] = "xterm"
+for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
 
 # Every annotated call and dataclass of the package is checked against its types and shapes while tests
 # run. As for type checkers, an int is a float too.
