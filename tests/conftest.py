@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TERM"] = "xterm"
 for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "TTY_COMPATIBLE"):
     os.environ.pop(name, None)
+if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and children inherit that
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Every annotated call and dataclass of the package is checked against its types and shapes while tests
 # run. As for type checkers, an int is a float too.
