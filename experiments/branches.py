@@ -170,6 +170,71 @@ def read_ahead(stream: Unreadable, n: int) -> Offer:
     return ahead
 
 
+def balanced(group: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows in an order in which every group comes once before any comes twice."""
+    order = torch.randperm(len(group), generator=generator)
+    seen: dict[int, int] = {}
+    turn = []
+    for name in group[order].tolist():
+        seen[name] = seen.get(name, 0) + 1
+        turn.append(seen[name])
+    return order[torch.tensor(turn).argsort(stable=True)]
+
+
+def matching(windows: Windows, wanted: Counts, have: Counts, rounds: int) -> Tensor:
+    """Rows in batches, each batch of those whose n-grams are the most wanted beyond what has been trained on and
+    drawn so far."""
+    have = Counts(have.counts.clone())
+    left = torch.arange(len(windows))
+    drawn = []
+    for _ in range(rounds):
+        best = log_ratio(windows.take(left), wanted, have).topk(BATCH).indices
+        rows = left[best]
+        have.add(windows.take(rows))
+        keep = torch.ones(len(left), dtype=torch.bool)
+        keep[best] = False
+        left = left[keep]
+        drawn.append(rows)
+    return torch.cat(drawn)
+
+
+def clusters(run: Run, windows: Windows, target: Windows, k: int = 32) -> tuple[Tensor, Tensor]:
+    """Cluster of each window and of each of the target's, by the hidden states of θ_k."""
+    from scipy.cluster.vq import kmeans2
+
+    both = torch.cat([hidden(run, windows), hidden(run, target)]).numpy()
+    _, labels = kmeans2(both, k, minit="++", seed=0)
+    found = torch.from_numpy(labels).long()
+    return found[: len(windows)], found[len(windows) :]
+
+
+def as_target(cluster: Tensor, target: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n rows without replacement, each cluster with the weight that it has among the target's windows."""
+    k = int(max(cluster.max(), target.max())) + 1
+    ours, theirs = torch.bincount(cluster, minlength=k), torch.bincount(target, minlength=k)
+    weight = (theirs / theirs.sum()) / (ours / ours.sum()).clamp(min=1e-9)
+    return torch.multinomial(weight[cluster].double() + 1e-9, n, generator=generator)
+
+
+def set_draws(
+    run: Run, pool: Offer, trained: Counts, steps: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws of K batches that look at the set and not at each window alone."""
+    windows, reference = pool.windows, run.corpus.held_out.reference
+    target, stream = Counts.empty(), Counts.empty()
+    target.add(reference)
+    stream.add(windows)
+    document = windows.ids if windows.document is None else windows.document
+    kind, of_target = clusters(run, windows, reference.take(slice(1024)))
+    return {
+        "set: every document once first": balanced(document, generator),
+        "set: every cluster once first": balanced(kind, generator),
+        "set: clusters as in the target": as_target(kind, of_target, steps * BATCH, generator),
+        "set: n-grams of the target": matching(windows, target, trained, steps),
+        "set: n-grams of the accepted": matching(windows, stream, trained, steps),
+    }
+
+
 def points(
     run: Run, at: Sequence[int], pool_size: int, steps: int, seed: int
 ) -> dict[str, list[tuple[float, float, float]]]:
@@ -204,6 +269,8 @@ def points(
 
         generator = torch.Generator().manual_seed(seed)
         random = [gain(torch.randperm(len(pool), generator=generator)) for _ in range(8)]
+        for name, rows in set_draws(run, pool, trained, steps, generator).items():
+            found.setdefault(name, []).append((gain(rows) - float(np.mean(random)), math.nan, math.nan))
         # The second time: the same windows at θ_k, along the held-out direction of θ_{k + LATER}.
         advance(k + LATER)
         later = direction(learner, held_out.reference.take(slice(512)))
