@@ -29,10 +29,15 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def row(stream: str, arms: dict, ours: str) -> str:
+def best_filter(arms: dict) -> str:
+    """The static filter with the fewest windows to uniform training's final validation loss."""
     filters = {name: ratios(arm) for name, arm in arms.items() if name not in NOT_FILTERS}
-    best = min(filters, key=lambda name: geometric_mean(list(filters[name].values())))
-    mine, theirs = ratios(arms[ours]), filters[best]
+    return min(filters, key=lambda name: geometric_mean(list(filters[name].values())))
+
+
+def row(stream: str, arms: dict, ours: str) -> str:
+    best = best_filter(arms)
+    mine, theirs = ratios(arms[ours]), ratios(arms[best])
     seeds = sorted(mine.keys() & theirs.keys())
     logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
     low, high = (math.nan if end is None else math.exp(end) for end in bootstrap_interval(logs))

@@ -108,8 +108,9 @@ class DataConfig(Section):
     """Source to get better at: its held-out documents are the reward, validation and test sets."""
     window: Annotated[int, Within("[2, 1e6]", above=IN_MEMORY)] = 128
     """Tokens per window (T)."""
-    shuffle_buffer: Stock = 1024
-    """Windows in the shuffle buffer; 1 keeps the order of the sources."""
+    shuffle_buffer: Stock = 8192
+    """Windows in the shuffle buffer; 1 keeps the order of the sources. Behind a filter only a part of it is
+    trained on, so that a small one makes every batch of windows of a few documents."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
     split_seed: Seed = 0
