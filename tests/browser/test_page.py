@@ -131,9 +131,9 @@ def test_search_and_follow(opened: Opened):
     assert why.locator(".count").text_content().split()[0] == str(why.locator("article.window").count())
     why.locator("article.window button.to").first.click()
     follow = why.locator(".follow")
-    assert "offered" in follow.text_content()
+    assert "in the log" in follow.text_content()
     assert follow.locator("table").first.locator("tbody tr").count() == int(
-        follow.locator("h5").first.text_content().split("offered ")[1].split()[0]
+        follow.locator("h5").first.text_content().split("in the log ")[1].split()[0]
     )
     why.locator("input.search").fill("no such text anywhere")
     assert why.locator("article.window").count() == 0
@@ -178,7 +178,7 @@ def test_a_query_is_followed_to_its_window_and_back_by_keyboard(opened: Opened):
     assert sum(chances) == pytest.approx(1, abs=0.01)
     queries.get_by_role("button", name="why this window?").focus()
     page.keyboard.press("Enter")
-    assert f"window {window}, offered" in why.text_content()
+    assert f"window {window}, in the log" in why.text_content()
     assert page.evaluate("document.activeElement.closest('#why') !== null")
     assert why.evaluate("node => node.getBoundingClientRect().top") >= 0
     link = why.locator("table button", has_text="query 0").last

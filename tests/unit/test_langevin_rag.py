@@ -20,7 +20,7 @@ from curriq.runlog.read import read_metrics, read_queries
 from curriq.runlog.writers import Entry, Parts, QueryLog
 from curriq.train.record import log_entry
 from curriq.train.run import prepare, train
-from curriq.types import NO_COST, Cost, Offer, Queries, Windows
+from curriq.types import Cost, Offer, Queries, Windows
 
 LANGEVIN: dict[str, Any] = {"proposer": "langevin"} | RAG
 
@@ -254,7 +254,7 @@ def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
     rag = proposer(tmp_path, proposer="uniform-buffer", buffer_size=8, ingest=1)
     assert len(rag.propose(0)) == 8
     assert len(rag.propose(1)) == 1
-    rag._ingest = lambda step: (NO_COST, None)
+    rag._ingest = lambda step: []
     with pytest.raises(CurriqError, match=r"step 2: every window.*--ingest.*--buffer-size"):
         rag.propose(2)
 

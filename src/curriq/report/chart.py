@@ -62,6 +62,7 @@ class Interval:
     note: str = ""
     censored: bool = False
     style: int = 0
+    points: Sequence[float] = ()  # what the mean is of
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,22 @@ class RunLog:
         return [name.removeprefix(prefix) for name in self.columns.names() if name.startswith(prefix)]
 
     @property
+    def buffered(self) -> bool:
+        """Whether the windows of a step were retrieved from a buffer, and not read for it."""
+        return self.setting("proposer", "stream") != "stream"
+
+    @property
+    def windows_read(self) -> np.ndarray:
+        """Windows read from the stream in each row of the log; N where an old log does not say."""
+        read = self.columns.full("data/windows_read")
+        return np.where(np.isnan(read), float(self.setting("num_candidates", 0)), read)
+
+    @property
     def accepted(self) -> float | None:
         """Share of the windows read that a stream filter has accepted; None where none was rejected."""
         read, proposed = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
-        from_stream = self.setting("proposer", "stream") == "stream"
         filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
-        return proposed / read if filtered and from_stream else None
+        return proposed / read if filtered and not self.buffered else None
 
     def value_line(
         self, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
