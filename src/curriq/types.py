@@ -232,8 +232,8 @@ class Offer:
             target-like it is, and `prior`, the probability in [0, 1] with which π₀ accepts it.
         sampled: how a stream filter sampled them; None where none did.
         rejected: the windows that a stream filter read and rejected; None where there is no filter.
-        ingested: source of each window that a buffer took from the stream for this step; None without a buffer,
-            where the windows judged are those that were read.
+        ingested: source of each window that a buffer took from the stream for this step; None without a
+            buffer, where the windows judged are those that were read.
         queries: what they were retrieved with; None where nothing was searched.
         cost: what it took to propose them.
         epoch: times that the most often repeated source has run out; None where there is no stream.
@@ -476,6 +476,38 @@ class Stateful(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number that a part of a run shows while the run goes on.
+
+    Attributes:
+        label: a word or two.
+        metric: of the log; what a row lacks keeps its last value.
+        form: of the value, for `str.format`.
+        value: what is shown of the metric.
+        per: another metric, where both are totals: the reading is the growth of the first per growth of this
+            one over the last steps.
+    """
+
+    label: str
+    metric: str
+    form: str = "{:.3f}"
+    value: Callable[[float], float] = float
+    per: str = ""
+
+
+def readings_of(part: object) -> tuple[Reading, ...]:
+    """What a proposer, a selector or a retriever shows of itself, its attribute `readings`; none without it.
+
+    A part shows what can change in its kind of run and nothing that is constant by construction."""
+    return getattr(part, "readings", ())
+
+
+def status_of(part: object) -> str:
+    """The state that a part says it is in, its method `status`; empty without one."""
+    return part.status() if hasattr(part, "status") else ""
 
 
 @runtime_checkable

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.data.stream import Unreadable
-from curriq.errors import CurriqError
+from curriq.errors import CurriqError, StreamEnded
 from curriq.langevin.energy import Encode, Energy
 from curriq.langevin.retrieval import Retriever, uniform_slots
 from curriq.langevin.ring_buffer import RingBuffer
 from curriq.rng import Generators
-from curriq.select.base import StreamEnded
 from curriq.state import Saved, State
-from curriq.types import Cost, Metrics, Offer, Windows
+from curriq.types import Cost, Metrics, Offer, Reading, Windows
 
 logger = logging.getLogger("curriq")
 
@@ -131,6 +130,7 @@ class BufferProposer(Saved):
         mark_used: whether a window is retrieved once only.
         probe: measures Q of retrieved windows for the log; None measures none.
         generators: everything that the parts draw from.
+        readings: what the retrieval shows of itself while the run goes on.
     """
 
     SAVED = ("buffer", "fresh", "generators")
@@ -144,6 +144,7 @@ class BufferProposer(Saved):
     mark_used: bool
     probe: Callable[[RingBuffer, Windows], Metrics] | None
     generators: Generators
+    readings: tuple[Reading, ...] = ()
 
     def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.

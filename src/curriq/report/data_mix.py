@@ -6,6 +6,7 @@ import numpy as np
 
 from curriq.report.chart import Block, Chart, Section, Series
 from curriq.report.runlog import RunLog, charts_of
+from curriq.report.steering import steering_of, what_was_kept
 from curriq.report.summary import Shares, divergence, no_choice, share_table
 from curriq.runlog.read import bucket_edges
 
@@ -42,9 +43,9 @@ class Preferences:
         offered, weight = (kind.ravel().tolist() for kind in self.in_buckets(1)[1:])
         return list(zip(self.names, offered, weight, strict=True))
 
-    def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
+    def lines(self, run: RunLog, *, over_offered: bool, points: int = MOST_POINTS) -> list[Series]:
         """Share of the weight of each group over the run, or its ratio to the share offered."""
-        rows, offered, values = self.in_buckets(MOST_POINTS)
+        rows, offered, values = self.in_buckets(points)
         if over_offered:
             with np.errstate(invalid="ignore", divide="ignore"):
                 values = np.where(offered > 0, values / offered, np.nan)
@@ -54,7 +55,7 @@ class Preferences:
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
-    sources, topics = _source_shares(run), _topic_shares(run)
+    sources, topics = source_preferences(run), _topic_shares(run)
     marks, staged = _stages(run, sources)
     own = _losses(run) | {
         "preference": sources.lines(run, over_offered=True),
@@ -72,10 +73,10 @@ def learned_from(run: RunLog) -> Section:
         charts["loss"] = replace(charts["loss"], title=title, note=note)
     preference, weight, of_topics, *losses = charts.values()
     counts = _read_and_accepted(run, sources)
-    table = share_table(
-        "Sources over the whole run", "source", sources.totals(), note=denominator, **counts
-    )
+    table = share_table("Sources over the whole run", "source", sources.totals(), note=denominator, **counts)
     blocks: list[Block] = [preference, weight, table, of_topics]
+    if (kept := what_was_kept(run)) is not None:
+        blocks.append(kept)
     if topics is not None and run.topics is not None:
         texts = run.windows.texts(np.array(run.topics.nearest), special=False)
         typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
@@ -96,7 +97,8 @@ def learned_from(run: RunLog) -> Section:
         some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
         blocks.append(f"{what} are measured on {some}, drawn evenly.")
     title = "What did it learn from, and when?"
-    return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
+    answer = " ".join([_answer(run, sources), *steering_of(run), staged])
+    return Section("learned", title, answer, blocks)
 
 
 def _answer(run: RunLog, sources: Preferences) -> str:
@@ -229,7 +231,8 @@ def _against_retrieved(chart: Chart) -> Chart:
     return replace(chart, levels=levels, series=series, **fields)
 
 
-def _source_shares(run: RunLog) -> Preferences:
+def source_preferences(run: RunLog) -> Preferences:
+    """Of each source, the windows read from the stream and the weight, in every step."""
     shape = len(run.sources), run.columns.rows
     offered, weight = (
         np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
@@ -259,8 +262,8 @@ def _topic_shares(run: RunLog) -> Preferences | None:
 
 
 def _losses(run: RunLog) -> dict[str, list[Series]]:
-    """Losses of the windows selected against those forwarded, measures of those selected against those offered,
-    and each source's perplexity."""
+    """Losses of the windows selected against those forwarded, measures against those offered, and each
+    source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
     def line(label: str, name: str, style: int) -> list[Series]:

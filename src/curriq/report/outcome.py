@@ -10,7 +10,7 @@ import numpy as np
 
 from curriq import terminal
 from curriq.config import missing_extra
-from curriq.report.chart import Block, Chart, Forest, Interval, Json, Section, Series, Table, fixed
+from curriq.report.chart import Block, Chart, Forest, Heading, Interval, Json, Section, Series, Table, fixed
 from curriq.report.figures import print_table, save_figure
 from curriq.report.look import AXIS_LABELS
 from curriq.report.runlog import RunLog
@@ -31,6 +31,8 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     streams = streams_of(result)
     blocks: list[Block] = []
     for stream in streams:
+        if len(streams) > 1:
+            blocks.append(Heading(stream.name))
         tables = (stream.loss_table(), stream.cost_table(), stream.spent_table())
         blocks += [stream.curves(), *stream.forests(), *tables]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
@@ -217,12 +219,14 @@ class Stream:
         an arm rejects some."""
         costs = [arm["to_target"] for arm in self.arms.values()]
         rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
-        found = {name: arm["difference"] and _with_interval(arm["difference"]) for name, arm in self.arms.items()}
+        found = {
+            name: arm["difference"] and _with_interval(arm["difference"]) for name, arm in self.arms.items()
+        }
         difference = Forest(
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
-            self._intervals(found, lambda difference: difference["verdict"]),
+            self._intervals(found, lambda difference: self._verdict(difference).partition(":")[0]),
             neutral=0.0,
             note=f"Mean of the paired differences, a small dot for each seed. {self._explained()}",
         )
@@ -232,14 +236,18 @@ class Stream:
         label = AXIS_LABELS[axis]
         costs = {name: arm["to_target"][axis.lower()] for name, arm in self.arms.items()}
         read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
+        bound = ""
+        if any(cost is not None and cost["censored"] for cost in costs.values()):
+            bound = (
+                " An arrow is a bound from below: a seed never got there, and counts with all that it spent."
+            )
         return Forest(
             f"ratio-{axis.lower()}-{self.name}",
             f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
             f"over what {self.baseline} needed (less is better)",
             self._intervals(costs, lambda cost: f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×"),
             neutral=1.0,
-            note="Geometric mean over the seeds, a small dot for each, with its 95 % interval. An arrow is a "
-            f"bound from below: a seed never got there, and counts with all that it spent.{read}",
+            note=f"Geometric mean over the seeds, a small dot for each.{bound}{read}",
         )
 
     def _intervals(self, summaries: Json, note: Callable[[Json], str]) -> list[Interval]:
@@ -280,20 +288,20 @@ class Stream:
         sentences = []
         if any(map(_of_earlier_version, found)):
             sentences.append(
-                "The intervals are bootstrap intervals of an earlier version, which can leave out 0 where p is "
-                "above 0.05: compare again, finished runs are kept."
+                "The intervals are those of an earlier version, which can leave out 0 where p is above 0.05: "
+                "compare again, finished runs are kept."
             )
         elif any(map(self._can_decide, found)):
             over = "seeds and test windows" if any(one["test"] == "two-way" for one in found) else "seeds"
             sentences.append(
-                f"Interval and p are of one test over {over}: the interval leaves out 0 exactly when p is below "
-                f"{self.alpha:g}."
+                f"Interval and p are of one test over {over}: the interval leaves out 0 exactly when p is "
+                f"below {self.alpha:g}."
             )
         if few := sorted({one["seeds"] for one in found if not self._can_decide(one)}):
+            noun = "seed" if few == [1] else "seeds"
             sentences.append(
-                f"{' or '.join(map(str, few))} {'seed' if few == [1] else 'seeds'} cannot decide: the smallest "
-                f"p of n seeds is 2/2ⁿ, and only from {self._fewest()} on below {self.alpha:g}, so there is no "
-                "interval either."
+                f"{' or '.join(map(str, few))} {noun} cannot decide: the smallest p of n seeds is 2/2ⁿ, and "
+                f"only from {self._fewest()} on below {self.alpha:g}, so there is no interval either."
             )
         return " ".join(sentences)
 
@@ -345,12 +353,14 @@ class Stream:
             seeds = "–" if windows is None else f"{windows['seeds'] - windows['censored']}/{windows['seeds']}"
             rows.append([name, *(_ratio(costs[axis.lower()]) for axis in axes), seeds])
         title = f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}"
-        notes = ["Geometric mean over the seeds and its 95 % interval; below 1 is cheaper."]
+        costs = [cost for arm in self.arms.values() for cost in arm["to_target"].values() if cost is not None]
+        interval = " and its 95 % interval" if any(cost["low"] is not None for cost in costs) else ""
+        notes = [f"Geometric mean over the seeds{interval}; below 1 is cheaper."]
         if any(cell.startswith(">") for row in rows for cell in row):
             notes.append(
-                "'> 1.20 [> 1.10]' are bounds from below: some seed never got there and counts with all that it "
-                "spent, so the true mean is above 1.20, the interval's lower end above 1.10, and there is no "
-                "upper end."
+                "'> 1.20 [> 1.10]' are bounds from below: some seed never got there and counts with all that "
+                "it spent, so the mean is above 1.20, the lower end of its interval above 1.10, and there is "
+                "no upper end."
             )
         return Table(title, ["arm", *axes, "reached"], rows, " ".join(notes))
 
@@ -361,7 +371,7 @@ def _of_earlier_version(difference: Json) -> bool:
 
 
 def _with_interval(difference: Json) -> Json:
-    """The difference with the interval to show; an earlier version kept the wider of two under other names."""
+    """The difference with the interval to show; an earlier version kept it under other names."""
     low, high = (difference.get(f"{end}_with_text") for end in ("low", "high"))
     return difference if low is None else difference | {"low": low, "high": high}
 

@@ -248,6 +248,8 @@ q | float32 | Q_φ(h_i) at φ_k; null when not forwarded or when the method has 
 effect | float32 | Measured first-order effect of a step on this window alone on the held-out
     log-probability, nats per token, positive is good; null when not probed.
 accept_prob | float32 | Acceptance probability of the stream filter; null without one.
+static_score | float32 | How target-like the window is by `--static-score`, in standard deviations of the
+    stream's latest scores; null where nothing reads it.
 
 # The queries table
 `queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per

@@ -1,6 +1,6 @@
 // The explorer of windows: highest and lowest of one step, and one window followed over the run.
 
-const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", accept_prob: "acceptance probability" };
+const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", accept_prob: "acceptance probability", static_score: "static score" };
 
 class ExplorerView extends StepExplorer {
   constructor(content) {
