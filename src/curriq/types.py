@@ -507,7 +507,8 @@ def readings_of(part: object) -> tuple[Reading, ...]:
 
 def status_of(part: object) -> str:
     """The state that a part says it is in, its method `status`; empty without one."""
-    return part.status() if hasattr(part, "status") else ""
+    status: Callable[[], str] | None = getattr(part, "status", None)
+    return "" if status is None else status()
 
 
 @runtime_checkable

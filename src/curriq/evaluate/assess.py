@@ -158,8 +158,8 @@ def _notes(
         count, have = ("1 run", "has") if len(lacking) == 1 else (f"{len(lacking)} runs", "have")
         yield (
             f"{count} of an earlier version {have} no test_losses.parquet ({', '.join(lacking)}): where an "
-            "arm or the baseline lacks one, the interval is over seeds alone and the tail not known. Remove "
-            "their folders to run them again."
+            "arm or the baseline lacks one, the tail is not known, and with one test set for all seeds "
+            "interval and p hold for this test set alone. Remove their folders to run them again."
         )
     for stream, arm in product(plan.streams, plan.arms):
         finished = [run for run in _planned(plan, stream, arm) if measured[run.name]["finished"]]

@@ -73,7 +73,7 @@ def learned_from(run: RunLog) -> Section:
         charts["loss"] = replace(charts["loss"], title=title, note=note)
     preference, weight, of_topics, *losses = charts.values()
     counts = _read_and_accepted(run, sources)
-    table = share_table("Sources over the whole run", "source", sources.totals(), note=denominator, **counts)
+    table = share_table("Sources over the whole run", "source", sources.totals(), counts, note=denominator)
     blocks: list[Block] = [preference, weight, table, of_topics]
     if (kept := what_was_kept(run)) is not None:
         blocks.append(kept)
@@ -82,7 +82,7 @@ def learned_from(run: RunLog) -> Section:
         typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
         against = "retrieved" if run.buffered else "offered"
         title = "Topics over the whole run"
-        blocks.append(share_table(title, "topic", topics.totals(), against=against, **typical))
+        blocks.append(share_table(title, "topic", topics.totals(), typical, against=against))
     blocks += losses
     what = "Topics, difficulty, length and repetition"
     if run.buffered:

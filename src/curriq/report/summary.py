@@ -2,7 +2,9 @@
 
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from curriq import terminal
@@ -87,9 +89,15 @@ def _flat(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def share_table(
-    title: str, group: str, shares: Shares, *, against: str = "offered", note: str = "", **more: list[str]
+    title: str,
+    group: str,
+    shares: Shares,
+    more: Mapping[str, list[str]] = MappingProxyType({}),
+    *,
+    against: str = "offered",
+    note: str = "",
 ) -> Table:
-    """Shares of each group and their ratio, with more columns by heading."""
+    """Shares of each group and their ratio, with more columns by heading; `against` names the denominator."""
     rows = [
         [name, f"{offered:.1%}", f"{weight:.1%}", f"{weight / offered:.3f}" if offered else "–", *cells]
         for (name, offered, weight), *cells in zip(shares, *more.values(), strict=True)
