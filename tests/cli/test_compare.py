@@ -261,7 +261,7 @@ class TestFinished:
         assert status == 0
         assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == logs
         assert not list(out.rglob("worker.log"))
-        assert "undetermined" in printed
+        assert "too few seeds: 4 more" in printed
         result = json.loads((out / "comparison.json").read_text())
         arms = result["streams"]["dirty"]
         losses = {
@@ -373,7 +373,7 @@ class TestFinished:
         assert "…" not in text
         lines = [line.rstrip() for line in text.splitlines() if not line.startswith("note ")]
         assert max(map(len, lines)) <= width
-        assert "undetermined" in text
+        assert "too few seeds" in text
         assert "1.00 [1.00, 1.00]" in text
         assert "tail: % of test windows over 0.1 nats worse" in text
 
@@ -515,7 +515,7 @@ def test_a_comparison_from_start_to_end(tmp_path: Path):
     process = start()
     printed, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert "undetermined: 4 more seeds" in printed
+    assert "too few seeds: 4 more" in printed
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     for arm in result["streams"]["dirty"].values():
         assert [run["windows_proposed"] for run in arm["runs"]] == [1200, 1200]
