@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and one that becomes it."""
+"""The one exception a user is meant to read, a kind of it, and one that becomes it."""
 
 
 class CurriqError(ValueError):
@@ -7,6 +7,13 @@ class CurriqError(ValueError):
     The message names the value, the rule it breaks, and how to fix it. The command line prints it
     alone, without a traceback, and exits with status 2.
     """
+
+
+class StreamEnded(CurriqError):
+    """A stream that ends, as one of the user's own may, has no window left."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream has no window left: lower --steps, or let it begin again at its end.")
 
 
 class Diverged(ArithmeticError):

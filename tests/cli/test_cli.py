@@ -185,7 +185,7 @@ class TestTrain:
         for place in ("runs/soft-q-0/metrics.jsonl", "runs/soft-q-0/checkpoints/step-00000012/lm"):
             assert place in out
             assert (tmp_path / place).exists()
-        for reading in ("step 12/12", "loss", "reward", "entropy", "effective batch", "windows/s", "left"):
+        for reading in ("step 12/12", "loss", "reward", "policy spread", "tokens/s", "left"):
             assert reading in err
 
     def test_ctrl_c_saves_and_the_printed_command_goes_on(self, tmp_path):
@@ -198,7 +198,9 @@ class TestTrain:
         assert "Traceback" not in err
         done = read_summary(tmp_path / "run")["steps"]
         assert done >= 3
-        assert "go on with  curriq resume run" in out
+        assert f"interrupted at step {done} of 2000: resume with `curriq resume run`" in out
+        assert "too early for a verdict" in out.lower()
+        assert "selected nothing" not in out
         process = start("resume", "run", "--steps", str(done + 2), folder=tmp_path)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

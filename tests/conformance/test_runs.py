@@ -228,7 +228,7 @@ def test_the_meters_state_does_not_follow_it(tmp_path):
     run.session.train()
     assert state["windows_proposed"] == 0
     assert state["weight_by_source"].tolist() == [0.0] * 3
-    assert state["offered_by_source"].tolist() == [0.0] * 3
+    assert state["read_by_source"].tolist() == [0] * 3
 
 
 def test_dropout_scores_without_dropout(runs):

@@ -158,8 +158,8 @@ def _notes(
         count, have = ("1 run", "has") if len(lacking) == 1 else (f"{len(lacking)} runs", "have")
         yield (
             f"{count} of an earlier version {have} no test_losses.parquet ({', '.join(lacking)}): where an "
-            "arm or the baseline lacks one, the interval is over seeds alone and the tail not known. Remove "
-            "their folders to run them again."
+            "arm or the baseline lacks one, the tail is not known, and with one test set for all seeds "
+            "interval and p hold for this test set alone. Remove their folders to run them again."
         )
     for stream, arm in product(plan.streams, plan.arms):
         finished = [run for run in _planned(plan, stream, arm) if measured[run.name]["finished"]]
@@ -191,7 +191,7 @@ def _assess_arm(runs: list[Json], baseline: list[Json], windows: dict[int, Windo
         changes = None if windows is None else list(windows.values())
         difference = asdict(statistics.summarise_differences(*paired("test_loss"), changes))
         areas = np.subtract(*paired("area"))
-        low, high = statistics.bootstrap_interval(areas)
+        low, high = statistics.interval(areas)
         area_difference = {"mean": float(areas.mean()), "low": low, "high": high}
     finished = [run for run in runs if run["finished"]]
     losses, heights = ([run[name] for run in finished] for name in ("test_loss", "area"))
@@ -212,7 +212,7 @@ def _tail(windows: dict[int, WindowChanges]) -> Json:
     """Share of the test windows that end clearly worse than under the baseline, mean over seeds."""
     by_seed = {str(seed): changes.share_worse for seed, changes in windows.items()}
     shares = np.array(list(by_seed.values()))
-    low, high = statistics.bootstrap_interval(shares)
+    low, high = statistics.interval(shares)
     return {"mean": float(shares.mean()), "low": low, "high": high, "by_seed": by_seed}
 
 

@@ -67,6 +67,8 @@ def print_table(console: "Console", table: Table) -> None:
         printed.add_row(*row)
     console.print(table.title, style="bold")
     console.print(printed)
+    if table.note:
+        console.print(f"{table.note}\n", style="dim")
 
 
 def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
@@ -137,6 +139,15 @@ def _forest(axes: "Axes", forest: Forest) -> None:
         if row.low is not None:
             right = row.mean if row.high is None else row.high
             axes.plot([row.low, right], [place, place], color=colour, linewidth=2)
+        axes.plot(
+            row.points,
+            [place] * len(row.points),
+            color=colour,
+            marker="o",
+            ms=2.5,
+            linestyle="none",
+            alpha=0.5,
+        )
         if row.mean is not None:
             axes.plot(row.mean, place, color=colour, marker=">" if row.censored else "o", ms=6)
         _beside(axes, row.note, (1, place), xytext=(4, 0), va="center")

@@ -31,12 +31,12 @@ AXES = {
     "seconds": "x/seconds",
 }
 """x-axis of a chart → its metric."""
-CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
-"""Columns of the candidates table that `candidate_parts` reads; a run may lack the last two."""
+CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob", "static_score")
+"""Columns of the candidates table that `candidate_parts` reads; a run may lack the last three."""
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
-ADDED_LATER = ("effect", "accept_prob")
+ADDED_LATER = ("effect", "accept_prob", "static_score")
 COLUMN_TYPES = {
     "candidates": {
         **dict.fromkeys(("step", "row"), "int32"),
@@ -403,9 +403,9 @@ class KeptWindows:
         ids = token_ids(self.stored[positions])
         return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=not special)
 
-    def sample(self) -> "KeptWindows":
-        """At most `MOST_MEASURED` of the windows, drawn evenly (an id is a hash)."""
-        where = np.linspace(0, len(self) - 1, min(len(self), MOST_MEASURED)).round().astype(np.int64)
+    def sample(self, most: int = MOST_MEASURED) -> "KeptWindows":
+        """At most so many of the windows, drawn evenly (an id is a hash)."""
+        where = np.linspace(0, len(self) - 1, min(len(self), most)).round().astype(np.int64)
         return KeptWindows(self.ids[where], self.stored[where], self.tokenizer)
 
     def measures(self) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, open_logs, test_columns
-from curriq.types import Metrics, Step, WindowLosses, merge
+from curriq.types import Metrics, Step, WindowLosses, merge, readings_of, status_of
 
 log = logging.getLogger("curriq")
 
@@ -168,7 +168,8 @@ class Session:
         with ExitStack() as opened:
             stop = opened.enter_context(stop_flag())
             mode = config.log.progress if primary else "none"
-            progress = opened.enter_context(make_progress(mode, config.train.steps, start))
+            shown = [reading for part in self._deciding for reading in readings_of(part)]
+            progress = opened.enter_context(make_progress(mode, config.train.steps, start, readings=shown))
             logs = None
             if primary:
                 logs = open_logs(
@@ -183,7 +184,7 @@ class Session:
                 done, row = self._step(logs)
                 if logs is not None:
                     logs.write(log_entry(done, row))
-                progress.update(row)
+                progress.update(row, ". ".join(filter(None, map(status_of, self._deciding))))
                 if self._finished:
                     self._save(logs)
                 elif self.state.step % config.log.checkpoint_every == 0:
@@ -208,6 +209,11 @@ class Session:
             return bool(read_summary(self.run_dir).get("finished"))
         except CurriqError:
             return False
+
+    @property
+    def _deciding(self) -> tuple[object, ...]:
+        """The parts that say what the policy does."""
+        return self.components.proposer, self.components.selector
 
     @property
     def _finished(self) -> bool:
