@@ -1,4 +1,4 @@
-"""The command line: train, resume, verify, compare, eval, report, watch, export, presets.
+"""The command line: train, check, try, resume, verify, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -71,6 +71,10 @@ for _section, _type in get_type_hints(RunConfig).items():
         GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
+TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, "--against": {}}
+"""Options of `curriq train` that are no settings of a run."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, which `boundary.STATUSES` lists."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -90,7 +94,10 @@ def _command(arguments: list[str]) -> int:
     command, *rest = arguments
     refuse_unknown([command], COMMANDS, kind="command")
     run = COMMANDS[command]
-    if run in (resume_command, presets_command, check_command, try_command) and rest[:1] in (["-h"], ["--help"]):
+    if run in (resume_command, presets_command, check_command, try_command) and rest[:1] in (
+        ["-h"],
+        ["--help"],
+    ):
         print(inspect.getdoc(run))  # the other commands have parsers of their own
         return 0
     return import_module(run).main(rest) if isinstance(run, str) else run(rest)
@@ -98,7 +105,7 @@ def _command(arguments: list[str]) -> int:
 
 def train_command(arguments: list[str]) -> int:
     """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
-    own, words = _own_options(arguments, {"--dry-run": {"action": "store_true"}, "--against": {}})
+    own, words = own_options(arguments, TRAIN_OPTIONS)
     if own.dry_run:
         return check_command(words)
     config = parse_run_config(words)
@@ -131,7 +138,7 @@ def check_command(arguments: list[str]) -> int:
     `curriq train --help` lists train's arguments.
     """
     flags = {name: {"action": "store_true"} for name in ("--json", "--data-only")}
-    own, words = _own_options(arguments, flags)
+    own, words = own_options(arguments, flags)
     config, faults = None, tuple[str, ...]()
     try:
         config = parse_run_config(words, prog="curriq check")
@@ -144,7 +151,7 @@ def check_command(arguments: list[str]) -> int:
     return report(check(config, faults, data_only=own.data_only), as_json=own.json)
 
 
-def _own_options(
+def own_options(
     arguments: list[str], flags: dict[str, dict[str, Any]]
 ) -> tuple[argparse.Namespace, list[str]]:
     """A command's own options, and the words that are left: arguments of `curriq train`."""
@@ -158,10 +165,10 @@ def try_command(arguments: list[str]) -> int:
     """usage: curriq try [--minutes 10] [--seeds 3] [--out DIR] [--workers 1] [train's arguments]
            curriq try --resume [--seeds 6] [--out DIR] [--workers 1]
 
-    Find out whether selection helps on my data: train the same model plainly, with static filters and with the
-    preset recommended, on several seeds, and judge the result. As many steps are taken as fit the minutes,
-    unless --steps is given. DIR gets a comparison file that `curriq compare` runs too, a report, figures and
-    LaTeX tables. docs/try.md says how to read them.
+    Find out whether selection helps on my data: train the same model plainly, with static filters and with
+    the preset recommended, on several seeds, and judge the result. As many steps are taken as fit the
+    minutes, unless --steps is given. DIR gets a comparison file that `curriq compare` runs too, a report,
+    figures and LaTeX tables. docs/try.md says how to read them.
 
     --minutes M  time for all runs together (default: 10)
     --seeds N    seeds 0 … N−1 (default: 3; six or more are needed for a verdict)
@@ -178,7 +185,7 @@ def try_command(arguments: list[str]) -> int:
         "--workers": {"type": int},
         "--resume": {"action": "store_true"},
     }
-    own, words = _own_options(arguments, flags)
+    own, words = own_options(arguments, flags)
     from curriq.evaluate import trial
 
     if own.resume:
@@ -269,8 +276,8 @@ def parse_run_config(
     prog: str = "curriq train",
     only: Sequence[str] | None = None,
 ) -> RunConfig:
-    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it; of `only`
-    some settings where these are named.
+    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it; of flags
+    `only` those of some settings, where these are named.
 
     Raises:
         CurriqError: an unknown preset, flag or group, an invalid run file, or a value that is refused.

@@ -4,8 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from curriq.config import SIZES, EMBEDDED_SOURCES, RunConfig, SourceConfig, field_owners, flat_settings
-from curriq.config import refuse_unknown, to_dict
+from curriq.config import (
+    EMBEDDED_SOURCES,
+    SIZES,
+    RunConfig,
+    SourceConfig,
+    field_owners,
+    flat_settings,
+    refuse_unknown,
+    to_dict,
+)
 
 
 def default() -> RunConfig:
@@ -266,16 +274,17 @@ def preset(name: str) -> RunConfig:
 
 
 _LOOP_RULE = (
-    *("max_read_ratio", "train_on", "train_subset_size", "reward", "reward_windows", "reward_every"),
-    *("q_warmup_steps", "reset_theta", "alternating_period"),
+    *("proposer", "max_read_ratio", "train_on", "train_subset_size", "reward", "reward_windows"),
+    *("reward_every", "q_warmup_steps", "reset_theta", "alternating_period"),
 )
-"""Settings of the loop that belong to a selection rule."""
-_RULE_SECTIONS = ("critic", "select", "langevin", "retrieval")
+"""Settings of the loop that belong to a selection rule, and the proposer; without one that searches, the
+others of the search have no effect."""
+_RULE_SECTIONS = ("critic", "select")
 
 
 def is_rule(name: str) -> bool:
-    """Whether a setting belongs to the rule by which windows are selected, and not to the data, the model, the
-    sizes of a run or its log. A reference model is a resource, which several rules may share."""
+    """Whether a setting belongs to the rule by which windows are selected, and not to the data, the model,
+    the sizes of a run or its log. A reference model is a resource, which several rules may share."""
     in_section = field_owners()[name] in _RULE_SECTIONS and name != "reference_model"
     return in_section or name in _LOOP_RULE
 

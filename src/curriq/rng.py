@@ -26,7 +26,7 @@ class Generators:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._generators: "dict[str, torch.Generator]" = {}
+        self._generators: dict[str, torch.Generator] = {}
 
     def __call__(self, purpose: str) -> "torch.Generator":
         import torch  # here, so that data can be checked before torch is loaded

@@ -288,10 +288,15 @@ def _expanded(setting: str, text: str) -> str:
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", expand, text)
 
 
+def source_table(source: sections.SourceConfig) -> dict[str, Any]:
+    """A source as a table of a run file, without what is at its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(source)}
+    return {key: value for key, value in vars(source).items() if value != defaults[key]}
+
+
 def format_source(source: sections.SourceConfig) -> str:
     """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
-    defaults = {field.name: field.default for field in dataclasses.fields(source)}
-    return ",".join(f"{key}={value}" for key, value in vars(source).items() if value != defaults[key])
+    return ",".join(f"{key}={value}" for key, value in source_table(source).items())
 
 
 def flat_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def build_held_out(
     """The three held-out sets, from one epoch of the target or from its beginning until they are full.
 
     A set is drawn evenly from at least `DOCUMENTS` documents, or from one per window where it has fewer
-    windows, or from all that the epoch holds for it. Where the target cannot fill all three, they are smaller,
-    see `fitted_sizes`.
+    windows, or from all that the epoch holds for it. Where the target cannot fill all three, they are
+    smaller, see `fitted_sizes`.
 
     Args:
         source: the target at the beginning of an epoch.

@@ -1,5 +1,5 @@
-"""What a run would read, looked at before torch is loaded: the files of each source, a sample of their rows, and
-every fault of them at once, each with a way to fix it.
+"""What a run would read, looked at before torch is loaded: the files of each source, a sample of their rows,
+and every fault of them at once, with a way to fix it.
 
 `curriq check` prints it, and `curriq train` refuses what has a fault. Documents are read by the sources
 themselves (`data/sources.py`), so that what passes here is what a run reads.
@@ -103,7 +103,7 @@ def require_usable(config: RunConfig) -> None:
 
 def survey_source(config: SourceConfig) -> SourceSurvey:
     """What is read of one source: of a local one its files and a sample of their rows."""
-    where, seen = f"source {config.name!r}", {"name": config.name, "path": config.path}
+    where, seen = f"source {config.name!r}", dict[str, Any](name=config.name, path=config.path)
     scheme = config.path.partition(":")[0]
     try:
         if scheme == "hub":  # needs the network
@@ -188,7 +188,9 @@ def _column_faults(config: SourceConfig, path: Path) -> dict[str, Fault]:
     faults = {}
     if text not in columns:
         problem = f"there is no column {text!r} for the text in {path}. Columns: {shown}."
-        separator = next((name for sign, name in DELIMITERS.items() if len(columns) == 1 and sign in shown), "")
+        separator = next(
+            (name for sign, name in DELIMITERS.items() if len(columns) == 1 and sign in shown), ""
+        )
         if separator and extension_of(path) == ".csv":
             problem += f" Its fields seem to be separated by {separator}: write the file with commas."
         faults["text_field"] = Fault(where=where, problem=problem, fix=_text_column(rows))

@@ -1,6 +1,7 @@
-"""`curriq check`: whether a run can start, everything that keeps it from starting at once, and what it will cost.
+"""`curriq check`: whether a run can start, all that keeps it from starting, and what it will cost.
 
-The sources are looked at before torch is loaded (`data/survey.py`); `curriq train` refuses what has a fault there.
+The sources are looked at before torch is loaded (`data/survey.py`); `curriq train` refuses what has a fault
+there.
 """
 
 import json
@@ -33,8 +34,7 @@ def check(config: RunConfig | None, settings: Sequence[str] = (), *, data_only: 
     """What `curriq check --json` prints, docs/check.md lists its fields.
 
     Args:
-        config: the run; of one whose settings are refused, what can be said of its sources; None where nothing
-            can.
+        config: the run; where its settings are refused one with its sources, and None where these are too.
         settings: what is wrong with the settings.
         data_only: look at the sources alone, without torch.
     """
@@ -134,7 +134,7 @@ def _free_bytes(config: RunConfig) -> int | None:
 
 
 def report(result: Json, *, as_json: bool = False) -> int:
-    """Print what `check` found; returns the exit status, 0 for a run that can start and 1 for one with faults."""
+    """Print what `check` found; returns the exit status, 0 for a run that can start and 1 for faults."""
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
     else:
@@ -188,8 +188,8 @@ def _of_model(result: Json) -> list[str]:
     return [
         f"model       {model['name']}: {model['parameters']:,} parameters on {model['device']}",
         f"loss        {model['validation_loss']:.4f} nats per token on the validation set, {kind}",
-        f"time        about {duration(cost['seconds'])} for {cost['steps']} steps ({cost['seconds_per_step']:.3g} s "
-        f"each, by {cost['timed_steps']} timed ones)",
+        f"time        about {duration(cost['seconds'])} for {cost['steps']} steps "
+        f"({cost['seconds_per_step']:.3g} s each, by {cost['timed_steps']} timed ones)",
         *([] if memory is None else [f"memory      {_size(memory)} at the peak so far"]),
         f"disk        about {_size(cost['disk_bytes'])} ({of_disk})",
     ]

@@ -42,7 +42,9 @@ def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
     lines, rows = [], []
     for index, run in enumerate(runs):
-        lines += [_from_the_start(run, line) for line in run.metric_line("validation/loss", run.label, style=index)]
+        lines += [
+            _from_the_start(run, line) for line in run.metric_line("validation/loss", run.label, style=index)
+        ]
         validation, test = run.columns.last("validation/loss"), run.summary.get("test_loss")
         facts = [run.label, run.selector, str(run.setting("seed", "?")), f"{run.columns.rows:,}"]
         rows.append([*facts, fixed(validation, ".4f"), fixed(test, ".4f"), _perplexity(test)])

@@ -1,6 +1,7 @@
 """What a run will cost, from a few steps of it: time, memory and disk."""
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +11,8 @@ import torch
 from curriq.config import RunConfig
 from curriq.train.build import Run
 from curriq.types import Metrics
+
+log = logging.getLogger("curriq")
 
 TIMED_STEPS = 3
 """Steps that are timed, after one that pays for what is allocated or read once."""
@@ -56,6 +59,7 @@ def estimate(run: Run) -> Estimate:
         CurriqError: the stream cannot be read.
     """
     config, session = run.config, run.session
+    log.info(f"timing {TIMED_STEPS} steps of {config.method} …")
     began = time.perf_counter()
     initial = session.validate()
     evaluation = time.perf_counter() - began
@@ -70,7 +74,7 @@ def estimate(run: Run) -> Estimate:
     evaluations = evaluation * (1 + config.train.steps / config.log.eval_every) + test
     weights = {id(p): p.numel() * p.element_size() for p in run.lm.network.parameters() if _saved(config, p)}
     checkpoint = sum(weights.values()) + session.state_bytes()
-    log = _log_bytes(config, rows)
+    logged = _log_bytes(config, rows)
     return Estimate(
         timed_steps=timed,
         seconds_per_step=per_step,
@@ -79,8 +83,8 @@ def estimate(run: Run) -> Estimate:
         seconds=startup + per_step * config.train.steps + evaluations,
         peak_memory_bytes=rows[-1].get("memory/peak"),
         checkpoint_bytes=checkpoint,
-        log_bytes=log,
-        disk_bytes=(config.log.checkpoint_keep + 1) * checkpoint + log,
+        log_bytes=logged,
+        disk_bytes=(config.log.checkpoint_keep + 1) * checkpoint + logged,
         initial_validation_loss=initial,
     )
 

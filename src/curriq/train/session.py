@@ -206,8 +206,8 @@ class Session:
         return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
 
     def rehearse(self, steps: int) -> list[Metrics]:
-        """The rows of the next steps, which are taken and neither logged nor saved: for a session that is then
-        thrown away."""
+        """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
+        then thrown away."""
         return [self._step(None)[1] for _ in range(steps)]
 
     def state_bytes(self) -> int:
@@ -249,8 +249,8 @@ class Session:
         return done, row
 
     def _validate_initially(self) -> None:
-        """The validation loss of θ_0, before any step, so that a run can say what training has changed; it draws
-        no random number. Where it is not finite, the first step says why."""
+        """The validation loss of θ_0, before any step, so that a run can say what training has changed; it
+        draws no random number. Where it is not finite, the first step says why."""
         if self.state.step == 0 and self.initial_validation is None:
             loss = self.validate()
             self.initial_validation = loss if math.isfinite(loss) else None
