@@ -35,8 +35,10 @@ def check_against(config: RunConfig, name: str) -> None:
     Raises:
         CurriqError: no preset has this name, its settings do not fit, or they are those of the run.
     """
+    other = other_config(config, name)
+    both_uniform = other.method == config.method == UNIFORM  # whatever rule it does not use
     require(
-        other_config(config, name) != config,
+        other != config and not both_uniform,
         f"--against {name}: the run itself has these settings. Compare it with another, such as --against "
         f"{UNIFORM}, or choose another --preset or --selector.",
     )

@@ -98,8 +98,9 @@ def start(
     config = _with_steps(config, chosen, fixed=steps)
     expected = _seconds(costs, arms, chosen, seeds, workers)
     log.info(
-        f"{len(arms)} arms, {seeds} {'seed' if seeds == 1 else 'seeds'}, {chosen} steps of {config.train.num_candidates} windows of "
-        f"{config.data.window} tokens: about {duration(expected)}, as timed just now."
+        f"{len(arms)} arms, {seeds} {'seed' if seeds == 1 else 'seeds'}, {chosen} steps of "
+        f"{config.train.num_candidates} windows of {config.data.window} tokens: about "
+        f"{duration(expected)}, as timed just now."
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / FILE, plan_toml(config, arms, range(seeds), workers).encode())
@@ -271,8 +272,8 @@ def _with_steps(config: RunConfig, steps: int, *, fixed: bool) -> RunConfig:
 
 
 def conclusions(result: Json, out: Path) -> list[str]:
-    """Sentences on where the model stood before, on the best static filter, which is known in hindsight alone,
-    and on what more seeds would say."""
+    """Sentences on where the model stood before, on the best static filter, which is known in hindsight
+    alone, and on what more seeds would say."""
     (arms,) = result["streams"].values()
     judged = {name: arm["difference"] for name, arm in arms.items() if arm["difference"] is not None}
     static = [name for name in STATIC if name in judged]
@@ -281,8 +282,8 @@ def conclusions(result: Json, out: Path) -> list[str]:
         best = min(static, key=lambda name: judged[name]["mean"])
         sentences.append(
             f"Best static filter, chosen in hindsight among {', '.join(static)}: {best} "
-            f"({fixed(judged[best]['mean'], '+.4f')} nats of test loss). Nobody knows that choice beforehand, "
-            "so it flatters static filters."
+            f"({fixed(judged[best]['mean'], '+.4f')} nats of test loss). Nobody knows that choice before, so "
+            "it flatters static filters."
         )
         sentences += [_against(name, arms, best) for name in (LEARNT, OWN_ARM) if name in judged]
     if (seeds := len(result["seeds"])) < FEWEST_SEEDS:
@@ -324,4 +325,5 @@ def _against(name: str, arms: Json, best: str) -> str:
     if len(seeds) == 1:
         return f"{name} against {best}: {mean} nats of test loss, on one seed."
     worse = int((changes > 0).sum())
-    return f"{name} against {best}: {mean} nats of test loss [{low}, {high}], worse on {worse} of {len(seeds)} seeds."
+    of = f"worse on {worse} of {len(seeds)} seeds"
+    return f"{name} against {best}: {mean} nats of test loss, from {low} to {high}, {of}."
