@@ -114,7 +114,7 @@ def train_command(arguments: list[str]) -> int:
     require_usable(config)  # before torch is loaded, which takes seconds
     from curriq.train.run import train
 
-    if own.against is None:
+    if own.against in (None, "none"):
         return _report(train(config))
     from curriq.evaluate.beside import check_against, train_beside
 

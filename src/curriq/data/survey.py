@@ -50,7 +50,8 @@ class Fault:
             object.__setattr__(self, "problem", self.problem.removeprefix(f"{self.where}{separator}"))
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}" + (f" → {self.fix}" if self.fix else "")
+        separator = " " if self.problem.startswith("'") else ": "  # --model 'name' is …
+        return f"{self.where}{separator}{self.problem}" + (f" → {self.fix}" if self.fix else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def _sample(config: SourceConfig, files: LocalFiles) -> dict[str, Any]:
             continue
         # With the columns that the faults propose, so that what else is wrong shows too.
         named = {name: fault.fix.partition("=")[2] for name, fault in columns.items()}
-        more, left_out, ended, others = _read(replace(source, **named), SAMPLE_DOCUMENTS // count + 1)
+        more, left_out, ended, others = _read(replace(source, **named), count)
         texts += more
         faults += others
         skipped, whole = skipped + left_out, whole and ended
@@ -156,16 +157,17 @@ def _once(faults: list[Fault]) -> Iterator[Fault]:
         yield replace(first, problem=first.problem + more)
 
 
-def _read(config: SourceConfig, most: int) -> tuple[list[str], int, bool, list[Fault]]:
-    """At most so many texts of a file, the rows skipped among them, whether these are all, and the fault that
-    ended reading."""
+def _read(config: SourceConfig, files: int) -> tuple[list[str], int, bool, list[Fault]]:
+    """Texts of one file where so many are read, the rows skipped among them, whether these are all, and the
+    fault that ended reading."""
+    most, most_characters = SAMPLE_DOCUMENTS // files + 1, SAMPLE_CHARACTERS // files
     texts, characters = list[str](), 0
     try:
         source = LocalSource(config, named_rows=0)
     except CurriqError as error:
         return texts, 0, False, [Fault(where=f"source {config.name!r}", problem=str(error))]
     try:
-        while len(texts) < most and characters < SAMPLE_CHARACTERS:
+        while len(texts) < most and characters < most_characters:
             if (document := source.next_document()) is None:
                 return texts, source.skipped, True, []
             texts.append(document.text)

@@ -151,7 +151,9 @@ def print_check(result: Json) -> None:
     for line in (*_of_held_out(result["held_out"]), *_of_model(result)):
         console.print(line)
     if not result["faults"]:
-        console.print("usable      no fault was found: `curriq train` with these arguments starts the run.")
+        whole = "no fault was found: `curriq train` with these arguments starts the run."
+        part = "no fault was found in the settings and the sources; the model was not looked at."
+        console.print(f"usable      {part if result['model'] is None else whole}")
         return
     count = len(result["faults"])
     console.print(f"{count} {'fault' if count == 1 else 'faults'}:", style="bold red")

@@ -6,6 +6,7 @@ It writes the TOML of a `curriq compare`, and runs that: plain training, static 
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from curriq.config import SIZES, RunConfig, Within, differences, require, source_table
+from curriq.data.survey import require_usable
 from curriq.errors import CurriqError
 from curriq.evaluate.check import duration
 from curriq.evaluate.compare import compare
@@ -43,8 +45,8 @@ LEAST_STEPS = 48
 """Steps below which a try says nothing: `recommended` measures effects in every sixteenth."""
 EVALUATIONS = 12
 """Points of a curve."""
-STARTUP_SECONDS = 8.0
-"""Of a run's process on an idle machine: libraries, and the text once more."""
+IMPORT_SECONDS = 5.0
+"""That a run's process takes for its libraries, on an idle machine."""
 
 Json = dict[str, Any]
 
@@ -84,13 +86,16 @@ def start(
     Raises:
         CurriqError: an argument or the data are refused, the folder holds a try, or too few steps fit.
     """
-    minutes, seeds, workers = minutes or MINUTES, _checked_seeds(seeds), workers or 1
+    minutes, workers = (MINUTES if minutes is None else minutes), (1 if workers is None else workers)
+    seeds = _checked_seeds(seeds)
     Within("(0, 1e6]", ", a number of minutes such as 10").check("minutes", minutes)
+    Within("[1, 1024]").check("workers", workers)
     require(
         not (out / FILE).exists(),
         f"--out {out} holds a try already: go on with it, or add seeds, by `curriq try --resume --out {out} "
         "--seeds N`; or give another folder.",
     )
+    require_usable(config)
     arms = arms_of(config)
     config = config.override(seed=0, split_seed=0)
     costs = _time_arms(config, workers)
@@ -206,13 +211,16 @@ def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
     costs = {}
     for kind, table in kinds.items():
         timed = config.override(**_resolved(table), threads=threads)
+        began = time.perf_counter()
         try:
-            cost = estimate(prepare(timed))
+            run = prepare(timed)
+            built = time.perf_counter() - began
+            cost = estimate(run)
         except ArithmeticError as error:
             raise CurriqError(
                 f"{error} in a step of the untrained model: check --model and --lm-lr."
             ) from error
-        once = cost.startup_seconds + STARTUP_SECONDS
+        once = built + cost.startup_seconds + IMPORT_SECONDS
         costs[kind] = Costs(step=cost.seconds_per_step, evaluation=cost.evaluation_seconds, once=once)
         if kind == BASELINE:
             pretrained = not config.lm.model.startswith("random:")
@@ -260,7 +268,10 @@ def _with_steps(config: RunConfig, steps: int, *, fixed: bool) -> RunConfig:
         else max(1, steps // EVALUATIONS)
     )
     warmup = min(config.optim.lr_warmup_steps, max(1, steps // 10))
-    schedule = "cosine" if config.optim.lr_schedule == "constant" else config.optim.lr_schedule
+    schedule = config.optim.lr_schedule
+    if schedule == "constant":  # a comparison refuses it: the last losses would be noise
+        log.info("--lr-schedule constant becomes cosine: at a constant learning rate losses do not compare.")
+        schedule = "cosine"
     return config.override(
         steps=steps,
         eval_every=every,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -9,6 +10,7 @@ from statistics import median
 import torch
 
 from curriq.config import RunConfig
+from curriq.errors import CurriqError
 from curriq.train.build import Run
 from curriq.types import Metrics
 
@@ -56,17 +58,20 @@ def estimate(run: Run) -> Estimate:
 
     Raises:
         ArithmeticError: a loss or a score is not finite.
-        CurriqError: the stream cannot be read.
+        CurriqError: the stream cannot be read, or the model gives no finite loss.
     """
     config, session = run.config, run.session
     log.info(f"timing {TIMED_STEPS} steps of {config.method} …")
     began = time.perf_counter()
     initial = session.validate()
     evaluation = time.perf_counter() - began
-    timed = min(TIMED_STEPS, max(1, config.train.steps - 1))
-    rows = session.rehearse(1 + timed)
+    if not math.isfinite(initial):
+        raise CurriqError(
+            f"the validation loss before any training is {initial}: check --model and --precision."
+        )
+    rows = session.rehearse(min(1 + TIMED_STEPS, config.train.steps))
     ordinary = [row["time/step"] - _held_out(row) for row in rows]
-    usual = median(ordinary[1:])
+    usual = median(ordinary[1:] or ordinary)
     measured = [_held_out(row) for row in rows if "time/reward" in row]
     per_step = usual + (measured[-1] / config.train.reward_every if measured else 0.0)
     startup = max(0.0, ordinary[0] - usual)
@@ -76,7 +81,7 @@ def estimate(run: Run) -> Estimate:
     checkpoint = sum(weights.values()) + session.state_bytes()
     logged = _log_bytes(config, rows)
     return Estimate(
-        timed_steps=timed,
+        timed_steps=max(1, len(rows) - 1),
         seconds_per_step=per_step,
         startup_seconds=startup,
         evaluation_seconds=evaluation,
