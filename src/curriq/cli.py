@@ -1,10 +1,11 @@
-"""The command line: train, resume, verify, compare, eval, report, watch, export, presets.
+"""The command line: train, check, try, resume, verify, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 import argparse
 import ast
+import contextlib
 import functools
 import inspect
 import logging
@@ -35,6 +36,8 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --preset paper           the published method and numbers
   curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
+  curriq check [--SETTING VALUE …]      all faults of data and settings, and what the run will cost
+  curriq try [--SETTING VALUE …]        does it help on my data? a comparison within some minutes
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq verify RUN                     whether checkpoints, log and data are as they were written
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
@@ -68,6 +71,10 @@ for _section, _type in get_type_hints(RunConfig).items():
         GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
+TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, "--against": {}}
+"""Options of `curriq train` that are no settings of a run."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, which `boundary.STATUSES` lists."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -87,7 +94,10 @@ def _command(arguments: list[str]) -> int:
     command, *rest = arguments
     refuse_unknown([command], COMMANDS, kind="command")
     run = COMMANDS[command]
-    if run in (resume_command, presets_command) and rest[:1] in (["-h"], ["--help"]):
+    if run in (resume_command, presets_command, check_command, try_command) and rest[:1] in (
+        ["-h"],
+        ["--help"],
+    ):
         print(inspect.getdoc(run))  # the other commands have parsers of their own
         return 0
     return import_module(run).main(rest) if isinstance(run, str) else run(rest)
@@ -95,10 +105,103 @@ def _command(arguments: list[str]) -> int:
 
 def train_command(arguments: list[str]) -> int:
     """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
-    config = parse_run_config(arguments)
+    own, words = own_options(arguments, TRAIN_OPTIONS)
+    if own.dry_run:
+        return check_command(words)
+    config = parse_run_config(words)
+    from curriq.data.survey import require_usable
+
+    require_usable(config)  # before torch is loaded, which takes seconds
     from curriq.train.run import train
 
-    return _report(train(config))
+    if own.against in (None, "none"):
+        return _report(train(config))
+    from curriq.evaluate.beside import check_against, train_beside
+
+    check_against(config, own.against)
+    result = train(config)
+    status = _report(result)
+    return status or train_beside(config, result, own.against)
+
+
+def check_command(arguments: list[str]) -> int:
+    """usage: curriq check [--json] [--data-only] [train's arguments]
+
+    Check the sources, the settings and the model of a run without starting it: every fault at once with a way
+    to fix it, the sizes of the held-out sets, the loss of the model as it is, and from three timed steps how
+    long the run takes and what it needs. `curriq train … --dry-run` is the same. Exit status: 0 where the run
+    can start, 1 where there are faults.
+
+    --data-only  only the sources, in a second, without loading the model
+    --json       machine-readable, as docs/check.md describes
+
+    `curriq train --help` lists train's arguments.
+    """
+    flags = {name: {"action": "store_true"} for name in ("--json", "--data-only")}
+    own, words = own_options(arguments, flags)
+    config, faults = None, tuple[str, ...]()
+    try:
+        config = parse_run_config(words, prog="curriq check")
+    except CurriqError as error:
+        faults = error.faults
+        with contextlib.suppress(CurriqError):  # its sources can be looked at, where they can be read at all
+            config = parse_run_config(words, prog="curriq check", only=("sources", "target"))
+    from curriq.evaluate.check import check, report
+
+    return report(check(config, faults, data_only=own.data_only), as_json=own.json)
+
+
+def own_options(
+    arguments: list[str], flags: dict[str, dict[str, Any]]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the words that are left: arguments of `curriq train`."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for name, how in flags.items():
+        parser.add_argument(name, **how)
+    return parser.parse_known_args(arguments)
+
+
+def try_command(arguments: list[str]) -> int:
+    """usage: curriq try [--minutes 10] [--seeds 3] [--out DIR] [--workers 1] [train's arguments]
+           curriq try --resume [--seeds 6] [--out DIR] [--workers 1]
+
+    Find out whether selection helps on my data: train the same model plainly, with static filters and with
+    the preset recommended, on several seeds, and judge the result. As many steps are taken as fit the
+    minutes, unless --steps is given. DIR gets a comparison file that `curriq compare` runs too, a report,
+    figures and LaTeX tables. docs/try.md says how to read them.
+
+    --minutes M  time for all runs together (default: 10)
+    --seeds N    seeds 0 … N−1 (default: 3; six or more are needed for a verdict)
+    --out DIR    folder of the runs and the results (default: runs/try)
+    --workers N  runs at a time (default: 1)
+    --resume     go on with the try in DIR, with more seeds if --seeds says so
+
+    `curriq train --help` lists train's arguments.
+    """
+    flags: dict[str, dict[str, Any]] = {
+        "--minutes": {"type": float},
+        "--seeds": {"type": int},
+        "--out": {"type": Path, "default": Path("runs/try")},
+        "--workers": {"type": int},
+        "--resume": {"action": "store_true"},
+    }
+    own, words = own_options(arguments, flags)
+    from curriq.evaluate import trial
+
+    if own.resume:
+        require(
+            not words and own.minutes is None,
+            f"curriq try --resume {' '.join(words)}: a try goes on with its own settings. Give --seeds, "
+            "--workers and --out only, or start another one in a new --out.",
+        )
+        return trial.resume(own.out, own.seeds, own.workers)
+    config = parse_run_config(words, prog="curriq try")
+    return trial.start(config, own.out, own.minutes, own.seeds, own.workers, steps=_given(words, "steps"))
+
+
+def _given(words: list[str], name: str) -> bool:
+    """Whether a setting is among the words."""
+    return any(word == flag(name) or word.startswith(f"{flag(name)}=") for word in words)
 
 
 def resume_command(arguments: list[str]) -> int:
@@ -145,6 +248,8 @@ def presets_command(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
+    "check": check_command,
+    "try": try_command,
     "resume": resume_command,
     "verify": "curriq.train.verify",
     "compare": "curriq.evaluate.compare",
@@ -165,8 +270,14 @@ class _Parser(argparse.ArgumentParser):
         raise CurriqError(f"{message}{end} `curriq train --help-all` explains every setting.")
 
 
-def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str = "curriq train") -> RunConfig:
-    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it.
+def parse_run_config(
+    words: list[str],
+    run: RunConfig | None = None,
+    prog: str = "curriq train",
+    only: Sequence[str] | None = None,
+) -> RunConfig:
+    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it; of flags
+    `only` those of some settings, where these are named.
 
     Raises:
         CurriqError: an unknown preset, flag or group, an invalid run file, or a value that is refused.
@@ -190,12 +301,12 @@ def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str =
     if groups is not None:
         _print_help(groups.split(), base, prog)
         raise SystemExit(0)
-    if unknown:
+    if unknown and only is None:
         known = [option for action in parser._actions for option in action.option_strings]
         parser.error(f"unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     if "sources" in values:
         values["sources"] = list(map(parse_source, values["sources"]))
-    return base.override(**values)
+    return base.override(**{name: value for name, value in values.items() if only is None or name in only})
 
 
 def group_of(name: str) -> str:
@@ -256,6 +367,9 @@ def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
             add = parser.add_argument_group("where settings come from").add_argument
             add("--preset", metavar="NAME", help="Start from a preset; `curriq presets` lists them.")
             add("--config", metavar="RUN.toml", help="Start from a run file, over the preset.")
+            add("--dry-run", action="store_true", help="Check everything and start nothing: `curriq check`.")
+            text = "Then train NAME (uniform, or a preset) with the same settings, and compare the two."
+            add("--against", metavar="NAME", help=text)
         shown = {"settings that most runs change": FIRST}
         lines = (f"  {group:12} {content}" for group, content in GROUPS.items())
         parser.epilog = "\n".join(("more settings, with --help GROUP, or --help-all:", *lines))

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curriq.state import State
+from curriq.state import State, Stateful
 
 Metrics = dict[str, float]
 """Metric name to value; every name is documented in `docs/metrics.md`."""
@@ -468,14 +468,6 @@ class Score:
     stderr: float | None
     chance_level: float | None
     examples: int
-
-
-class Stateful(Protocol):
-    """Anything whose state a checkpoint must hold for a bitwise resume."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
 
 
 @dataclass(frozen=True)

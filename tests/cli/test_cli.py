@@ -13,7 +13,7 @@ import pytest
 from tests.runs import assert_same_run, tiny
 
 import curriq
-from curriq.cli import FIRST, GROUPS, describe, main, parse_run_config
+from curriq.cli import FIRST, GROUPS, TRAIN_OPTIONS, describe, main, parse_run_config
 from curriq.config import EMBEDDED_SOURCES, SourceConfig, field_owners, flag, format_source, load_toml
 from curriq.presets import PRESETS, preset
 from curriq.runlog.read import read_metrics, read_summary
@@ -82,7 +82,7 @@ class TestHelp:
         assert main(["train", "--help"]) == 0
         text = capsys.readouterr().out
         shown = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
-        assert shown == ["--preset", "--config", *map(flag, FIRST)]
+        assert shown == ["--preset", "--config", *TRAIN_OPTIONS, *map(flag, FIRST)]
         for group, content in GROUPS.items():
             assert re.search(rf"^  {group} +{re.escape(content)}$", text, flags=re.MULTILINE)
         assert max(map(len, text.splitlines())) <= 140

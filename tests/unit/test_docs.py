@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curriq.cli import COMMANDS, main, parse_run_config
+from curriq.cli import COMMANDS, TRAIN_OPTIONS, main, own_options, parse_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -55,7 +55,7 @@ def test_commands_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.
     for command, *arguments in commands(name):
         assert command in COMMANDS
         if command == "train":
-            parse_run_config(arguments)
+            parse_run_config(own_options(arguments, TRAIN_OPTIONS)[1])
         for argument in arguments:
             for place in re.findall(r"^(?:examples|experiments)/[^:]+", argument):
                 assert (ROOT / place).exists(), place

@@ -10,8 +10,10 @@ from curriq.config.aliases import FORMER
 from curriq.config.bounds import IN_MEMORY, Section, Within
 from curriq.config.checks import did_you_mean, errors_name, flag, missing_extra, refuse_unknown, require
 from curriq.config.checks import require_known
-from curriq.config.run import RunConfig, differences, field_owners, flat_settings, format_source, from_dict
-from curriq.config.run import load_run_config, load_toml, read_tables, to_dict, to_toml, validated
+from curriq.config.run import SIZES, RunConfig, differences, field_owners, flat_settings, format_source
+from curriq.config.run import from_dict
+from curriq.config.run import load_run_config, load_toml, read_tables, source_table, to_dict, to_toml
+from curriq.config.run import validated
 from curriq.config.search import WITHOUT_QUERY, LangevinConfig, RetrievalConfig
 from curriq.config.sections import EMBEDDED_SOURCES, SELECTORS, CorruptionName, FeatureName
 from curriq.config.sections import CriticConfig, DataConfig, EvalConfig, LMConfig

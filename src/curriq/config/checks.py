@@ -21,7 +21,7 @@ def errors_name(where: object) -> Generator[None]:
     try:
         yield
     except CurriqError as error:
-        raise CurriqError(f"{where}: {error}") from None
+        raise CurriqError(*(f"{where}: {fault}" for fault in error.faults)) from None
 
 
 def require_writable(where: str, value: object) -> None:

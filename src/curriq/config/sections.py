@@ -122,6 +122,10 @@ class DataConfig(Section):
     """Windows of the validation set."""
     test_set_size: Size = 128
     """Windows of the test set."""
+    held_out_sizes: Literal["fit", "exact"] = "fit"
+    """`fit`: where the target cannot fill the three held-out sets, all of them shrink in proportion, to 16
+    windows each at the least, and the run says so. `exact`: that is an error. A size that you set yourself
+    means `exact`, unless you set this too."""
     near_duplicate_threshold: Fraction = 0.6
     """Jaccard similarity of shingles (5 words; 4 or 5 characters of scripts without spaces) from which two
     documents stay on one side of the held-out split; 1 compares exact copies only."""

@@ -22,7 +22,7 @@ from curriq.data.files import find_files
 from curriq.data.hub import hub, is_hub_name
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.errors import CurriqError
-from curriq.types import State
+from curriq.state import State
 
 if TYPE_CHECKING:
     import datasets
@@ -66,6 +66,10 @@ def log_files(config: SourceConfig) -> None:
     """Log which files a local source reads, and which it leaves out."""
     if not config.path.startswith(("hub:", "embedded:")):
         _log.info(f"source {config.name!r} {find_files(config).summary()}.")
+
+
+class NoText(CurriqError):
+    """An epoch has ended without a document."""
 
 
 class StreamedSource(abc.ABC):
@@ -136,7 +140,7 @@ class StreamedSource(abc.ABC):
         where = f"source {self.name!r} ({self._config.path})"
         skipped = f", and {self.skipped} rows were skipped" if self.skipped else ""
         if self._count == 0:
-            raise CurriqError(
+            raise NoText(
                 f"{where} holds no document with text: every text is empty{skipped}. Give it a file with "
                 "text, or leave the source out."
             )

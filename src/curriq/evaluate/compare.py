@@ -23,8 +23,9 @@ from curriq.runlog.read import explained, read_summary
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
-HARMLESS = ("threads", "run_dir")
-"""Settings outside [log] that may differ in a finished run."""
+HARMLESS = ("threads", "run_dir", "held_out_sizes")
+"""Settings outside [log] that may differ in a finished run. Its held-out sets have the sizes that they have,
+fitted or not; that the arms of a seed have equal ones is checked on what they read."""
 TAIL_BYTES = 1 << 16
 """More than the longest row of a log."""
 
@@ -56,9 +57,15 @@ def main(arguments: Sequence[str]) -> int:
     return compare(load_plan(options.FILE, options.out, options.workers))
 
 
-def compare(plan: Plan) -> int:
-    """The exit status after running a plan and writing comparison.json, the curves and the tables;
-    CurriqError when a run in the folder has other settings, or another process works there."""
+def compare(plan: Plan, again: str = "") -> int:
+    """The exit status after running a plan and writing comparison.json, the curves and the tables.
+
+    Args:
+        again: the command that goes on with it, where that is not `curriq compare` itself.
+
+    Raises:
+        CurriqError: a run in the folder has other settings, or another process works there.
+    """
     from curriq.evaluate.assess import assess
     from curriq.report.outcome import print_comparison, save_curves
 
@@ -74,7 +81,7 @@ def compare(plan: Plan) -> int:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
         failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
         if stopped:
-            again = f"curriq compare {plan.file} --out {plan.out}"
+            again = again or f"curriq compare {plan.file} --out {plan.out}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
         with explained(plan.out):

@@ -2,7 +2,7 @@
 curves of some runs side by side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RATIO_AXES = ("windows", "read", "FLOPs", "seconds")
 """Axes on which the cost to reach the baseline's loss is drawn; in comparison.json in small letters."""
+INITIAL = "validation/initial_loss"
 TASK = "task/"
 """Prefix of the metrics of downstream tasks."""
 
@@ -44,7 +45,9 @@ def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
     lines, rows = [], []
     for index, run in enumerate(runs):
-        lines += run.metric_line("validation/loss", run.label, style=index)
+        lines += [
+            _from_the_start(run, line) for line in run.metric_line("validation/loss", run.label, style=index)
+        ]
         validation, test = run.columns.last("validation/loss"), run.summary.get("test_loss")
         facts = [run.label, run.selector, str(run.setting("seed", "?")), f"{run.columns.rows:,}"]
         rows.append([*facts, fixed(validation, ".4f"), fixed(test, ".4f"), _perplexity(test)])
@@ -58,6 +61,16 @@ def runs_helped(runs: list[RunLog]) -> Section:
     return Section("did-it-help", "Did it help?", _answer_on(runs), blocks)
 
 
+def _from_the_start(run: RunLog, line: Series) -> Series:
+    """A curve of the validation loss with that of θ_0 in front: no window had been read, and the step that
+    would have led to it is −1, as step 0 leads to the first of the others."""
+    initial = run.columns.last(INITIAL)
+    if initial is None:
+        return line
+    x = {axis: np.insert(values, 0, -1.0 if axis == "step" else 0.0) for axis, values in line.x.items()}
+    return replace(line, x=x, y=np.insert(line.y, 0, initial))
+
+
 def _answer_on(runs: list[RunLog]) -> str:
     advice = (
         "Whether the method helped needs the same run with another selector, and seeds: `curriq compare "
@@ -66,6 +79,8 @@ def _answer_on(runs: list[RunLog]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs side by side, without a test of their differences. {advice}"
     _, losses = runs[0].columns.raw("validation/loss")
+    if (initial := runs[0].columns.last(INITIAL)) is not None:
+        losses = np.array([initial, *losses])
     if not len(losses):
         return f"The run has not been evaluated yet. {advice}"
     if len(losses) == 1:

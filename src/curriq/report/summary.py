@@ -45,8 +45,11 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     console.print(
         f"{summary['windows_read']} windows read, {summary['windows_proposed']} proposed, "
         f"{summary['windows_trained']} trained on ({summary['effective_windows']:.0f} effective), "
-        f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s\n"
+        f"{summary['tokens']:,} tokens, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
     )
+    if {"initial_validation_loss", "validation_loss"} <= summary.keys():
+        before, after = summary["initial_validation_loss"], summary["validation_loss"]
+        console.print(f"validation loss {before:.4f} before training → {after:.4f} after\n")
     shares = [(name, summary["offered_share"][name], w) for name, w in summary["weight_share"].items()]
     print_table(console, share_table("What the model learned from", "source", shares))
     _print_choice(console, run_dir, summary, shares)

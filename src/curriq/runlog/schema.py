@@ -85,6 +85,8 @@ reward | nats per token | r_k (Eq. 1): mean log-probability under θ_{k+1} of a 
     same windows. Absent in steps between rewards (`--reward-every`).
 held_out/forwards | forward passes | Cost of rewards and probes in this step, in forward passes of one
     window; a backward pass counts as two. Training costs three per window.
+validation/initial_loss | nats per token | Mean loss of θ_0 on the validation set, before any step; in the row
+    of step 0 alone.
 validation/loss | nats per token | Mean loss of θ_{k+1} on the whole validation set.
 validation/perplexity | – | exp of `validation/loss`, per token.
 
@@ -298,6 +300,7 @@ tokens | tokens | Last `x/tokens`.
 flops | FLOPs | Last `x/flops`.
 seconds | seconds | Last `x/seconds`.
 epoch | epochs | Last `data/epoch`.
+initial_validation_loss | nats per token | `validation/initial_loss`, before any step.
 validation_loss | nats per token | Last `validation/loss`.
 validation_perplexity | – | Last `validation/perplexity`.
 test_loss | nats per token | Mean loss of the final θ on the whole test set.

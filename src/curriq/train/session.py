@@ -34,6 +34,7 @@ from curriq.train.checkpoint import (
     NoRoom,
     NotSaved,
     checkpoint_folders,
+    saved_size,
     step_of,
 )
 from curriq.train.interrupt import stop_flag
@@ -100,6 +101,7 @@ class Session:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
+    initial_validation: float | None = None
     last_validation: float | None = None
     _last_saved: Path | None = None
     _promise: Promise = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Session:
                 f"{checkpoint.path} does not fit the run's settings ({error}): a setting that shapes the "
                 "model, the critic or the selector was changed. Resume without that change."
             ) from error
+        self.initial_validation = saved.get("initial_validation")  # which earlier versions did not measure
         self.last_validation = saved["validation"]
         self._last_saved = checkpoint.path
         self._promise = checkpoint.manifest["log"]
@@ -176,6 +179,7 @@ class Session:
                     config, self.run_dir, start, self._promise, self.meter.source_names, self.tokenizer
                 )
                 opened.enter_context(logs)
+            self._validate_initially()
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
             if not self._finished:
@@ -201,6 +205,15 @@ class Session:
                 write_test_losses(self.run_dir, test_columns(tested))
             write_summary(self.run_dir, summary)  # last: who finds it finds the rest
         return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
+
+    def rehearse(self, steps: int) -> list[Metrics]:
+        """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
+        then thrown away."""
+        return [self._step(None)[1] for _ in range(steps)]
+
+    def state_bytes(self) -> int:
+        """Bytes that a checkpoint of the session takes beside the language model's own folder."""
+        return saved_size(self._state())
 
     @property
     def _summarised(self) -> bool:
@@ -233,11 +246,20 @@ class Session:
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
         row = merge({"step": step}, counted, done.metrics, validated)
+        if step == 0 and self.initial_validation is not None:
+            row["validation/initial_loss"] = self.initial_validation
         for probe in self.probes:
             row = merge(row, probe.measure(done))
         if self._save_seconds is not None:
             row["time/checkpoint"], self._save_seconds = self._save_seconds, None
         return done, row
+
+    def _validate_initially(self) -> None:
+        """The validation loss of θ_0, before any step, so that a run can say what training has changed; it
+        draws no random number. Where it is not finite, the first step says why."""
+        if self.state.step == 0 and self.initial_validation is None:
+            loss = self.validate()
+            self.initial_validation = loss if math.isfinite(loss) else None
 
     def _validate(self) -> Metrics:
         """The validation loss where the step calls for one; `Diverged` when it is not finite."""
@@ -299,6 +321,7 @@ class Session:
         return {
             "loop": self.state.state_dict(),
             "fingerprint": self.fingerprint,
+            "initial_validation": self.initial_validation,
             "validation": self.last_validation,
             **{name: part.state_dict() for name, part in self._stateful().items()},
         }
@@ -412,6 +435,8 @@ class Session:
             "data_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
             "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(self.run_dir)),
         }
+        if self.initial_validation is not None:
+            summary["initial_validation_loss"] = self.initial_validation
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
             summary["validation_perplexity"] = perplexity(self.last_validation)
