@@ -15,6 +15,7 @@ from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
 from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
+from curriq.config.synonyms import MEANINGS, OURS, plain
 from curriq.errors import CurriqError
 
 
@@ -246,14 +247,28 @@ def format_source(source: sections.SourceConfig) -> str:
 
 def flat_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Flat name → plain value, from nested plain values; CurriqError for an unknown section or key."""
+    _refuse_misplaced([name for name in values if name not in RunConfig.__dataclass_fields__], "")
     refuse_unknown(values, RunConfig.__dataclass_fields__)
     flat: dict[str, Any] = {}
     for section, settings in values.items():
         require(isinstance(settings, dict), f"[{section}] must be a table of settings, not {settings!r}.")
         own = [name for name, owner in field_owners().items() if owner == section]
+        _refuse_misplaced([name for name in settings if name not in own], f"[{section}] ")
         refuse_unknown([name for name in settings if name not in FORMER], own, f"[{section}] ")
         flat |= settings
     return flat
+
+
+def _refuse_misplaced(names: list[str], where: str) -> None:
+    """Raise CurriqError for the first name that is a setting of another section, or another program's name of
+    one; `where` is how the error begins."""
+    owners = field_owners()
+    for name in names:
+        if name in owners:
+            raise CurriqError(f"{where}{name} is a setting of [{owners[name]}]: write it there.")
+        if ours := OURS.get(plain(name)):
+            what = f"{ours} of [{owners[ours]}] ({MEANINGS[ours]})"
+            raise CurriqError(f"{where}unknown setting {name!r}. Did you mean {what}?")
 
 
 def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:

@@ -1,6 +1,5 @@
 """`curriq watch`: the report of a run in progress, on this machine only and read-only."""
 
-import argparse
 import html
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 from curriq.config import require
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.report.command import build, parse_runs
 from curriq.terminal import visible
 
@@ -113,7 +113,7 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
 
 def main(arguments: Sequence[str]) -> int:
     """The command; serves until Ctrl-C."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq watch",
         description="Serve the report of a run in progress, refreshing, to browsers on this machine only. "
         "Over ssh, forward the port: ssh -L 8642:localhost:8642 HOST.",

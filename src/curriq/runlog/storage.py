@@ -92,6 +92,25 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder, see `exclusive`; writes nothing."""
+    if os.name != "posix":
+        return False
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # some network file systems have no locks
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def new_folder(path: Path) -> Path:
     """`path`, or the first of `path-2`, `path-3`, … that does not exist yet, newly made."""
     folder, count = path, 1

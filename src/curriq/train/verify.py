@@ -1,6 +1,5 @@
 """`curriq verify`: whether a run's folder holds what its checkpoints promise, and its repair."""
 
-import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from typing import Any
 from curriq.config import from_dict, load_run_config, require, to_toml
 from curriq.data import changed_files, damaged_entries, file_hash
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.runlog import read
 from curriq.runlog.promise import TABLES, Extent, Promise, broken, promised_parts, whole_until
 from curriq.runlog.storage import exclusive, write_atomically
@@ -25,7 +25,7 @@ TRAINING = "another process is training this run"
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status: 0 when all holds or was repaired, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq verify",
         description="Check checkpoints, log, summary, data and cache of runs against their hashes. "
         "Half-written rows behind the last checkpoint are cut off, a lost config.toml is written again, "
