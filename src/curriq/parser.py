@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         word = unknown[0].partition("=")[0] if unknown[0].startswith("--") else unknown[0]
         shown = (action for action in self._actions if action.help != argparse.SUPPRESS)  # no former names
         known = [option for action in shown for option in action.option_strings]
-        self.error(f"unknown argument {word!r}.{other_name(word, known) or did_you_mean(word, known)}")
+        near = (other_name(word, known) or did_you_mean(word, known)) if word.startswith("-") else ""
+        self.error(f"unknown argument {word!r}.{near}")
 
     def error(self, message: str) -> NoReturn:
         """Raise CurriqError with argparse's message in our words."""

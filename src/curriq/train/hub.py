@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config import load_run_config, require
-from curriq.data import why_unreachable
 from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.runlog.checkpoints import latest_model
 from curriq.runlog.read import read_summary
-from curriq.train.model_card import base_model
 
 _LATER = "The run stays as it is; push it later."
 
@@ -51,6 +49,8 @@ def push(run: Path, repo: str, *, private: bool = False, license: str = "", api:
             reached or refuses.
     """
     from huggingface_hub import CommitOperationAdd
+
+    from curriq.train.model_card import base_model  # with torch, which `--help` need not wait for
 
     _require_name(repo)
     lm = latest_model(run)
@@ -110,6 +110,8 @@ def _require_name(repo: str) -> None:
 def _own_api() -> Any:
     """The hub's own client, when it can work: with a token and a network."""
     from huggingface_hub import HfApi, get_token
+
+    from curriq.data import why_unreachable
 
     require(
         get_token() is not None,

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config import from_dict, load_run_config, require, to_toml
-from curriq.data import changed_files, damaged_entries, file_hash
 from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.runlog import read
+from curriq.runlog.checkpoints import BadCheckpoint, checkpoint_folders, verify
 from curriq.runlog.promise import TABLES, Extent, Promise, broken, promised_parts, whole_until
 from curriq.runlog.storage import exclusive, write_atomically
-from curriq.train.checkpoint import BadCheckpoint, checkpoint_folders, verify
-from curriq.train.run import recorded_files
 
 log = logging.getLogger("curriq")
 
@@ -34,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("RUN", type=Path, nargs="+", help="folder of a run, or of a comparison")
     options = parser.parse_args(list(arguments))
+    from curriq.data import damaged_entries  # with torch, which `--help` need not wait for
+
     runs = [run for folder in options.RUN for run in runs_in(folder)]
     findings = [finding for run in runs for finding in verify_run(run)]
     for path in damaged_entries():
@@ -135,6 +135,9 @@ def _records(run: Path) -> Iterator[Finding]:
 
 def _inputs(run: Path) -> Iterator[Finding]:
     """The local files that a resume reads again; those that are not on this machine are left out."""
+    from curriq.data import changed_files, file_hash
+    from curriq.train.run import recorded_files
+
     for name, recorded in recorded_files(run).items():
         if Path(name).exists():
             now = {name: file_hash(Path(name))}
