@@ -214,27 +214,34 @@ def _whole_parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers()
     for name in COMMANDS:
         parser = parser_of(functools.partial(_run, name))
-        assert parser is not None, name
-        for action in parser._actions:
-            _complete_values(action)
-        commands.add_parser(name, parents=[parser], add_help=False, help=summary.get(name))
+        parents = [] if parser is None else [parser]
+        for parent in parents:
+            _complete_values(parent)
+        commands.add_parser(name, parents=parents, add_help=False, help=summary.get(name))
     return whole
 
 
-def _complete_values(action: Any) -> None:
-    """Say what a shell offers as the value of an argument: choices, or files and folders."""
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    """Say what a shell offers as the values of arguments: choices, or files and folders."""
     import shtab
 
     known = {"preset": tuple(PRESETS), "help": tuple(GROUPS), "selector": SELECTORS, "proposer": PROPOSERS}
-    if action.dest in describe():
-        kind, _ = describe()[action.dest]
-        item = get_args(kind)[0] if get_origin(kind) is tuple else kind
-        if get_origin(item) is Literal:
-            action.choices = get_args(item)
-    if action.choices is None and action.nargs != 0 and action.dest in known:
-        action.choices = known[action.dest]
-    if action.type is Path or action.dest in ("config", "run_dir", "curriculum"):
-        action.complete = shtab.FILE
+    for action in parser._actions:
+        offered: Any = action  # argparse knows no attribute `complete`
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _complete_values(inner)
+        elif action.type is Path or action.dest in ("config", "run_dir", "curriculum"):
+            offered.complete = shtab.FILE
+        elif action.choices is None and action.nargs != 0:
+            offered.choices = known.get(action.dest) or _choices(action.dest)
+
+
+def _choices(name: str) -> tuple[str, ...] | None:
+    """The values that a setting may have; None where they cannot be listed."""
+    kind = describe()[name][0] if name in describe() else str
+    item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    return get_args(item) if get_origin(item) is Literal else None
 
 
 def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str = "curriq train") -> RunConfig:

@@ -106,6 +106,8 @@ def parser_of(command: Callable[[list[str]], Any]) -> Parser | None:
         command([])
     except _Found as found:
         return found.parser
+    except (CurriqError, SystemExit):  # of a parser that is none of ours
+        return None
     finally:
         _searching.reset(token)
     return None

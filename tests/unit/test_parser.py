@@ -69,3 +69,12 @@ def test_the_parser_of_a_command_is_found_before_it_does_anything():
     bake(["rye"])  # afterwards it parses as ever
     assert Path("rye") == done[0].LOAF
     assert parser_of(lambda words: None) is None
+
+
+def test_a_foreign_parser_is_not_found_and_ends_nothing():
+    def foreign(words: list[str]) -> None:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("LOAF")
+        parser.parse_args(words)
+
+    assert parser_of(foreign) is None

@@ -241,12 +241,11 @@ def _interrupt(*_: object, **__: object) -> None:
 
 
 def test_a_listing_beside_a_lock_never_refuses_the_owner(tmp_path: Path):
-    """Whoever lists runs must not make a run that starts believe that another process trains it; the shared
-    lock is held for microseconds, so `exclusive` looks again."""
+    """A run that starts while others are listed must not believe that another process trains it."""
     stop = threading.Event()
 
     def look() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):
             is_locked(tmp_path)
 
     with exclusive(tmp_path, "made"):

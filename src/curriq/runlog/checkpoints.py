@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import curriq
 from curriq.errors import CurriqError
 from curriq.runlog.storage import write_atomically
+
+log = logging.getLogger("curriq")
 
 FORMAT = 2
 """Version of the layout in `train/checkpoint.py`. Raise it when an older curriq could not read what this
@@ -54,6 +57,8 @@ def verify(path: Path) -> dict[str, Any]:
 def latest_model(run_dir: Path) -> Path:
     """The Hugging Face folder of the newest checkpoint of a run that is whole and has its model.
 
+    A warning names the newer ones, if there are any.
+
     Raises:
         CurriqError: there is none; names what is wrong with each checkpoint.
     """
@@ -65,6 +70,8 @@ def latest_model(run_dir: Path) -> Path:
             defects.append(f"{path.name}: {defect}")
             continue
         if any(name.startswith("lm/") for name in manifest["files"]):
+            if defects:
+                log.warning(f"{run_dir}: taking the model of {path.name}; skipped {'; '.join(defects)}.")
             return path / "lm"
         defects.append(f"{path.name}: `curriq runs prune` has removed its model")
     why = (

@@ -73,13 +73,15 @@ def run_html(run_dir: Path, summary: dict[str, Any]) -> str:
         curve = read_columns(run_dir).thinned("validation/loss", MOST_POINTS).mean.tolist()
     except CurriqError:  # the result stands without its log
         curve = []
-    losses = [[f"{name} loss", _number(summary.get(f"{name}_loss")), ""] for name in ("validation", "test")]
-    drawn: list[list[str | Sparkline]] = [[*losses[0][:2], Sparkline(curve, "validation loss")], [*losses[1]]]
+    rows: list[list[str | Sparkline]] = [
+        ["validation loss", _number(summary.get("validation_loss")), Sparkline(curve, "validation loss")],
+        ["test loss", _number(summary.get("test_loss")), ""],
+    ]
     offered, weight = summary.get("offered_share", {}), summary.get("weight_share", {})
     shares = [[name, f"{offered.get(name, 0.0):.1%}", f"{share:.1%}"] for name, share in weight.items()]
     state = "finished" if summary.get("finished") else "stopped"
     title = f"{run_dir}: {summary.get('selector', '?')}, {state} after {summary.get('steps', '?')} steps"
-    return table_html(title, ["", "nats per token", "over the run"], drawn) + table_html(
+    return table_html(title, ["", "nats per token", "over the run"], rows) + table_html(
         "What the model learned from", ["source", "read", "weight"], shares
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from curriq.config import load_run_config, require
 from curriq.errors import CurriqError
 from curriq.parser import Parser
-from curriq.runlog.checkpoints import latest_model
+from curriq.runlog.checkpoints import checkpoint_folders, latest_model
 from curriq.runlog.read import read_summary
 
 _LATER = "The run stays as it is; push it later."
@@ -54,6 +54,11 @@ def push(run: Path, repo: str, *, private: bool = False, license: str = "", api:
 
     _require_name(repo)
     lm = latest_model(run)
+    require(
+        lm.parent == checkpoint_folders(run / "checkpoints")[0],
+        f"{run}: its newest checkpoint is damaged, and an older model is not pushed instead. `curriq resume "
+        f"{run}` trains the steps since then again.",
+    )
     api = api or _own_api()
     with _explained(repo):
         card = hub_card(
@@ -139,7 +144,7 @@ def _inherited_license(api: Any, base: str) -> str:
 @contextmanager
 def _explained(repo: str) -> Generator[None]:
     """Turn what the hub's client raises into a CurriqError."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
         yield
@@ -151,7 +156,7 @@ def _explained(repo: str) -> Generator[None]:
         elif status == 404:
             fix = "check the name of the owner"
         raise CurriqError(f"the hub refused {repo}: {_first_line(error)}: {fix}.") from error
-    except (OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise CurriqError(f"the hub cannot be reached for {repo}: {_first_line(error)}. {_LATER}") from error
 
 
