@@ -35,7 +35,7 @@ class Within:
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         """The interval in JSON Schema's words."""
-        low, high = (int(end) if end.is_integer() else end for end in self.ends)
+        low, high = (int(end) if end == int(end) else end for end in self.ends)
         lower = "minimum" if self.interval[0] == "[" else "exclusiveMinimum"
         upper = "maximum" if self.interval[-1] == "]" else "exclusiveMaximum"
         return handler(core) | {lower: low, upper: high}
