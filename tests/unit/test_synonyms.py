@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 
 from curriq.cli import parse_run_config
-from curriq.config import FORMER, RunConfig, field_owners, flag, from_dict, load_toml, other_name
-from curriq.config.synonyms import MEANINGS, OURS
+from curriq.config import (
+    FORMER,
+    RunConfig,
+    SourceConfig,
+    field_owners,
+    flag,
+    from_dict,
+    load_toml,
+    other_name,
+)
+from curriq.config.synonyms import MEANINGS, OURS, SOURCE_KEYS
 from curriq.errors import CurriqError
 from curriq.evaluate.plan import load_plan
 
@@ -69,3 +78,13 @@ def test_files_are_named(tmp_path: Path):
     plan.write_text('[compare]\nseeds = [0]\nbaseline = "a"\n[arms.a]\n[arms.b]\nlearning_rate = 1e-3\n')
     with pytest.raises(CurriqError, match=r"\[arms\.b\] unknown setting 'learning_rate'. Did you mean lm_lr"):
         load_plan(plan)
+
+
+@pytest.mark.parametrize("name", SOURCE_KEYS)
+def test_keys_of_a_source(name: str):
+    keys = SourceConfig.__dataclass_fields__
+    assert SOURCE_KEYS[name] in keys
+    assert name not in keys
+    with pytest.raises(CurriqError) as error:
+        parse_run_config(["--sources", f"name=a,path=b,{name}=x"])
+    assert str(error.value) == f"unknown source key {name!r}. Did you mean {SOURCE_KEYS[name]!r}?"

@@ -15,7 +15,7 @@ from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
 from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
-from curriq.config.synonyms import MEANINGS, OURS, plain
+from curriq.config.synonyms import MEANINGS, OURS, SOURCE_KEYS, plain
 from curriq.errors import CurriqError
 
 
@@ -217,7 +217,11 @@ def _source_tables(sources: Any) -> list[Any]:
 
 def _source_table(table: dict[str, Any]) -> dict[str, Any]:
     table = rename_source_keys(table)
-    refuse_unknown(table, sections.SourceConfig.__dataclass_fields__, kind="source key")
+    known = sections.SourceConfig.__dataclass_fields__
+    for name in table:
+        if name not in known and (ours := SOURCE_KEYS.get(plain(name))):
+            raise CurriqError(f"unknown source key {name!r}. Did you mean {ours!r}?")
+    refuse_unknown(table, known, kind="source key")
     if isinstance(path := table.get("path"), str):
         table["path"] = _expanded("path", path)
     return table

@@ -77,6 +77,18 @@ MEANINGS = {
     "device": "auto, cpu or cuda",
 }
 """Our name of a setting → what it is, in a few words."""
+SOURCE_KEYS = {
+    **dict.fromkeys(("file", "files", "data_files", "dataset", "name_or_path", "url", "folder"), "path"),
+    **dict.fromkeys(("column", "text_column", "content", "dataset_text_field", "messages"), "text_field"),
+    **dict.fromkeys(("probability", "proportion", "ratio", "share", "sampling_weight"), "weight"),
+    **{
+        "split": "hub_split",
+        "revision": "hub_revision",
+        "difficulty": "difficulty_field",
+        "noise": "corruption",
+    },
+}
+"""Another name of a source's key → ours."""
 OURS = {theirs: ours for ours, names in _RENAMED.items() for theirs in names}
 """Another program's name of a setting → ours."""
 
