@@ -120,7 +120,7 @@ def resume_command(arguments: list[str]) -> int:
     Settings that change neither the data nor the model's shape may follow, such as --steps 600.
     """
     parser = _settings_parser("curriq resume", RunConfig())
-    parser.add_argument("RUN", type=Path, help="folder of the run")
+    parser.add_argument("RUN", type=Path, help="folder of the run, as in curriq resume runs/soft-q-0")
     first = [word for word in arguments[:1] if not word.startswith("-")]
     folder, rest = parser.parse_args(first).RUN, arguments[1:]
     saved = load_run_config(folder)
@@ -178,6 +178,7 @@ def completion_command(arguments: list[str]) -> int:
     parser = Parser(
         prog="curriq completion",
         description="Print a script by which the shell completes commands, options and their values.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="bash: curriq completion bash > ~/.local/share/bash-completion/completions/curriq",
     )
     shells = tuple(shtab.SUPPORTED_SHELLS)
