@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import curriq
-from curriq.config import missing_extra, require
+from curriq.config import Within, missing_extra, require
 from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.report.chart import Json, Section
@@ -87,7 +87,7 @@ def parse_runs(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
-    require(0 <= options.topics <= 32, f"--topics {options.topics}: choose from 0 (none) to 32.")
+    Within("[0, 32]", "; 0 for none").check("topics", options.topics)
     return options
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich import filesize
 
 from curriq import terminal
-from curriq.config import require
+from curriq.config import Within, require
 from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.report.chart import Table, fixed
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     if options.command == "list":
         return list_runs(options.FOLDER, json=options.json)
-    require(options.keep_last >= 1, f"--keep-last = {options.keep_last}: it must be at least 1.")
+    Within("[1, 1e6]", above="a run has fewer").check("keep_last", options.keep_last)
     return prune_runs(
         options.RUN, options.keep_last, options.keep_model, options.checkpoints, confirmed=options.yes
     )
