@@ -1,28 +1,29 @@
 """What predicts, for windows that a static filter accepts, what training on them brings K steps later?
 
     export CURRIQ_DEV_DATA=FOLDER
-    python experiments/branches.py                 # the embedded stream and three of the development streams
-    python experiments/branches.py --streams dirty --seeds 7 --steps 16
+    python experiments/branches.py                       # hours on one core
+    python experiments/branches.py --streams web --seeds 7
 
 A run of `recommended` at the size of preset `small` is stopped at several steps. There the next windows of
-the stream are read ahead, and the best quarter by the static score, what `dsir` at a share of a quarter would
-accept, is sorted by each predictor and cut into four groups. From a copy of θ and its optimizer a *branch*
-trains K steps of 32 windows on one group alone; what it gains is how much it lowers the loss of the validation
-and test sets, on which no predictor is measured. Random groups give the scale. Printed per predictor, over
-seeds and points with an interval (Student's t over the points):
+the stream are read ahead, and the best quarter by the static score is kept, which is what `dsir` at a share
+of a quarter would accept. Each predictor sorts it, and it is cut into four groups. From a copy of θ and its
+optimizer a *branch* trains K steps of 32 windows on one group alone; its gain is how much it lowers the loss
+of the validation and test sets, on which no predictor is measured. Random groups give the scale. Other draws
+look at the whole set. Printed in 1e-3 nats per token, means over seeds and points with an interval (Student's
+t over the points):
 
-  top − random     gain of the best group by the predictor over the mean of the random groups, 1e-3 nats per token
-  top − bottom     gain of the best group over that of the worst
+  top − random     gain of the best group by the predictor, less the mean gain of the random groups
+  top − bottom     gain of the best group, less that of the worst
   rho              Spearman's ρ of the four groups' ranks with their gains
 
-A predictor whose `top − random` is not above zero cannot improve on the filter by choosing among what it
-accepts, at this horizon; one that is above zero at every point may.
+A predictor whose `top − random` is below zero makes the filter worse when it chooses among what the filter
+accepts, at this horizon.
 """
 
 import argparse
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -182,7 +183,7 @@ def balanced(group: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def matching(windows: Windows, wanted: Counts, have: Counts, rounds: int) -> Tensor:
-    """Rows in batches, each batch of those whose n-grams are the most wanted beyond what has been trained on and
+    """Rows in batches, each of those whose n-grams are the most wanted beyond what has been trained on and
     drawn so far."""
     have = Counts(have.counts.clone())
     left = torch.arange(len(windows))
@@ -258,7 +259,7 @@ def points(
         pool = pool.take(best[torch.randperm(len(best), generator=torch.Generator().manual_seed(seed + k))])
         fork = Fork(learner)
         scores = predictors(run, learner, pool, trained, k)
-        here = losses_now = held_out_loss(run.lm, judge)
+        here = held_out_loss(run.lm, judge)
         branch_size = min(len(pool) // GROUPS, steps * BATCH)
 
         def gain(rows: Tensor) -> float:
@@ -287,7 +288,6 @@ def points(
             (float(np.mean(random)), float(np.std(random, ddof=1)), math.nan)
         )
         ahead.restore()
-        del losses_now
     return found
 
 

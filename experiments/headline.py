@@ -1,11 +1,11 @@
-"""Draws the picture at the head of the README: what plain training, the best static filter and `recommended` reach.
+"""Draws the picture at the head of the README: plain training, the best static filter, `recommended`.
 
     curriq compare experiments/static.toml
     python experiments/headline.py runs/static/comparison.json docs/images/headline.png
 
-One panel per stream: the mean validation loss over the seeds against the windows trained on, its range over the
-seeds as a band, and the level at which plain training ends. The best static filter is chosen per stream
-afterwards, by the windows that it needs to get there (experiments/hindsight.py), so it has luck on its side.
+One panel per stream: the mean validation loss over the seeds against the windows trained on, its range over
+the seeds as a band, and the level at which plain training ends. The best static filter is chosen per stream
+afterwards, by the windows that it needs to get there (experiments/hindsight.py), so luck is on its side.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from hindsight import best_filter
 from matplotlib.figure import Figure
 
 from curriq.report import look
 from curriq.runlog.read import read_metrics
-from hindsight import best_filter
 
 TITLES = {
     "dirty": "prose in code and four kinds of noise",
@@ -28,8 +28,8 @@ TITLES = {
 
 
 def curves(folder: Path, arm: str, runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows trained on [evaluations], and the validation loss of each finished seed there [seeds, evaluations],
-    from the runs beside the comparison."""
+    """Windows trained on [e], and the validation loss of each finished seed there [seeds, e], from the runs
+    beside the comparison."""
     rows = [
         [
             (row["x/windows_trained"], row["validation/loss"])
@@ -56,7 +56,11 @@ def main() -> None:
     for axes, stream in zip(figure.subplots(1, len(options.streams)), options.streams, strict=True):
         arms = streams[stream]
         best = best_filter(arms)
-        names = {"uniform": "plain training", best: f"best static filter ({best})", "recommended": "recommended"}
+        names = {
+            "uniform": "plain training",
+            best: f"best static filter ({best})",
+            "recommended": "recommended",
+        }
         for style, (arm, label) in enumerate(names.items()):
             x, y = curves(options.comparison.parent / stream, arm, arms[arm]["runs"])
             axes.plot(x, y.mean(0), color=look.LIGHT[style], label=label, linewidth=1.6)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from curriq.config import SourceConfig as SourceConfig
     from curriq.curriculum import Curriculum as Curriculum
     from curriq.errors import CurriqError as CurriqError
+    from curriq.evaluate.result import read_comparison as read_comparison
     from curriq.lm.user_model import example_losses as example_losses
     from curriq.lm.user_model import pad_examples as pad_examples
     from curriq.presets import PRESETS as PRESETS
@@ -39,6 +40,7 @@ _EXPORTS = {
     "load_run": ("curriq.train.run", "load_run"),
     "pad_examples": ("curriq.lm.user_model", "pad_examples"),
     "preset": ("curriq.presets", "preset"),
+    "read_comparison": ("curriq.evaluate.result", "read_comparison"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),
 }
@@ -53,6 +55,7 @@ __all__ = [
     "load_run",
     "pad_examples",
     "preset",
+    "read_comparison",
     "resume",
     "run",
 ]

@@ -267,7 +267,7 @@ class TestRefused:
         [
             (["--bta", "1"], ["'--bta'", "Did you mean '--beta'?", "--help-all"]),
             (["--no-tensorboard", "extra"], ["unknown argument 'extra'", "--help-all"]),
-            (["--beta"], ["--beta", "expected one argument", "--help-all"]),
+            (["--beta"], ["--beta", "has no value", "--help-all"]),
             (["--steps", "many"], ["--steps = 'many'", "valid integer"]),
             (["--beta", "low"], ["--beta = 'low'", "valid number"]),
             (["--selector", "softq"], ["unknown --selector 'softq'", "Did you mean 'soft-q'?"]),
@@ -371,7 +371,9 @@ def copied(finished, tmp_path) -> Path:
 class TestResume:
     @pytest.mark.parametrize("arguments", [[], ["--steps", "8"]])
     def test_no_folder(self, arguments, capsys):
-        assert "write curriq resume RUN" in refused(capsys, "resume", *arguments)
+        assert "RUN is missing: folder of the run, as in curriq resume" in refused(
+            capsys, "resume", *arguments
+        )
 
     def test_help_shows_the_settings_of_the_run(self, finished, capsys):
         assert main(["resume", str(finished), "--help"]) == 0

@@ -304,7 +304,7 @@ class TestReport:
         assert "given twice" in capsys.readouterr().err
         for command in ("report", "watch"):
             assert main([command, str(run), "--topics", "99"]) == 2
-            assert "--topics 99" in capsys.readouterr().err
+            assert "--topics = 99" in capsys.readouterr().err
 
 
 class TestRetrieval:

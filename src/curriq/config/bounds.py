@@ -33,6 +33,13 @@ class Within:
             rule = f"be {'at least' if with_low else 'greater than'} {low:g}{self.hint}"
         require(inside, f"{flag(name)} = {value}: it must {rule}.")
 
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        """The interval in JSON Schema's words."""
+        low, high = (int(end) if end == int(end) else end for end in self.ends)
+        lower = "minimum" if self.interval[0] == "[" else "exclusiveMinimum"
+        upper = "maximum" if self.interval[-1] == "]" else "exclusiveMaximum"
+        return handler(core) | {lower: low, upper: high}
+
 
 # Every upper bound is far above what is of use, and below what overflows or takes the machine down.
 OVERFLOWS = "greater numbers overflow in float32"

@@ -16,6 +16,7 @@ from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
 from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
+from curriq.config.synonyms import MEANINGS, OURS, SOURCE_KEYS, plain
 from curriq.errors import CurriqError
 
 logger = logging.getLogger("curriq")
@@ -266,7 +267,11 @@ def _source_tables(sources: Any) -> list[Any]:
 
 def _source_table(table: dict[str, Any]) -> dict[str, Any]:
     table = rename_source_keys(table)
-    refuse_unknown(table, sections.SourceConfig.__dataclass_fields__, kind="source key")
+    known = sections.SourceConfig.__dataclass_fields__
+    for name in table:
+        if name not in known and (ours := SOURCE_KEYS.get(plain(name))):
+            raise CurriqError(f"unknown source key {name!r}. Did you mean {ours!r}?")
+    refuse_unknown(table, known, kind="source key")
     if isinstance(path := table.get("path"), str):
         table["path"] = _expanded("path", path)
     return table
@@ -301,14 +306,28 @@ def format_source(source: sections.SourceConfig) -> str:
 
 def flat_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Flat name → plain value, from nested plain values; CurriqError for an unknown section or key."""
+    _refuse_misplaced([name for name in values if name not in RunConfig.__dataclass_fields__], "")
     refuse_unknown(values, RunConfig.__dataclass_fields__)
     flat: dict[str, Any] = {}
     for section, settings in values.items():
         require(isinstance(settings, dict), f"[{section}] must be a table of settings, not {settings!r}.")
         own = [name for name, owner in field_owners().items() if owner == section]
+        _refuse_misplaced([name for name in settings if name not in own], f"[{section}] ")
         refuse_unknown([name for name in settings if name not in FORMER], own, f"[{section}] ")
         flat |= settings
     return flat
+
+
+def _refuse_misplaced(names: list[str], where: str) -> None:
+    """Raise CurriqError for the first name that is a setting of another section, or another program's name of
+    one; `where` is how the error begins."""
+    owners = field_owners()
+    for name in names:
+        if name in owners:
+            raise CurriqError(f"{where}{name} is a setting of [{owners[name]}]: write it there.")
+        if ours := OURS.get(plain(name)):
+            what = f"{ours} of [{owners[ours]}] ({MEANINGS[ours]})"
+            raise CurriqError(f"{where}unknown setting {name!r}. Did you mean {what}?")
 
 
 def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:

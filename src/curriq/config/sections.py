@@ -52,7 +52,7 @@ class SourceConfig:
     """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet
     .arrow, also .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment
     variable, `${NAME:-DEFAULT}` for one with a default."""
-    weight: float = 1.0
+    weight: Annotated[float, Within("[0, 1e9]")] = 1.0
     """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
     text_field: str = "text"
     """Column of the text, or of the messages of a chat."""

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from curriq.data.cache import file_hash as file_hash
     from curriq.data.corpus import Corpus as Corpus
     from curriq.data.corpus import open_corpus as open_corpus
+    from curriq.data.hub import is_hub_name as is_hub_name
     from curriq.data.hub import locate as locate
+    from curriq.data.hub import why_unreachable as why_unreachable
     from curriq.data.sources import pin_revision as pin_revision
     from curriq.data.stream import check_fingerprint as check_fingerprint
 
@@ -22,9 +24,11 @@ _EXPORTS = {
     "check_fingerprint": "curriq.data.stream",
     "damaged_entries": "curriq.data.cache",
     "file_hash": "curriq.data.cache",
+    "is_hub_name": "curriq.data.hub",
     "locate": "curriq.data.hub",
     "open_corpus": "curriq.data.corpus",
     "pin_revision": "curriq.data.sources",
+    "why_unreachable": "curriq.data.hub",
 }
 
 

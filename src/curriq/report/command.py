@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import curriq
-from curriq.config import missing_extra, require
+from curriq.config import Within, missing_extra, require
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
 from curriq.report.explore import explorer, retrieval, shown_texts
@@ -53,7 +54,7 @@ class Report:
 
 def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = None) -> int:
     """The exit status; `load_embed` opens the encoder that `--encoder` names, with torch if it likes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq report",
         description="Write one HTML file that shows what runs did, from their logs alone, and the same "
         "charts as PNG and SVG.",
@@ -81,13 +82,13 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     return 0
 
 
-def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_runs(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command on the folders `RUN`, with `--topics`; CurriqError where that is refused."""
     runs = "folder of a run, or of a comparison (with comparison.json)"
     parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
-    require(0 <= options.topics <= 32, f"--topics {options.topics}: choose from 0 (none) to 32.")
+    Within("[0, 32]", "; 0 for none").check("topics", options.topics)
     return options
 
 

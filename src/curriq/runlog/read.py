@@ -4,10 +4,11 @@ Where a file is missing or damaged they raise CurriqError, which names the file 
 """
 
 import json
+import os
 import tomllib
 from array import array
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob", "s
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
+TAIL_BYTES = 1 << 16
+"""More than the longest row of a log."""
 ADDED_LATER = ("effect", "accept_prob", "static_score")
 COLUMN_TYPES = {
     "candidates": {
@@ -126,6 +129,33 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     _each_row(run_dir, rows.append)
     return rows
+
+
+def last_rows(run_dir: str | Path) -> list[dict[str, float]]:
+    """The newest rows of a log that may still grow, oldest first; empty where none can be read.
+
+    It reads the end of the file alone: for a display, to which a damaged row is no row.
+    """
+    try:
+        with (Path(run_dir) / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with suppress(CurriqError):  # the first is cut where the end of the file begins
+            rows.append(_row(line, METRICS))
+    return rows
+
+
+def steps_logged(run_dir: str | Path) -> int:
+    """Steps that a run's log holds so far, from its last whole row; 0 where none can be read."""
+    rows = last_rows(run_dir)
+    try:
+        return max(0, int(rows[-1]["step"]) + 1)
+    except (IndexError, KeyError, ValueError, OverflowError):  # no log yet, or a row that is none of a run
+        return 0
 
 
 def _each_row(run_dir: str | Path, collect: Callable[[dict[str, float]], None]) -> None:

@@ -23,6 +23,7 @@ from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.notebook import run_html
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
 from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
@@ -37,6 +38,7 @@ from curriq.train.checkpoint import (
     saved_size,
     step_of,
 )
+from curriq.train.hub import push
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
@@ -68,6 +70,24 @@ class RunResult:
         """Folder that `AutoModelForCausalLM.from_pretrained` opens: the language model as it is now."""
         checkpoint = self.summary["checkpoint"]
         return None if checkpoint is None else self.run_dir / checkpoint / "lm"
+
+    def push_to_hub(self, repo: str, *, private: bool = False, license: str = "", api: Any = None) -> str:
+        """Upload the model to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+            repo: `OWNER/NAME`, made where it is missing.
+            private: make it visible to its owner alone.
+            license: identifier for the model card; that of the base model when empty.
+            api: a `huggingface_hub.HfApi` of one's own.
+
+        Raises:
+            CurriqError: the run holds no whole model, nobody is logged in, or the hub cannot be reached or
+                refuses.
+        """
+        return push(self.run_dir, repo, private=private, license=license, api=api)
+
+    def _repr_html_(self) -> str:
+        return run_html(self.run_dir, self.summary)
 
 
 @dataclass(kw_only=True)
