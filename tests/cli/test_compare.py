@@ -374,7 +374,6 @@ class TestFinished:
         lines = [line.rstrip() for line in text.splitlines() if not line.startswith("note ")]
         assert max(map(len, lines)) <= width
         assert "too few seeds" in text
-        assert "1.00 [1.00, 1.00]" in text
         assert "tail: % of test windows over 0.1 nats worse" in text
 
     def test_without_matplotlib_the_numbers_stand_and_the_extra_is_named(self, compare, monkeypatch):

@@ -48,12 +48,16 @@ def result(seeds: int, *, gain: float = 0.1, censored: int = 0) -> dict:
 def printed(comparison: dict) -> str:
     out = console(record=True, width=80)
     print_comparison(comparison, out)
-    return " ".join(out.export_text().split())
+    text = out.export_text()
+    assert "…" not in text
+    assert max(map(len, (line.rstrip() for line in text.splitlines()))) <= 80
+    return " ".join(text.split())
 
 
 def test_enough_seeds_have_p_interval_and_a_word_on_both():
     said = printed(result(6))
     assert "0.031 gain" in said
+    assert "1.00 [1.00, 1.00]" in said
     assert "the interval leaves out 0 exactly when p is below 0.05" in said
     assert "cannot decide" not in said
 

@@ -291,7 +291,8 @@ class ChartView {
     picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, below));
     picture.append(svg("text", { x: 2, y: height - (crowded ? 20 : 5), class: "axis-label" }, unit));
     // A picture of its own cuts off what lies outside of the part shown.
-    const area = svg("svg", { x: left, y: top - 3, width: width - right - left, height: height - bottom - top + 6, viewBox: `${left} ${top - 3} ${width - right - left} ${height - bottom - top + 6}` });
+    const [x0, y0, w, h] = [left - 3, top - 3, width - right - left + 6, height - bottom - top + 6]; // whole dots
+    const area = svg("svg", { x: x0, y: y0, width: w, height: h, viewBox: `${x0} ${y0} ${w} ${h}` });
     for (const s of drawn) this.drawSeries(area, s, sx, sy);
     picture.append(area);
     const labels = new Labels(), place = { left, right: width - right, top, bottom: height - bottom };
