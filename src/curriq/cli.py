@@ -94,10 +94,8 @@ def _command(arguments: list[str]) -> int:
     command, *rest = arguments
     refuse_unknown([command], COMMANDS, kind="command")
     run = COMMANDS[command]
-    if run in (resume_command, presets_command, check_command, try_command) and rest[:1] in (
-        ["-h"],
-        ["--help"],
-    ):
+    by_docstring = (resume_command, presets_command, check_command, try_command)
+    if run in by_docstring and rest[:1] in (["-h"], ["--help"]):
         print(inspect.getdoc(run))  # the other commands have parsers of their own
         return 0
     return import_module(run).main(rest) if isinstance(run, str) else run(rest)
