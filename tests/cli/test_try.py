@@ -14,7 +14,8 @@ from curriq.errors import CurriqError
 from curriq.evaluate import trial
 from curriq.evaluate.beside import folder_beside, other_config
 from curriq.evaluate.plan import load_plan
-from curriq.evaluate.trial import Costs, arms_of, conclusions, fitting_steps, plan_toml
+from curriq.evaluate.trial import Costs, conclusions, fitting_steps
+from curriq.evaluate.trial_plan import OWN_ARM, STATIC, arms_of, plan_toml
 from curriq.presets import PRESETS, is_rule, preset, rule_settings
 from curriq.report.chart import Table
 from curriq.report.latex import escape, latex_table
@@ -73,7 +74,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("name", ["default", "recommended", "dsir", "small", "smoke"])
     def test_a_rule_that_is_an_arm_already_is_no_second_one(self, name: str):
-        assert trial.OWN_ARM not in arms_of(preset(name))
+        assert OWN_ARM not in arms_of(preset(name))
 
     @pytest.mark.parametrize("changes", [
         {"selector": "high-loss"},
@@ -92,7 +93,7 @@ class TestPlan:
     def test_steps_fill_the_minutes(self):
         """Two seeds of 5 arms: each costs 10 s once and a second per step."""
         costs = dict.fromkeys(("plain", "static", "recommended"), Costs(step=1.0, evaluation=0.0, once=10.0))
-        arms = dict.fromkeys(("plain", *trial.STATIC, "recommended"))
+        arms = dict.fromkeys(("plain", *STATIC, "recommended"))
         assert fitting_steps(costs, arms, seconds=1100, seeds=2, workers=1) == 100
         assert fitting_steps(costs, arms, seconds=1100, seeds=2, workers=2) == 210
         with pytest.raises(CurriqError, match=r"would have 20 steps, and at least 48 .* --minutes 10,"):

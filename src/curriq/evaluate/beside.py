@@ -6,6 +6,7 @@ It tells at the end of a run what its curriculum brought. One seed proves nothin
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,15 @@ def check_against(config: RunConfig, name: str) -> None:
     """Refuse, before anything is trained, a `--against` that is unknown or no other run.
 
     Raises:
-        CurriqError: no preset has this name, its settings do not fit, or they are those of the run.
+        CurriqError: no preset has this name, its settings do not fit or are those of the run, or several
+            processes train together.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    require(
+        processes == 1,
+        f"--against {name} under torchrun ({processes} processes): train the two runs by two calls, or let "
+        "`curriq compare` do it.",
+    )
     other = other_config(config, name)
     both_uniform = other.method == config.method == UNIFORM  # whatever rule it does not use
     require(

@@ -7,21 +7,22 @@ It writes the TOML of a `curriq compare`, and runs that: plain training, static 
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from curriq.config import SIZES, RunConfig, Within, differences, require, source_table
+from curriq.config import RunConfig, Within, require
 from curriq.data.survey import require_usable
 from curriq.errors import CurriqError
 from curriq.evaluate.check import duration
 from curriq.evaluate.compare import compare
-from curriq.evaluate.plan import OWN, load_plan
+from curriq.evaluate.plan import load_plan
 from curriq.evaluate.statistics import FEWEST_SEEDS
-from curriq.presets import is_rule, rule_settings
+from curriq.evaluate.trial_plan import BASELINE, LEARNT, OWN_ARM, STATIC, arms_of, plan_toml, rule_of
 from curriq.report.chart import fixed
 from curriq.runlog.read import read_document
 from curriq.runlog.storage import write_atomically
@@ -30,16 +31,6 @@ log = logging.getLogger("curriq")
 
 FILE = "try.toml"
 """The comparison, in the folder of a try; `curriq compare` runs it too."""
-STREAM = "data"
-BASELINE, LEARNT, OWN_ARM = "plain", "recommended", "yours"
-STATIC: dict[str, dict[str, Any]] = {
-    "dsir-8": {"preset": "dsir"},
-    "dsir-4": {"preset": "dsir", "static_share": 0.25},
-    "quantile": {"preset": "dsir", "static_rule": "quantile"},
-}
-"""Static filters whose share the comparison chooses in hindsight, by name of the arm."""
-SMALLER = ("reward_windows",)
-"""Settings of a rule that a preset of sizes lowers too."""
 MINUTES, SEEDS = 10.0, 3
 LEAST_STEPS = 48
 """Steps below which a try says nothing: `recommended` measures effects in every sixteenth."""
@@ -103,7 +94,7 @@ def start(
     config = _with_steps(config, chosen, fixed=steps)
     expected = _seconds(costs, arms, chosen, seeds, workers)
     log.info(
-        f"{len(arms)} arms, {seeds} {'seed' if seeds == 1 else 'seeds'}, {chosen} steps of "
+        f"{len(arms)} arms, {_seeds(seeds)}, {chosen} steps of "
         f"{config.train.num_candidates} windows of {config.data.window} tokens: about "
         f"{duration(expected)}, as timed just now."
     )
@@ -140,6 +131,10 @@ def _checked_seeds(seeds: int | None) -> int:
     return seeds
 
 
+def _seeds(count: int) -> str:
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
 def _run(out: Path) -> int:
     """Run the comparison in a folder, and add what a try says beyond it."""
     plan = load_plan(out / FILE, out)
@@ -155,50 +150,6 @@ def _run(out: Path) -> int:
     return max(status, report([str(out)]))
 
 
-def arms_of(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Arm → its table in the TOML. A rule of the user's own is an arm beside ours."""
-    arms = {BASELINE: {"preset": "default", "selector": "uniform"}, **STATIC, LEARNT: {"preset": LEARNT}}
-    # The default rule is that of somebody who has chosen none.
-    for table in ({"preset": "default"}, *arms.values()):
-        rule = RunConfig().override(**_resolved(table))
-        if not any(name for name, _, _ in differences(config, rule) if is_rule(name) and name not in SMALLER):
-            return arms
-    own = {name: value for name, value, _ in differences(config, RunConfig()) if is_rule(name)}
-    return arms | {OWN_ARM: {"preset": "default", **_plain(own)}}
-
-
-def _resolved(table: dict[str, Any]) -> dict[str, Any]:
-    """The rule of an arm's table."""
-    rule = {name: value for name, value in rule_settings(table["preset"]).items() if is_rule(name)}
-    return rule | {name: value for name, value in table.items() if name != "preset"}
-
-
-def plan_toml(config: RunConfig, arms: dict[str, dict[str, Any]], seeds: Sequence[int], workers: int) -> str:
-    """The comparison of these arms on the data, the model and the sizes of `config`."""
-    import tomlkit
-
-    shared = {
-        name: value
-        for name, value, _ in differences(config, RunConfig())
-        if not is_rule(name) and name not in (*OWN, "split_seed")
-    }
-    if shared.keys() & set(SIZES):
-        shared["held_out_sizes"] = config.data.held_out_sizes  # sizes alone would be meant exactly
-    shared |= {name: config.value(name) for name in ("steps", "eval_every", "checkpoint_every")}
-    table = {"seeds": list(seeds), "baseline": BASELINE, "workers": workers}
-    document = {"compare": table, "arms": arms, "streams": {STREAM: _plain(shared)}}
-    about = (
-        "# Written by `curriq try`; `curriq compare FILE --out FOLDER` runs it too. See docs/compare.md.\n"
-    )
-    return about + tomlkit.dumps(document)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The values in TOML's types; of sources what is not at its default."""
-    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return listed | {"sources": list(map(source_table, listed["sources"]))} if "sources" in listed else listed
-
-
 def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
     """Seconds of plain training, of a filter and of `recommended`, from a few steps of each."""
     from curriq import parallel
@@ -210,18 +161,21 @@ def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
     kinds = {BASELINE: plain, "static": {"preset": "dsir"}, LEARNT: {"preset": LEARNT}}
     costs = {}
     for kind, table in kinds.items():
-        timed = config.override(**_resolved(table), threads=threads)
+        timed = config.override(**rule_of(table), threads=threads)
         began = time.perf_counter()
         try:
-            run = prepare(timed)
-            built = time.perf_counter() - began
-            cost = estimate(run)
+            with _quietly(wanted=kind != BASELINE):  # the first has said what is read
+                run = prepare(timed)
+                built = time.perf_counter() - began
+                cost = estimate(run)
         except ArithmeticError as error:
             raise CurriqError(
                 f"{error} in a step of the untrained model: check --model and --lm-lr."
             ) from error
         once = built + cost.startup_seconds + IMPORT_SECONDS
         costs[kind] = Costs(step=cost.seconds_per_step, evaluation=cost.evaluation_seconds, once=once)
+        each = f"{cost.seconds_per_step:.3g} s per step, {cost.evaluation_seconds:.3g} s per evaluation"
+        log.info(f"{kind}: {each}, {once:.0f} s to start.")
         if kind == BASELINE:
             pretrained = not config.lm.model.startswith("random:")
             what, loss = (
@@ -230,6 +184,18 @@ def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
             )
             log.info(f"{what}: {loss:.4f} nats per token on the validation set of the target.")
     return costs
+
+
+@contextmanager
+def _quietly(*, wanted: bool) -> Generator[None]:
+    """Only warnings of the package are logged meanwhile, where this is wanted."""
+    level = log.level
+    if wanted:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _seconds(costs: dict[str, Costs], arms: dict[str, Any], steps: int, seeds: int, workers: int) -> float:
@@ -253,7 +219,7 @@ def fitting_steps(
     needed = math.ceil((once + LEAST_STEPS * per_step) / 60)
     require(
         steps >= LEAST_STEPS,
-        f"--minutes {seconds / 60:g}: {len(arms)} arms with {seeds} seeds each would have {max(0, steps)} "
+        f"--minutes {seconds / 60:g}: {len(arms)} arms on {_seeds(seeds)} would have {max(0, steps)} "
         f"steps, and at least {LEAST_STEPS} say something. Give --minutes {needed}, fewer --seeds (--resume "
         "adds more later), a smaller --window or --num-candidates, or a smaller model.",
     )
