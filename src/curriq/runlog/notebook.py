@@ -14,7 +14,7 @@ from curriq.terminal import visible
 
 MOST_POINTS = 120
 """Points of a sparkline: more than it has pixels show nothing."""
-_CELL = "padding:.15em .7em;text-align:{align};border-top:1px solid rgba(128,128,128,.3)"
+_CELL = "padding:.15em .7em;white-space:nowrap;text-align:{align};border-top:1px solid rgba(128,128,128,.3)"
 
 
 @dataclass(frozen=True)
