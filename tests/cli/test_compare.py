@@ -17,6 +17,7 @@ import pytest
 from tests.runs import SETTINGS
 
 from curriq.cli import main
+from curriq.evaluate.assess import never_selected
 from curriq.evaluate.compare import Job, last_line, run_jobs, steps_logged
 from curriq.evaluate.plan import OWN, load_plan
 from curriq.report.outcome import print_comparison
@@ -341,6 +342,16 @@ class TestFinished:
             compare()
         (note,) = json.loads((finished / "out" / "comparison.json").read_text())["notes"]
         assert note.startswith("idle on dirty never selected: with 1 of 2 seeds (0) it rejected")
+
+    @pytest.mark.parametrize(("read", "even", "idle"), [
+        (1920, 1.0, True),
+        (1921, 1.0, True),  # a filter that accepts all still holds the first window of the next step
+        (2000, 1.0, False),
+        (1920, 0.9, False),
+    ])  # fmt: skip
+    def test_hardly_any_window_rejected_is_no_selection(self, read: int, even: float, idle: bool):
+        row = {"x/windows_read": read, "x/windows_proposed": 1920, "policy/effective_batch_fraction": even}
+        assert never_selected([row]) is idle
 
     def test_runs_without_losses_by_window_fall_back_and_say_so(self, compare, finished: Path):
         with edited(finished / "out" / "dirty" / "low-loss-1" / "test_losses.parquet", None):
