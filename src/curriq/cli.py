@@ -1,4 +1,4 @@
-"""The command line: train, resume, verify, compare, eval, report, watch, export, presets.
+"""The command line: train, resume, select, score, verify, compare, eval, report, watch, export, presets.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -36,6 +36,9 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq select --target FILE FILES…    the filtered corpus: documents of the target's kind, no training
+  curriq select RUN [FILES…]            the filtered corpus by what a run has learnt
+  curriq score …                        the scores of every window, as Parquet
   curriq verify RUN                     whether checkpoints, log and data are as they were written
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
@@ -130,6 +133,20 @@ def report_command(arguments: list[str]) -> int:
     return report(arguments, load_embed)
 
 
+def select_command(arguments: list[str]) -> int:
+    """`curriq select`: the documents worth keeping, by a run or a target."""
+    from curriq.curate.command import select_main
+
+    return select_main(arguments)
+
+
+def score_command(arguments: list[str]) -> int:
+    """`curriq score`: the scores of every window and document."""
+    from curriq.curate.command import score_main
+
+    return score_main(arguments)
+
+
 def presets_command(arguments: list[str]) -> int:
     """usage: curriq presets [NAME]
 
@@ -146,6 +163,8 @@ def presets_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "resume": resume_command,
+    "select": select_command,
+    "score": score_command,
     "verify": "curriq.train.verify",
     "compare": "curriq.evaluate.compare",
     "eval": "curriq.evaluate.tasks",
