@@ -2,11 +2,12 @@
 
     python experiments/selected.py                  # minutes on one core; a stopped call is continued
 
-Each seed makes a corpus of its own: the dirty stream (prose among code and four kinds of corruption) as documents
-in one file without labels. A quarter of the prose is the target of `curriq select`, which never enters the corpus;
-another quarter, which neither the corpus nor the selection has seen, holds the validation and the test set. Three
-models train on equally many tokens, plainly (uniform, preset `small`): on what `curriq select` keeps, on random
-documents, and on the clean prose of the corpus, which no filter can know (the oracle). All read with one tokenizer.
+Each seed makes a corpus of its own: the dirty stream (prose among code and four kinds of corruption) as
+documents in one file without labels. A quarter of the prose is the target of `curriq select`, which never
+enters the corpus; another quarter, which neither the corpus nor the selection has seen, holds the validation
+and the test set. Three models train on equally many tokens, plainly (uniform, preset `small`): on what
+`curriq select` keeps, on random documents, and on the clean prose of the corpus, which no filter can know
+(the oracle). All read with one tokenizer.
 """
 
 import argparse

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curriq.config import RunConfig as RunConfig
     from curriq.config import SourceConfig as SourceConfig
+    from curriq.curate.memory import score_documents as score_documents
+    from curriq.curate.memory import select_documents as select_documents
     from curriq.curriculum import Curriculum as Curriculum
     from curriq.errors import CurriqError as CurriqError
     from curriq.lm.user_model import example_losses as example_losses
@@ -41,6 +43,8 @@ _EXPORTS = {
     "preset": ("curriq.presets", "preset"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),
+    "score_documents": ("curriq.curate.memory", "score_documents"),
+    "select_documents": ("curriq.curate.memory", "select_documents"),
 }
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "preset",
     "resume",
     "run",
+    "score_documents",
+    "select_documents",
 ]
 
 

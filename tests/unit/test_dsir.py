@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from curriq.data.ngrams import FOLDS, PRIOR
-from curriq.select.static import DsirScore, StaticScore
+from curriq.data.ngrams import FOLDS
+from curriq.select.static import PRIOR, DsirScore, StaticScore
 from curriq.types import IGNORED, Windows
 
 V, T = 12, 12

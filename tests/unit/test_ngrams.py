@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,15 +12,14 @@ from curriq.data.ngrams import (
     BUCKETS,
     FOLDS,
     NO_NGRAM,
-    PRIOR,
     Cut,
     NgramCounts,
-    NgramScorer,
     cut_ngrams,
     document_means,
     window_lengths,
 )
-from curriq.select.static import DsirScore, hashed_ngrams
+from curriq.select.documents import NgramScorer
+from curriq.select.static import PRIOR, DsirScore, hashed_ngrams
 from curriq.types import Windows
 
 T = 8
@@ -38,7 +38,7 @@ def random_texts(count: int, seed: int, low: int = 0, high: int = 50) -> list[li
 
 
 def reference(texts, numbers, target, target_numbers) -> list[list[float]]:
-    """The score of each window by its definition: counters of unhashed n-grams, folds and own text left out."""
+    """The score of each window by its definition: counters of n-grams, folds and own text left out."""
 
     def windows(text):
         return [text[i : i + T] for i in range(0, len(text), T)]
@@ -47,7 +47,7 @@ def reference(texts, numbers, target, target_numbers) -> list[list[float]]:
         found = Counter()
         for window in windows(text):
             found.update((token,) for token in window)
-            found.update(zip(window, window[1:], strict=False))
+            found.update(pairwise(window))
         return found
 
     scores = []
@@ -62,7 +62,7 @@ def reference(texts, numbers, target, target_numbers) -> list[list[float]]:
                 wanted += ngrams(other)
         total, ours = max(1, seen.total()), max(1, wanted.total())
 
-        def ratio(gram):
+        def ratio(gram, wanted=wanted, seen=seen, ours=ours, total=total):
             prior = PRIOR / 2 * (wanted[gram] / ours + seen[gram] / total)
             if prior == 0:
                 return 0.0
@@ -72,7 +72,7 @@ def reference(texts, numbers, target, target_numbers) -> list[list[float]]:
 
         found = []
         for window in windows(text):
-            grams = [(token,) for token in window] + list(zip(window, window[1:], strict=False))
+            grams = [(token,) for token in window] + list(pairwise(window))
             found.append(sum(map(ratio, grams)) / len(grams))
         scores.append(found)
     return scores
@@ -81,7 +81,7 @@ def reference(texts, numbers, target, target_numbers) -> list[list[float]]:
 def without_collisions(texts: list[list[int]]) -> bool:
     cut = cut_of(texts)
     unigrams, bigrams = cut_ngrams(cut)
-    pairs = {pair for text in texts for pair in zip(text, text[1:], strict=False)}
+    pairs = {pair for text in texts for pair in pairwise(text)}
     keys = {(a * 1_000_003 + b) * 2_654_435_761 >> 11 & BUCKETS - 1 for a, b in pairs}
     return len(keys) == len(pairs) and len(unigrams) == len(bigrams)
 

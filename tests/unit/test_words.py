@@ -44,7 +44,7 @@ def test_any_text(texts):
 
 
 def test_words_are_those_of_the_library():
-    """The pattern against the pre-tokenizer that it stands for, on every assigned character's neighbourhood."""
+    """The pattern against the pre-tokenizer that it stands for, around characters of all kinds."""
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for start in (*range(0, 0x3000, 512), 0x1F300, 0x10400):
         known = [chr(code) for code in range(start, start + 512) if category(chr(code)) != "Cn"]

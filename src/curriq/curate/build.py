@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from curriq.config import RunConfig, SourceConfig
-from curriq.curate.documents import Cutter
+from curriq.curate.documents import Cutter, NgramScore
 from curriq.curate.inputs import Inputs
 from curriq.curate.ranking import Documents
 from curriq.curate.scoring import Advance, Scorer, count_corpus
 from curriq.data.documents import Document, read_epoch, short_hash
-from curriq.data.ngrams import Cut, NgramCounts, NgramScorer, document_means
-from curriq.select.offline import offline_policy
+from curriq.data.ngrams import Cut, NgramCounts, document_means
 from curriq.data.sources import open_source
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, write_atomically
+from curriq.select.documents import NgramScorer
+from curriq.select.offline import offline_policy
 from curriq.select.static import TargetPosterior
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import load_run
@@ -46,7 +47,7 @@ MOST_SCORES = 1 << 16
 class StaticJudge:
     """The importance weight by n-grams, and nothing else."""
 
-    counts: NgramCounts
+    dsir: NgramScore
     columns: tuple[str, ...] = ("dsir",)
     reads_text: bool = False
 
@@ -66,9 +67,9 @@ class Target:
     def counts(self) -> NgramCounts:
         return NgramCounts.of(self.cut, of_target=True)
 
-    def scores(self, counts: NgramCounts) -> np.ndarray:
+    def scores(self, dsir: NgramScore) -> np.ndarray:
         """Scores of the target's own documents, each without its own text."""
-        return document_means(NgramScorer(counts)(self.cut), self.cut.windows, self.cut.per_document)
+        return document_means(dsir(self.cut), self.cut.windows, self.cut.per_document)
 
 
 def build_target(
@@ -120,13 +121,16 @@ def scorer_of_target(
     """A scorer by n-grams of the target, which does not know those of a corpus yet; see `with_corpus`."""
     cut = short_hash(serialised(tokenizer), str(length), target.cut.tokens.tobytes())
     key = short_hash(str(FORMAT), "target", cut, target.cut.numbers.tobytes())
-    return Scorer(f"the target {target.name}", key, tokenizer, length, StaticJudge(target.counts), "dsir")
+    return Scorer(
+        f"the target {target.name}", key, tokenizer, length, StaticJudge(NgramScorer(target.counts)), "dsir"
+    )
 
 
-def with_corpus(scorer: Scorer, inputs: Inputs, folder: Path, workers: int, progress: Progress) -> Scorer:
+def with_corpus(
+    scorer: Scorer, target: Target, inputs: Inputs, folder: Path, workers: int, progress: Progress
+) -> Scorer:
     """The scorer of a target, with the n-grams of the corpus: those in the folder of its scores, or else
     counted now, and kept there."""
-    assert scorer.judge.counts is not None
     file = folder / "corpus.npz"
     if file.exists():
         with np.load(file) as saved:
@@ -139,7 +143,7 @@ def with_corpus(scorer: Scorer, inputs: Inputs, folder: Path, workers: int, prog
         content = io.BytesIO()
         np.savez_compressed(content, seen=seen)
         write_atomically(file, content.getvalue())
-    return replace(scorer, judge=StaticJudge(replace(scorer.judge.counts, seen=seen)))
+    return replace(scorer, judge=StaticJudge(NgramScorer(replace(target.counts, seen=seen))))
 
 
 def scorer_of_run(run_dir: Path) -> tuple[Scorer, RunConfig]:
@@ -154,8 +158,8 @@ def scorer_of_run(run_dir: Path) -> tuple[Scorer, RunConfig]:
     judge = offline_policy(parts.proposer, parts.critic, run.lm, config.critic.q_features)
     if judge.reads_text:
         _log.warning(
-            f"Q of {run_dir} reads the model's hidden state, so that every window takes a forward pass. A run "
-            "of --preset recommended needs none."
+            f"Q of {run_dir} reads the model's hidden state, so every window takes a forward pass. A run of "
+            "--preset recommended needs none."
         )
     default = "policy" if "policy" in judge.columns else judge.columns[-1]
     key = short_hash(str(FORMAT), "run", manifest["sha256"])

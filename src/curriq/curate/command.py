@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ from curriq.curate import describe
 from curriq.curate.corpus import ScoredCorpus, Wanted, score
 from curriq.curate.output import Columns, check_output, open_output, write_kept
 from curriq.curate.progress import progress
-from curriq.curate.ranking import KEYS, Choice, Documents, Keep, choose
+from curriq.curate.ranking import KEYS, Choice, Documents, Keep, choose, parse_keep
 from curriq.curate.rows import read_rows
 from curriq.data.ngrams import document_means
 from curriq.errors import CurriqError
@@ -31,8 +31,8 @@ SELECT = """Write the documents worth keeping: every input column, and score and
   curriq select runs/mine more.jsonl --by q --out more/       a folder for datasets.load_from_disk
 
 A document is kept or dropped whole. Its score is the mean over its windows, weighed by their tokens. Without
---keep and --threshold those are kept that are rather of the target's kind than not. Scores are kept in a folder
-beside the output, so that another share, or going on after Ctrl-C, scores nothing twice."""
+--keep and --threshold, what is likelier as text of the target than as text of the corpus is kept. Scores lie
+in a folder beside the output, so another share, or going on after Ctrl-C, scores nothing twice."""
 SCORE = """Write the scores of every window and document as one Parquet file.
 
   curriq score --target news.csv crawl/*.jsonl.gz --out scores.parquet
@@ -130,8 +130,8 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
         run = Path(names.pop(0)).expanduser()
         require(
             (run / "config.toml").exists(),
-            f"{run} is no folder of a run (it has no config.toml). To select by text of the kind that is wanted, "
-            "without a run, write --target FILE.",
+            f"{run} is no folder of a run (it has no config.toml). To select by text of the kind that is "
+            "wanted, without a run, write --target FILE.",
         )
     require(
         bool(names) or run is not None, "there are no FILES to select from: name files, folders or globs."
@@ -156,25 +156,12 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
     )
 
 
-def parse_keep(keep: str | float, unit: str = "tokens", threshold: float | None = None) -> Keep:
-    """How much is kept; CurriqError for a share outside (0, 1], or a share and a threshold."""
-    if keep == "auto":
-        return Keep(threshold=threshold)
-    require(threshold is None, "--keep with --threshold: give one of them.")
-    try:
-        share = float(keep)
-    except ValueError:
-        raise CurriqError(f"--keep {keep}: it must be a share such as 0.3, or auto.") from None
-    Within("(0, 1]", "; 0.3 keeps 30 %").check("keep", share)
-    return Keep(share=share, unit=unit)  # ty: ignore[invalid-argument-type]
-
-
 def _keep(options: argparse.Namespace) -> Keep:
     require(bool(options.prefix), "--prefix is empty: the new columns need names of their own.")
     return parse_keep(options.keep, options.keep_unit, options.threshold)
 
 
-def _stoppable(work) -> int:
+def _stoppable(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:

@@ -90,8 +90,8 @@ class ScoredCorpus:
             CurriqError: the run has no such probability.
         """
         if self.target is not None:
-            assert self.scorer.judge.counts is not None
-            return posterior_of(documents, self.target.scores(self.scorer.judge.counts))
+            assert self.scorer.judge.dsir is not None
+            return posterior_of(documents, self.target.scores(self.scorer.judge.dsir))
         if "policy" not in documents.scores:
             raise CurriqError(
                 "Q of this run ranks documents, but says of none that it is enough: give --keep SHARE."
@@ -118,8 +118,8 @@ def score(wanted: Wanted, progress: Progress) -> ScoredCorpus:
     if workers == 1:
         one_thread()
     if target is not None:
-        scorer = with_corpus(scorer, inputs, folder.folder, workers, progress)
-    start, before, finished = folder.progress()
+        scorer = with_corpus(scorer, target, inputs, folder.folder, workers, progress)
+    _, before, finished = folder.progress()
     if finished:
         _log.info(f"the scores in {folder.folder} are of these files: nothing has to be scored again.")
     elif before.rows:
@@ -176,8 +176,8 @@ def _of_run(wanted: Wanted) -> tuple[Scorer, Inputs, None]:
         known = [names.index(wanted.source)] if wanted.source else same or streamed
         if len(known) > 1 and _tells_sources_apart(config):
             raise CurriqError(
-                f"{named.path}: the run learnt what its sources are worth, and this is none of their paths. Say "
-                f"which one its text is like: --source {' or '.join(names[place] for place in known)}."
+                f"{named.path}: the run learnt what its sources are worth, and this is none of their paths. "
+                f"Say which one its text is like: --source {' or '.join(names[place] for place in known)}."
             )
         field = wanted.text_field or sources[known[0]].text_field
         corpus.append(CorpusSource(replace(named, text_field=field), known[0]))

@@ -1,6 +1,6 @@
 """From raw rows to tokens cut into windows: the work of one chunk, in whichever process it is done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from curriq.data.chat import encode_chat
 from curriq.data.columns import document_of
 from curriq.data.documents import Document
 from curriq.data.files import extension_of
-from curriq.data.ngrams import Cut, NgramCounts, NgramScorer, window_lengths
+from curriq.data.ngrams import Cut, NgramCounts, window_lengths
 from curriq.data.rows import FORMATS, BadRow
 from curriq.data.words import FastEncoder
 from curriq.errors import CurriqError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import transformers
 
 NO_TOKENS = np.zeros(0, np.int32)
+NgramScore = Callable[[Cut], np.ndarray]
+"""Documents cut into windows → the score of each window; can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Worker:
     """Does the work of a chunk; it is sent to every process once.
 
     Args:
-        counts: of the n-grams that windows are scored by; None for no such score.
+        dsir: the score of windows by their n-grams; None for no such score.
         keeps_tokens: for scores that take a forward pass.
     """
 
@@ -139,24 +141,23 @@ class Worker:
         tokenizer: "transformers.PreTrainedTokenizerBase",
         length: int,
         *,
-        counts: NgramCounts | None = None,
+        dsir: NgramScore | None = None,
         keeps_tokens: bool = False,
     ) -> None:
         self._files = [(file.path, inputs.config(place)) for place, file in enumerate(inputs.files)]
         self._tokenizer, self._length = tokenizer, length
-        self._counts, self._keeps_tokens = counts, keeps_tokens
-        self._ready: tuple[Cutter, NgramScorer | None] | None = None
+        self._dsir, self._keeps_tokens = dsir, keeps_tokens
+        self._cutter: Cutter | None = None
 
     def score(self, chunk: Chunk) -> Done:
         """The scored windows of a chunk."""
         parsed = parse(chunk, *self._files[chunk.file])
-        cutter, scorer = self._tools()
-        kept, cut = cutter(parsed.documents)
+        kept, cut = self._cut(parsed.documents)
         return Done(
             file=chunk.file,
             rows=np.array([parsed.rows[place] for place in kept], np.int64),
             cut=cut if self._keeps_tokens else replace(cut, tokens=NO_TOKENS, learnt=None),
-            dsir=None if scorer is None else scorer(cut),
+            dsir=None if self._dsir is None else self._dsir(cut),
             empty=parsed.empty + len(parsed.documents) - len(kept),
             bad=parsed.bad,
             columns=parsed.columns,
@@ -167,12 +168,10 @@ class Worker:
 
     def count(self, chunk: Chunk) -> tuple[NgramCounts, int]:
         """The n-grams of a chunk's documents, and its characters."""
-        _, cut = self._tools()[0](parse(chunk, *self._files[chunk.file]).documents)
+        _, cut = self._cut(parse(chunk, *self._files[chunk.file]).documents)
         return NgramCounts.of(cut, of_target=False), chunk.characters
 
-    def _tools(self) -> tuple[Cutter, NgramScorer | None]:
-        """Made in the process that uses them."""
-        if self._ready is None:
-            scorer = None if self._counts is None else NgramScorer(self._counts)
-            self._ready = Cutter(self._tokenizer, self._length), scorer
-        return self._ready
+    def _cut(self, documents: Sequence[Document]) -> tuple[list[int], Cut]:
+        if self._cutter is None:  # made in the process that uses it
+            self._cutter = Cutter(self._tokenizer, self._length)
+        return self._cutter(documents)

@@ -86,8 +86,8 @@ class Tables(Output):
                     writer.write_table(joined.select(schema.names).cast(schema), row_group_size=ROW_GROUP)
         except pa.ArrowException as error:
             raise CurriqError(
-                f"the rows do not fit into one table: {error}. Write JSON Lines, which keep each row as it is: "
-                "--out NAME.jsonl."
+                f"the rows do not fit into one table: {error}. Write JSON Lines, which keep each row as it "
+                "is: --out NAME.jsonl."
             ) from error
 
 
@@ -102,8 +102,8 @@ def check_output(text: str, *, overwrite: bool, inputs: list[Path]) -> Path:
     out = Path(text).expanduser()
     if not is_folder(out, text) and extension_of(out) not in (".jsonl", ".parquet"):
         raise CurriqError(
-            f"--out {text}: write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a name without an extension "
-            "for a folder that datasets.load_from_disk opens."
+            f"--out {text}: write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a name without an "
+            "extension for a folder that datasets.load_from_disk opens."
         )
     if extension_of(out) == ".parquet" and out.suffix in COMPRESSIONS:
         raise CurriqError(f"--out {text}: a Parquet file is compressed inside: leave {out.suffix} out.")

@@ -46,8 +46,8 @@ def ordered_map(function: Callable[[T], R], pieces: Iterable[T], workers: int) -
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise CurriqError(
-            "a process that scores documents has ended. If it was killed, the machine may have had too little "
-            "memory: lower --workers."
+            "a process that scores documents has ended. If it was killed, the machine may have had too "
+            "little memory: lower --workers."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

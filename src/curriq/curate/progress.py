@@ -53,6 +53,6 @@ class _Lines:
         speed = max(1.0, (self._done - (self._first or 0)) / (now - self._began))
         left = max(0.0, self._total - self._done) / speed
         _log.info(
-            f"{self._what}: {self._done / 1e6:,.0f} of about {self._total / 1e6:,.0f} MB, {speed / 1e6:.1f} MB/s, "
-            f"about {left:,.0f} s left"
+            f"{self._what}: {self._done / 1e6:,.0f} of about {self._total / 1e6:,.0f} MB, "
+            f"{speed / 1e6:.1f} MB/s, about {left:,.0f} s left"
         )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 
-from curriq.config import did_you_mean
+from curriq.config import Within, did_you_mean, require
 from curriq.data.ngrams import document_means
 from curriq.errors import CurriqError
 
@@ -91,7 +91,7 @@ def pooled(tables: Iterable[pa.Table]) -> Documents:
 
 @dataclass(frozen=True)
 class Keep:
-    """How much is kept: a share, all from a threshold on, or (neither) what is rather like the target than not.
+    """How much is kept: a share, all from a threshold on, or (neither) what is like the target.
 
     Attributes:
         share: in (0, 1], of the unit.
@@ -102,6 +102,19 @@ class Keep:
     share: float | None = None
     unit: Unit = "tokens"
     threshold: float | None = None
+
+
+def parse_keep(keep: str | float, unit: Unit = "tokens", threshold: float | None = None) -> Keep:
+    """How much is kept; CurriqError for a share outside (0, 1], or a share and a threshold."""
+    if keep == "auto":
+        return Keep(threshold=threshold)
+    require(threshold is None, "--keep with --threshold: give one of them.")
+    try:
+        share = float(keep)
+    except ValueError:
+        raise CurriqError(f"--keep {keep}: it must be a share such as 0.3, or auto.") from None
+    Within("(0, 1]", "; 0.3 keeps 30 %").check("keep", share)
+    return Keep(share=share, unit=unit)
 
 
 @dataclass(frozen=True)
@@ -155,8 +168,8 @@ def choose(documents: Documents, by: str, keep: Keep, posterior: Float[np.ndarra
 
 
 def _within(tokens: Int[np.ndarray, "d"], keep: Keep) -> int:
-    """How many of documents with so many tokens, best first, the share holds; at least one. A budget of tokens
-    is not exceeded."""
+    """How many of documents with so many tokens, best first, the share holds; at least one. A budget of
+    tokens is not exceeded."""
     assert keep.share is not None
     if keep.unit == "documents":
         return max(1, round(keep.share * len(tokens)))

@@ -77,8 +77,8 @@ class ReadRows(Rows):
             return pa.Table.from_pylist([self.row(place) for place in range(len(self.raw))])
         except (pa.ArrowException, OverflowError) as error:
             raise CurriqError(
-                f"the rows of source {self.config.name!r} do not fit into one table: {error}. Write JSON Lines, "
-                "which keep each row as it is: --out NAME.jsonl."
+                f"the rows of source {self.config.name!r} do not fit into one table: {error}. Write JSON "
+                "Lines, which keep each row as it is: --out NAME.jsonl."
             ) from error
 
     def take(self, places: Int[np.ndarray, "m"]) -> Rows:

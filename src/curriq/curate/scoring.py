@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from curriq.curate.documents import Done, Worker
+from curriq.curate.documents import Done, NgramScore, Worker
 from curriq.curate.inputs import BEGINNING, Inputs, Place, read_chunks
 from curriq.curate.pool import ordered_map
 from curriq.data.ngrams import Cut, NgramCounts
@@ -35,9 +35,12 @@ NAMED_ROWS = 5
 class Judge(Protocol):
     """Gives windows their scores, in the process that writes."""
 
-    columns: tuple[str, ...]
-    counts: NgramCounts | None
-    reads_text: bool
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def dsir(self) -> NgramScore | None: ...
+    @property
+    def reads_text(self) -> bool: ...
 
     def __call__(self, cut: Cut, dsir: np.ndarray | None, source: int) -> dict[str, np.ndarray]: ...
 
@@ -179,7 +182,7 @@ def score_corpus(
             inputs,
             scorer.tokenizer,
             scorer.length,
-            counts=judge.counts,
+            dsir=judge.dsir,
             keeps_tokens=judge.reads_text,
         )
         after = start

@@ -1,15 +1,9 @@
-"""Counts of hashed n-grams, and the importance weights of whole documents by a table of them.
-
-The same numbers as `select.static.DsirScore` gives, in the form in which a corpus of any size is scored: one look-up per
-n-gram, without torch, so that worker processes need nothing else.
-"""
+"""Documents cut into windows of their own, and counts of their hashed n-grams."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 BUCKETS = 2**15
 """Unigrams and bigrams are hashed into this many buckets each."""
@@ -17,21 +11,8 @@ NO_NGRAM = 2 * BUCKETS
 """Bucket of the n-grams with a token that is not learnt, which count nowhere."""
 WIDTH = NO_NGRAM + 1
 """Buckets in all."""
-PRIOR = 8192.0
-"""Mass of the smoothing prior, in n-grams."""
 FOLDS = 8
 """The stream's n-grams are counted in so many folds of documents."""
-
-
-def smoothed_log_ratio(
-    target: Float[Tensor, "*#n"], target_total: Tensor, seen: Float[Tensor, "*#n"], seen_total: Tensor
-) -> Float[Tensor, "*n"]:
-    """log p_D − log p_S of each n-gram, from its counts in the target and in the stream and their totals; 0
-    where neither has it. Both are smoothed with their mean, of mass `PRIOR`."""
-    target_total, seen_total = target_total.double().clamp(min=1), seen_total.double().clamp(min=1)
-    prior = PRIOR / 2 * (target / target_total + seen / seen_total)
-    ratio = ((target + prior) / (target_total + PRIOR)).log() - ((seen + prior) / (seen_total + PRIOR)).log()
-    return torch.where(prior > 0, ratio, 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,8 +58,8 @@ def document_means(
 
 
 def cut_ngrams(cut: Cut) -> tuple[Int[np.ndarray, "t"], Int[np.ndarray, "t"]]:
-    """Bucket of the unigram and of the bigram that begin at each token; `NO_NGRAM` where it is not learnt, and
-    for the bigram of a window's last token."""
+    """Bucket of the unigram and of the bigram that begin at each token; `NO_NGRAM` where it is not learnt,
+    and for the bigram of a window's last token."""
     tokens = cut.tokens.astype(np.int64)
     unigrams = _hashed(tokens.copy())
     bigrams = np.full(len(tokens), NO_NGRAM)
@@ -136,49 +117,3 @@ class NgramCounts:
     def __add__(self, other: "NgramCounts") -> "NgramCounts":
         own = np.union1d(self.own_documents, other.own_documents)
         return NgramCounts(self.target + other.target, self.seen + other.seen, own)
-
-
-class NgramScorer:
-    """Importance weights of documents' windows, in nats per n-gram, by counts that stay as they are.
-
-    A document's own text counts on neither side: its fold of the corpus is left out, and where the document is
-    one of the target's its n-grams are taken out of the target's.
-    """
-
-    def __init__(self, counts: NgramCounts) -> None:
-        self._counts = counts
-        self._target = torch.from_numpy(counts.target)
-        self._others = torch.from_numpy(counts.seen.sum(0) - counts.seen).double()  # without each fold
-        self._other_totals = self._others.sum(1, keepdim=True)
-        ratio = smoothed_log_ratio(self._target, self._target.sum(), self._others, self._other_totals)
-        ratio[:, NO_NGRAM] = 0.0
-        self._table = ratio.numpy().ravel()
-
-    def __call__(self, cut: Cut) -> Float[np.ndarray, "w"]:
-        """The score of each window."""
-        if not len(cut.windows):
-            return np.zeros(0)
-        unigrams, bigrams = cut_ngrams(cut)
-        starts = cut.windows.cumsum() - cut.windows
-        first = cut.per_document.cumsum() - cut.per_document
-        tokens = np.add.reduceat(cut.windows, first)
-        shift = np.repeat(WIDTH * (cut.numbers % FOLDS), tokens)
-        ratio = self._table[unigrams + shift] + self._table[bigrams + shift]
-        for place in np.flatnonzero(np.isin(cut.numbers, self._counts.own_documents)):
-            part = slice(starts[first[place]], starts[first[place]] + tokens[place])
-            ratio[part] = self._without_own(unigrams[part], bigrams[part], int(cut.numbers[place]) % FOLDS)
-        counted = (unigrams != NO_NGRAM).astype(np.int64) + (bigrams != NO_NGRAM)
-        return np.add.reduceat(ratio, starts) / np.maximum(1, np.add.reduceat(counted, starts))
-
-    def _without_own(
-        self, unigrams: Int[np.ndarray, "t"], bigrams: Int[np.ndarray, "t"], fold: int
-    ) -> Float[np.ndarray, "t"]:
-        """Sum of the log ratios of the n-grams at each token of a document of the target."""
-        both = torch.from_numpy(np.stack([unigrams, bigrams]))
-        own = torch.bincount(both.flatten(), minlength=WIDTH).double()
-        own[NO_NGRAM] = 0
-        # A run cuts its held-out text elsewhere, so that a few bigrams here are not among those counted.
-        others = (self._target - own).clamp(min=0)
-        ratio = smoothed_log_ratio(others, others.sum(), self._others[fold], self._other_totals[fold])
-        ratio[NO_NGRAM] = 0.0
-        return ratio[both].sum(0).numpy()

@@ -1,4 +1,4 @@
-"""What a finished run says of documents outside its stream: its scores as they stand, nothing is remembered."""
+"""What a finished run says of documents outside its stream, as it stands: nothing is remembered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config.sections import PRE_FORWARD_FEATURES
-from curriq.data.ngrams import Cut, NgramCounts, document_means
+from curriq.data.ngrams import Cut, document_means
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.lm.mixture import window_features
 from curriq.lm.model import LanguageModel, window_losses
 from curriq.select.base import StreamProposer
+from curriq.select.documents import NgramScorer
 from curriq.select.static import DsirScore, ScoredStream
 from curriq.select.stream_filter import FilteredStream
 from curriq.softq.critic import TDCritic
@@ -31,12 +32,12 @@ class OfflinePolicy:
     Attributes:
         columns: names of the scores: `dsir`, nats per n-gram; `q`, nats per token; `policy`, the probability
             in [0, 1] with which its stream filter would accept the window. Only those that the run has.
-        counts: of the n-grams that `dsir` is computed from; None where the run has none.
+        dsir: the score by the n-grams that the run has counted; None where it has none.
         reads_text: whether Q takes a forward pass of the language model.
     """
 
     columns: tuple[str, ...]
-    counts: NgramCounts | None
+    dsir: NgramScorer | None
     reads_text: bool
     _judge: Callable[[Cut, Columns, Int[Tensor, "w"]], Columns]
 
@@ -44,7 +45,7 @@ class OfflinePolicy:
         """The scores of the windows of some documents.
 
         Args:
-            dsir: what `NgramScorer` gives by these counts; None without counts.
+            dsir: what `self.dsir` gives; None without it.
             source: position of the documents' source in the run.
         """
         if not len(cut.windows):
@@ -62,20 +63,21 @@ def offline_policy(
         CurriqError: the run has no score by which documents could be ranked.
     """
     scored = _scored_stream(proposer)
-    counts = scored.score.counts() if scored is not None and isinstance(scored.score, DsirScore) else None
-    if scored is not None and counts is None:
+    score = None if scored is None else scored.score
+    ngrams = NgramScorer(score.counts()) if isinstance(score, DsirScore) else None
+    if score is not None and ngrams is None:
         raise CurriqError(
-            f"the static score of this run, {type(scored.score).__name__}, is of the windows of its own stream "
-            "alone. Rank the files by n-grams instead: curriq select --target TARGET FILES."
+            f"the static score of this run, {type(score).__name__}, is of the windows of its own "
+            "stream alone. Rank the files by n-grams instead: curriq select --target TARGET FILES."
         )
     needs_no_pass = set(features) <= set(PRE_FORWARD_FEATURES)
     has_q = isinstance(critic, TDCritic)
-    dsir = ("dsir",) if counts is not None else ()
+    dsir = ("dsir",) if ngrams is not None else ()
     if isinstance(proposer, FilteredStream) and (needs_no_pass or not has_q):
         names = (*dsir, *(("q",) if has_q else ()), "policy")
-        return OfflinePolicy(names, counts, False, _Filter(proposer, critic, scored))
+        return OfflinePolicy(names, ngrams, False, _Filter(proposer, critic, scored))
     if has_q:
-        return OfflinePolicy((*dsir, "q"), counts, True, _ReadingQ(critic, lm, scored))
+        return OfflinePolicy((*dsir, "q"), ngrams, True, _ReadingQ(critic, lm, scored))
     raise CurriqError(
         "this run has neither a Q nor a static score, so it ranks no documents. Rank them by n-grams: curriq "
         "select --target TARGET FILES; or train a run with --preset recommended."

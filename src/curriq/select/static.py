@@ -16,11 +16,13 @@ from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
 from curriq.config import SelectConfig
-from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts, smoothed_log_ratio
+from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts
 from curriq.select.base import History
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
 
+PRIOR = 8192.0
+"""Mass of the smoothing prior, in n-grams."""
 DOCUMENTS = 2**16
 """Documents whose mean score is remembered, the most recent ones."""
 WINDOWS = 2**18
@@ -152,6 +154,17 @@ def documents_of(windows: Windows) -> Int[Tensor, "n"]:
 
 def _sum_by(group: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor, "g"]:
     return torch.bincount(group, weights=values.to(group.device))
+
+
+def smoothed_log_ratio(
+    target: Float[Tensor, "*#n"], target_total: Tensor, seen: Float[Tensor, "*#n"], seen_total: Tensor
+) -> Float[Tensor, "*n"]:
+    """log p_D − log p_S of each n-gram, from its counts in the target and in the stream and their totals; 0
+    where neither has it. Both are smoothed with their mean, of mass `PRIOR`."""
+    target_total, seen_total = target_total.double().clamp(min=1), seen_total.double().clamp(min=1)
+    prior = PRIOR / 2 * (target / target_total + seen / seen_total)
+    ratio = ((target + prior) / (target_total + PRIOR)).log() - ((seen + prior) / (seen_total + PRIOR)).log()
+    return torch.where(prior > 0, ratio, 0.0)
 
 
 def _log_ratio(
