@@ -5,21 +5,19 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from curriq.config import RunConfig, SourceConfig
-from curriq.curate.documents import Cutter, NgramScore
-from curriq.curate.inputs import Inputs
+from curriq.config import RunConfig
+from curriq.curate.documents import Cutter, NgramScore, parse
+from curriq.curate.inputs import Inputs, read_chunks
 from curriq.curate.ranking import Documents
 from curriq.curate.scoring import Advance, Scorer, count_corpus
-from curriq.data.documents import Document, read_epoch, short_hash
+from curriq.data.documents import Document, short_hash
 from curriq.data.ngrams import Cut, NgramCounts, document_means
-from curriq.data.sources import open_source
 from curriq.data.tokenizer import load_tokenizer, serialised
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, write_atomically
@@ -102,13 +100,11 @@ def target_tokenizer(
     return load_tokenizer(config.tokenizer, config.lm, texts)
 
 
-def documents_of_source(source: SourceConfig) -> Iterator[Document]:
-    """The documents of a source, once; rows that do not fit are named by whoever reads them for good."""
-    return read_epoch(open_source(source, seed=0, named_rows=0))
-
-
-def documents_of_inputs(inputs: Inputs) -> Iterator[Document]:
-    return chain.from_iterable(documents_of_source(source.config) for source in inputs.sources)
+def documents_of(inputs: Inputs, on_bad_row: Literal["error", "skip"]) -> Iterator[Document]:
+    """The documents of some files, in their order."""
+    for chunk in read_chunks(inputs):
+        config = replace(inputs.config(chunk.file), on_bad_row=on_bad_row)
+        yield from parse(chunk, inputs.files[chunk.file].path, config).documents
 
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]

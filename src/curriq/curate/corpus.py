@@ -1,7 +1,6 @@
 """A corpus and its scores, from what a user names: a run or a target, and files."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from curriq.curate.build import (
     Progress,
     Target,
     build_target,
-    documents_of_inputs,
-    documents_of_source,
+    documents_of,
     posterior_of,
     scorer_of_run,
     scorer_of_target,
@@ -25,7 +23,7 @@ from curriq.curate.inputs import CorpusSource, Inputs, open_inputs
 from curriq.curate.pool import one_thread
 from curriq.curate.ranking import Documents, pooled
 from curriq.curate.scoring import ScoreFolder, Scorer, Totals, score_corpus
-from curriq.data.documents import Document, short_hash
+from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 
 _log = logging.getLogger("curriq")
@@ -145,11 +143,13 @@ def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
         on_bad_row=wanted.on_bad_row,  # ty: ignore[invalid-argument-type]
     )
 
-    def texts() -> Iterator[Document]:
-        return documents_of_source(source)
-
-    tokenizer = target_tokenizer(config, texts, lambda: documents_of_inputs(inputs))
-    target = build_target(wanted.target, texts(), tokenizer, config.data.window)
+    like = open_inputs([CorpusSource(source)])
+    # Rows that do not fit are told of where they are read for good.
+    tokenizer = target_tokenizer(
+        config, lambda: documents_of(like, "skip"), lambda: documents_of(inputs, "skip")
+    )
+    documents = documents_of(like, source.on_bad_row)
+    target = build_target(wanted.target, documents, tokenizer, config.data.window)
     _log.info(f"target: {len(target.cut.per_document):,} documents, {len(target.cut.tokens):,} tokens.")
     return scorer_of_target(target, tokenizer, config.data.window), inputs, target
 

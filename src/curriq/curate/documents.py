@@ -54,7 +54,8 @@ def parse(chunk: Chunk, path: Path, config: SourceConfig) -> Parsed:
             row = form.parse(raw, config)
             document = document_of(row, config)
         except BadRow as error:
-            problem = f"{form.unit} {number + 1} of {path}: {error}"
+            how = str(error).replace("text_field=COLUMN", "--text-field COLUMN")
+            problem = f"{form.unit} {number + 1} of {path}: {how}"
             if config.on_bad_row == "error":
                 raise CurriqError(f"{problem} To go on without such rows, add --on-bad-row skip.") from None
             parsed.bad.append(problem)

@@ -97,7 +97,7 @@ def score_documents(
     require((target is None) != (run is None), "score_documents: give either a target or a run.")
     require(
         iter(documents) is not documents,
-        "score_documents: documents are read twice: give a list, no iterator.",
+        "score_documents reads the documents twice: give a list, no iterator.",
     )
     if run is not None:
         scorer, _ = scorer_of_run(Path(run))
@@ -184,7 +184,7 @@ def _scored(
     for places, documents in parts:
         kept, cut = cutter(documents)
         found = judge(cut, None if judge.dsir is None else judge.dsir(cut), source)
-        indices.append(np.array(places, np.int64)[kept])
+        indices.append(np.array(places, np.int64)[np.array(kept, np.int64)])
         first = cut.per_document.cumsum() - cut.per_document
         tokens.append(np.add.reduceat(cut.windows, first) if len(first) else first)
         for name, values in found.items():

@@ -74,7 +74,9 @@ class ReadRows(Rows):
 
     def table(self) -> pa.Table:
         try:
-            return pa.Table.from_pylist([self.row(place) for place in range(len(self.raw))])
+            rows = [self.row(place) for place in range(len(self.raw))]
+            names = dict.fromkeys(name for row in rows for name in row)
+            return pa.table({name: [row.get(name) for row in rows] for name in names})
         except (pa.ArrowException, OverflowError) as error:
             raise CurriqError(
                 f"the rows of source {self.config.name!r} do not fit into one table: {error}. Write JSON "

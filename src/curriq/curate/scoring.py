@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ NAMED_ROWS = 5
 """Skipped rows that are named in the log; the others are counted."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Gives windows their scores, in the process that writes."""
 
