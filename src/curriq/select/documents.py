@@ -48,12 +48,13 @@ class NgramScorer:
         self, unigrams: Int[np.ndarray, "t"], bigrams: Int[np.ndarray, "t"], fold: int
     ) -> Float[np.ndarray, "t"]:
         """Sum of the log ratios of the n-grams at each token of a document of the target."""
-        both = torch.from_numpy(np.stack([unigrams, bigrams]))
-        own = torch.bincount(both.flatten(), minlength=WIDTH).double()
-        own[NO_NGRAM] = 0
+        both = np.stack([unigrams, bigrams])
+        buckets, place, own = np.unique(both, return_inverse=True, return_counts=True)
+        own[buckets == NO_NGRAM] = 0
         # A run cuts its held-out text elsewhere, so that a few bigrams here are not among those counted.
-        rest = (torch.from_numpy(self._target) - own).clamp(min=0)
+        rest = torch.from_numpy((self._target[buckets] - own).clip(min=0))
+        rest_total = rest.sum() + (self._target.sum() - self._target[buckets].sum())
         others = torch.from_numpy(self._others[fold])
-        ratio = smoothed_log_ratio(rest, rest.sum(), others, others.sum())
-        ratio[NO_NGRAM] = 0.0
-        return ratio[both].sum(0).numpy()
+        ratio = smoothed_log_ratio(rest, rest_total, others[buckets], others.sum()).numpy()
+        ratio[buckets == NO_NGRAM] = 0.0
+        return ratio[place.reshape(both.shape)].sum(0)

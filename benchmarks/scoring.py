@@ -1,11 +1,11 @@
 """How fast `curriq select` scores a corpus: MB per minute and core, and where the time goes.
 
-    python benchmarks/select.py                      # embedded prose and code, repeated to 16 and 64 MB
-    python benchmarks/select.py --files data/*.jsonl.gz --text-field content
+    python benchmarks/scoring.py                      # embedded prose and code, repeated to 16 and 64 MB
+    python benchmarks/scoring.py --files data/*.jsonl.gz --text-field content
 
-One process, one thread: reading, parsing and tokenising are timed apart and together, with a tokenizer trained
-here. A table of words that repeats a text knows all its words, so give files of your own for a figure that holds
-for them.
+One process, one thread, seconds of its processor: reading, parsing, tokenising and scoring are timed apart
+and together, with a tokenizer trained here. Repeated text has no new words for the table of words to learn,
+so give files of your own for a figure that holds for them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WINDOW = 128
 
 
 def write_corpus(path: Path, size: int) -> None:
-    """Embedded prose and code, again and again up to so many bytes, with a number that makes each text new."""
+    """Embedded prose and code, repeated to so many bytes, with a number that makes each text new."""
     texts = [document.text for kind in ("prose", "code") for document in embedded_documents(kind)]
     written, count = 0, 0
     with path.open("w", encoding="utf-8") as file:
@@ -43,9 +43,9 @@ def write_corpus(path: Path, size: int) -> None:
 
 
 def seconds(work) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(name: str, inputs: Inputs, vocabulary: int, profile: bool) -> None:
@@ -76,7 +76,7 @@ def measure(name: str, inputs: Inputs, vocabulary: int, profile: bool) -> None:
     total = sum(parts.values())
     split = ", ".join(f"{part} {spent / total:.0%}" for part, spent in parts.items())
     print(
-        f"{name:<24} {size:7.1f} MB  {60 * size / together:7.0f} MB/min and core  ({split}; the library's own "
+        f"{name:<24} {size:7.1f} MB  {60 * size / together:7.0f} MB/min and core  ({split}; the library's "
         f"tokenising alone {60 * size * share / library:.0f} MB/min)"
     )
     if profile:
