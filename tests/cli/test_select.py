@@ -296,15 +296,10 @@ class TestResume:
         """A subprocess is stopped while it scores; two processes go on, and the result is that of one."""
         big = tmp_path / "big.jsonl"
         big.write_bytes((data / "crawl.jsonl").read_bytes() * 40)
-        repository = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": str(repository / "src")}
-
-        def start(name: str, workers: int) -> subprocess.Popen:
-            command = [sys.executable, "-m", "curriq", "score", "--target", str(data / "news.csv"), str(big)]
-            command += ["--out", str(tmp_path / name / "s.parquet"), "--workers", str(workers)]
-            return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-        process = start("cut", 1)
+        base = ("score", "--target", str(data / "news.csv"), str(big), "--out")
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        command = [sys.executable, "-m", "curriq", *base, str(tmp_path / "cut" / "s.parquet")]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         while not list((tmp_path / "cut").rglob("about.json")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -312,12 +307,11 @@ class TestResume:
         _, err = process.communicate()
         assert process.returncode in (0, 130), err  # 0 where it was quicker
         assert process.returncode == 0 or "the same command goes on" in err
-        for name, workers in (("cut", 2), ("whole", 1)):
-            process = start(name, workers)
-            _, err = process.communicate()
-            if not (tmp_path / name / "s.parquet").exists():
-                assert process.returncode == 0, err
-        assert score_tables(tmp_path / "whole") == score_tables(tmp_path / "cut")
+        assert main([*base, str(tmp_path / "cut" / "s.parquet"), "--workers", "2", "--overwrite"]) == 0
+        assert main([*base, str(tmp_path / "two" / "s.parquet"), "--workers", "2"]) == 0
+        assert main([*base, str(tmp_path / "one" / "s.parquet"), "--workers", "1"]) == 0
+        assert score_tables(tmp_path / "one") == score_tables(tmp_path / "cut")
+        assert score_tables(tmp_path / "one") == score_tables(tmp_path / "two")
 
     def test_another_process_that_scores_is_refused(self, data, tmp_path, capsys):
         base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))

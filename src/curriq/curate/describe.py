@@ -222,8 +222,11 @@ def print_summary(summary: Summary, extra: Sequence[str] = ()) -> None:
         _percent(summary.documents_kept, summary.documents),
         _percent(summary.tokens_kept, summary.tokens),
     ]
-    console.print(Text.assemble("\n", (f"{summary.out}", "bold"), f"  {summary.rule} ≥ {summary.least:.4g}"))
-    console.print(f"kept {kept} ({shares[0]}), {tokens} ({shares[1]}); scored by {summary.scored_by}")
+    console.print(Text.assemble("\n", (summary.out, "bold"), f"  {summary.rule}"))
+    console.print(f"kept {kept} ({shares[0]}), {tokens} ({shares[1]})")
+    console.print(
+        f"scored by {summary.scored_by}; the last that is kept has {summary.by} {summary.least:.4g}"
+    )
     left_out = {"without text": summary.rows_without_text, "skipped": summary.rows_skipped}
     if told := ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count):
         console.print(f"rows left out: {told}")
