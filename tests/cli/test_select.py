@@ -218,7 +218,8 @@ class TestRefusals:
             (("--by", "q"), "gives the scores dsir"),
             (("--workers", "-1"), "choose from 0"),
             (("--window", "1"), "--window = 1"),
-            (("--text-field", "body"), "--target-text-field"),
+            (("--text-field", "body"), "no column 'body' for the text. Columns: text, date"),
+            (("--text-field", "body", "--target-text-field", "text"), "--text-field COLUMN"),
         ],
     )
     def test_settings(self, arguments, says, data, tmp_path, capsys):
@@ -229,8 +230,6 @@ class TestRefusals:
             "--out",
             str(tmp_path / "o.jsonl"),
         )
-        if "--target-text-field" in says:
-            arguments, says = (*arguments, "--target-text-field", "text"), "no column 'body'"
         assert says in refused(capsys, "select", *base, *arguments)
 
     def test_outputs(self, data, tmp_path, capsys):
@@ -292,11 +291,10 @@ class TestResume:
         ours, theirs = (parquet.read_table(tmp_path / name / "s.parquet") for name in ("whole", "cut"))
         assert ours.to_pydict() == theirs.to_pydict()
 
-    def test_ctrl_c_of_the_program_and_several_processes(self, data, tmp_path):
-        """A subprocess is stopped while it scores; two processes go on, and the result is that of one."""
+    def test_ctrl_c_of_the_program(self, data, tmp_path):
         big = tmp_path / "big.jsonl"
-        big.write_bytes((data / "crawl.jsonl").read_bytes() * 40)
-        base = ("score", "--target", str(data / "news.csv"), str(big), "--out")
+        big.write_bytes((data / "crawl.jsonl").read_bytes() * 20)
+        base = ("score", "--target", str(data / "news.csv"), str(big), "--workers", "1", "--out")
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         command = [sys.executable, "-m", "curriq", *base, str(tmp_path / "cut" / "s.parquet")]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -307,11 +305,18 @@ class TestResume:
         _, err = process.communicate()
         assert process.returncode in (0, 130), err  # 0 where it was quicker
         assert process.returncode == 0 or "the same command goes on" in err
-        assert main([*base, str(tmp_path / "cut" / "s.parquet"), "--workers", "2", "--overwrite"]) == 0
-        assert main([*base, str(tmp_path / "two" / "s.parquet"), "--workers", "2"]) == 0
-        assert main([*base, str(tmp_path / "one" / "s.parquet"), "--workers", "1"]) == 0
-        assert score_tables(tmp_path / "one") == score_tables(tmp_path / "cut")
-        assert score_tables(tmp_path / "one") == score_tables(tmp_path / "two")
+        assert main([*base, str(tmp_path / "cut" / "s.parquet"), "--overwrite"]) == 0
+        assert main([*base, str(tmp_path / "whole" / "s.parquet")]) == 0
+        assert score_tables(tmp_path / "whole") == score_tables(tmp_path / "cut")
+
+    @pytest.mark.slow
+    def test_the_result_does_not_depend_on_the_number_of_processes(self, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(inputs_module, "CHUNK_ROWS", 16)
+        base = ("score", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+        for workers in ("1", "3"):
+            out = tmp_path / workers / "s.parquet"
+            assert main([*base, "--workers", workers, "--out", str(out)]) == 0
+        assert score_tables(tmp_path / "1") == score_tables(tmp_path / "3")
 
     def test_another_process_that_scores_is_refused(self, data, tmp_path, capsys):
         base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))

@@ -144,9 +144,9 @@ def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
     )
 
     like = open_inputs([CorpusSource(source)])
-    # Rows that do not fit are told of where they are read for good.
+    # Rows of the corpus that do not fit are told of where it is read for good.
     tokenizer = target_tokenizer(
-        config, lambda: documents_of(like, "skip"), lambda: documents_of(inputs, "skip")
+        config, lambda: documents_of(like, source.on_bad_row), lambda: documents_of(inputs, "skip")
     )
     documents = documents_of(like, source.on_bad_row)
     target = build_target(wanted.target, documents, tokenizer, config.data.window)
