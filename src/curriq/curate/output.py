@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +149,6 @@ def _save_to_disk(tables: Tables, scratch: Path, out: Path) -> None:
     if out.exists():
         shutil.rmtree(out)
     (scratch / "saved").replace(out)
-
-
-Sampled = Callable[[int, str], None]
 
 
 def write_kept(rows: Iterator[Rows], output: Output, kept: np.ndarray, sample: dict[int, str]) -> None:
