@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curriq.config import RunConfig as RunConfig
     from curriq.config import SourceConfig as SourceConfig
+    from curriq.curate.memory import score_documents as score_documents
+    from curriq.curate.memory import select_documents as select_documents
     from curriq.curriculum import Curriculum as Curriculum
     from curriq.errors import CurriqError as CurriqError
     from curriq.evaluate.result import read_comparison as read_comparison
@@ -43,6 +45,8 @@ _EXPORTS = {
     "read_comparison": ("curriq.evaluate.result", "read_comparison"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),
+    "score_documents": ("curriq.curate.memory", "score_documents"),
+    "select_documents": ("curriq.curate.memory", "select_documents"),
 }
 
 __all__ = [
@@ -58,6 +62,8 @@ __all__ = [
     "read_comparison",
     "resume",
     "run",
+    "score_documents",
+    "select_documents",
 ]
 
 

@@ -42,6 +42,9 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq check [--SETTING VALUE …]      all faults of data and settings, and what the run will cost
   curriq try [--SETTING VALUE …]        does it help on my data? a comparison within some minutes
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq select --target FILE FILES…    the filtered corpus: documents of the target's kind, no training
+  curriq select RUN [FILES…]            the filtered corpus by what a run has learnt
+  curriq score …                        the scores of every window, as Parquet
   curriq verify RUN                     whether checkpoints, log and data are as they were written
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
@@ -243,6 +246,20 @@ def report_command(arguments: list[str]) -> int:
     return report(arguments, load_embed)
 
 
+def select_command(arguments: list[str]) -> int:
+    """`curriq select`: the documents worth keeping, by a run or a target."""
+    from curriq.curate.command import select_main
+
+    return select_main(arguments)
+
+
+def score_command(arguments: list[str]) -> int:
+    """`curriq score`: the scores of every window and document."""
+    from curriq.curate.command import score_main
+
+    return score_main(arguments)
+
+
 def presets_command(arguments: list[str]) -> int:
     """`curriq presets [NAME]`: the names of the presets, or one of them as a run file."""
     parser = Parser(prog="curriq presets", description="List the presets, or print one as a run file (TOML).")
@@ -293,6 +310,8 @@ COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "check": check_command,
     "try": try_command,
     "resume": resume_command,
+    "select": select_command,
+    "score": score_command,
     "verify": "curriq.train.verify",
     "compare": "curriq.evaluate.compare",
     "eval": "curriq.evaluate.tasks",

@@ -64,7 +64,11 @@ class Parser(argparse.ArgumentParser):
         _, separator, names = message.partition("arguments are required: ")
         if not separator:
             return ""
-        helps = {str(action.metavar or action.dest): action.help for action in self._actions}
+        helps = {
+            name: action.help
+            for action in self._actions
+            for name in (str(action.metavar or action.dest), *action.option_strings)
+        }
         first, *others = names.split(", ")
         also = f" So {'is' if len(others) == 1 else 'are'} {' and '.join(others)}." if others else ""
         return f"{first} is missing: {helps.get(first) or 'give it'}.{also}"

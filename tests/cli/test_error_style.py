@@ -8,7 +8,13 @@ import pytest
 import curriq
 from curriq.cli import COMMANDS, main
 
-WORDS = {"compare": ["c.toml"], "push": ["runs/x", "me/x"], "completion": ["bash"], "resume": ["runs/x"]}
+WORDS = {
+    "compare": ["c.toml"],
+    "push": ["runs/x", "me/x"],
+    "completion": ["bash"],
+    "resume": ["runs/x"],
+    "select": ["--out", "clean.jsonl", "runs/x"],
+}
 """Words with which a command gets as far as its options; the others take a folder or nothing."""
 OPTIONAL = {"train", "check", "try", "presets", "schema"}
 """Commands without a required argument."""
