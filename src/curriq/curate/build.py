@@ -65,6 +65,10 @@ class Target:
     def counts(self) -> NgramCounts:
         return NgramCounts.of(self.cut, of_target=True)
 
+    def against(self, corpus: NgramCounts) -> NgramScore:
+        """The score by this target's n-grams and those of a corpus."""
+        return NgramScorer(self.counts + corpus)
+
     def scores(self, dsir: NgramScore) -> np.ndarray:
         """Scores of the target's own documents, each without its own text."""
         return document_means(dsir(self.cut), self.cut.windows, self.cut.per_document)
@@ -118,7 +122,12 @@ def scorer_of_target(
     cut = short_hash(serialised(tokenizer), str(length), target.cut.tokens.tobytes())
     key = short_hash(str(FORMAT), "target", cut, target.cut.numbers.tobytes())
     return Scorer(
-        f"the target {target.name}", key, tokenizer, length, StaticJudge(NgramScorer(target.counts)), "dsir"
+        f"the target {target.name}",
+        key,
+        tokenizer,
+        length,
+        StaticJudge(target.against(NgramCounts.none())),
+        "dsir",
     )
 
 
@@ -139,7 +148,7 @@ def with_corpus(
         content = io.BytesIO()
         np.savez_compressed(content, seen=seen)
         write_atomically(file, content.getvalue())
-    return replace(scorer, judge=StaticJudge(NgramScorer(replace(target.counts, seen=seen))))
+    return replace(scorer, judge=StaticJudge(target.against(replace(NgramCounts.none(), seen=seen))))
 
 
 def scorer_of_run(run_dir: Path) -> tuple[Scorer, RunConfig]:

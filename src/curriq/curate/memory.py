@@ -17,7 +17,6 @@ from curriq.curate.scoring import Judge
 from curriq.data.documents import Document, valid_text
 from curriq.data.ngrams import NgramCounts, document_means
 from curriq.errors import CurriqError
-from curriq.select.documents import NgramScorer
 
 BATCH = 1024
 
@@ -113,10 +112,10 @@ def score_documents(
     chosen = target_tokenizer(config, lambda: iter(wanted), corpus)
     cutter = Cutter(chosen, window)
     own = build_target("target", wanted, chosen, window)
-    counts = own.counts
+    counts = NgramCounts.none()
     for _, part in _documents(documents, text_field):
         counts = counts + NgramCounts.of(cutter(part)[1], of_target=False)
-    dsir = NgramScorer(counts)
+    dsir = own.against(counts)
     found = _scored(_documents(documents, text_field), cutter, StaticJudge(dsir), 0, "dsir")
     posterior = posterior_of(_as_documents(found), own.scores(dsir)) if len(found) else None
     return DocumentScores(found.indices, found.tokens, found.scores, found.default, posterior)
