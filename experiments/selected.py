@@ -180,16 +180,12 @@ def report(out: Path, seeds: list[int]) -> None:
             shares.append(sum(n for n, wanted in sizes if wanted) / sum(n for n, _ in sizes))
         ends = "  ".join(f"{losses(out, [seed], arm)[0]:8.4f}" for arm in ARMS)
         print(f"{seed:4}  {shares[0]:15.1%}  {shares[1]:15.1%}  {'':10} {ends}")
-    print("\nchange of the test loss, nats per token [over seeds and text], p of the sign-flip test")
+    print("\nchange of the test loss, nats per token [95 % interval], p of the sign-flip test")
     for arm, baseline in (("selected", "random"), ("oracle", "random"), ("selected", "oracle")):
         found = summarise_differences(
             losses(out, seeds, arm), losses(out, seeds, baseline), changes(out, seeds, arm, baseline)
         )
-        interval = (
-            ""
-            if found.low_with_text is None
-            else f"[{found.low_with_text:+.3f}, {found.high_with_text:+.3f}]"
-        )
+        interval = "" if found.low is None else f"[{found.low:+.3f}, {found.high:+.3f}]"
         print(f"{arm:>9} − {baseline:<7} {found.mean:+.3f} {interval}  p {found.p:.3f}  {found.verdict}")
 
 
