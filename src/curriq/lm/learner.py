@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq import parallel
 from curriq.config import OptimConfig
 from curriq.lm.mixture import (
     Draw,
@@ -141,8 +142,13 @@ class Learner(Saved):
 
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
+            RanksDiffer: the processes of a run were offered different windows.
         """
         began = time.perf_counter()
+        # Before the pass: ranks with different numbers of windows would wait for each other for ever.
+        parallel.require_same_rows(
+            torch.cat([part.windows.ids for part in offer.judged]), "windows to train on"
+        )
         offer = offer.to(self.lm.device)
         self._scored = None
         if self.passes == 1:

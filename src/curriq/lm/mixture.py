@@ -80,7 +80,8 @@ Draw = Callable[[Float[Tensor, "n"]], Int[Tensor, "b"]]
 
 def narrowed(scored: Mixture, draw: Draw) -> Mixture:
     """The scored mixture with weight 1/B on the B windows drawn: a forward over N buys a backward over B."""
-    chosen = draw(scored.scores)
+    # A draw may hang on the last bit of a score, so rank 0's counts.
+    chosen = parallel.from_rank_zero(draw(scored.scores).cpu()).to(scored.scores.device)
     weights = torch.zeros_like(scored.weights)
     weights[chosen] = 1 / len(chosen)
     loss = (weights.double() * scored.features.loss.double()).sum().item()

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from curriq import parallel
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.rng import Generators
@@ -272,11 +273,12 @@ def filtered(
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
 ) -> FilteredStream:
-    """The windows of a stream that a policy accepts, N per step."""
+    """The windows of a stream that a policy accepts, N per step; rank 0's probabilities count."""
     return FilteredStream(
         stream,
         config.train.num_candidates,
         max_read_ratio=config.train.max_read_ratio,
-        accept_prob=accept_prob,
+        # Ranks whose probabilities differ in the last bit would, once in a while, accept different windows.
+        accept_prob=lambda offer: parallel.from_rank_zero(accept_prob(offer).cpu()),
         generator=generators("steer"),
     )

@@ -90,6 +90,7 @@ def build_session(
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),
         device=lm.device,
+        shared=method.shared,
         tokenizer=serialised(corpus.tokenizer),
     )
     return session

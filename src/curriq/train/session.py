@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
+from curriq.train.agreement import share_policy
 from curriq.train.checkpoint import (
     Checkpointer,
     LoadedCheckpoint,
@@ -79,6 +80,7 @@ class Session:
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        shared: φ, of which rank 0's numbers count.
         files: path of every local file that a resume reads again → its size and SHA-256.
         skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
@@ -97,6 +99,7 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
     device: torch.device
+    shared: Sequence[torch.Tensor] = ()
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
@@ -222,10 +225,13 @@ class Session:
                 seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
                 torch.manual_seed(seed)
                 done = train_step(self.components, self.state)
+            share_policy(self.shared, done)
             counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
+        except parallel.RanksDiffer as error:
+            raise self._ranks_differ(error, step, logs) from error
         row = merge({"step": step}, counted, done.metrics, validated)
         for probe in self.probes:
             row = merge(row, probe.measure(done))
@@ -321,6 +327,18 @@ class Session:
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         return CurriqError(
             f"step {step} stopped: {error}. Its windows: {shown}. {self._how_to_continue(error, step)}"
+        )
+
+    def _ranks_differ(self, error: parallel.RanksDiffer, step: int, logs: RunLogs | None) -> CurriqError:
+        """The error of a step in which the processes no longer had one policy; nothing of it is logged."""
+        if logs is not None:
+            with suppress(OSError):
+                logs.flush()
+        return CurriqError(
+            f"step {step} stopped: {error}, so the processes would train on different windows than the log "
+            f"says. Resume from the last checkpoint, with `curriq resume {self.run_dir}` under the same "
+            "launcher; if it happens again, look for a machine with another version of torch or curriq, with "
+            "other files, or with faulty memory."
         )
 
     def _how_to_continue(self, error: ArithmeticError, step: int) -> str:
