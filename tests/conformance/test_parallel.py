@@ -8,23 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.helpers import in_pieces, random_offer, tiny_lm
 from tests.ranks import in_processes
 from tests.runs import Finished, assert_same_state, tiny
 
 from curriq import parallel
 from curriq.config import RunConfig
-from curriq.lm.held_out import held_out_loss
-from curriq.lm.mixture import single_pass, two_pass
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import load_run, prepare, resume, train
-from curriq.types import IGNORED
 
 WORLD = 2
 REPOSITORY = Path(__file__).parents[2]
@@ -33,48 +28,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "one window": {"selector": "random-single"},
     "uncertainty": {"selector": "uncertainty", "num_candidates": 5, "micro_batch": 2},
 }
-
-
-def mixtures() -> dict[str, Any]:
-    """Gradients and mixtures in float64, of even, uneven and nearly empty batches; and held-out losses."""
-    lm = tiny_lm()
-    lm.network.double()
-    results: dict[str, Any] = {}
-    for n in (8, 7, 1):
-        offer = random_offer(n)
-        for step in (single_pass, two_pass):
-            mixture = step(
-                in_pieces(lm, 2, 8),
-                offer,
-                lambda batch, features: 3 * features.loss + batch.rows.double() / 5,
-                with_entropy=True,
-            )
-            results[f"{step.__name__} of {n}"] = {
-                "gradients": [p.grad.clone() for p in lm.parameters],
-                "features": mixture.features.state_dict(),
-                "weights": mixture.weights,
-                "scores": mixture.scores,
-                "loss": torch.tensor(mixture.loss),
-            }
-        results[f"held-out loss of {n}"] = torch.tensor(held_out_loss(in_pieces(lm, 2, 8), offer.windows))
-        tokens = offer.windows.tokens
-        labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
-        results[f"held-out loss of the learnt tokens of {n}"] = torch.tensor(
-            held_out_loss(in_pieces(lm, 2, 8), labelled)
-        )
-    return results
-
-
-def save_mixtures(folder: Path) -> None:
-    torch.save(mixtures(), folder / f"rank-{parallel.rank()}.pt")
-
-
-def test_gradients_and_rewards_on_both_ranks(tmp_path):
-    in_processes(WORLD, save_mixtures, tmp_path)
-    alone = mixtures()
-    for rank in range(WORLD):
-        together = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
 def train_and_keep_theta(configs: dict[str, RunConfig], folder: Path) -> None:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -81,6 +81,8 @@ class Session:
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
         shared: φ, of which rank 0's numbers count.
+        sharded: whether each rank holds a part of θ, so that all take part when it is saved.
+        gathered_lm: a context in which rank 0 has all that `save_lm` writes; all ranks enter.
         files: path of every local file that a resume reads again → its size and SHA-256.
         skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
@@ -100,6 +102,8 @@ class Session:
     test: Callable[[], WindowLosses]
     device: torch.device
     shared: Sequence[torch.Tensor] = ()
+    sharded: bool = False
+    gathered_lm: Callable[[], AbstractContextManager] = nullcontext
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
@@ -254,27 +258,33 @@ class Session:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
         the disk refuses either, CurriqError on all ranks."""
         began = time.perf_counter()
+        state = self._gathered_state()
+        with self.gathered_lm():
+            refusal = self._write(state, logs)
+        self._agree(refusal)
+        self._save_seconds = time.perf_counter() - began
+
+    def _write(self, state: dict[str, Any], logs: RunLogs | None) -> str | None:
+        """Log and checkpoint, on the rank that writes them; why the disk refused them, if it did."""
         refusal = None
         if self._checkpointer is not None and logs is not None:
             self._checkpointer.reserve.release()
             try:
                 promise = logs.flush()
-                self._last_saved = self._checkpointer.save(
-                    self.state.step, self._state(), self.save_lm, promise
-                )
+                self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
             except (NotSaved, OSError) as error:
                 reason = described(error) if isinstance(error, OSError) else str(error)
                 refusal = f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
-        self._agree(refusal)
-        self._save_seconds = time.perf_counter() - began
+        return refusal
 
     def _hold_room(self, *, measured: bool = False) -> None:
         """Keep room on the disk for the next checkpoint, `measured` on the state as it is now; where there
         is none, CurriqError on all ranks."""
         refusal = None
+        state = self._gathered_state() if measured else None
         if self._checkpointer is not None and self._last_saved is not None:
             try:
-                self._checkpointer.hold_room(self._last_saved, self._state() if measured else None)
+                self._checkpointer.hold_room(self._last_saved, state)
             except NoRoom as error:
                 less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
                 saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
@@ -294,6 +304,10 @@ class Session:
             return "Free some space and start again with the same command: it takes this folder over."
         step = step_of(self._last_saved)
         return f"Free some space and go on from step {step} with `curriq resume {self.run_dir}`."
+
+    def _gathered_state(self) -> dict[str, Any]:
+        """The whole state, on the rank that saves it; where ranks hold parts of it, all must ask."""
+        return self._state() if self._checkpointer is not None or self.sharded else {}
 
     def _state(self) -> dict[str, Any]:
         return {
