@@ -23,7 +23,7 @@ def in_processes(world: int, work: Callable[..., None], *arguments: Any) -> None
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=300)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * world
 

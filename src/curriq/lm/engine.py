@@ -296,8 +296,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_value(value: Any) -> Any:
-    """A sharded tensor whole and on the CPU, for which all ranks must ask; anything else as it is."""
-    return value.detach().full_tensor().cpu() if isinstance(value, DTensor) else value
+    """A sharded tensor whole and on the CPU, on rank 0, which saves it, and empty on the others; all must
+    ask. Anything else as it is."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.detach().full_tensor()
+    return whole.cpu() if parallel.rank() == 0 else torch.empty(0)
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:

@@ -37,3 +37,18 @@ def share_policy(shared: Sequence[Tensor], step: Step) -> None:
             raise parallel.RanksDiffer(
                 f"the ranks differ in {name} by {gap:.2g} of its size, where rounding explains {ROUNDING:g}"
             )
+
+
+def require_same_weights(replicas: Sequence[Tensor]) -> None:
+    """Raise RanksDiffer, on all ranks, where a tensor's norm differs from rank 0's by more than rounding.
+
+    Every rank takes the same step on θ, so copies that were equal stay equal; it is read once per checkpoint.
+    """
+    if parallel.world_size() == 1 or not replicas:
+        return
+    norms = torch.stack([tensor.detach().double().norm() for tensor in replicas]).cpu()
+    gap = max(parallel.adopt_({str(i): [norm] for i, norm in enumerate(norms.clone())}).values())
+    if gap > ROUNDING:
+        raise parallel.RanksDiffer(
+            f"the ranks differ in the model's weights, one of them by {gap:.2g} of its size"
+        )

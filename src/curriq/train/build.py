@@ -92,6 +92,7 @@ def build_session(
         test=lambda: held_out_losses(lm, corpus.held_out.test),
         device=lm.device,
         shared=method.shared,
+        replicas=() if lm.engine.sharded else lm.parameters,
         sharded=lm.engine.sharded,
         gathered_lm=lm.gathered,
         tokenizer=serialised(corpus.tokenizer),

@@ -28,7 +28,7 @@ from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
-from curriq.train.agreement import share_policy
+from curriq.train.agreement import require_same_weights, share_policy
 from curriq.train.checkpoint import (
     Checkpointer,
     LoadedCheckpoint,
@@ -81,6 +81,7 @@ class Session:
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
         shared: φ, of which rank 0's numbers count.
+        replicas: θ, where every rank holds the whole.
         sharded: whether each rank holds a part of θ, so that all take part when it is saved.
         gathered_lm: a context in which rank 0 has all that `save_lm` writes; all ranks enter.
         files: path of every local file that a resume reads again → its size and SHA-256.
@@ -102,6 +103,7 @@ class Session:
     test: Callable[[], WindowLosses]
     device: torch.device
     shared: Sequence[torch.Tensor] = ()
+    replicas: Sequence[torch.Tensor] = ()
     sharded: bool = False
     gathered_lm: Callable[[], AbstractContextManager] = nullcontext
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -258,6 +260,10 @@ class Session:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
         the disk refuses either, CurriqError on all ranks."""
         began = time.perf_counter()
+        try:
+            require_same_weights(self.replicas)
+        except parallel.RanksDiffer as error:
+            raise self._ranks_differ(error, self.state.step, logs) from error
         state = self._gathered_state()
         with self.gathered_lm():
             refusal = self._write(state, logs)
@@ -349,8 +355,8 @@ class Session:
             with suppress(OSError):
                 logs.flush()
         return CurriqError(
-            f"step {step} stopped: {error}, so the processes would train on different windows than the log "
-            f"says. Resume from the last checkpoint, with `curriq resume {self.run_dir}` under the same "
+            f"step {step} stopped: {error}, so the processes no longer train one model by one policy. "
+            f"Resume from the last checkpoint, with `curriq resume {self.run_dir}` under the same "
             "launcher; if it happens again, look for a machine with another version of torch or curriq, with "
             "other files, or with faulty memory."
         )
