@@ -11,14 +11,14 @@ import torch
 from curriq import parallel
 
 
-def in_processes(world: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work(*arguments)` on so many ranks; fails when one of them does."""
+def in_processes(world: int, work: Callable[..., None], *arguments: Any, machines: int = 1) -> None:
+    """Run `work(*arguments)` on so many ranks, as if on so many machines; fails when one of them does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["curriq.train.run", "transformers.models.gpt2.modeling_gpt2", "datasets"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = world, port, work, arguments
+    shared = world, world // machines, port, work, arguments
     processes = [context.Process(target=_as_rank, args=(rank, *shared)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -28,12 +28,14 @@ def in_processes(world: int, work: Callable[..., None], *arguments: Any) -> None
     assert [process.exitcode for process in processes] == [0] * world
 
 
-def _as_rank(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple) -> None:
+def _as_rank(
+    rank: int, world: int, here: int, port: int, work: Callable[..., None], arguments: tuple
+) -> None:
     os.environ |= {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank % here),
         "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(here),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -33,7 +33,12 @@ def start() -> None:
 
 def cores() -> int:
     """CPU cores for each process on this machine."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, (os.cpu_count() or 1) // processes_here())
+
+
+def processes_here() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def memory_bytes() -> float:

@@ -16,6 +16,7 @@ from tests.runs import Finished, tiny
 from curriq import parallel
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
+from curriq.langevin.retrieval import Retrieved
 from curriq.runlog.read import read_metrics
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import Run, prepare, resume, train
@@ -99,6 +100,29 @@ def test_rounding_does_not_grow_into_two_policies(tmp_path):
     in_processes(2, goes_on, tmp_path)
     first, second = (torch.load(tmp_path / f"phi-{rank}.pt", weights_only=True) for rank in (0, 1))
     torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+class Elsewhere:
+    """A retriever that takes the oldest windows of the buffer, as a search that rounding led elsewhere."""
+
+    def retrieve(self, buffer):
+        return Retrieved(buffer.live.nonzero().flatten()[:5], {})
+
+
+def searches_elsewhere(folder: Path) -> None:
+    buffer = {"proposer": "uniform-buffer", "buffer_size": 64, "ingest": 16, "encoder": "hashing"}
+    run = prepare(tiny(**SMALL, **buffer, run_dir=str(folder / "run")))
+    proposer = run.session.components.proposer
+    phase = proposer.phase
+    if parallel.rank() == 1:
+        proposer.phase = lambda step: phase(step)._replace(retriever=Elsewhere())
+    assert run.session.train().finished
+
+
+def test_the_search_of_rank_0_decides(tmp_path):
+    in_processes(2, searches_elsewhere, tmp_path)
+    together = Finished(tmp_path / "run").candidates["window_id"]
+    assert len(together) == 6 * 5
 
 
 def differing_numbers() -> None:

@@ -261,8 +261,8 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["--engine fsdp", "--proposer langevin", "--engine ddp"],
     ),
     (
-        lambda: RunConfig().override(engine="fsdp", td_into_theta=True),
-        ["--engine fsdp", "--td-into-theta", "--engine ddp"],
+        lambda: RunConfig().override(engine="hsdp", td_into_theta=True),
+        ["--engine hsdp", "--td-into-theta", "--engine ddp"],
     ),
     (
         lambda: RunConfig().override(engine="fsdp", lora_rank=4),

@@ -185,7 +185,7 @@ def _langevin_rag(config: RunConfig) -> Pairs:
 
 def _sharded(config: RunConfig) -> Pairs:
     """What reads the weights by itself, when each process holds a part of them only."""
-    if config.lm.engine != "fsdp":
+    if config.lm.engine not in ("fsdp", "hsdp"):
         return
     use = "use --engine ddp, or drop the latter"
     if config.langevin.proposer != "stream":

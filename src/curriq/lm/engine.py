@@ -9,7 +9,7 @@ arithmetic runs shard by shard.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -153,15 +153,14 @@ class Replicated(OneProcess):
     def inside(self, work: Callable[[], Result], round_: Round | None = None) -> Result:
         if round_ is None or not torch.is_grad_enabled():
             return work()
-        with self._held_back(round_):
-            return self._root(lambda: _reaching(work(), self._head))
+        if not round_.reduced:
+            with self._root.no_sync():
+                return self._root(work)
+        return self._root(lambda: _reaching(work(), self._head))
 
     def backward(self, hidden: Tensor, gradient: Tensor, round_: Round) -> None:
-        with self._held_back(round_):
+        with nullcontext() if round_.reduced else self._root.no_sync():
             hidden.backward(gradient)
-
-    def _held_back(self, round_: Round) -> AbstractContextManager:
-        return nullcontext() if round_.reduced else self._root.no_sync()
 
 
 def _reaching(result: Any, head: Sequence[Tensor]) -> Any:
@@ -277,12 +276,17 @@ def make_engine(
         return Replicated(network, list(head.parameters()))
     require(
         not has_experts(network),
-        "--engine fsdp: an expert of this model may have a gradient on one rank and none on another, where "
-        "no token was routed to it; torch's fully_shard cannot add these up. Use --engine ddp.",
+        f"--engine {name}: an expert of this model may have a gradient on one rank and none on another, "
+        "to which no token was routed; torch's fully_shard cannot add these up. Use --engine ddp.",
     )
     kinds = getattr(network, "_no_split_modules", None) or ()
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
-    return Sharded(network, head, blocks, precision, init_device_mesh(device.type, (world,)))
+    here = parallel.processes_here()
+    shape = (
+        {"copies": world // here, "shards": here} if name == "hsdp" and here < world else {"shards": world}
+    )
+    mesh = init_device_mesh(device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+    return Sharded(network, head, blocks, precision, mesh)
 
 
 def has_experts(network: nn.Module) -> bool:
