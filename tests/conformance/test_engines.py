@@ -198,20 +198,24 @@ def test_runs_of_one_process(world, methods, tmp_path):
             assert_close_runs(tmp_path / engine / name, tmp_path / "alone" / name)
 
 
-class KillRankOne:
-    """Ends rank 1 at once in a step, as a fault of its machine would."""
-
-    def measure(self, step) -> dict[str, float]:
-        if step.index == 3 and parallel.rank() == 1:
-            os._exit(0)
-        return {}
-
-
-def until_killed(config: RunConfig) -> None:
+def until_killed(config: RunConfig, phase: str) -> None:
+    """Train until rank 1 ends at once, as by a fault of its machine: before the update of step 3, in the
+    probe of step 2, or before it has given its shards for the checkpoint of step 4."""
     run = prepare(config)
-    run.session.probes.append(KillRankOne())
+    session, parts = run.session, run.session.components
+    places = {"step": (parts.learner, "update", 3), "probe": (parts.learner, "held_out_gradient", 2)}
+    places["checkpoint"] = (session, "_gathered_state", 4)
+    owner, name, at = places[phase]
+    work = getattr(owner, name)
+
+    def fatal(*arguments):
+        if parallel.rank() == 1 and session.state.step == at:
+            os._exit(0)
+        return work(*arguments)
+
+    setattr(owner, name, fatal)
     with pytest.raises(RuntimeError):  # of the collective that rank 1 does not join
-        run.session.train()
+        session.train()
     os._exit(0)
 
 
@@ -219,14 +223,21 @@ def go_on(run_dir: Path, settings: dict[str, Any]) -> None:
     assert resume(run_dir, **settings).finished
 
 
-@pytest.mark.parametrize("first", ["fsdp", pytest.param("ddp", marks=SLOW)])
-def test_a_killed_rank_and_a_resume_on_other_numbers_and_engines(first, tmp_path):
-    """Sharded on two ranks until one is killed, then one process, then two replicas: one run."""
+@pytest.mark.parametrize(
+    ("first", "phase"),
+    [
+        ("fsdp", "step"),
+        pytest.param("fsdp", "probe", marks=SLOW),
+        pytest.param("fsdp", "checkpoint", marks=SLOW),
+        pytest.param("ddp", "step", marks=SLOW),
+    ],
+)
+def test_a_killed_rank_and_a_resume_on_other_numbers_and_engines(first, phase, tmp_path):
+    """Two ranks until one is killed, then one process, then two ranks with the other engine: one run."""
     settings = UNEVEN | METHODS["recommended"] | {"checkpoint_every": 2, "steps": 9}
     run_dir = tmp_path / "run"
-    in_processes(2, until_killed, tiny(**settings, engine=first, run_dir=str(run_dir)))
-    # Of replicas rank 0 alone writes the checkpoint after that step; shards could not be gathered any more.
-    assert latest_checkpoint(run_dir).step == {"fsdp": 2, "ddp": 4}[first]
+    in_processes(2, until_killed, tiny(**settings, engine=first, run_dir=str(run_dir)), phase)
+    assert latest_checkpoint(run_dir).step == 2
     run = load_run(run_dir)
     run.session.probes.append(InterruptAt(4))
     assert not run.session.train().finished
