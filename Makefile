@@ -9,9 +9,9 @@ export TORCH PYTHON HASHES
 
 .PHONY: run test lint format bench results docs audit install-hashed constraints help
 
-run: ## train the recommended method on the embedded corpus
+run: ## train the recommended method on the embedded corpus, and plain training beside it
 	@scripts/setup.sh run
-	.venv/bin/curriq train --preset recommended $(ARGS)
+	.venv/bin/curriq train --preset recommended --against uniform $(ARGS)
 
 test: ## run the default tier of the tests
 	@scripts/setup.sh dev

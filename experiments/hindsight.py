@@ -4,7 +4,7 @@
     python experiments/hindsight.py runs/static/comparison.json
 
 Windows are those to uniform training's final validation loss, over uniform training's own: geometric means
-over the seeds, and the mean of their ratio between the two arms with its bootstrap interval. The best filter
+over the seeds, and the mean of their ratio between the two arms with its sign-flip interval. The best filter
 is the one with the fewest windows; being chosen after the fact, it has luck on its side.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curriq.evaluate.statistics import bootstrap_interval
+from curriq.evaluate.statistics import interval
 
 NOT_FILTERS = ("uniform", "uniform-again", "recommended", "unlabelled")
 
@@ -29,19 +29,25 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def row(stream: str, arms: dict, ours: str) -> str:
+def best_filter(arms: dict) -> str:
+    """The static filter with the fewest windows to uniform training's final validation loss."""
     filters = {name: ratios(arm) for name, arm in arms.items() if name not in NOT_FILTERS}
-    best = min(filters, key=lambda name: geometric_mean(list(filters[name].values())))
-    mine, theirs = ratios(arms[ours]), filters[best]
+    return min(filters, key=lambda name: geometric_mean(list(filters[name].values())))
+
+
+def row(stream: str, arms: dict, ours: str) -> str:
+    best = best_filter(arms)
+    mine, theirs = ratios(arms[ours]), ratios(arms[best])
     seeds = sorted(mine.keys() & theirs.keys())
     logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
-    low, high = (math.nan if end is None else math.exp(end) for end in bootstrap_interval(logs))
+    low, high = (math.nan if end is None else math.exp(end) for end in interval(logs))
     difference = arms[ours]["difference"]
     losses = {run["seed"]: run["test_loss"] for run in arms["uniform"]["runs"] if run["finished"]}
     worse = sum(run["test_loss"] > losses[run["seed"]] for run in arms[ours]["runs"] if run["finished"])
-    change = (
-        f"{difference['mean']:+.3f} [{difference['low_with_text']:+.3f}, {difference['high_with_text']:+.3f}]"
-    )
+    # A comparison of an earlier version has the interval of its table under other names.
+    ends = (difference.get(f"{end}_with_text", difference[end]) for end in ("low", "high"))
+    low_change, high_change = (math.nan if end is None else end for end in ends)
+    change = f"{difference['mean']:+.3f} [{low_change:+.3f}, {high_change:+.3f}]"
     windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
     best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
     return (

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curriq.config import RunConfig as RunConfig
     from curriq.config import SourceConfig as SourceConfig
+    from curriq.curate.memory import score_documents as score_documents
+    from curriq.curate.memory import select_documents as select_documents
     from curriq.curriculum import Curriculum as Curriculum
     from curriq.errors import CurriqError as CurriqError
+    from curriq.evaluate.result import read_comparison as read_comparison
     from curriq.lm.user_model import example_losses as example_losses
     from curriq.lm.user_model import pad_examples as pad_examples
     from curriq.presets import PRESETS as PRESETS
@@ -39,8 +42,11 @@ _EXPORTS = {
     "load_run": ("curriq.train.run", "load_run"),
     "pad_examples": ("curriq.lm.user_model", "pad_examples"),
     "preset": ("curriq.presets", "preset"),
+    "read_comparison": ("curriq.evaluate.result", "read_comparison"),
     "resume": ("curriq.train.run", "resume"),
     "run": ("curriq.train.run", "train"),
+    "score_documents": ("curriq.curate.memory", "score_documents"),
+    "select_documents": ("curriq.curate.memory", "select_documents"),
 }
 
 __all__ = [
@@ -53,8 +59,11 @@ __all__ = [
     "load_run",
     "pad_examples",
     "preset",
+    "read_comparison",
     "resume",
     "run",
+    "score_documents",
+    "select_documents",
 ]
 
 

@@ -14,7 +14,7 @@ from curriq.errors import CurriqError
 
 STATUSES = {
     0: "done",
-    1: "some runs of a comparison failed; or the reader of the output has gone",
+    1: "some runs of a comparison failed; a check found faults; or the reader of the output has gone",
     2: "a mistake in the call, the settings, the data or a file: the message says how to fix it",
     70: "a fault of curriq: the message names a file with the details",
     71: "too little memory",

@@ -1,28 +1,32 @@
-"""The command line: train, resume, verify, compare, eval, report, watch, export, presets.
+"""The command line: `COMMANDS` names its commands.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 import argparse
-import ast
+import contextlib
 import functools
 import inspect
+import json
 import logging
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import curriq
 from curriq.boundary import STATUSES, exit_status
 from curriq.config.aliases import FORMER
-from curriq.config.checks import did_you_mean, flag, refuse_unknown, require
+from curriq.config.checks import flag, refuse_unknown, require
+from curriq.config.describe import describe
 from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
-from curriq.config.sections import SourceConfig
+from curriq.config.search import PROPOSERS
+from curriq.config.sections import SELECTORS, SourceConfig
 from curriq.errors import CurriqError
+from curriq.parser import Parser, parsers_of
 from curriq.presets import PRESETS, preset
 from curriq.terminal import escaped_output
 
@@ -35,14 +39,24 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --preset paper           the published method and numbers
   curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
+  curriq check [--SETTING VALUE …]      all faults of data and settings, and what the run will cost
+  curriq try [--SETTING VALUE …]        does it help on my data? a comparison within some minutes
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
+  curriq select --target FILE FILES…    the filtered corpus: documents of the target's kind, no training
+  curriq select RUN [FILES…]            the filtered corpus by what a run has learnt
+  curriq score …                        the scores of every window, as Parquet
   curriq verify RUN                     whether checkpoints, log and data are as they were written
   curriq compare FILE.toml              arms × seeds × streams, with intervals and a verdict
   curriq eval RUN                       downstream tasks: HellaSwag, MMLU, LAMBADA, WikiText
   curriq report RUN…                    one page that shows what runs did, from their logs
   curriq watch RUN                      the same page while the run goes on, on this machine only
   curriq export RUN                     the learned order and weights, for curriq train --curriculum
+  curriq push RUN OWNER/NAME            upload the trained model to the Hugging Face hub
+  curriq runs list [FOLDER]             runs, how far they came, and what they take on the disk
+  curriq runs prune RUN…                remove the checkpoints that nothing needs any more
   curriq presets [NAME]                 list the presets, or print one as a run file
+  curriq schema                         the JSON Schema of a run file, for editors
+  curriq completion SHELL               a script by which the shell completes all of this
   curriq --version                      the version of this program
 
 Exit statuses:"""
@@ -68,6 +82,10 @@ for _section, _type in get_type_hints(RunConfig).items():
         GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
+TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, "--against": {}}
+"""Options of `curriq train` that are no settings of a run."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, which `boundary.STATUSES` lists."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -86,19 +104,116 @@ def _command(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     refuse_unknown([command], COMMANDS, kind="command")
-    run = COMMANDS[command]
-    if run in (resume_command, presets_command) and rest[:1] in (["-h"], ["--help"]):
-        print(inspect.getdoc(run))  # the other commands have parsers of their own
+    if command in ("resume", "check", "try") and rest[:1] in (["-h"], ["--help"]):
+        print(inspect.getdoc(COMMANDS[command]))  # elsewhere `--help` explains the settings
         return 0
-    return import_module(run).main(rest) if isinstance(run, str) else run(rest)
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    run = COMMANDS[command]
+    return import_module(run).main(arguments) if isinstance(run, str) else run(arguments)
 
 
 def train_command(arguments: list[str]) -> int:
     """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
-    config = parse_run_config(arguments)
+    own, words = own_options(arguments, TRAIN_OPTIONS)
+    if own.dry_run:
+        return check_command(words)
+    config = parse_run_config(words)
+    from curriq.data.survey import require_usable
+
+    require_usable(config)  # before torch is loaded, which takes seconds
     from curriq.train.run import train
 
-    return _report(train(config))
+    if own.against in (None, "none"):
+        return _report(train(config))
+    from curriq.evaluate.beside import check_against, train_beside
+
+    check_against(config, own.against)
+    result = train(config)
+    status = _report(result)
+    return status or train_beside(config, result, own.against)
+
+
+def check_command(arguments: list[str]) -> int:
+    """usage: curriq check [--json] [--data-only] [train's arguments]
+
+    Check the sources, the settings and the model of a run without starting it: every fault at once with a way
+    to fix it, the sizes of the held-out sets, the loss of the model as it is, and from three timed steps how
+    long the run takes and what it needs. `curriq train … --dry-run` is the same. Exit status: 0 where the run
+    can start, 1 where there are faults.
+
+    --data-only  only the sources, in a second, without loading the model
+    --json       machine-readable, as docs/check.md describes
+
+    `curriq train --help` lists train's arguments.
+    """
+    flags = {name: {"action": "store_true"} for name in ("--json", "--data-only")}
+    own, words = own_options(arguments, flags)
+    config, faults = None, tuple[str, ...]()
+    try:
+        config = parse_run_config(words, prog="curriq check")
+    except CurriqError as error:
+        faults = error.faults
+        with contextlib.suppress(CurriqError):  # its sources can be looked at, where they can be read at all
+            config = parse_run_config(words, prog="curriq check", only=("sources", "target"))
+    from curriq.evaluate.check import check, report
+
+    return report(check(config, faults, data_only=own.data_only), as_json=own.json)
+
+
+def own_options(
+    arguments: list[str], flags: dict[str, dict[str, Any]]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the words that are left: arguments of `curriq train`."""
+    parser = Parser(is_last=False, add_help=False, help_command="curriq train --help-all")
+    for name, how in flags.items():
+        parser.add_argument(name, **how)
+    return parser.parse_known_args(arguments)
+
+
+def try_command(arguments: list[str]) -> int:
+    """usage: curriq try [--minutes 10] [--seeds 3] [--out DIR] [--workers 1] [train's arguments]
+           curriq try --resume [--seeds 6] [--out DIR] [--workers 1]
+
+    Find out whether selection helps on my data: train the same model plainly, with static filters and with
+    the preset recommended, on several seeds, and judge the result. As many steps are taken as fit the
+    minutes, unless --steps is given. DIR gets a comparison file that `curriq compare` runs too, a report,
+    figures and LaTeX tables. docs/try.md says how to read them.
+
+    --minutes M  time for all runs together (default: 10)
+    --seeds N    seeds 0 … N−1 (default: 3; six or more are needed for a verdict)
+    --out DIR    folder of the runs and the results (default: runs/try)
+    --workers N  runs at a time (default: 1)
+    --resume     go on with the try in DIR, with more seeds if --seeds says so
+
+    `curriq train --help` lists train's arguments.
+    """
+    flags: dict[str, dict[str, Any]] = {
+        "--minutes": {"type": float},
+        "--seeds": {"type": int},
+        "--out": {"type": Path, "default": Path("runs/try")},
+        "--workers": {"type": int},
+        "--resume": {"action": "store_true"},
+    }
+    own, words = own_options(arguments, flags)
+    from curriq.evaluate import trial
+
+    if own.resume:
+        require(
+            not words and own.minutes is None,
+            f"curriq try --resume {' '.join(words)}: a try goes on with its own settings. Give --seeds, "
+            "--workers and --out only, or start another one in a new --out.",
+        )
+        return trial.resume(own.out, own.seeds, own.workers)
+    config = parse_run_config(words, prog="curriq try")
+    return trial.start(config, own.out, own.minutes, own.seeds, own.workers, steps=_given(words, "steps"))
+
+
+def _given(words: list[str], name: str) -> bool:
+    """Whether a setting is among the words."""
+    return any(word == flag(name) or word.startswith(f"{flag(name)}=") for word in words)
 
 
 def resume_command(arguments: list[str]) -> int:
@@ -107,9 +222,10 @@ def resume_command(arguments: list[str]) -> int:
     Resume the run in the folder RUN from its newest valid checkpoint, bitwise as if it had never stopped.
     Settings that change neither the data nor the model's shape may follow, such as --steps 600.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    require(named, "the folder of the run is missing: write curriq resume RUN [--SETTING VALUE ...].")
-    folder, rest = Path(arguments[0]), arguments[1:]
+    parser = _settings_parser("curriq resume", RunConfig())
+    parser.add_argument("RUN", type=Path, help="folder of the run, as in curriq resume runs/soft-q-0")
+    first = [word for word in arguments[:1] if not word.startswith("-")]
+    folder, rest = parser.parse_args(first).RUN, arguments[1:]
     saved = load_run_config(folder)
     wanted = parse_run_config(rest, saved, prog=f"curriq resume {folder}")
     changed = {name: value for name, value, _ in differences(wanted, saved)}
@@ -130,72 +246,153 @@ def report_command(arguments: list[str]) -> int:
     return report(arguments, load_embed)
 
 
-def presets_command(arguments: list[str]) -> int:
-    """usage: curriq presets [NAME]
+def select_command(arguments: list[str]) -> int:
+    """`curriq select`: the documents worth keeping, by a run or a target."""
+    from curriq.curate.command import select_main
 
-    List the presets, or print one as a run file (TOML).
-    """
-    if arguments:
-        print(to_toml(preset(arguments[0])), end="")
+    return select_main(arguments)
+
+
+def score_command(arguments: list[str]) -> int:
+    """`curriq score`: the scores of every window and document."""
+    from curriq.curate.command import score_main
+
+    return score_main(arguments)
+
+
+def presets_command(arguments: list[str]) -> int:
+    """`curriq presets [NAME]`: the names of the presets, or one of them as a run file."""
+    parser = Parser(prog="curriq presets", description="List the presets, or print one as a run file (TOML).")
+    parser.add_argument("NAME", nargs="?", choices=tuple(PRESETS), metavar="NAME", help="the one to print")
+    name = parser.parse_args(arguments).NAME
+    if name:
+        print(to_toml(preset(name)), end="")
     else:
         for name, function in PRESETS.items():
             print(f"{name:14} {(function.__doc__ or '').splitlines()[0]}")
     return 0
 
 
+def schema_command(arguments: list[str]) -> int:
+    """`curriq schema [FILE]`: the JSON Schema of a run file, or of the file of a comparison."""
+    kinds = {"run": "curriq.config.schema", "comparison": "curriq.evaluate.schema"}
+    parser = Parser(
+        prog="curriq schema",
+        description="Print the JSON Schema by which an editor completes and checks a TOML file.",
+        epilog="docs/howto.md shows how an editor finds it.",
+    )
+    what = "what the file describes, a run (default) or a comparison"
+    parser.add_argument("FILE", nargs="?", choices=tuple(kinds), default="run", help=what)
+    kind = parser.parse_args(arguments).FILE
+    print(json.dumps(getattr(import_module(kinds[kind]), f"{kind}_schema")(), indent=1, ensure_ascii=False))
+    return 0
+
+
+def completion_command(arguments: list[str]) -> int:
+    """`curriq completion SHELL`: a script, made from the parsers of all commands, that starts no Python."""
+    import shtab
+
+    parser = Parser(
+        prog="curriq completion",
+        description="Print a script by which the shell completes commands, options and their values.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="bash: curriq completion bash > ~/.local/share/bash-completion/completions/curriq",
+    )
+    shells = tuple(shtab.SUPPORTED_SHELLS)
+    parser.add_argument("SHELL", choices=shells, metavar="SHELL", help=f"one of {', '.join(shells)}")
+    shell = parser.parse_args(arguments).SHELL
+    print(shtab.complete(_whole_parser(), shell=shell))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
+    "check": check_command,
+    "try": try_command,
     "resume": resume_command,
+    "select": select_command,
+    "score": score_command,
     "verify": "curriq.train.verify",
     "compare": "curriq.evaluate.compare",
     "eval": "curriq.evaluate.tasks",
     "report": report_command,
     "watch": "curriq.report.watch",
     "export": "curriq.runlog.curriculum",
+    "push": "curriq.train.hub",
+    "runs": "curriq.report.runs",
     "presets": presets_command,
+    "schema": schema_command,
+    "completion": completion_command,
 }
 """Command → its function, or the module whose `main` it is."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises its errors."""
+def _whole_parser() -> argparse.ArgumentParser:
+    """One parser with all commands, each with the arguments that it parses itself; for completion alone."""
+    summaries = re.findall(r"^  curriq (\w+) .*?  +(.*)$", USAGE, flags=re.MULTILINE)
+    summary = dict(reversed(summaries))  # of several lines on a command the first
+    whole = argparse.ArgumentParser(prog="curriq")
+    whole.add_argument("-V", "--version", action="store_true", help="the version of this program")
+    commands = whole.add_subparsers()
+    for name in COMMANDS:
+        parents = parsers_of(functools.partial(_run, name))
+        for parent in parents:
+            _complete_values(parent)
+        commands.add_parser(name, parents=parents, add_help=False, help=summary.get(name))
+    return whole
 
-    def error(self, message: str) -> NoReturn:
-        end = "" if message.endswith((".", "?")) else "."  # argparse writes none
-        raise CurriqError(f"{message}{end} `curriq train --help-all` explains every setting.")
+
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    """Say what a shell offers as the values of arguments: choices, or files and folders."""
+    import shtab
+
+    known = {"preset": tuple(PRESETS), "help": tuple(GROUPS), "selector": SELECTORS, "proposer": PROPOSERS}
+    for action in parser._actions:
+        offered: Any = action  # argparse knows no attribute `complete`
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _complete_values(inner)
+        elif action.type is Path or action.dest in ("config", "run_dir", "curriculum"):
+            offered.complete = shtab.FILE
+        elif action.choices is None and action.nargs != 0:
+            offered.choices = known.get(action.dest) or _choices(action.dest)
 
 
-def parse_run_config(words: list[str], run: RunConfig | None = None, prog: str = "curriq train") -> RunConfig:
-    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it.
+def _choices(name: str) -> tuple[str, ...] | None:
+    """The values that a setting may have; None where they cannot be listed."""
+    kind = describe()[name][0] if name in describe() else str
+    item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    return get_args(item) if get_origin(item) is Literal else None
+
+
+def parse_run_config(
+    words: list[str],
+    run: RunConfig | None = None,
+    prog: str = "curriq train",
+    only: Sequence[str] | None = None,
+) -> RunConfig:
+    """The preset or the run file that the words name, or the resumed `run`, with flags laid over it; of flags
+    `only` those of some settings, where these are named.
 
     Raises:
         CurriqError: an unknown preset, flag or group, an invalid run file, or a value that is refused.
         SystemExit: the words ask for help, which is printed.
     """
-    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("-h", "--help", nargs="?", const="")
-    parser.add_argument("--help-all", dest="help", action="store_const", const=" ".join(GROUPS))
-    for name in () if run else ("preset", "config"):
-        parser.add_argument(flag(name))
-    base = run or RunConfig()
-    for name in field_owners():
-        _add_flag(parser, name, base)
-    for name in FORMER:
-        parser.add_argument(flag(name), dest=name, nargs="?", const="", default=argparse.SUPPRESS)
+    parser = _settings_parser(prog, run or RunConfig(), () if run else ("preset", "config"))
     namespace, unknown = parser.parse_known_args(words)
     values = vars(namespace)
     groups, chosen, file = (values.pop(name, None) for name in ("help", "preset", "config"))
+    base = run or RunConfig()
     base = preset(chosen) if chosen else base
     base = load_toml(file, base) if file else base
     if groups is not None:
         _print_help(groups.split(), base, prog)
         raise SystemExit(0)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        parser.error(f"unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+    if only is None:
+        parser.refuse(unknown)
     if "sources" in values:
         values["sources"] = list(map(parse_source, values["sources"]))
-    return base.override(**values)
+    return base.override(**{name: value for name, value in values.items() if only is None or name in only})
 
 
 def group_of(name: str) -> str:
@@ -204,18 +401,19 @@ def group_of(name: str) -> str:
     return "policy" if name in _POLICY else _NAMES.get(section, section)
 
 
-@functools.cache
-def describe() -> dict[str, tuple[Any, str]]:
-    """Flat name of every setting → its type, and the docstring under its field."""
-    described = {}
-    for section in get_type_hints(RunConfig).values():
-        kinds, (definition,) = get_type_hints(section), ast.parse(inspect.getsource(section)).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, text in pairwise(definition.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                name = ast.unparse(field.target)
-                described[name] = kinds[name], " ".join(ast.literal_eval(text.value).split())
-    return described
+def _settings_parser(prog: str, base: RunConfig, more: Sequence[str] = ()) -> Parser:
+    """A parser with a flag for every setting, those of `more`, and the former ones."""
+    parser = Parser(prog=prog, add_help=False, help_command="curriq train --help-all")
+    parser.add_argument("-h", "--help", nargs="?", const="", metavar=f"{{{','.join(GROUPS)}}}")
+    parser.add_argument("--help-all", dest="help", action="store_const", const=" ".join(GROUPS))
+    for name in more:
+        parser.add_argument(flag(name))
+    for name in field_owners():
+        _add_flag(parser, name, base)
+    for name in FORMER:
+        hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        parser.add_argument(flag(name), dest=name, nargs="?", const="", **hidden)
+    return parser
 
 
 def _add_flag(parser: Any, name: str, base: RunConfig) -> None:
@@ -256,6 +454,9 @@ def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
             add = parser.add_argument_group("where settings come from").add_argument
             add("--preset", metavar="NAME", help="Start from a preset; `curriq presets` lists them.")
             add("--config", metavar="RUN.toml", help="Start from a run file, over the preset.")
+            add("--dry-run", action="store_true", help="Check everything and start nothing: `curriq check`.")
+            text = "Then train NAME (uniform, or a preset) with the same settings, and compare the two."
+            add("--against", metavar="NAME", help=text)
         shown = {"settings that most runs change": FIRST}
         lines = (f"  {group:12} {content}" for group, content in GROUPS.items())
         parser.epilog = "\n".join(("more settings, with --help GROUP, or --help-all:", *lines))

@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset
 from curriq import parallel
 from curriq.config import CriticConfig, RunConfig, refuse_unknown, require
 from curriq.data.stream import Unreadable
-from curriq.errors import CurriqError
+from curriq.errors import CurriqError, StreamEnded
 from curriq.lm.held_out import build_probe, build_reward
 from curriq.lm.user_model import (
     Example,
@@ -43,7 +43,7 @@ from curriq.rng import Generators
 from curriq.select.base import NoCritic
 from curriq.select.soft_q import SoftQ, build_weighting
 from curriq.select.static import LOOK_AHEAD, RULES, DsirScore, ScoredStream
-from curriq.select.stream_filter import StreamEnded, build_filter, filtered
+from curriq.select.stream_filter import build_filter, filtered
 from curriq.softq.critic import TDCritic
 from curriq.softq.equations import sample_action
 from curriq.state import Saved, State

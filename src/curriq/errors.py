@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read, and one that becomes it."""
+"""The one exception a user is meant to read, a kind of it, and one that becomes it."""
+
+from collections.abc import Sequence
 
 
 class CurriqError(ValueError):
@@ -6,7 +8,29 @@ class CurriqError(ValueError):
 
     The message names the value, the rule it breaks, and how to fix it. The command line prints it
     alone, without a traceback, and exits with status 2.
+
+    Several mistakes that were found together are one error, with a line for each.
     """
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong, one message per mistake."""
+        return tuple(map(str, self.args)) if len(self.args) > 1 else (super().__str__(),)
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+    @classmethod
+    def together(cls, errors: "Sequence[CurriqError]") -> "CurriqError":
+        """One error with the mistakes of several, each once, in their order."""
+        return cls(*dict.fromkeys(fault for error in errors for fault in error.faults))
+
+
+class StreamEnded(CurriqError):
+    """A stream that ends, as one of the user's own may, has no window left."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream has no window left: lower --steps, or let it begin again at its end.")
 
 
 class Diverged(ArithmeticError):

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from curriq.config import EMBEDDED_SOURCES, RunConfig, SourceConfig, flat_settings, refuse_unknown, to_dict
+from curriq.config import (
+    EMBEDDED_SOURCES,
+    SIZES,
+    RunConfig,
+    SourceConfig,
+    field_owners,
+    flat_settings,
+    refuse_unknown,
+    to_dict,
+)
 
 
 def default() -> RunConfig:
@@ -83,6 +92,7 @@ def small() -> RunConfig:
         vocab_size=1024,
         validation_set_size=192,
         test_set_size=384,
+        held_out_sizes="fit",
         eval_every=20,
         checkpoint_every=200,
         micro_batch=32,
@@ -105,6 +115,7 @@ def paper() -> RunConfig:
         reward_set_size=2048,
         validation_set_size=512,
         test_set_size=1024,
+        held_out_sizes="fit",
         model="gpt2",
         lm_lr=5e-5,
         lr_schedule="constant",
@@ -204,6 +215,7 @@ def smoke() -> RunConfig:
         reward_set_size=16,
         validation_set_size=8,
         test_set_size=8,
+        held_out_sizes="fit",
         reward_windows=4,
         eval_every=6,
         checkpoint_every=6,
@@ -261,7 +273,32 @@ def preset(name: str) -> RunConfig:
     return PRESETS[name]()
 
 
+_LOOP_RULE = (
+    *("proposer", "max_read_ratio", "train_on", "train_subset_size", "reward", "reward_windows"),
+    *("reward_every", "q_warmup_steps", "reset_theta", "alternating_period"),
+)
+"""Settings of the loop that belong to a selection rule, and the proposer; without one that searches, the
+others of the search have no effect."""
+_RULE_SECTIONS = ("critic", "select")
+
+
+def is_rule(name: str) -> bool:
+    """Whether a setting belongs to the rule by which windows are selected, and not to the data, the model,
+    the sizes of a run or its log. A reference model is a resource, which several rules may share."""
+    in_section = field_owners()[name] in _RULE_SECTIONS and name != "reference_model"
+    return in_section or name in _LOOP_RULE
+
+
+def rule_settings(name: str) -> dict[str, Any]:
+    """The settings of an arm that is a preset: all of its rule, also those at their defaults, so that nothing
+    of another rule remains; of the others those in which the preset differs from the defaults."""
+    chosen = flat_settings(to_dict(preset(name)))
+    return {setting: chosen[setting] for setting in chosen if is_rule(setting)} | own_settings(name)
+
+
 def own_settings(name: str) -> dict[str, Any]:
     """The settings in which a preset differs from the defaults: flat name → plain value, for `override`."""
     chosen, defaults = flat_settings(to_dict(preset(name))), flat_settings(to_dict(RunConfig()))
-    return {setting: value for setting, value in chosen.items() if value != defaults[setting]}
+    own = {setting: value for setting, value in chosen.items() if value != defaults[setting]}
+    # Sizes alone would be meant exactly.
+    return own | {"held_out_sizes": chosen["held_out_sizes"]} if own.keys() & set(SIZES) else own

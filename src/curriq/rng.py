@@ -6,8 +6,10 @@ many numbers their selectors or critics draw, because each purpose has its own g
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -26,16 +28,18 @@ class Generators:
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
 
-    def __call__(self, purpose: str) -> torch.Generator:
+    def __call__(self, purpose: str) -> "torch.Generator":
+        import torch  # here, so that data can be checked before torch is loaded
+
         if purpose not in self._generators:
             generator = torch.Generator(device="cpu")
             generator.manual_seed(derive_seed(self.seed, purpose))
             self._generators[purpose] = generator
         return self._generators[purpose]
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> "dict[str, torch.Tensor]":
         return {purpose: g.get_state() for purpose, g in self._generators.items()}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: "dict[str, torch.Tensor]") -> None:
         for purpose, generator_state in state.items():
             self(purpose).set_state(generator_state)

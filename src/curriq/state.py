@@ -1,13 +1,20 @@
 """Checkpoint state of the parts of a run."""
 
 from collections import deque
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 
 State = dict[str, Any]
 """Plain containers, numbers, strings and tensors only, so that `torch.load(weights_only=True)` reads it."""
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint must hold for a bitwise resume."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
 
 
 class Saved:
@@ -37,6 +44,8 @@ class Saved:
 
 
 def _captured(value: Any) -> Any:
+    import torch  # here, so that data can be checked before torch is loaded
+
     if isinstance(value, torch.Generator):
         return value.get_state()
     if hasattr(value, "state_dict"):
@@ -51,6 +60,8 @@ def _captured(value: Any) -> Any:
 
 
 def _restored(current: Any, saved: Any) -> Any:
+    import torch
+
     if isinstance(current, torch.Generator):
         current.set_state(saved)
         return current

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curriq.state import State
+from curriq.state import State, Stateful
 
 Metrics = dict[str, float]
 """Metric name to value; every name is documented in `docs/metrics.md`."""
@@ -232,6 +232,8 @@ class Offer:
             target-like it is, and `prior`, the probability in [0, 1] with which π₀ accepts it.
         sampled: how a stream filter sampled them; None where none did.
         rejected: the windows that a stream filter read and rejected; None where there is no filter.
+        ingested: source of each window that a buffer took from the stream for this step; None without a
+            buffer, where the windows judged are those that were read.
         queries: what they were retrieved with; None where nothing was searched.
         cost: what it took to propose them.
         epoch: times that the most often repeated source has run out; None where there is no stream.
@@ -243,6 +245,7 @@ class Offer:
     known: Mapping[str, Float[Tensor, "n"]] = field(default_factory=dict)
     sampled: Sampled | None = None
     rejected: "Offer | None" = None
+    ingested: Int[Tensor, "r"] | None = None
     queries: Queries | None = None
     cost: Cost = NO_COST
     epoch: int | None = None
@@ -258,8 +261,15 @@ class Offer:
 
     @property
     def judged(self) -> list["Offer"]:
-        """All windows that were read for the step: those offered and, behind a filter, those rejected."""
+        """The windows that the policy chose among: those proposed and, behind a filter, those rejected."""
         return [self] if self.rejected is None else [self, self.rejected]
+
+    @property
+    def sources_read(self) -> Int[Tensor, "r"]:
+        """Source of each window that was read from the stream for the step."""
+        if self.ingested is not None:
+            return self.ingested
+        return torch.cat([part.windows.source for part in self.judged])
 
     def take(self, index: Int[Tensor, "m"] | slice) -> "Offer":
         """The windows at `index`, in that order; what describes the offer as a whole stays."""
@@ -460,12 +470,37 @@ class Score:
     examples: int
 
 
-class Stateful(Protocol):
-    """Anything whose state a checkpoint must hold for a bitwise resume."""
+@dataclass(frozen=True)
+class Reading:
+    """A number that a part of a run shows while the run goes on.
 
-    def state_dict(self) -> State: ...
+    Attributes:
+        label: a word or two.
+        metric: of the log; what a row lacks keeps its last value.
+        form: of the value, for `str.format`.
+        value: what is shown of the metric.
+        per: another metric, where both are totals: the reading is the growth of the first per growth of this
+            one over the last steps.
+    """
 
-    def load_state_dict(self, state: State) -> None: ...
+    label: str
+    metric: str
+    form: str = "{:.3f}"
+    value: Callable[[float], float] = float
+    per: str = ""
+
+
+def readings_of(part: object) -> tuple[Reading, ...]:
+    """What a proposer, a selector or a retriever shows of itself, its attribute `readings`; none without it.
+
+    A part shows what can change in its kind of run and nothing that is constant by construction."""
+    return getattr(part, "readings", ())
+
+
+def status_of(part: object) -> str:
+    """The state that a part says it is in, its method `status`; empty without one."""
+    status: Callable[[], str] | None = getattr(part, "status", None)
+    return "" if status is None else status()
 
 
 @runtime_checkable

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from tests.reports import write_run
 
+from curriq.report.chart import Chart, Section
 from curriq.report.command import build
+from curriq.report.page import render
+from curriq.report.runlog import Detail, load_run_log
 from curriq.report.watch import LivePage, make_server
 
 playwright = pytest.importorskip(
@@ -131,9 +134,9 @@ def test_search_and_follow(opened: Opened):
     assert why.locator(".count").text_content().split()[0] == str(why.locator("article.window").count())
     why.locator("article.window button.to").first.click()
     follow = why.locator(".follow")
-    assert "offered" in follow.text_content()
+    assert "in the log" in follow.text_content()
     assert follow.locator("table").first.locator("tbody tr").count() == int(
-        follow.locator("h5").first.text_content().split("offered ")[1].split()[0]
+        follow.locator("h5").first.text_content().split("in the log ")[1].split()[0]
     )
     why.locator("input.search").fill("no such text anywhere")
     assert why.locator("article.window").count() == 0
@@ -178,7 +181,7 @@ def test_a_query_is_followed_to_its_window_and_back_by_keyboard(opened: Opened):
     assert sum(chances) == pytest.approx(1, abs=0.01)
     queries.get_by_role("button", name="why this window?").focus()
     page.keyboard.press("Enter")
-    assert f"window {window}, offered" in why.text_content()
+    assert f"window {window}, in the log" in why.text_content()
     assert page.evaluate("document.activeElement.closest('#why') !== null")
     assert why.evaluate("node => node.getBoundingClientRect().top") >= 0
     link = why.locator("table button", has_text="query 0").last
@@ -205,6 +208,105 @@ def test_a_chart_is_read_by_keyboard_and_pointer(opened: Opened):
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 50)
     assert "step 59" in page.locator("#chart-validation .readout").text_content()
+
+
+def ticks(page: Any, chart: str) -> list[float]:
+    """The numbers along the x-axis of a chart."""
+    found = page.locator(f"#chart-{chart} svg .tick[text-anchor=middle]").all_text_contents()
+    return [float(text.replace(",", "")) for text in found]
+
+
+def test_a_part_of_the_axis_is_dragged_out_and_the_whole_comes_back(opened: Opened):
+    opened.scroll_through()
+    page = opened.page
+    whole = ticks(page, "preference")
+    button = page.locator("#chart-preference button.whole")
+    assert button.is_hidden()
+    plot = page.locator("#chart-preference .plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 90, steps=4)
+    assert page.locator("#chart-preference .selection").get_attribute("visibility") == "visible"
+    page.mouse.up()
+    part = ticks(page, "preference")
+    assert max(part) - min(part) < 0.5 * (max(whole) - min(whole))
+    page.select_option("#axis", "tokens")  # a part is of one axis
+    assert button.is_hidden()
+    page.select_option("#axis", "step")
+    assert ticks(page, "preference") == whole
+
+
+def test_zoom_by_keyboard(opened: Opened):
+    opened.scroll_through()
+    page = opened.page
+    whole = ticks(page, "preference")
+    page.locator("#chart-preference .plot").focus()
+    for _ in range(2):
+        page.keyboard.press("+")
+    part = ticks(page, "preference")
+    assert max(part) - min(part) < 0.4 * (max(whole) - min(whole))
+    page.keyboard.press("Home")
+    first = float(page.locator("#chart-preference .readout b").text_content().split()[1])
+    assert first >= min(whole) + 10  # what is read lies in the part
+    page.keyboard.press("-")
+    wider = ticks(page, "preference")
+    assert max(wider) - min(wider) > max(part) - min(part)
+    page.keyboard.press("0")
+    assert ticks(page, "preference") == whole
+    page.keyboard.press("+")
+    page.locator("#chart-preference button.whole").click()
+    assert ticks(page, "preference") == whole
+
+
+def test_smoothing_keeps_the_measured_line_behind(opened: Opened):
+    opened.scroll_through()
+    page = opened.page
+
+    def roughness(kind: str) -> float:
+        """Mean change of direction along a line."""
+        path = page.locator(f"#chart-preference path.line{kind}").first.get_attribute("d")
+        y = [float(point.split()[1]) for point in path.replace("M", "L").split("L")[1:]]
+        return sum(abs(a - 2 * b + c) for a, b, c in zip(y, y[1:], y[2:], strict=False)) / len(y)
+
+    measured = roughness("")
+    assert page.locator("#chart-preference path.line.smooth").count() == 0
+    page.locator("#smooth").focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#smooth").get_attribute("aria-valuetext") == "60 %"
+    assert roughness(".raw") == measured
+    assert roughness(".smooth") < 0.2 * measured
+    page.keyboard.press("Home")
+    assert page.locator("#chart-preference path.line.smooth").count() == 0
+
+
+def test_no_label_is_printed_over_another(browser: Any, tmp_path: Path):
+    """Stages that lie near to each other, and a reference line at the top of the picture."""
+    run = load_run_log(write_run(tmp_path, steps=60), "run", Detail(topics=0))
+    (line,) = run.metric_line("train/loss", "loss")
+    steps = (3, 5, 8, 9, 30, 55, 57, 58, 59)
+    marks = [({"step": float(step)}, f"stage {i + 2}") for i, step in enumerate(steps)]
+    chart = Chart("stages", "Stages", "nats", [line], levels=[(6.0, "as offered")], marks=marks)
+    path = tmp_path / "report.html"
+    path.write_text(render("t", [Section("one", "One", "answer", [chart])], [], ""), encoding="utf-8")
+    for width in (360, 1280):
+        opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})
+        opened.scroll_through()
+        labels = opened.page.locator("#chart-stages .mark-label, #chart-stages .level-label").all()
+        boxes = [label.bounding_box() for label in labels]
+        assert len(boxes) >= 8
+        plot = opened.page.locator("#chart-stages svg").first.bounding_box()
+        for i, a in enumerate(boxes):
+            assert plot["x"] <= a["x"]
+            assert a["x"] + a["width"] <= plot["x"] + plot["width"]
+            for b in boxes[:i]:
+                apart_x = a["x"] >= b["x"] + b["width"] or b["x"] >= a["x"] + a["width"]
+                # A box has the height of the font's tallest letters, some pixels more than these have.
+                assert apart_x or abs(a["y"] - b["y"]) >= 12
+        assert opened.errors == []
+        opened.page.close()
 
 
 def test_a_line_can_be_hidden(opened: Opened):
@@ -303,6 +405,10 @@ def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
             page = opened.page
             page.select_option("#axis", "tokens")
             page.locator("#axis").blur()
+            page.locator("#chart-validation .plot").focus()
+            page.keyboard.press("End")
+            page.keyboard.press("+")
+            part = ticks(page, "validation")
             page.locator("#ran .answer", has_text="10 of 10").wait_for()
             log = tmp_path / "metrics.jsonl"
             last = log.read_text().splitlines()[-1]
@@ -310,6 +416,7 @@ def test_the_live_page_refreshes_in_place(browser: Any, tmp_path: Path):
                 file.write(last.replace('"step": 9', '"step": 10') + "\n")
             page.locator("#ran .answer", has_text="11 of 10").wait_for()
             assert page.locator("#axis").input_value() == "tokens"
+            assert ticks(page, "validation") == part
             assert "live" in page.locator("#live").text_content()
             assert opened.errors == []
             page.close()

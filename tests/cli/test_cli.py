@@ -13,7 +13,7 @@ import pytest
 from tests.runs import assert_same_run, tiny
 
 import curriq
-from curriq.cli import FIRST, GROUPS, describe, main, parse_run_config
+from curriq.cli import FIRST, GROUPS, TRAIN_OPTIONS, describe, main, parse_run_config
 from curriq.config import EMBEDDED_SOURCES, SourceConfig, field_owners, flag, format_source, load_toml
 from curriq.presets import PRESETS, preset
 from curriq.runlog.read import read_metrics, read_summary
@@ -82,7 +82,7 @@ class TestHelp:
         assert main(["train", "--help"]) == 0
         text = capsys.readouterr().out
         shown = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
-        assert shown == ["--preset", "--config", *map(flag, FIRST)]
+        assert shown == ["--preset", "--config", *TRAIN_OPTIONS, *map(flag, FIRST)]
         for group, content in GROUPS.items():
             assert re.search(rf"^  {group} +{re.escape(content)}$", text, flags=re.MULTILINE)
         assert max(map(len, text.splitlines())) <= 140
@@ -185,7 +185,7 @@ class TestTrain:
         for place in ("runs/soft-q-0/metrics.jsonl", "runs/soft-q-0/checkpoints/step-00000012/lm"):
             assert place in out
             assert (tmp_path / place).exists()
-        for reading in ("step 12/12", "loss", "reward", "entropy", "effective batch", "windows/s", "left"):
+        for reading in ("step 12/12", "loss", "reward", "policy spread", "tokens/s", "left"):
             assert reading in err
 
     def test_ctrl_c_saves_and_the_printed_command_goes_on(self, tmp_path):
@@ -198,7 +198,9 @@ class TestTrain:
         assert "Traceback" not in err
         done = read_summary(tmp_path / "run")["steps"]
         assert done >= 3
-        assert "go on with  curriq resume run" in out
+        assert f"interrupted at step {done} of 2000: resume with `curriq resume run`" in out
+        assert "too early for a verdict" in out.lower()
+        assert "selected nothing" not in out
         process = start("resume", "run", "--steps", str(done + 2), folder=tmp_path)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
@@ -265,7 +267,7 @@ class TestRefused:
         [
             (["--bta", "1"], ["'--bta'", "Did you mean '--beta'?", "--help-all"]),
             (["--no-tensorboard", "extra"], ["unknown argument 'extra'", "--help-all"]),
-            (["--beta"], ["--beta", "expected one argument", "--help-all"]),
+            (["--beta"], ["--beta", "has no value", "--help-all"]),
             (["--steps", "many"], ["--steps = 'many'", "valid integer"]),
             (["--beta", "low"], ["--beta = 'low'", "valid number"]),
             (["--selector", "softq"], ["unknown --selector 'softq'", "Did you mean 'soft-q'?"]),
@@ -369,7 +371,9 @@ def copied(finished, tmp_path) -> Path:
 class TestResume:
     @pytest.mark.parametrize("arguments", [[], ["--steps", "8"]])
     def test_no_folder(self, arguments, capsys):
-        assert "write curriq resume RUN" in refused(capsys, "resume", *arguments)
+        assert "RUN is missing: folder of the run, as in curriq resume" in refused(
+            capsys, "resume", *arguments
+        )
 
     def test_help_shows_the_settings_of_the_run(self, finished, capsys):
         assert main(["resume", str(finished), "--help"]) == 0

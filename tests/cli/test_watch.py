@@ -66,8 +66,8 @@ def test_bad_calls_are_refused(tmp_path, capsys, served):
     folder, port = served
     for arguments, said in (
         ([str(tmp_path / "none")], "is no folder"),
-        ([str(folder), "--every", "0"], "--every 0"),
-        ([str(folder), "--port", "70000"], "--port 70000"),
+        ([str(folder), "--every", "0"], "--every = 0"),
+        ([str(folder), "--port", "70000"], "--port = 70000"),
         ([str(folder), "--port", str(port)], "cannot be opened"),
     ):
         assert main(["watch", *arguments]) == 2

@@ -33,7 +33,7 @@ GPT2 = "random:gpt2:hidden_size=32,num_hidden_layers=2,num_attention_heads=2"
 EXPLORATION = {"policy/entropy", "policy/beta", "policy/effective_batch_size", "policy/kl_from_uniform"}
 Q_DYNAMICS = {"critic/q_mean", "critic/q_std", "critic/soft_value", "critic/td_loss", "critic/td_target"}
 CREDIT = {"critic/recovered_scale", "critic/effect_correlation", "policy/action"}
-TOPIC = {"topic/selected", "topic/offered", "topic/best_q", "topic/action"}
+TOPIC = {"topic/selected", "topic/forwarded", "topic/best_q", "topic/action"}
 SECTION_43 = EXPLORATION | Q_DYNAMICS | CREDIT | TOPIC
 Q_GAIN = {"langevin/annealed_q_gain", "langevin/soft_q_gain", "langevin/hard_q_gain", "langevin/hard_q_best"}
 BASELINE = {"langevin/random_q", "langevin/random_soft_q"}
@@ -177,10 +177,10 @@ def test_topic_similarity_follows_from_the_windows_table(either):
     weights = by_step(table, "weight")
     for k in range(0, STEPS, 2):
         similarity = encoder.encode([texts[w] for w in ids[steps == k].tolist()]) @ centre
-        assert rows[k]["topic/offered"] == pytest.approx(similarity.mean(), abs=1e-4)
+        assert rows[k]["topic/forwarded"] == pytest.approx(similarity.mean(), abs=1e-4)
         assert rows[k]["topic/selected"] == pytest.approx(weights[k] @ similarity, abs=1e-4)
         assert rows[k]["topic/action"] == pytest.approx(similarity[int(rows[k]["policy/action"])], abs=1e-4)
-        assert "topic/offered" not in rows[k + 1]
+        assert "topic/forwarded" not in rows[k + 1]
 
 
 def test_the_search_follows_from_the_queries_table(langevin):

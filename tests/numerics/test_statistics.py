@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from curriq.evaluate import statistics
 from curriq.evaluate.statistics import (
+    ALPHA,
     FEWEST_SEEDS,
     TAIL_MARGIN,
     Ratio,
+    SignFlips,
+    TwoWay,
     WindowChanges,
-    bootstrap_interval,
     first_crossing,
+    interval,
     mean_height,
     ratio_to_target,
     seeds_needed,
     sign_flip_p,
     summarise_differences,
     summarise_ratios,
-    two_level_interval,
-    two_level_means,
 )
 
 
@@ -82,15 +82,16 @@ class TestRatio:
         assert ratio_to_target(x, y + 1, x, y).value == pytest.approx(4.0 / 2.5)
 
     def test_summary_is_geometric(self):
-        summary = summarise_ratios([Ratio(0.5, False), Ratio(2.0, False)])
+        """Six seeds: only equal signs are rejected, so the interval goes from the least to the greatest."""
+        summary = summarise_ratios([Ratio(value, False) for value in (0.5, 2.0, 1.0, 1.0, 0.8, 1.25)])
         assert summary.mean == pytest.approx(1.0)
         assert (summary.low, summary.high) == pytest.approx((0.5, 2.0))
-        assert (summary.censored, summary.seeds) == (0, 2)
+        assert (summary.censored, summary.seeds) == (0, 6)
 
     def test_summary_with_a_censored_seed_is_a_bound(self):
-        summary = summarise_ratios([Ratio(0.5, False), Ratio(2.0, True)])
+        summary = summarise_ratios([Ratio(0.5, False)] * 5 + [Ratio(2.0, True)])
         assert summary.censored == 1
-        assert summary.mean == pytest.approx(1.0)
+        assert summary.mean == pytest.approx(2 ** (-4 / 6))
         assert summary.low == pytest.approx(0.5)
         assert summary.high is None
 
@@ -116,28 +117,60 @@ class TestMeanHeight:
         assert mean_height(np.array([4.0]), np.array([2.5])) == 2.5
 
 
-class TestBootstrap:
-    def test_one_value_has_no_interval(self):
-        assert bootstrap_interval(np.array([0.3])) == (None, None)
+class TestInterval:
+    """By inversion of the sign-flip test."""
+
+    @pytest.mark.parametrize("n", [6, 7, 9])
+    def test_holds_exactly_the_values_that_the_test_does_not_reject(self, n: int):
+        """Against p(μ) by enumeration of the definition, on either side of both ends."""
+        differences = np.random.default_rng(n).normal(0.4, 1.0, size=n)
+        low, high = interval(differences)
+        for end, inside in ((low, +1e-6), (high, -1e-6)):
+            assert enumerated_p(differences - end - inside) >= ALPHA
+            assert enumerated_p(differences - end + inside) < ALPHA
+        for mean in np.linspace(low, high, 7):
+            assert enumerated_p(differences - mean) >= ALPHA - 1e-12
+
+    def test_of_six_goes_from_the_least_to_the_greatest(self):
+        """Only six equal signs are rejected: 2/64 < 0.05 ≤ 4/64."""
+        assert interval(np.array([0.3, -0.1, 0.9, 0.2, 0.4, 0.5])) == pytest.approx((-0.1, 0.9))
+
+    @pytest.mark.parametrize("n", [6, 8, 12, 16, 24])
+    def test_leaves_out_zero_exactly_when_p_is_below_alpha(self, n: int):
+        rng = np.random.default_rng(n)
+        rejected = 0
+        for _ in range(60):
+            differences = rng.normal(rng.uniform(-1.2, 1.2), 1.0, size=n).round(1)  # with ties and zeros
+            low, high = interval(differences)
+            assert (low > 0 or high < 0) == (sign_flip_p(differences) < ALPHA)
+            rejected += low > 0 or high < 0
+        assert 5 < rejected < 55
+
+    @pytest.mark.parametrize(("n", "draw"), [(6, "normal"), (8, "laplace"), (12, "standard_cauchy")])
+    def test_covers_the_truth_as_often_as_it_says(self, n: int, draw: str):
+        """Of any symmetric distribution: exactly 1 − ⌈0.05·2ⁿ − 1⌉/2ⁿ (even counts), simulated 3,000 times;
+        the percentile bootstrap covers 87 % at n = 6."""
+        rng = np.random.default_rng(0)
+        samples = getattr(rng, draw)(size=(3000, n)) + 0.7
+        covered = np.mean([low <= 0.7 <= high for low, high in map(interval, samples)])
+        patterns = 2**n
+        most_rejected = max(k for k in range(0, patterns, 2) if k / patterns < ALPHA)
+        assert 1 - most_rejected / patterns >= 0.95
+        assert covered == pytest.approx(1 - most_rejected / patterns, abs=0.012)
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_fewer_than_six_have_none(self, n: int):
+        assert interval(-np.arange(1.0, n + 1)) == (None, None)
+        assert SignFlips.of(-np.arange(1.0, n + 1)).interval == (None, None)
 
     def test_equal_values_give_that_value(self):
-        assert bootstrap_interval(np.full(4, -0.2)) == (-0.2, -0.2)
+        assert interval(np.full(7, -0.2)) == pytest.approx((-0.2, -0.2))
 
-    def test_is_repeatable(self):
-        values = np.random.default_rng(1).normal(size=8)
-        assert bootstrap_interval(values) == bootstrap_interval(values)
-
-    def test_of_two_values_spans_them(self):
-        """A mean of two draws is the lower value with probability 1/4, far above 2.5 %."""
-        assert bootstrap_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
-
-    def test_covers_the_truth_about_as_often_as_it_says(self):
-        """At n = 30 the percentile interval of a normal mean covers 93.5 to 95 %; 200 samples are within
-        ±5 points of that."""
-        rng = np.random.default_rng(0)
-        intervals = [bootstrap_interval(rng.normal(0.7, 2.0, size=30)) for _ in range(200)]
-        covered = np.mean([low <= 0.7 <= high for low, high in intervals])
-        assert 0.89 <= covered <= 0.99
+    def test_many_values_agree_with_students_t(self):
+        values = np.random.default_rng(4).normal(0.7, 2.0, size=40)
+        expected = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+        assert interval(values) == pytest.approx(expected, abs=0.06)
+        assert interval(values) == interval(values)
 
 
 def changes_of(*rows: list[float], tokens: list[int] | None = None, shared: bool = False):
@@ -152,95 +185,64 @@ def changes_of(*rows: list[float], tokens: list[int] | None = None, shared: bool
     ]
 
 
-def enumerated(seeds: list[WindowChanges], *, shared: bool):
-    """Every resample of seeds and windows that two-level resampling can draw, each as likely."""
-    n, w = len(seeds), len(seeds[0].changes)
-    draws = list(itertools.product(range(w), repeat=w))
+class TestTwoWay:
+    """Seeds that share one test set."""
 
-    def mean(seed: int, drawn: tuple[int, ...]) -> float:
-        weights = [seeds[seed].tokens[i] for i in drawn]
-        return sum(weights[k] * seeds[seed].changes[i] for k, i in enumerate(drawn)) / sum(weights)
+    def test_by_hand(self):
+        """Means of the seeds 1 and 3, of the windows 0, 2 and 4: var 2/2 and 4/3."""
+        found = TwoWay.of(changes_of([-1, 1, 3], [1, 3, 5], shared=True))
+        assert found.mean == 2
+        assert found.error == pytest.approx(math.sqrt(2 / 2 + 4 / 3))
+        assert found.freedom == pytest.approx((1 + 4 / 3) ** 2 / (1**2 / 1 + (4 / 3) ** 2 / 2))
+        assert found.interval == pytest.approx(stats.t.interval(0.95, found.freedom, 2, found.error))
+        assert found.p == pytest.approx(2 * stats.t.sf(2 / found.error, found.freedom))
 
-    return [
-        np.mean([mean(seed, drawn) for seed, drawn in zip(picked, of_each, strict=True)])
-        for picked in itertools.product(range(n), repeat=n)
-        for of_each in ([[d] * n for d in draws] if shared else itertools.product(draws, repeat=n))
-    ]
+    def test_windows_weigh_by_their_learnt_tokens(self):
+        found = TwoWay.of(changes_of([0.0, 4.0], [1.0, 5.0], tokens=[3, 1], shared=True))
+        assert found.mean == pytest.approx(1.5)
+        idle = TwoWay.of(changes_of([0.0, 4.0, 99.0], [1.0, 5.0, -99.0], tokens=[3, 1, 0], shared=True))
+        assert (idle.mean, idle.error) == pytest.approx((found.mean, found.error))
 
-
-class TestTwoLevels:
-    @pytest.mark.parametrize("shared", [False, True])
-    @pytest.mark.parametrize("tokens", [None, [1, 2, 5]])
-    def test_equals_the_enumeration_of_all_resamples(self, shared: bool, tokens: list[int] | None):
-        seeds = changes_of([0.1, -0.4, 0.9], [1.0, 0.3, 0.35], tokens=tokens, shared=shared)
-        drawn = two_level_means(seeds, 60_000, np.random.default_rng(0))
-        expected = enumerated(seeds, shared=shared)
-        assert stats.ks_2samp(drawn, expected).statistic < 0.01
-        assert drawn.mean() == pytest.approx(np.mean(expected), abs=0.005)
-        assert drawn.std() == pytest.approx(np.std(expected), rel=0.02)
-
-    def test_variance_in_closed_form(self):
-        """(v + mean_s(v_s / w_s)) / n with separate test sets of different sizes; the interval is normal."""
-        rng = np.random.default_rng(1)
-        sizes = (100, 200, 150, 80, 120, 90, 110, 70, 60, 140, 130, 160)
-        seeds = changes_of(*(rng.normal(rng.normal(-0.1, 0.04), 0.5, size=w).tolist() for w in sizes))
-        means = [seed.changes.mean() for seed in seeds]
-        within = [seed.changes.var() / len(seed.changes) for seed in seeds]
-        sd = math.sqrt((np.var(means) + np.mean(within)) / len(seeds))
-        assert two_level_means(seeds, 40_000, rng).std() == pytest.approx(sd, rel=0.02)
-        expected = (np.mean(means) - 1.96 * sd, np.mean(means) + 1.96 * sd)
-        assert two_level_interval(seeds) == pytest.approx(expected, abs=0.05 * sd)
-
-    def test_the_text_of_one_test_set_does_not_average_out_over_seeds(self):
+    def test_the_text_does_not_average_out_over_seeds(self):
         """Where all seeds find the same changes, what is left is the text's share, sd/√w."""
-        row = np.random.default_rng(2).normal(0.0, 0.5, size=200).tolist()
-        assert bootstrap_interval(np.full(6, np.mean(row))) == pytest.approx((np.mean(row),) * 2)
-        low, high = two_level_interval(changes_of(*[row] * 6, shared=True))
-        assert high - low == pytest.approx(2 * 1.96 * np.std(row) / math.sqrt(200), rel=0.05)
-        low, high = two_level_interval(changes_of(*[row] * 6))
-        assert high - low == pytest.approx(2 * 1.96 * np.std(row) / math.sqrt(6 * 200), rel=0.05)
+        row = np.random.default_rng(2).normal(0.0, 0.5, size=200)
+        found = TwoWay.of(changes_of(*[row.tolist()] * 6, shared=True))
+        assert found.error == pytest.approx(stats.sem(row))
+        assert found.freedom == pytest.approx(199)
+        assert interval(np.full(6, row.mean())) == pytest.approx((row.mean(),) * 2)
 
-    @pytest.mark.parametrize("shared", [False, True])
-    def test_covers_the_truth_where_the_interval_over_seeds_does_not(self, shared: bool, monkeypatch):
-        """Six seeds (sd 0.02) of 128 windows (sd 0.3), with test sets of their own and with one for all."""
-        monkeypatch.setattr(statistics, "RESAMPLES", 499)
-        rng, samples = np.random.default_rng(0), 120
+    def test_equal_changes_have_no_scatter(self):
+        for value, p in ((0.25, 0.0), (0.0, 1.0)):
+            found = TwoWay.of(changes_of(*[[value, value]] * 6, shared=True))
+            assert found.interval == (value, value)
+            assert found.p == p
+
+    def test_covers_the_truth_where_the_interval_over_seeds_does_not(self):
+        """Six seeds (sd 0.02) of 128 windows (sd 0.3) of one test set, and 0.1 of each in each."""
+        rng, samples = np.random.default_rng(0), 800
         covered = np.zeros(2)
         for _ in range(samples):
-            text = rng.normal(0, 0.3, size=(1 if shared else 6, 128))
+            text = rng.normal(0, 0.3, size=(1, 128))
             rows = rng.normal(0, 0.02, size=(6, 1)) + text + rng.normal(0, 0.1, size=(6, 128))
-            intervals = (
-                bootstrap_interval(rows.mean(axis=1)),
-                two_level_interval(changes_of(*rows.tolist(), shared=shared)),
-            )
-            covered += [low <= 0 <= high for low, high in intervals]
-        over_seeds, with_text = covered / samples
-        assert with_text >= 0.9
-        assert over_seeds <= (0.6 if shared else 0.92)
+            both = TwoWay.of(changes_of(*rows.tolist(), shared=True))
+            ends = (both.interval, interval(rows.mean(axis=1)))
+            covered += [low <= 0 <= high for low, high in ends]
+            assert (both.interval[0] > 0 or both.interval[1] < 0) == (both.p < ALPHA)
+        two_way, over_seeds = covered / samples
+        assert two_way >= 0.94
+        assert over_seeds <= 0.65
 
-    def test_one_seed_has_no_interval_and_equal_changes_have_that_one(self):
-        assert two_level_interval(changes_of([0.1, 0.2])) == (None, None)
-        assert two_level_interval(changes_of([0.25, 0.25], [0.25, 0.25])) == (0.25, 0.25)
-
-    def test_many_windows_are_resampled_in_parts(self):
-        """More numbers than are drawn at once; the variance is that of the whole."""
-        rng = np.random.default_rng(3)
-        seeds = changes_of(*(rng.normal(size=30_000).tolist() for _ in range(3)))
-        drawn = two_level_means(seeds, 400, rng)
-        means = [s.changes.mean() for s in seeds]
-        assert len(drawn) == 400
-        assert drawn.std() == pytest.approx(math.sqrt((np.var(means) + 1 / 30_000) / 3), rel=0.15)
-
-    def test_the_verdict_needs_the_wider_interval(self):
+    def test_the_verdict_takes_it_where_the_test_set_is_shared(self):
         """Over seeds a gain of 1 % is excluded; over other windows it is not."""
         arm = 5 + np.array([-0.01, 0.012, 0.003, -0.008, 0.01, -0.004])
-        assert summarise_differences(arm, np.full(6, 5.0)).verdict == "no gain"
         noisy = np.random.default_rng(0).normal(0, 2, size=64)
         rows = [(noisy - noisy.mean() + d - 5).tolist() for d in arm]
-        summary = summarise_differences(arm, np.full(6, 5.0), changes_of(*rows, shared=True))
-        assert summary.low_with_text < -summary.margin < summary.low
-        assert summary.high_with_text > summary.high
-        assert summary.verdict == "undetermined"
+        own = summarise_differences(arm, np.full(6, 5.0), changes_of(*rows))
+        assert (own.test, own.verdict) == ("sign-flip", "no gain")
+        shared = summarise_differences(arm, np.full(6, 5.0), changes_of(*rows, shared=True))
+        assert shared.low < -shared.margin < own.low
+        assert shared.high > own.high
+        assert (shared.test, shared.verdict) == ("two-way", "undetermined")
 
     def test_the_tail_counts_windows_that_are_worse_by_more_than_the_margin(self):
         (seed,) = changes_of([TAIL_MARGIN + 1e-9, TAIL_MARGIN - 1e-9, 5.0, -3.0, 9.0], tokens=[1, 9, 2, 3, 0])
@@ -251,9 +253,7 @@ class TestSignFlip:
     @pytest.mark.parametrize("n", [2, 3, 5, 8])
     def test_equals_enumeration(self, n: int):
         differences = np.random.default_rng(n).normal(0.4, 1.0, size=n)
-        flips = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in signs_of(n)]
-        expected = np.mean([abs(flip) >= abs(differences.sum()) - 1e-12 for flip in flips])
-        assert sign_flip_p(differences) == pytest.approx(expected)
+        assert sign_flip_p(differences) == pytest.approx(enumerated_p(differences))
 
     @pytest.mark.parametrize(("n", "p"), [(5, 0.0625), (6, 0.03125)])
     def test_smallest_p(self, n: int, p: float):
@@ -277,8 +277,10 @@ class TestSignFlip:
         assert sign_flip_p(differences) == pytest.approx(expected, abs=0.02)
 
 
-def signs_of(n: int):
-    return itertools.product((-1, 1), repeat=n)
+def enumerated_p(differences: np.ndarray) -> float:
+    """By the definition: the share of sign patterns with |Σ σ_i d_i| ≥ |Σ d_i|."""
+    patterns = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
+    return float(np.mean(np.abs(patterns @ differences) >= abs(differences.sum()) - 1e-12))
 
 
 class TestVerdict:
@@ -309,12 +311,19 @@ class TestVerdict:
         assert summary.verdict == "no gain"
         assert summary.more_seeds == 0
 
-    def test_small_but_hardly_chance_is_undetermined(self):
-        """The interval leaves out 0 and every gain that matters, but p = 0.0625: one more seed decides."""
+    def test_one_seed_against_five_keeps_zero_in_the_interval(self):
+        """p = 0.0625, so a gain is not shown, and no gain that matters is left in the interval."""
         summary = self.judge(-0.03, -0.02, -0.031, -0.025, -0.028, 0.019)
         assert summary.p == pytest.approx(0.0625)
-        assert -summary.margin < summary.low < summary.high < 0
-        assert (summary.verdict, summary.more_seeds) == ("undetermined", 1)
+        assert (summary.low, summary.high) == pytest.approx((-0.031, 0.019))
+        assert summary.verdict == "no gain"
+
+    def test_an_interval_never_contradicts_p_and_verdict(self):
+        rng = np.random.default_rng(5)
+        for _ in range(200):
+            summary = self.judge(*rng.normal(rng.uniform(-0.1, 0.1), 0.05, size=rng.integers(6, 10)))
+            excludes = summary.low > 0 or summary.high < 0
+            assert excludes == (summary.p < ALPHA) == (summary.verdict in ("gain", "worse"))
 
     def test_an_arm_equal_to_the_baseline_brings_no_gain(self):
         summary = self.judge(*np.zeros(6))

@@ -1,5 +1,7 @@
 """Costs are values that add up: over the readings of a step, over its parts, and over the steps of a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.helpers import finished_step, random_offer, tiny_lm
@@ -93,6 +95,31 @@ def test_rejected_windows_were_offered_too():
     shares = [v for k, v in meter().measure(step(NO_COST, n=1, rejected=7), 1.0).items() if "offered" in k]
     sources = torch.cat([random_offer(1).windows.source, random_offer(7, seed=1).windows.source])
     assert shares == pytest.approx((torch.bincount(sources, minlength=3) / 8).tolist())
+
+
+def test_what_a_buffer_read_was_offered_whenever_it_is_retrieved():
+    """Five windows of b and one of c fill the buffer, one of a follows; others are retrieved."""
+    counting = meter()
+    shares = []
+    for ingested in ([1, 1, 1, 1, 1, 2], [0], []):
+        plain = step(Cost(windows_read=len(ingested)))
+        offer = replace(plain.offer, ingested=torch.tensor(ingested, dtype=torch.long))
+        row = counting.measure(replace(plain, offer=offer), 1.0)
+        shares.append([row.get(f"select/offered_share/{name}") for name in "abc"])
+    assert shares == [[0, 5 / 6, 1 / 6], [1, 0, 0], [None] * 3]
+    assert counting.shares()["read"] == pytest.approx({"a": 1 / 7, "b": 5 / 7, "c": 1 / 7})
+
+
+def test_shares_of_a_run_are_of_windows_and_not_means_over_steps():
+    """A filter that reads 8 windows in one step and 2 in another has read 10."""
+    counting, sources = meter(), []
+    for rejected in (6, 0):
+        sources.append(random_offer(2).windows.source)
+        if rejected:
+            sources.append(random_offer(rejected, seed=1).windows.source)
+        counting.measure(step(NO_COST, n=2, rejected=rejected), 1.0)
+    expected = torch.bincount(torch.cat(sources), minlength=3) / 10
+    assert list(counting.shares()["read"].values()) == pytest.approx(expected.tolist())
 
 
 def test_a_resumed_meter_counts_on():

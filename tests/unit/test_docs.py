@@ -3,17 +3,18 @@
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from curriq.cli import COMMANDS, main, parse_run_config
+from curriq.cli import COMMANDS, TRAIN_OPTIONS, main, own_options, parse_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
-TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXT = {page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 POINTER = re.compile(r"`([\w/]+\.py)(?:: ([\w.]+(?:, [\w.]+)*))?`")
 
 
@@ -33,9 +34,24 @@ WITH_COMMANDS = [name for name in TEXT if commands(name)]
 
 def test_every_page_is_in_the_navigation():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    named = [page for entry in settings["nav"] for page in entry.values()]
-    assert sorted(named) == [page.name for page in PAGES]
+    named = list(_pages(settings["nav"]))
+    assert sorted(named) == sorted(TEXT)
     assert settings["strict"] is True
+
+
+def test_the_search_needs_no_server():
+    """The index is built as a script too, and what runs it on a page from a disk is in the repository."""
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert {"search", "offline"} <= {name for name in settings["plugins"] if isinstance(name, str)}
+    (script,) = settings["extra"]["polyfills"]
+    assert "IFrameWorker" in (DOCS / script).read_text(encoding="utf-8")
+    assert "iframe-worker" in script  # by this the plugin sees that it need not take one from a server
+
+
+def _pages(nav: list[dict]) -> Iterator[str]:
+    for entry in nav:
+        for page in entry.values():
+            yield from _pages(page) if isinstance(page, list) else [page]
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
@@ -55,7 +71,7 @@ def test_commands_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.
     for command, *arguments in commands(name):
         assert command in COMMANDS
         if command == "train":
-            parse_run_config(arguments)
+            parse_run_config(own_options(arguments, TRAIN_OPTIONS)[1])
         for argument in arguments:
             for place in re.findall(r"^(?:examples|experiments)/[^:]+", argument):
                 assert (ROOT / place).exists(), place

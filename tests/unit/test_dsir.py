@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from curriq.select.static import FOLDS, PRIOR, DsirScore, StaticScore
+from curriq.data.ngrams import FOLDS
+from curriq.select.static import PRIOR, DsirScore, StaticScore
 from curriq.types import IGNORED, Windows
 
 V, T = 12, 12

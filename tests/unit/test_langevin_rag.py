@@ -20,7 +20,7 @@ from curriq.runlog.read import read_metrics, read_queries
 from curriq.runlog.writers import Entry, Parts, QueryLog
 from curriq.train.record import log_entry
 from curriq.train.run import prepare, train
-from curriq.types import NO_COST, Cost, Offer, Queries, Windows
+from curriq.types import Cost, Offer, Queries, Windows
 
 LANGEVIN: dict[str, Any] = {"proposer": "langevin"} | RAG
 
@@ -229,6 +229,43 @@ def test_every_window_that_goes_into_the_buffer_is_counted(ahead: bool, tmp_path
     assert [row["x/windows_read"] for row in rows] == [size, size + 8, size + 16]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_offered_is_what_left_the_stream(ahead: bool, tmp_path) -> None:
+    """Counted at the stream itself: every window that it gave out and did not take back, by source."""
+    given: dict[int, int] = {}
+
+    class Counted:
+        def __init__(self, stream) -> None:
+            self._stream = stream
+
+        def read(self, n: int) -> Offer:
+            offer = self._stream.read(n)
+            for source in offer.windows.source.tolist():
+                given[source] = given.get(source, 0) + 1
+            return offer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    settings = {"steps": 3, "proposer": "random-queries", "encoder": "hashing", "query_tokens": 5}
+    buffer = {"buffer_size": FILL_BATCH + 44, "ingest": 8, "encode_ahead": ahead, "run_dir": str(tmp_path)}
+    run = prepare(tiny(**settings, **buffer))
+    fresh = run.session.components.proposer.fresh
+    fresh.stream = Unreadable(Counted(fresh.stream._stream))
+    summary = run.session.train().summary
+    ahead_of_the_last = 8 if ahead else 0  # read, encoded and unread again
+    assert (
+        sum(given.values())
+        == summary["windows_read"] + ahead_of_the_last
+        == FILL_BATCH + 60 + ahead_of_the_last
+    )
+    if not ahead:
+        shares = {run.corpus.source_names[source]: n / sum(given.values()) for source, n in given.items()}
+        assert {name: share for name, share in summary["offered_share"].items() if share} == pytest.approx(
+            shares
+        )
+
+
 def test_warm_up_draws_from_the_buffer_and_does_not_search(tmp_path) -> None:
     rag = proposer(tmp_path, proposer="langevin", q_warmup_steps=2)
     offers = [rag.propose(step) for step in range(3)]
@@ -254,7 +291,7 @@ def test_a_buffer_that_runs_dry_says_what_to_raise(tmp_path) -> None:
     rag = proposer(tmp_path, proposer="uniform-buffer", buffer_size=8, ingest=1)
     assert len(rag.propose(0)) == 8
     assert len(rag.propose(1)) == 1
-    rag._ingest = lambda step: (NO_COST, None)
+    rag._ingest = lambda step: []
     with pytest.raises(CurriqError, match=r"step 2: every window.*--ingest.*--buffer-size"):
         rag.propose(2)
 

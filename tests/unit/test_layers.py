@@ -21,8 +21,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
 METHODS = ("select", "langevin")
 """Rooms whose content only the builders of runs name."""
 CONCRETE = ("data", "lm", "softq", *METHODS)
-"""Rooms whose classes only `train/build.py` puts together."""
-BUILDERS = {"train.build", "langevin.build", "curriculum"}
+"""Rooms whose classes only `train/build.py` puts together, and `curate/build.py` to score with them."""
+BUILDERS = {"train.build", "langevin.build", "curriculum", "curate.build"}
 RECORDS = {"Corpus", "Context", "Method"}
 """What builders are given and return: frozen, and known to all that call one."""
 LOOP_MAY_IMPORT = {"types", "state", "softq.equations"}

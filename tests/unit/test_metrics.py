@@ -275,6 +275,7 @@ class TestCandidateLog:
             ("q", "float"),
             ("effect", "float"),
             ("accept_prob", "float"),
+            ("static_score", "float"),
         ]
         assert table.to_pydict() == {
             "step": [5, 5, 5, 5],
@@ -287,6 +288,7 @@ class TestCandidateLog:
             "q": [None, -6.0, None, -8.0],
             "effect": [None, None, None, 0.25],  # of the first trained window, which is row 3
             "accept_prob": [None, None, None, None],
+            "static_score": [None, None, None, None],
         }
 
     def test_what_was_rejected_follows_with_its_probability_and_no_weight(self, tmp_path):
@@ -299,6 +301,7 @@ class TestCandidateLog:
                         ids=torch.arange(2) + 10 * number,
                         source=torch.full((2,), number),
                     ),
+                    known={"static_score": torch.tensor([1.5, -0.5]) + number},
                     sampled=Sampled(
                         accept_prob=torch.tensor([0.5, 0.25], dtype=torch.float64) / (1 + number),
                     ),
@@ -318,6 +321,7 @@ class TestCandidateLog:
         assert rows["weight"] == [0.5, 0.5, 0, 0]
         assert rows["loss"] == [4.0, 5.0, None, None]
         assert rows["accept_prob"] == [0.5, 0.25, 0.25, 0.125]
+        assert rows["static_score"] == [1.5, -0.5, 2.5, 0.5]
 
     def test_effects_stand_at_the_windows_that_were_probed_the_rejected_ones_included(self, tmp_path):
         """Of four proposed windows two are trained on, rows 3 and 1 of the proposal; three were rejected."""

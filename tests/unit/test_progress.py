@@ -3,12 +3,19 @@
 import io
 import itertools
 import logging
+import math
 
 import pytest
+import torch
 from rich.console import Console
 
+from curriq.langevin.retrieval import SEARCHED
+from curriq.select.base import POLICY_SPREAD, RandomK, Uniform, UniformUntil
+from curriq.select.loss import ByLoss
+from curriq.select.stream_filter import FilteredStream
 from curriq.terminal import console as make_console
-from curriq.train.progress import ESTIMATE_SECONDS, Bar, Display, Lines, make_progress, readings
+from curriq.train.progress import ESTIMATE_SECONDS, RECENT, Bar, Display, Lines, make_progress
+from curriq.types import Reading, readings_of, status_of
 
 
 class Clock:
@@ -32,11 +39,17 @@ def row(step: int) -> dict[str, float]:
         "step": step,
         "train/loss": 3.14159,
         "reward": -2.71828,
-        "policy/entropy": 2.5,
-        "policy/effective_batch_size": 12.3,
-        "policy/effective_batch_fraction": 0.385,
-        "time/windows_per_second": 1234.5,
+        "policy/entropy": 3.4657,  # as in every filtered run: a number that no part shows
+        "policy/kl_from_uniform": math.log(2),
+        "x/windows_proposed": 32 * (step + 1),
+        "x/windows_read": 128 * (step + 1),
+        "x/tokens": 2048 * (step + 1),
+        "x/seconds": 0.5 * (step + 1),
     }
+
+
+ACCEPTED = FilteredStream.readings
+SPREAD = (Reading("reward", "reward"), POLICY_SPREAD)
 
 
 class TestTimeLeft:
@@ -80,26 +93,54 @@ class TestTimeLeft:
 
 
 class TestReadings:
+    def values(self, readings, rows, start: int = 0) -> dict[str, str]:
+        display = Display(console(), 1000, start, readings=readings)
+        for each in rows:
+            display.update(each)
+        return display.values
+
     def test_formats(self):
-        assert readings(row(0)) == {
+        assert self.values((*SPREAD, *ACCEPTED), [row(0)]) == {
             "loss": "3.142",
             "reward": "−2.718",
-            "entropy": "2.50",
-            "effective batch": "12.3 (38%)",
-            "windows/s": "1,234",
+            "policy spread": "50%",
+            "accepted": "25%",
+            "tokens/s": "4,096",
         }
 
     def test_absent_numbers_are_not_shown(self):
-        assert readings({"step": 0, "validation/loss": 4.0}) == {"validation": "4.000"}
+        assert self.values((), [{"step": 0, "validation/loss": 4.0}]) == {"validation": "4.000"}
+
+    def test_a_rate_is_that_of_the_last_steps(self):
+        """All is accepted for 30 steps, one in four afterwards."""
+        rows = [row(step) | {"x/windows_read": 32 * (step + 1)} for step in range(30)]
+        rows += [row(step) | {"x/windows_read": 32 * 30 + 128 * (step - 29)} for step in range(30, 60)]
+        assert self.values(ACCEPTED, rows[:30])["accepted"] == "100%"
+        assert self.values(ACCEPTED, rows)["accepted"] == "25%"
+        half = self.values(ACCEPTED, rows[: 30 + RECENT // 2])["accepted"]
+        assert half == f"{2 / 5:.0%}"  # 2 x windows accepted, x + 4 x read
+
+    def test_after_a_resume_a_rate_needs_two_steps(self):
+        assert "accepted" not in self.values(ACCEPTED, [row(500)], start=500)
+        assert self.values(ACCEPTED, [row(500), row(501)], start=500)["accepted"] == "25%"
+
+    def test_parts_show_what_can_change_in_them(self):
+        generator = torch.Generator()
+        assert readings_of(Uniform()) == readings_of(RandomK(2, generator)) == ()
+        assert readings_of(ByLoss(1.0, 1)) == (POLICY_SPREAD,)
+        assert readings_of(UniformUntil(ByLoss(1.0, 1), 3)) == (POLICY_SPREAD,)
+
+    def test_a_part_of_the_users_own_need_not_say_anything(self):
+        assert (readings_of(object()), status_of(object())) == ((), "")
 
 
 class TestLines:
     def run(self, total: int, seconds_per_step: float, start: int = 0) -> list[str]:
         clock, out = Clock(), console()
-        progress = Lines(out, total, start, clock)
+        progress = Lines(out, total, start, clock, readings=(*SPREAD, *ACCEPTED))
         for step in range(start, total):
             clock.now += seconds_per_step
-            progress.update(row(step))
+            progress.update(row(step), "prior only: confidence 0.0 of 1, 8 probes")
         return text(out).splitlines()
 
     def test_fast_run_has_a_line_for_each_twentieth(self):
@@ -119,8 +160,8 @@ class TestLines:
     def test_content(self):
         first = self.run(40, 30.0)[0]
         assert first == (
-            "step 1/40  loss 3.142  reward −2.718  entropy 2.50  effective batch 12.3 (38%)  "
-            "windows/s 1,234  19:30 left"
+            "step 1/40  loss 3.142  reward −2.718  policy spread 50%  accepted 25%  tokens/s 4,096  "
+            "prior only: confidence 0.0 of 1, 8 probes  19:30 left"
         )
 
     def test_ends_with_the_time_it_took(self):
@@ -128,7 +169,7 @@ class TestLines:
 
     def test_a_number_that_was_not_measured_keeps_its_last_value(self):
         out = console()
-        progress = Lines(out, 2, 0)
+        progress = Lines(out, 2, 0, readings=SPREAD)
         progress.update(row(0) | {"validation/loss": 4.5})
         progress.update(row(1))
         assert text(out).splitlines()[-1].startswith("step 2/2  loss 3.142  validation 4.500  reward")
@@ -150,20 +191,23 @@ class TestModes:
             assert type(display) is kind
 
     @pytest.mark.parametrize("width", [60, 80, 120])
-    def test_bar_fits_the_terminal(self, width):
+    @pytest.mark.parametrize("readings", [SPREAD, ACCEPTED, SEARCHED], ids=["weights", "filter", "langevin"])
+    def test_bar_fits_the_terminal(self, width, readings):
         out = console(terminal=False, width=width)
-        with make_progress("bar", 300, 100, out) as progress:
-            progress.update(row(136) | {"validation/loss": 4.5})
+        searched = {"langevin/tokens_changed": 0.77, "langevin/above_random_sd": -5.0}
+        status = "prior only: confidence 0.0 of 1, 8 probes"
+        with make_progress("bar", 300, 0, out, readings=readings) as progress:
+            progress.update(row(136) | searched | {"validation/loss": 4.5}, status)
         lines = text(out).splitlines()
         assert max(map(len, lines)) <= width
-        assert "step 137/300" in lines[-4]
-        assert "46 %" in lines[-4]
+        assert "step 137/300" in lines[-5]
+        assert "46 %" in lines[-5]
+        assert lines[-1].strip() == status
         if width >= 80:
-            assert lines[-3].split() == [
-                "loss", "validation", "reward", "entropy", "effective", "batch", "windows/s",
-            ]  # fmt: skip
-            assert lines[-2].split() == ["3.142", "4.500", "−2.718", "2.50", "12.3", "(38%)", "1,234"]
-            assert lines[-1].split() == ["▄"] * 6  # the history of a single step
+            labels = ["loss", "validation", *(reading.label for reading in readings), "tokens/s"]
+            assert " ".join(lines[-4].split()) == " ".join(labels)
+            assert all(value != "…" for value in lines[-3].split())
+            assert lines[-2].split() == ["▄"] * len(labels)  # the history of a single step
 
     def test_none_shows_no_numbers(self):
         out = console()

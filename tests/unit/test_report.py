@@ -24,7 +24,7 @@ from curriq.report.chart import Chart, Explorer, Section, Series, block_json, nu
 from curriq.report.command import Report, build
 from curriq.report.data_mix import change_points
 from curriq.report.explore import explorer, query_content, shown_texts
-from curriq.report.figures import save_figures
+from curriq.report.figures import rows_apart, save_figures
 from curriq.report.look import asset
 from curriq.report.page import render
 from curriq.report.runlog import Detail, load_run_log
@@ -41,6 +41,17 @@ from curriq.runlog.read import (
 from curriq.runlog.selection import select
 
 HOSTILE = "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'>\u202egnorw"
+
+
+def test_labels_of_near_marks_stand_in_rows_of_their_own():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        places = [(start, 0.1) for start in sorted(rng.uniform(0, 1, size=8).tolist())]
+        rows = rows_apart(places)
+        for i, j in itertools.combinations(range(8), 2):
+            if rows[i] == rows[j]:
+                assert places[i][0] + 0.1 <= places[j][0]
+    assert rows_apart([(0.0, 0.1), (0.2, 0.1), (0.25, 0.1)]) == [0, 0, 1]
 
 
 class TestColumns:
@@ -304,7 +315,7 @@ class TestReport:
         assert "given twice" in capsys.readouterr().err
         for command in ("report", "watch"):
             assert main([command, str(run), "--topics", "99"]) == 2
-            assert "--topics 99" in capsys.readouterr().err
+            assert "--topics = 99" in capsys.readouterr().err
 
 
 class TestRetrieval:

@@ -19,7 +19,12 @@ def test_rejected_windows_count_as_offered(tmp_path):
     assert learned.answer.startswith(
         "50% of the windows read were accepted, the others rejected. Acceptance gave prose"
     )
-    (sources, topics) = [block for block in learned.blocks if isinstance(block, Table)]
+    sources, topics, kept = (
+        next(block for block in learned.blocks if isinstance(block, Table) and block.title.startswith(title))
+        for title in ("Sources", "Topics", "What it kept")
+    )
+    assert kept.rows[0][0].startswith("loss")
+    assert kept.rows[0][1] == "–"  # a rejected window has none
     assert sources.header[-2:] == ["read", "accepted"]
     read, accepted = (sum(int(row[i].replace(",", "")) for row in sources.rows) for i in (-2, -1))
     assert (read, accepted) == (30 * 16, 30 * 8)

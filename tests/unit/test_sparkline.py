@@ -5,7 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from curriq.select.base import POLICY_SPREAD
 from curriq.train.progress import BARS, Bar, History, sparkline
+from curriq.types import Reading
 
 
 def test_sparkline_by_hand():
@@ -27,13 +29,13 @@ def test_a_history_has_bounded_width_and_keeps_the_order(count: int):
 
 def test_the_bar_shows_sparklines_within_80_columns():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    bar = Bar(console, 50, 0)
+    bar = Bar(console, 50, 0, readings=(Reading("reward", "reward"), POLICY_SPREAD))
     for step in range(50):
-        row = {"step": step, "train/loss": 9.0 - step / 10, "reward": -1.0, "policy/entropy": 2.0}
-        row |= {"validation/loss": 3.0, "time/windows_per_second": 1000.0}
-        bar.update(row | {"policy/effective_batch_size": 8.0, "policy/effective_batch_fraction": 1.0})
+        row = {"step": step, "train/loss": 9.0 - step / 10, "reward": -1.0, "policy/kl_from_uniform": 0.5}
+        row |= {"validation/loss": 3.0, "x/tokens": 512 * (step + 1), "x/seconds": 0.5 * (step + 1)}
+        bar.update(row)
     with console.capture() as captured:
         console.print(bar.frame())
     text = captured.get()
     assert "█▇" in text
-    assert text.count("▄" * 10) == 5
+    assert text.count("▄" * 10) == 4

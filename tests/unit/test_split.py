@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import logging
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from curriq.config import DataConfig, SourceConfig
 from curriq.data.contamination import ContaminationFilter, NearDuplicateIndex, SplitRule, shingles
 from curriq.data.documents import Document, MemorySource
-from curriq.data.split import build_held_out
+from curriq.data.split import LEAST_WINDOWS, build_held_out, fitted_sizes
 from curriq.errors import CurriqError
 from curriq.types import Windows
 
@@ -384,3 +386,56 @@ def test_a_huge_target_is_read_no_further_than_needed(tokenizer):
     source = MemorySource("web", documents, 0)
     build_held_out(source, tokenizer, data_config())
     assert source.state_dict()["position"] < 2000
+
+
+class TestFittedSizes:
+    SIZES: ClassVar = {"reward": 128, "validation": 64, "test": 128}
+
+    def test_what_fits_is_as_asked_for(self):
+        assert fitted_sizes(self.SIZES, {"reward": 200, "validation": 64, "test": 128}) == self.SIZES
+
+    def test_all_shrink_in_one_proportion(self):
+        fitted = fitted_sizes(self.SIZES, {"reward": 120, "validation": 48, "test": 99})
+        assert fitted == {"reward": 96, "validation": 48, "test": 96}
+
+    def test_there_is_a_least(self):
+        available = {"reward": 40, "validation": LEAST_WINDOWS, "test": 40}
+        assert fitted_sizes(self.SIZES, available) == {"reward": 32, "validation": 16, "test": 32}
+        assert fitted_sizes(self.SIZES, available | {"validation": 15}) is None
+
+    def test_sizes_below_the_least_stay_whole(self):
+        assert fitted_sizes({"reward": 8, "validation": 8, "test": 8}, dict.fromkeys(self.SIZES, 7)) is None
+
+    @given(
+        st.lists(st.integers(16, 500), min_size=3, max_size=3),
+        st.lists(st.integers(0, 500), min_size=3, max_size=3),
+    )
+    def test_never_more_than_there_is(self, sizes: list[int], available: list[int]):
+        names = ("reward", "validation", "test")
+        there = dict(zip(names, available, strict=True))
+        fitted = fitted_sizes(dict(zip(names, sizes, strict=True)), there)
+        if fitted is not None:
+            assert all(LEAST_WINDOWS <= fitted[name] <= there[name] for name in names)
+
+    def test_a_small_target_gets_smaller_sets(self, tokenizer, caplog):
+        """The documents of each side are those of the sizes asked for; the log says what was taken."""
+        asked = {"reward_set_size": 128, "validation_set_size": 64, "test_set_size": 128}
+        documents = corpus(documents=150)
+        with caplog.at_level(logging.INFO, "curriq"):
+            sets, contamination = build_held_out(
+                MemorySource("web", documents, 0), tokenizer, data_config(**asked)
+            )
+        lengths = {name: len(getattr(sets, name)) for name in SIZES}
+        assert lengths["validation"] < 64
+        assert lengths["reward"] == lengths["test"]
+        assert abs(lengths["reward"] - 2 * lengths["validation"]) <= 1
+        assert f"reward {lengths['reward']} of 128" in caplog.text
+        rule = SplitRule(0.5, {"reward": 128, "validation": 64, "test": 128})
+        assert [contamination.rule.side(d) for d in documents] == [rule.side(d) for d in documents]
+
+    def test_sizes_that_are_meant_exactly(self, tokenizer):
+        config = data_config(
+            reward_set_size=128, validation_set_size=64, test_set_size=128, held_out_sizes="exact"
+        )
+        with pytest.raises(CurriqError, match="larger than the held-out documents"):
+            build_held_out(MemorySource("web", corpus(documents=150), 0), tokenizer, config)

@@ -33,6 +33,13 @@ class Within:
             rule = f"be {'at least' if with_low else 'greater than'} {low:g}{self.hint}"
         require(inside, f"{flag(name)} = {value}: it must {rule}.")
 
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        """The interval in JSON Schema's words."""
+        low, high = (int(end) if end == int(end) else end for end in self.ends)
+        lower = "minimum" if self.interval[0] == "[" else "exclusiveMinimum"
+        upper = "maximum" if self.interval[-1] == "]" else "exclusiveMaximum"
+        return handler(core) | {lower: low, upper: high}
+
 
 # Every upper bound is far above what is of use, and below what overflows or takes the machine down.
 OVERFLOWS = "greater numbers overflow in float32"
@@ -56,16 +63,24 @@ Pairs = Iterator[tuple[str, str, str]]
 
 
 class Section:
-    """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs."""
+    """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs, and
+    names all that it refuses."""
 
     def __post_init__(self) -> None:
+        errors: list[CurriqError] = []
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for bound in getattr(hint, "__metadata__", ()):
-                bound.check(name, getattr(self, name))
-            require_writable(flag(name), getattr(self, name))
+            try:
+                for bound in getattr(hint, "__metadata__", ()):
+                    bound.check(name, getattr(self, name))
+                require_writable(flag(name), getattr(self, name))
+            except CurriqError as error:
+                errors.append(error)
+        if errors:
+            raise CurriqError.together(errors)
         self.check()
-        for first, second, why in self.illegal_pairs():
-            raise CurriqError(f"{self.spelled(first)} with {self.spelled(second)}: {why}.")
+        pairs = [f"{self.spelled(a)} with {self.spelled(b)}: {why}." for a, b, why in self.illegal_pairs()]
+        if pairs:
+            raise CurriqError(*pairs)
 
     def check(self) -> None:
         """Raise CurriqError for what is neither a bound nor a pair."""

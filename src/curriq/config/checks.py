@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 
+from curriq.config.synonyms import synonym
 from curriq.errors import CurriqError
 
 
@@ -21,7 +22,7 @@ def errors_name(where: object) -> Generator[None]:
     try:
         yield
     except CurriqError as error:
-        raise CurriqError(f"{where}: {error}") from None
+        raise CurriqError(*(f"{where}: {fault}" for fault in error.faults)) from None
 
 
 def require_writable(where: str, value: object) -> None:
@@ -44,11 +45,13 @@ def require_known(setting: str, name: str, built_in: Iterable[str], group: str) 
 def refuse_unknown(
     names: Iterable[str], known: Iterable[str], where: str = "", kind: str = "setting", how: str = ""
 ) -> None:
-    """Raise CurriqError for the first name that is not known, with the nearest known one; `where` is how the
-    error begins, `how` how it ends."""
+    """Raise CurriqError for the first name that is not known, with the nearest known one, or with the one
+    that other programs call so; `where` is how the error begins, `how` how it ends."""
     known = list(known)
     for name in names:
         if name not in known:
+            if kind == "setting" and (hint := other_name(name, known)):
+                raise CurriqError(f"{where}unknown setting {name!r}.{hint}{how}")
             near, every = did_you_mean(name, known), ", ".join(known)
             raise CurriqError(f"{where}unknown {kind} {name!r}.{near} Known: {every}.{how}")
 
@@ -62,6 +65,13 @@ def did_you_mean(name: str, known: Iterable[str], form: str = "{!r}") -> str:
     """A hint to append to an error: the nearest known name as `form` writes it; empty when none is near."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean {form.format(close[0])}?" if close else ""
+
+
+def other_name(name: str, known: Iterable[str]) -> str:
+    """A hint to append to an error: which known setting other programs call by this name, and what it is, or
+    nothing."""
+    found = synonym(name, known)
+    return f" Did you mean {found[0]} ({found[1]})?" if found else ""
 
 
 def missing_extra(user: str, package: str, extra: str, instead: str) -> CurriqError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import re
 import reprlib
@@ -15,7 +16,10 @@ from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
 from curriq.config.bounds import Pairs, Section
 from curriq.config.checks import errors_name, flag, refuse_unknown, require
+from curriq.config.synonyms import MEANINGS, OURS, SOURCE_KEYS, plain
 from curriq.errors import CurriqError
+
+logger = logging.getLogger("curriq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,58 @@ class RunConfig(Section):
         for an unknown name, a value of the wrong type, or one that its component refuses."""
         owners = field_owners()
         changed: dict[str, dict[str, Any]] = {}
-        for name, value in rename_settings(values, self.train.max_read_ratio).items():
+        for name, value in _completed(self, rename_settings(values, self.train.max_read_ratio)).items():
             refuse_unknown([name], owners)
             section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
             section[name] = _source_tables(value) if name == "sources" else value
             if name == "model" and isinstance(value, str):
                 section[name] = _expanded(name, value)
-        # `dataclasses.replace` alone would not check the types.
-        made = {name: validated(type(getattr(self, name)), s, flag) for name, s in changed.items()}
+        made, errors = dict[str, Any](), list[CurriqError]()
+        for name, settings in changed.items():
+            try:  # `dataclasses.replace` alone would not check the types
+                made[name] = validated(type(getattr(self, name)), settings, flag)
+            except CurriqError as error:
+                errors.append(error)
+        if errors:
+            raise CurriqError.together(errors)
         return dataclasses.replace(self, **made)
+
+
+SIZES = ("reward_set_size", "validation_set_size", "test_set_size")
+"""Sizes of the held-out sets."""
+
+
+def _completed(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with those that follow from them: sizes of held-out sets that somebody has set are meant
+    exactly, and sources without the target of `base` have another one.
+
+    Raises:
+        CurriqError: of several sources none is named as the target.
+    """
+    if "held_out_sizes" not in values and any(name in values for name in SIZES):
+        values["held_out_sizes"] = "exact"
+    if "sources" in values and "target" not in values:
+        values["sources"] = _source_tables(values["sources"])
+        names = [_name_of(source) for source in values["sources"]]
+        if len(names) == 1 and names[0] != base.data.target:
+            values["target"] = names[0]
+            _tell(f"--target is not given: it is {names[0]!r}, the only source.")
+        elif names and base.data.target not in names:
+            raise CurriqError(
+                f"--target is missing: name the source whose text the model should get better at, one of "
+                f"{names}."
+            )
+    return values
+
+
+@functools.cache
+def _tell(notice: str) -> None:
+    """Log a notice, once per process."""
+    logger.info(notice)
+
+
+def _name_of(source: Any) -> str:
+    return str(source.get("name", "")) if isinstance(source, dict) else source.name
 
 
 @functools.cache
@@ -203,22 +250,26 @@ def _sharded(config: RunConfig) -> Pairs:
 
 
 def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -> Any:
-    """A dataclass from plain values, which may be strings; CurriqError for the first that is missing, of the
-    wrong type or refused by the dataclass, with its field named as `spell` writes it."""
+    """A dataclass from plain values, which may be strings; CurriqError for all that are missing, of the wrong
+    type or refused by the dataclass, with their fields named as `spell` writes them."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, CurriqError):
-            raise CurriqError(str(cause)) from None
-        name = ".".join((spell(str(first["loc"][0])), *map(str, first["loc"][1:])))
-        value = reprlib.repr(first["input"])  # it may be a text of megabytes
-        if first["type"] == "missing":
-            raise CurriqError(f"{name} is missing in {value}.") from None
-        raise CurriqError(f"{name} = {value}: {first['msg']}.") from None
+        raise CurriqError.together([_refused(one, spell) for one in error.errors()]) from None
+
+
+def _refused(error: Any, spell: Callable[[str], str]) -> CurriqError:
+    """One of pydantic's errors in our words."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, CurriqError):
+        return cause
+    name = ".".join((spell(str(error["loc"][0])), *map(str, error["loc"][1:])))
+    value = reprlib.repr(error["input"])  # it may be a text of megabytes
+    if error["type"] == "missing":
+        return CurriqError(f"{name} is missing in {value}.")
+    return CurriqError(f"{name} = {value}: {error['msg']}.")
 
 
 def _source_tables(sources: Any) -> list[Any]:
@@ -232,7 +283,11 @@ def _source_tables(sources: Any) -> list[Any]:
 
 def _source_table(table: dict[str, Any]) -> dict[str, Any]:
     table = rename_source_keys(table)
-    refuse_unknown(table, sections.SourceConfig.__dataclass_fields__, kind="source key")
+    known = sections.SourceConfig.__dataclass_fields__
+    for name in table:
+        if name not in known and (ours := SOURCE_KEYS.get(plain(name))):
+            raise CurriqError(f"unknown source key {name!r}. Did you mean {ours!r}?")
+    refuse_unknown(table, known, kind="source key")
     if isinstance(path := table.get("path"), str):
         table["path"] = _expanded("path", path)
     return table
@@ -254,22 +309,41 @@ def _expanded(setting: str, text: str) -> str:
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", expand, text)
 
 
+def source_table(source: sections.SourceConfig) -> dict[str, Any]:
+    """A source as a table of a run file, without what is at its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(source)}
+    return {key: value for key, value in vars(source).items() if value != defaults[key]}
+
+
 def format_source(source: sections.SourceConfig) -> str:
     """A source as one word of key=value pairs, without what is at its default; the command line reads it."""
-    defaults = {field.name: field.default for field in dataclasses.fields(source)}
-    return ",".join(f"{key}={value}" for key, value in vars(source).items() if value != defaults[key])
+    return ",".join(f"{key}={value}" for key, value in source_table(source).items())
 
 
 def flat_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Flat name → plain value, from nested plain values; CurriqError for an unknown section or key."""
+    _refuse_misplaced([name for name in values if name not in RunConfig.__dataclass_fields__], "")
     refuse_unknown(values, RunConfig.__dataclass_fields__)
     flat: dict[str, Any] = {}
     for section, settings in values.items():
         require(isinstance(settings, dict), f"[{section}] must be a table of settings, not {settings!r}.")
         own = [name for name, owner in field_owners().items() if owner == section]
+        _refuse_misplaced([name for name in settings if name not in own], f"[{section}] ")
         refuse_unknown([name for name in settings if name not in FORMER], own, f"[{section}] ")
         flat |= settings
     return flat
+
+
+def _refuse_misplaced(names: list[str], where: str) -> None:
+    """Raise CurriqError for the first name that is a setting of another section, or another program's name of
+    one; `where` is how the error begins."""
+    owners = field_owners()
+    for name in names:
+        if name in owners:
+            raise CurriqError(f"{where}{name} is a setting of [{owners[name]}]: write it there.")
+        if ours := OURS.get(plain(name)):
+            what = f"{ours} of [{owners[ours]}] ({MEANINGS[ours]})"
+            raise CurriqError(f"{where}unknown setting {name!r}. Did you mean {what}?")
 
 
 def from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:

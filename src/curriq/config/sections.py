@@ -52,7 +52,7 @@ class SourceConfig:
     """`embedded:prose`, `embedded:code`, a local file, folder or glob (.txt .jsonl .json .csv .parquet
     .arrow, also .gz and .zst), or `hub:NAME[:CONFIG]` for a hub data set. `${NAME}` stands for an environment
     variable, `${NAME:-DEFAULT}` for one with a default."""
-    weight: float = 1.0
+    weight: Annotated[float, Within("[0, 1e9]")] = 1.0
     """Relative share of the stream's windows; 0 keeps the source out of the stream (a pure target)."""
     text_field: str = "text"
     """Column of the text, or of the messages of a chat."""
@@ -108,8 +108,9 @@ class DataConfig(Section):
     """Source to get better at: its held-out documents are the reward, validation and test sets."""
     window: Annotated[int, Within("[2, 1e6]", above=IN_MEMORY)] = 128
     """Tokens per window (T)."""
-    shuffle_buffer: Stock = 1024
-    """Windows in the shuffle buffer; 1 keeps the order of the sources."""
+    shuffle_buffer: Stock = 8192
+    """Windows in the shuffle buffer; 1 keeps the order of the sources. Behind a filter only a part of it is
+    trained on, so that a small one makes every batch of windows of a few documents."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
     split_seed: Seed = 0
@@ -121,6 +122,10 @@ class DataConfig(Section):
     """Windows of the validation set."""
     test_set_size: Size = 128
     """Windows of the test set."""
+    held_out_sizes: Literal["fit", "exact"] = "fit"
+    """`fit`: where the target cannot fill the three held-out sets, all of them shrink in proportion, to 16
+    windows each at the least, and the run says so. `exact`: that is an error. A size that you set yourself
+    means `exact`, unless you set this too."""
     near_duplicate_threshold: Fraction = 0.6
     """Jaccard similarity of shingles (5 words; 4 or 5 characters of scripts without spaces) from which two
     documents stay on one side of the held-out split; 1 compares exact copies only."""

@@ -146,6 +146,12 @@ def target_of(data: DataConfig) -> SourceConfig:
     return next(source for source in data.sources if source.name == data.target)
 
 
+def _sizes(held_out: HeldOutSets) -> str:
+    """`reward=128 validation=64 test=128`."""
+    sets = ("reward", "validation", "test")
+    return " ".join(f"{name}={len(getattr(held_out, name))}" for name in sets)
+
+
 def data_fingerprint(
     config: RunConfig,
     tokenizer: "transformers.PreTrainedTokenizerBase",
@@ -172,7 +178,7 @@ def data_fingerprint(
         "target": f"{data.target} {target.fingerprint()}",
         "weights": " ".join(f"{source.name}={source.weight}" for source in data.sources),
         "tokenizer": short_hash(*cut, *marks),
-        "held_out_sizes": " ".join(f"{name}={n}" for name, n in SplitRule.from_config(data).sizes.items()),
+        "held_out_sizes": _sizes(held_out),
         "split_seed": str(data.split_seed),
         "topic": topic if data.topic_coherent else "none",
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.

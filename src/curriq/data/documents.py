@@ -10,7 +10,7 @@ import numpy as np
 
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
-from curriq.types import State, Stateful
+from curriq.state import State, Stateful
 
 Message = dict[str, Any]
 """One turn of a conversation: its `role`, its `content`, and whatever else a chat template reads."""

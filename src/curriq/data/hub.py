@@ -58,6 +58,13 @@ def hub() -> Generator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
+def why_unreachable() -> str:
+    """What keeps the hub from being asked; empty where it answers."""
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _why_unreachable(constants.ENDPOINT)
+
+
 @functools.cache
 def _why_unreachable(endpoint: str) -> str:
     """What keeps the hub from answering; empty where it answers."""

@@ -296,7 +296,7 @@ def _read_parquet(path: Path, config: SourceConfig, start: int) -> Iterator[Row]
 
 
 def _read_arrow(path: Path, config: SourceConfig, start: int) -> Iterator[Row]:
-    schema, batches = _open_arrow(path)
+    schema, batches = open_arrow(path)
     columns = _columns(schema, config)
     yield from _rows((batch.select(columns) if columns else batch for batch in batches), start)
 
@@ -309,7 +309,7 @@ def _rows(batches: Iterator[Any], start: int) -> Iterator[Row]:
         start = max(0, start - batch.num_rows)
 
 
-def _open_arrow(path: Path) -> tuple[Any, Iterator[Any]]:
+def open_arrow(path: Path) -> tuple[Any, Iterator[Any]]:
     """Schema and batches of an Arrow file in either of the two IPC formats."""
     import pyarrow
 
@@ -351,7 +351,7 @@ def _check_parquet(path: Path, config: SourceConfig) -> None:
 
 
 def _check_arrow(path: Path, config: SourceConfig) -> None:
-    schema, _ = _open_arrow(path)
+    schema, _ = open_arrow(path)
     _columns(schema, config)
 
 

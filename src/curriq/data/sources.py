@@ -9,20 +9,19 @@ import abc
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curriq.config import SourceConfig, did_you_mean
-from curriq.data.chat import read_conversation, render_plain
-from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash, shorten, valid_text
+from curriq.data.columns import document_of
+from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash
 from curriq.data.embedded import KINDS, corpus_version, embedded_documents
-from curriq.data.files import find_files
+from curriq.data.files import extension_of, find_files
 from curriq.data.hub import hub, is_hub_name
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.errors import CurriqError
-from curriq.types import State
+from curriq.state import State
 
 if TYPE_CHECKING:
     import datasets
@@ -68,6 +67,10 @@ def log_files(config: SourceConfig) -> None:
         _log.info(f"source {config.name!r} {find_files(config).summary()}.")
 
 
+class NoText(CurriqError):
+    """An epoch has ended without a document."""
+
+
 class StreamedSource(abc.ABC):
     """Documents of a streamed data set, in its own order; each epoch is one pass.
 
@@ -106,7 +109,7 @@ class StreamedSource(abc.ABC):
         while True:
             try:
                 row = self._next_row()
-                document = None if row is None else self._document(row)
+                document = None if row is None else document_of(row, self._config)
             except BadRow as error:
                 self._skip(error)
                 continue
@@ -136,7 +139,7 @@ class StreamedSource(abc.ABC):
         where = f"source {self.name!r} ({self._config.path})"
         skipped = f", and {self.skipped} rows were skipped" if self.skipped else ""
         if self._count == 0:
-            raise CurriqError(
+            raise NoText(
                 f"{where} holds no document with text: every text is empty{skipped}. Give it a file with "
                 "text, or leave the source out."
             )
@@ -154,48 +157,6 @@ class StreamedSource(abc.ABC):
             raise
         except Exception as error:
             raise self._explain(error) from error
-
-    def _document(self, row: Row) -> Document | None:
-        """The row as a document; None when its text is empty."""
-        field = self._config.text_field
-        value = _column(row, field, "text_field", "text")
-        messages = read_conversation(value)
-        text = value if messages is None else render_plain(messages)
-        if not isinstance(text, str):
-            raise BadRow(
-                f"column {field!r} holds {shorten(value)} ({type(value).__name__}), neither a text nor a "
-                'conversation, a list of {"role": …, "content": …}. Name the column of the text with '
-                f"text_field=COLUMN; columns: {', '.join(row)}."
-            )
-        difficulty = self._difficulty(row)
-        if not text or text.isspace():
-            return None
-        return Document(valid_text(text).strip("\n"), difficulty=difficulty, messages=messages)
-
-    def _difficulty(self, row: Row) -> float:
-        field = self._config.difficulty_field
-        value = _column(row, field, "difficulty_field", "difficulty") if field else None
-        if value is None or value == "":
-            return math.nan
-        try:
-            number = math.inf if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.inf
-        if math.isinf(number):
-            raise BadRow(
-                f"column {field!r} holds {shorten(value)}; a difficulty must be a number (higher is harder). "
-                "Name a numeric column, or leave difficulty_field out."
-            )
-        return number
-
-
-def _column(row: Row, column: str, setting: str, meaning: str) -> Any:
-    if column not in row:
-        raise BadRow(
-            f"there is no column {column!r} for the {meaning}. Columns: {', '.join(row)}. Name "
-            f"one of them with {setting}=COLUMN."
-        )
-    return row[column]
 
 
 def describe(error: Exception) -> str:
@@ -257,13 +218,17 @@ class LocalSource(StreamedSource):
         return f"{self._format.unit} {self._row} of {self._files.paths[self._file]}"
 
     def _explain(self, error: Exception) -> CurriqError:
-        path, problem = self._files.paths[self._file], str(error)
-        if not isinstance(error, BadRow):
-            problem = f"{describe(error)}. Check that the file is complete and matches its extension."
-        return CurriqError(
-            f"source {self.name!r}: {path} cannot be read as {self._format.name} after {self._format.unit} "
-            f"{self._row}: {problem}"
-        )
+        return unreadable(self._config, self._files.paths[self._file], self._row, error)
+
+
+def unreadable(config: SourceConfig, path: Path, row: int, error: Exception) -> CurriqError:
+    """The error for the user of a local file that cannot be read on after so many rows."""
+    form, problem = FORMATS[extension_of(path)], str(error)
+    if not isinstance(error, BadRow):
+        problem = f"{describe(error)}. Check that the file is complete and matches its extension."
+    return CurriqError(
+        f"source {config.name!r}: {path} cannot be read as {form.name} after {form.unit} {row}: {problem}"
+    )
 
 
 class HubSource(StreamedSource):

@@ -8,6 +8,7 @@ replacement with probability ∝ exp(cosine/temperature) is the top k of the log
 et al. 2019, "Stochastic Beams and Where to Find Them"), and the top k of each share is such a draw from it.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -31,12 +32,17 @@ from curriq.types import Windows
 if TYPE_CHECKING:
     import transformers
 
+log = logging.getLogger("curriq")
+
 _BATCH_DOCUMENTS = 256
 
 DOCUMENTS = 256
 """Documents that a held-out set is spread over, where there are as many. Windows of a few long documents
 would represent these documents and not the target: what is learnt for them need not help its others."""
 
+
+LEAST_WINDOWS = 16
+"""Windows that a fitted held-out set has at least: the mean loss of fewer says little."""
 
 MIXED_DOCUMENTS = 4096
 """Held-out documents that are read before any is chosen, so that the sets are spread over the source."""
@@ -70,14 +76,16 @@ def build_held_out(
     """The three held-out sets, from one epoch of the target or from its beginning until they are full.
 
     A set is drawn evenly from at least `DOCUMENTS` documents, or from one per window where it has fewer
-    windows, or from all that the epoch holds for it.
+    windows, or from all that the epoch holds for it. Where the target cannot fill all three, they are
+    smaller, see `fitted_sizes`.
 
     Args:
         source: the target at the beginning of an epoch.
         encoder: embeds windows for topic-coherent sets; `config.topic_encoder` when None.
 
     Raises:
-        CurriqError: the held-out documents do not fill the sets.
+        CurriqError: the held-out documents do not fill the sets, and `config.held_out_sizes` is "exact", or
+            they would be too small.
     """
     contamination = ContaminationFilter(SplitRule.from_config(config), config.near_duplicate_threshold)
     sizes = contamination.rule.sizes
@@ -86,17 +94,11 @@ def build_held_out(
         total = sum(sizes.values())
         wanted = {name: max(size, config.topic_pool_size * size // total) for name, size in sizes.items()}
     full = _fill_pools(source, tokenizer, config.window, wanted, contamination)
-    pools = {name: _thinned(pool, wanted[name]) for name, pool in full.items()}
-    reference = full["reward"]
     contamination.freeze()
-    if any(len(pools[name]) < size for name, size in sizes.items()):
-        sets = ", ".join(f"{name} {size} (available {len(pools[name])})" for name, size in sizes.items())
-        raise CurriqError(
-            f"the held-out sets are larger than the held-out documents of the target {source.name!r}, in "
-            f"windows of {config.window} tokens: {sets}. Lower --reward-set-size, --validation-set-size or "
-            f"--test-set-size, raise --held-out-share = {config.held_out_share}, shorten --window, or give "
-            "the target more text."
-        )
+    sizes = _taken(source.name, config, sizes, {name: len(pool) for name, pool in full.items()})
+    drawn_from = wanted if config.topic_coherent else sizes
+    pools = {name: _thinned(full[name], drawn_from[name]) for name in sizes}
+    reference = full["reward"]
     if config.topic_coherent:
         encoder = encoder or load_encoder(config.topic_encoder)
         embeddings = {
@@ -138,6 +140,42 @@ def _fill_pools(
                 documents_of[side] += 1
                 pools[side] += packers[side].add(ids, document.difficulty, learnt, document.number)
     return pools
+
+
+def fitted_sizes(
+    sizes: Mapping[HeldOutName, int], available: Mapping[HeldOutName, int]
+) -> dict[HeldOutName, int] | None:
+    """The sizes, shrunk in one proportion until every set is available; None where one would have fewer than
+    `LEAST_WINDOWS` windows, or fewer than asked for where that is less."""
+    share = min(1.0, *(available[name] / size for name, size in sizes.items()))
+    fitted = {name: min(available[name], round(size * share)) for name, size in sizes.items()}
+    enough = all(fitted[name] >= min(LEAST_WINDOWS, size) for name, size in sizes.items())
+    return fitted if enough else None
+
+
+def _taken(
+    name: str, config: DataConfig, sizes: Mapping[HeldOutName, int], available: Mapping[HeldOutName, int]
+) -> Mapping[HeldOutName, int]:
+    """The sizes as asked for, or fitted to what the target `name` holds, which the log then says."""
+    if all(available[side] >= size for side, size in sizes.items()):
+        return sizes
+    fit = config.held_out_sizes == "fit"
+    fitted = fitted_sizes(sizes, available) if fit else None
+    if fitted is not None:
+        shown = ", ".join(f"{side} {fitted[side]} of {size}" for side, size in sizes.items())
+        log.info(
+            f"the held-out sets are fitted to what the target {name!r} can spare, in windows of "
+            f"{config.window} tokens: {shown}. A larger --held-out-share or a shorter --window gives more."
+        )
+        return fitted
+    shown = ", ".join(f"{side} {size} (available {available[side]})" for side, size in sizes.items())
+    least = f" (each needs at least {LEAST_WINDOWS})" if fit else ""
+    raise CurriqError(
+        f"the held-out sets are larger than the held-out documents of the target {name!r}, in windows of "
+        f"{config.window} tokens: {shown}{least}. Lower --reward-set-size, --validation-set-size or "
+        f"--test-set-size, raise --held-out-share = {config.held_out_share}, shorten --window, or give the "
+        "target more text."
+    )
 
 
 def _thinned(pool: list[Window], wanted: int) -> list[Window]:

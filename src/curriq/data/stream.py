@@ -381,6 +381,11 @@ class Unreadable(Saved):
         self._look_ahead = look_ahead
         self._unread: Offer | None = None
 
+    @property
+    def inner(self) -> WindowSource:
+        """The stream itself."""
+        return self._stream
+
     def read(self, n: int) -> Offer:
         """At most n windows: those that were unread, or else the stream's. What looking ahead took is in the
         cost of the first ones."""

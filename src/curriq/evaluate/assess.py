@@ -23,10 +23,15 @@ COPIED = (
     *(*SPENT, "data_fingerprint", "weight_share"),
 )
 """Fields of a run's summary that the comparison repeats."""
+COPIED_LATER = ("initial_validation_loss",)
+"""Those that runs of earlier versions lack."""
 WITH_SEED = ("seed",)
 """Entries of a run's data fingerprint that its training seed decides."""
 UNIFORM = "uniform"
 """Selector that is meant to weigh all windows alike."""
+HARDLY = 0.01
+"""Share of the windows read up to which rejecting them is no selection: a filter that accepts all still holds
+the first one or two of the next step."""
 EVEN = 1 - 1e-6
 """Effective batch fraction from which weights count as equal; the weights are in float32."""
 
@@ -90,6 +95,7 @@ def _measure(run: PlannedRun, error: str | None) -> Json:
         "never_selected": not _meant_to_be_uniform(run) and never_selected(rows),
         "curve": curve,
     }
+    found |= {name: summary[name] for name in COPIED_LATER if name in summary}
     return result | {name: summary[name] for name in COPIED} | found
 
 
@@ -99,8 +105,10 @@ def _meant_to_be_uniform(run: PlannedRun) -> bool:
 
 
 def never_selected(rows: list[dict[str, float]]) -> bool:
-    """Whether a run with these rows rejected no window, and weighed all windows of every step alike."""
-    return rows[-1]["x/windows_read"] == rows[-1]["x/windows_proposed"] and all(
+    """Whether a run with these rows rejected no window, or hardly any, and weighed all windows of every step
+    alike."""
+    read, proposed = rows[-1]["x/windows_read"], rows[-1]["x/windows_proposed"]
+    return read - proposed <= HARDLY * read and all(
         row["policy/effective_batch_fraction"] > EVEN for row in rows
     )
 
@@ -158,16 +166,16 @@ def _notes(
         count, have = ("1 run", "has") if len(lacking) == 1 else (f"{len(lacking)} runs", "have")
         yield (
             f"{count} of an earlier version {have} no test_losses.parquet ({', '.join(lacking)}): where an "
-            "arm or the baseline lacks one, the interval is over seeds alone and the tail not known. Remove "
-            "their folders to run them again."
+            "arm or the baseline lacks one, the tail is not known, and with one test set for all seeds "
+            "interval and p hold for this test set alone. Remove their folders to run them again."
         )
     for stream, arm in product(plan.streams, plan.arms):
         finished = [run for run in _planned(plan, stream, arm) if measured[run.name]["finished"]]
         idle = [run.seed for run in finished if measured[run.name]["never_selected"]]
         if idle:
             yield (
-                f"{arm} on {stream} never selected: with {_seeds(idle, finished)} it rejected no window and "
-                "weighed all alike in every step, so its change there is no effect of a selection."
+                f"{arm} on {stream} never selected: with {_seeds(idle, finished)} it rejected hardly any "
+                "window and weighed all alike in every step, so its change there is no effect of a selection."
             )
 
 
@@ -191,7 +199,7 @@ def _assess_arm(runs: list[Json], baseline: list[Json], windows: dict[int, Windo
         changes = None if windows is None else list(windows.values())
         difference = asdict(statistics.summarise_differences(*paired("test_loss"), changes))
         areas = np.subtract(*paired("area"))
-        low, high = statistics.bootstrap_interval(areas)
+        low, high = statistics.interval(areas)
         area_difference = {"mean": float(areas.mean()), "low": low, "high": high}
     finished = [run for run in runs if run["finished"]]
     losses, heights = ([run[name] for run in finished] for name in ("test_loss", "area"))
@@ -212,7 +220,7 @@ def _tail(windows: dict[int, WindowChanges]) -> Json:
     """Share of the test windows that end clearly worse than under the baseline, mean over seeds."""
     by_seed = {str(seed): changes.share_worse for seed, changes in windows.items()}
     shares = np.array(list(by_seed.values()))
-    low, high = statistics.bootstrap_interval(shares)
+    low, high = statistics.interval(shares)
     return {"mean": float(shares.mean()), "low": low, "high": high, "by_seed": by_seed}
 
 

@@ -1,9 +1,7 @@
 """`curriq compare`: runs the unfinished of arms × seeds × streams in several processes with one live display,
 and compares all of them. An interrupt lets the processes save before they stop."""
 
-import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from curriq import terminal
 from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
-from curriq.runlog.read import explained, read_summary
+from curriq.parser import Parser
+from curriq.runlog.read import explained, read_summary, steps_logged
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
-HARMLESS = ("threads", "run_dir")
-"""Settings outside [log] that may differ in a finished run."""
-TAIL_BYTES = 1 << 16
-"""More than the longest row of a log."""
+HARMLESS = ("threads", "run_dir", "held_out_sizes")
+"""Settings outside [log] that may differ in a finished run. Its held-out sets have the sizes that they have,
+fitted or not; that the arms of a seed have equal ones is checked on what they read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class Job:
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status (0 done, 1 some runs failed, 130 interrupted)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq compare",
         description="Run arms × seeds × streams from one TOML, several at a time, and say which arm gains. "
         "Runs that are finished are not run again, unfinished ones are resumed.",
@@ -56,9 +54,15 @@ def main(arguments: Sequence[str]) -> int:
     return compare(load_plan(options.FILE, options.out, options.workers))
 
 
-def compare(plan: Plan) -> int:
-    """The exit status after running a plan and writing comparison.json, the curves and the tables;
-    CurriqError when a run in the folder has other settings, or another process works there."""
+def compare(plan: Plan, again: str = "") -> int:
+    """The exit status after running a plan and writing comparison.json, the curves and the tables.
+
+    Args:
+        again: the command that goes on with it, where that is not `curriq compare` itself.
+
+    Raises:
+        CurriqError: a run in the folder has other settings, or another process works there.
+    """
     from curriq.evaluate.assess import assess
     from curriq.report.outcome import print_comparison, save_curves
 
@@ -74,7 +78,7 @@ def compare(plan: Plan) -> int:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
         failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
         if stopped:
-            again = f"curriq compare {plan.file} --out {plan.out}"
+            again = again or f"curriq compare {plan.file} --out {plan.out}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
         with explained(plan.out):
@@ -246,17 +250,6 @@ class _Display:
 
     def _print(self, text: str, style: str = "") -> None:
         self.progress.console.print(text, style=style, soft_wrap=True)
-
-
-def steps_logged(run_dir: Path) -> int:
-    """Steps that a run's log holds so far, from its last whole row."""
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            rows = file.read().split(b"\n")[:-1]
-        return max(0, int(json.loads(rows[-1])["step"]) + 1)
-    except Exception:  # no log yet, no whole row in it, or a damaged one: this is for the display alone
-        return 0
 
 
 def last_line(log: Path) -> str:

@@ -24,7 +24,7 @@ from curriq.config import (
     validated,
 )
 from curriq.errors import CurriqError
-from curriq.presets import own_settings, preset
+from curriq.presets import own_settings, preset, rule_settings
 
 OWN = {
     "seed": "[compare] seeds lists the seeds of all arms",
@@ -127,6 +127,7 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
                 configs[stream, arm] = start.override(**{k: v for k, v in settings.items() if k != OFFSET})
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
+        _require_distinct(configs, arms)
     runs = []
     for stream, seed, arm in product(streams, compare.seeds, arms):
         own: dict[str, Any] = {"seed": seed + arms[arm].get(OFFSET, 0)}
@@ -167,7 +168,9 @@ def _named(tables: Any, kind: str, folder: Path, decided: dict[str, str]) -> dic
             why = decided.get(setting, "")
             require(not why, f"[{kind}.{name}] {setting}: take it out; {why}.")
         refuse_unknown(known, field_owners(), f"[{kind}.{name}] ")
-        expanded[name] = {} if start is None else own_settings(str(start))
+        # An arm's preset is a whole rule, which leaves nothing of the rule of the base.
+        settings_of = rule_settings if kind == "arms" else own_settings
+        expanded[name] = {} if start is None else settings_of(str(start))
         if file is not None:
             path = folder / str(file)
             of_file = read_tables(path)
@@ -210,6 +213,23 @@ def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compar
         f'[arms.{arm}] lr_schedule = "constant": a loss at full learning rate is mostly noise of the last '
         'steps. Use "cosine" or "linear", or set allow_constant_lr = true under [compare].',
     )
+
+
+def _require_distinct(configs: dict[tuple[str, str], RunConfig], arms: dict[str, dict[str, Any]]) -> None:
+    """Refuse two arms of one stream whose settings are equal once presets, files and spellings are resolved:
+    their runs would be the same, bit by bit."""
+    seen: dict[tuple[str, int], list[tuple[str, RunConfig]]] = {}
+    for (stream, arm), config in configs.items():
+        others = seen.setdefault((stream, arms[arm].get(OFFSET, 0)), [])
+        for other, theirs in others:
+            require(
+                config != theirs,
+                f"[arms.{other}] and [arms.{arm}] have the same settings on the stream {stream!r}, so they "
+                "would train the same model twice. Take one out or change it; plain training is "
+                'selector = "uniform", and how much two runs differ by chance alone shows an arm with the '
+                f"baseline's settings and {OFFSET} = 100.",
+            )
+        others.append((arm, config))
 
 
 def shown(value: Any) -> str:

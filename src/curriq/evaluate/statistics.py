@@ -12,22 +12,25 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-CONFIDENCE = 0.95
 ALPHA = 0.05
+CONFIDENCE = 1 - ALPHA
+"""Of every interval: it holds what a test at `ALPHA` does not reject."""
 POWER = 0.8
 RESAMPLES = 9999
 EXACT_UP_TO = 16
 """Seeds up to which all 2^n sign flips are enumerated."""
 FEWEST_SEEDS = 6
-"""With n seeds the smallest two-sided p of a sign-flip test is 2/2^n: 0.0625 for 5, 0.031 for 6."""
+"""With n seeds the smallest two-sided p of a sign-flip test is 2/2^n: 0.0625 for 5, 0.031 for 6. With fewer
+there is no interval either: nothing at all would be rejected."""
 MARGIN_SHARE = 0.01
 """Share of the baseline's loss below which a gain does not matter."""
 TAIL_MARGIN = 0.1
 """Nats per token; a window that ends worse by more than this is in the tail."""
-MOST_DRAWS = 1 << 20
-"""Numbers that a bootstrap draws at once, which bounds its memory to some 40 MB."""
+TIE = 1e-12
+"""Differences closer than this share of the greatest one are equal, whatever the order of summation."""
 
 Verdict = Literal["gain", "no gain", "worse", "undetermined"]
+Test = Literal["sign-flip", "two-way"]
 
 
 class Ratio(NamedTuple):
@@ -45,7 +48,7 @@ class RatioSummary:
     """Ratios over seeds."""
 
     mean: float  # geometric; a lower bound when censored > 0
-    low: float | None  # bootstrap interval of the mean; None for one seed
+    low: float | None  # sign-flip interval of the mean; None for fewer than `FEWEST_SEEDS`
     high: float | None  # None also when censored > 0
     censored: int  # seeds whose arm never reached the target
     seeds: int
@@ -57,11 +60,11 @@ class PairedSummary:
 
     mean: float  # d̄
     sd: float | None  # None for one seed
-    low: float | None  # bootstrap interval of d̄ over seeds; None for one seed
-    high: float | None
-    low_with_text: float | None  # two-level interval, over seeds and windows; None without losses by window
-    high_with_text: float | None
-    p: float  # two-sided sign-flip test of d̄ = 0
+    by_seed: list[float]  # d_s
+    low: float | None  # what the test does not reject: it leaves out 0 exactly when p < 0.05
+    high: float | None  # both None for fewer than `FEWEST_SEEDS`
+    p: float  # two-sided, of no difference
+    test: Test
     seeds: int
     margin: float  # the smallest gain that matters
     verdict: Verdict
@@ -107,21 +110,64 @@ def mean_height(x: Float[np.ndarray, "K"], y: Float[np.ndarray, "K"]) -> float:
     return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
-def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | tuple[None, None]:
-    """95 % percentile-bootstrap interval of the mean (Efron and Tibshirani 1993, section 13.3).
+@dataclass(frozen=True)
+class SignFlips:
+    """The paired sign-flip (Fisher-Pitman) test of some differences, and the interval that it leaves.
 
-    (None, None) for one value; equal values give that value twice. The resampling has a fixed seed, so equal
-    data give an equal interval. With few values it is too narrow: at n = 6 it covers the truth in 87 % of
-    normal samples, not 95 %.
+    Under the hypothesis that the differences scatter symmetrically about μ, each d_i − μ might as well have
+    the other sign. p(μ) is the share of the 2^n sign patterns σ with |Σ σ_i (d_i − μ)| ≥ |Σ (d_i − μ)|.
+    For a μ below the mean these are the patterns of which either half, the differences that keep their sign
+    or those that change it, has a mean of at most μ; so both ends of the interval {μ: p(μ) ≥ 0.05} are means
+    of some of the differences (Hartigan 1969, "Using subsample values as typical values").
+
+    Attributes:
+        lower, upper: of each pattern the lesser and the greater mean of its halves; ∓∞ where one is empty.
     """
-    if len(values) < 2:
-        return None, None
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    rng = np.random.default_rng(0)
-    how = {"confidence_level": CONFIDENCE, "n_resamples": RESAMPLES, "method": "percentile", "rng": rng}
-    interval = stats.bootstrap((values,), np.mean, **how).confidence_interval
-    return float(interval.low), float(interval.high)
+
+    mean: float
+    lower: Float[np.ndarray, "k"]
+    upper: Float[np.ndarray, "k"]
+
+    @staticmethod
+    def of(differences: Float[np.ndarray, "n"]) -> "SignFlips":
+        """All patterns up to `EXACT_UP_TO` differences; above, 9,999 random ones with a fixed seed and the
+        one that flips nothing."""
+        n = len(differences)
+        if n <= EXACT_UP_TO:
+            flipped = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1 == 1
+        else:
+            flipped = np.random.default_rng(0).random((RESAMPLES + 1, n)) < 0.5
+            flipped[0] = False
+        with np.errstate(invalid="ignore", divide="ignore"):
+            halves = np.stack([half @ differences / half.sum(1) for half in (flipped, ~flipped)])
+        # What is 0 but for the order of summation must not lie on one side of it in p, on the other in the
+        # interval.
+        halves[np.abs(halves) <= TIE * np.abs(differences).max()] = 0.0
+        whole = np.isnan(halves).any(axis=0)
+        lower, upper = halves.min(axis=0), halves.max(axis=0)
+        mean = float(differences.mean())
+        return SignFlips(mean, np.where(whole, -np.inf, lower), np.where(whole, np.inf, upper))
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of μ = 0."""
+        if self.mean == 0:
+            return 1.0
+        beyond = self.lower <= 0 if self.mean > 0 else self.upper >= 0
+        return float(beyond.mean())
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """All μ with p(μ) ≥ 0.05; (None, None) where that is every number."""
+        rank = math.ceil(ALPHA * len(self.lower)) - 1
+        low, high = np.sort(self.lower)[rank], -np.sort(-self.upper)[rank]
+        return (float(low), float(high)) if np.isfinite(low) else (None, None)
+
+
+def interval(values: Float[np.ndarray, "n"]) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the mean by inversion of the sign-flip test; (None, None) for fewer than
+    `FEWEST_SEEDS` values. It covers the centre of any symmetric distribution at least as often as it says."""
+    return SignFlips.of(values).interval if len(values) >= FEWEST_SEEDS else (None, None)
 
 
 class WindowChanges(NamedTuple):
@@ -138,79 +184,67 @@ class WindowChanges(NamedTuple):
         return float((self.changes[learnt] > TAIL_MARGIN).sum() / max(1, learnt.sum()))
 
 
-def two_level_means(
-    seeds: list[WindowChanges], resamples: int, rng: np.random.Generator
-) -> Float[np.ndarray, "r"]:
-    """Resampled means of the change over seeds and test windows, with replacement on both levels.
-
-    Each resample draws as many seeds as there are, and for each drawn one as many of its windows as it has:
-    its mean is Σ c_i d_i / Σ c_i over these, with the tokens c_i. For test sets of equal weights the variance
-    is (v + mean_s(v_s / w_s)) / n, with v the population variance of the n seeds' means, and v_s that of the
-    w_s windows of seed s.
-
-    Where all seeds have one test set, a resample draws its windows once for all its seeds, because what is
-    peculiar to this text does not average out over seeds.
-    """
-    picked = rng.integers(len(seeds), size=(resamples, len(seeds)))
-    shared = all(np.array_equal(seed.ids, seeds[0].ids) for seed in seeds)
-    most = max(1, MOST_DRAWS // sum(len(seed.ids) for seed in seeds))
-    parts = [picked[start : start + most] for start in range(0, resamples, most)]
-    return np.concatenate([_resampled(seeds, part, shared, rng).mean(axis=1) for part in parts])
-
-
-def _resampled(
-    seeds: list[WindowChanges], picked: Int[np.ndarray, "r n"], shared: bool, rng: np.random.Generator
-) -> Float[np.ndarray, "r n"]:
-    """Mean change of each picked seed over resampled windows, the same in all of a row if they are shared."""
-    means = np.empty(picked.shape)
-    size = len(seeds[0].ids)
-    common = rng.integers(size, size=(len(picked), size)) if shared else None
-    for number, seed in enumerate(seeds):
-        row, column = np.nonzero(picked == number)
-        size = len(seed.ids)
-        drawn = rng.integers(size, size=(len(row), size)) if common is None else common[row]
-        weights = seed.tokens[drawn]
-        means[row, column] = (seed.changes[drawn] * weights).sum(1) / np.maximum(1, weights.sum(1))
-    return means
-
-
-def two_level_interval(seeds: list[WindowChanges]) -> tuple[float, float] | tuple[None, None]:
-    """95 % percentile interval of the mean change over seeds and test windows; (None, None) for one seed.
-
-    It is wider than that over seeds alone. Where each seed has its own test set, the scatter of the seeds
-    contains that of the text already, and the interval errs on the wide side; with one test set for all, the
-    interval over seeds says nothing about other text, and this one does.
-    """
-    if len(seeds) < 2:
-        return None, None
-    means = two_level_means(seeds, RESAMPLES, np.random.default_rng(0))
-    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return float(low), float(high)
-
-
 def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
-    """Two-sided p of the paired sign-flip (Fisher-Pitman) test: share of the 2^n sign patterns s with
-    |Σ s_i d_i| ≥ |Σ d_i|.
+    """Two-sided p of `SignFlips`; 1 for a single difference."""
+    return SignFlips.of(differences).p if len(differences) > 1 else 1.0
 
-    Exact up to `EXACT_UP_TO` differences, above by 9,999 random patterns with a fixed seed. Its only
-    assumption is that under the null hypothesis a difference and its opposite are equally likely.
+
+@dataclass(frozen=True)
+class TwoWay:
+    """Student's t for a mean change over seeds *and* test windows, where all seeds share one test set.
+
+    d_sw = μ + a_s + b_w + e_sw. What is peculiar to the one test set, b_w, does not average out over seeds,
+    so the scatter of the seeds' means does not show it. The variance of the mean is taken as the sum of what
+    either way of averaging shows, var_s(d_s·)/n + var_w(d_·w)/w, which counts σ_e²/(nw) twice and so errs on
+    the wide side; its degrees of freedom are Satterthwaite's. Windows weigh by their learnt tokens.
     """
-    if len(differences) < 2:
-        return 1.0
-    resamples, rng = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES, np.random.default_rng(0)
-    how = {"permutation_type": "samples", "alternative": "two-sided", "n_resamples": resamples, "rng": rng}
-    return float(stats.permutation_test((differences,), np.mean, **how).pvalue)
+
+    mean: float
+    error: float
+    freedom: float
+
+    @staticmethod
+    def of(seeds: "list[WindowChanges]") -> "TwoWay":
+        weights = seeds[0].tokens / seeds[0].tokens.sum()
+        changes = np.stack([seed.changes for seed in seeds])
+        over_windows, over_seeds = changes @ weights, changes.mean(axis=0)
+        mean = float(over_windows.mean())
+        n, w = len(seeds), np.count_nonzero(weights)
+        by_seed = float(over_windows.var(ddof=1)) / n
+        by_window = float((weights**2 * (over_seeds - mean) ** 2).sum()) * w / max(1, w - 1)
+        total = by_seed + by_window
+        freedom = total**2 / (by_seed**2 / (n - 1) + by_window**2 / max(1, w - 1)) if total else math.inf
+        return TwoWay(mean, math.sqrt(total), freedom)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of μ = 0."""
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error
+        return self.mean - reach, self.mean + reach
+
+
+def share_test_set(seeds: "list[WindowChanges] | None") -> bool:
+    """Whether the seeds were all tested on the same windows, of which some can be learnt."""
+    if not seeds or not seeds[0].tokens.any():
+        return False
+    return all(np.array_equal(seed.ids, seeds[0].ids) for seed in seeds)
 
 
 def summarise_ratios(ratios: list[Ratio]) -> RatioSummary:
-    """Geometric mean exp(mean log ρ_s) with its bootstrap interval, taken on the logarithms.
+    """Geometric mean exp(mean log ρ_s) with its sign-flip interval, taken on the logarithms.
 
     Geometric, so that ½ and 2 cancel. A censored ratio enters with its lower bound: mean and lower end stay
     lower bounds, and the upper end is unknown.
     """
     logs = np.log([ratio.value for ratio in ratios])
     censored = sum(ratio.censored for ratio in ratios)
-    low, high = (None if end is None else math.exp(end) for end in bootstrap_interval(logs))
+    low, high = (None if end is None else math.exp(end) for end in interval(logs))
     high = None if censored else high
     return RatioSummary(mean=math.exp(logs.mean()), low=low, high=high, censored=censored, seeds=len(ratios))
 
@@ -224,32 +258,37 @@ def summarise_differences(
 
     The verdict needs at least `FEWEST_SEEDS`. With them it is *gain* or *worse* when p < 0.05, by the sign
     of the mean; *no gain* when the interval excludes every gain of `MARGIN_SHARE` of the baseline's mean loss
-    or more; otherwise *undetermined*. The interval is that over seeds and text where there are losses by
-    window, otherwise that over seeds.
+    or more; otherwise *undetermined*.
+
+    p and the interval are of one test, so that they cannot contradict each other. Where each seed has its own
+    test set, that is the sign-flip test: the scatter of the seeds contains that of the text. Where all seeds
+    share one, it is the two-way t-test, for which the losses by window are needed; without them it is the
+    sign-flip test, which then holds for this test set alone.
     """
     differences = arm - baseline
     n = len(differences)
     mean = float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else None
-    over_seeds = bootstrap_interval(differences)
-    with_text = two_level_interval(windows) if windows is not None else (None, None)
-    low, high = over_seeds if with_text[0] is None else with_text
-    p = sign_flip_p(differences)
+    test: Test = "sign-flip"
+    p, (low, high) = sign_flip_p(differences), interval(differences)
+    if n >= FEWEST_SEEDS and windows is not None and share_test_set(windows):
+        both = TwoWay.of(windows)
+        test, p, (low, high) = "two-way", both.p, both.interval
     margin = MARGIN_SHARE * float(baseline.mean())
     verdict: Verdict = "undetermined"
     if n >= FEWEST_SEEDS and p < ALPHA:
         verdict = "gain" if mean < 0 else "worse"
-    elif n >= FEWEST_SEEDS and low is not None and high is not None and low > -margin and high >= 0:
+    elif low is not None and low > -margin:
         verdict = "no gain"
     more = max(seeds_needed(mean, sd or 0.0, margin), n + 1) - n if verdict == "undetermined" else 0
     return PairedSummary(
         mean=mean,
         sd=sd,
-        low=over_seeds[0],
-        high=over_seeds[1],
-        low_with_text=with_text[0],
-        high_with_text=with_text[1],
+        by_seed=differences.tolist(),
+        low=low,
+        high=high,
         p=p,
+        test=test,
         seeds=n,
         margin=margin,
         verdict=verdict,

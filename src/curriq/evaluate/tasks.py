@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from curriq import terminal
 from curriq.config import IN_MEMORY, Within
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
+from curriq.runlog.checkpoints import latest_model
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
 
@@ -24,7 +26,7 @@ TASKS = ("hellaswag", "mmlu", "lambada_openai", "wikitext")
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq eval",
         description="Score a model on downstream tasks with EleutherAI's lm-evaluation-harness.",
         epilog="docs/tasks.md shows task files for local data. Numbers equal those of the command lm_eval.",
@@ -89,14 +91,12 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def model_folder(path: Path) -> tuple[Path, Path | None]:
     """The Hugging Face folder at a path, and the run that it belongs to, if any; CurriqError without one."""
-    from curriq.train.checkpoint import latest_checkpoint
-
     lm = (path if _is_model(path) else path / "lm").absolute()
     if _is_model(lm):
         of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
         return lm, lm.parents[2] if of_run else None
     if (path / "config.toml").exists():
-        return latest_checkpoint(path, with_log=False).lm, path
+        return latest_model(path), path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
         "config.json) or of its adapters (with adapter_config.json)."

@@ -32,7 +32,7 @@ from curriq.lm.model import context_length, trunk_flops
 from curriq.plugins import find_builder
 from curriq.select.base import Context, Method
 from curriq.softq.critic import QInputs, TDCritic
-from curriq.types import Critic
+from curriq.types import Critic, readings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +116,18 @@ def build(method: Method, config: RunConfig, context: Context) -> Method:
         draws = generators("retrieval/probe")
         probe = partial(retrieval_probe, search.energy, retrieval.retrieval_probe, draws)
     refresh = retrieval.refresh if ages else 0
+    retriever = _retriever(search, encode)
     proposer = BufferProposer(
         buffer=buffer,
         fresh=fresh,
         initial=retrieval.buffer_initial or retrieval.buffer_size,
         refresh=refresh,
         flops=(retrieval.ingest + refresh) * trunk_flops(lm, config.data.window) if ages else 0,
-        phase=_phases(search, encode),
+        phase=_phases(search, retriever),
         mark_used=retrieval.mark_used,
         probe=probe,
         generators=generators,
+        readings=readings_of(retriever),
     )
     return replace(method, proposer=proposer)
 
@@ -158,11 +160,11 @@ def _encoder(search: SearchContext) -> Encode:
     return lambda tokens: encoder.encode(search.decode(tokens))
 
 
-def _phases(search: SearchContext, encode: Encode) -> Callable[[int], Phase]:
+def _phases(search: SearchContext, retriever: Retriever) -> Callable[[int], Phase]:
     """Uniform draws from the buffer during Q warm-up, when Q knows nothing to search for; then the search."""
     config = search.config
     random = UniformRetriever(config.queries, search.context.generators("retrieval/warm-up"))
-    warm_up, searching = Phase(random, 0), Phase(_retriever(search, encode), _flops(search))
+    warm_up, searching = Phase(random, 0), Phase(retriever, _flops(search))
     return lambda step: warm_up if step < config.train.q_warmup_steps else searching
 
 

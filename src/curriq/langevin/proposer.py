@@ -15,13 +15,13 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.data.stream import Unreadable
-from curriq.errors import CurriqError
+from curriq.errors import CurriqError, StreamEnded
 from curriq.langevin.energy import Encode, Energy
 from curriq.langevin.retrieval import Retriever, uniform_slots
 from curriq.langevin.ring_buffer import RingBuffer
 from curriq.rng import Generators
 from curriq.state import Saved, State
-from curriq.types import NO_COST, Cost, Metrics, Offer, Windows
+from curriq.types import Cost, Metrics, Offer, Reading, Windows
 
 logger = logging.getLogger("curriq")
 
@@ -56,9 +56,12 @@ class FreshWindows:
     def fill(self, count: int) -> Iterator[Encoded]:
         """`count` windows in pieces, before the first step; logs its progress."""
         began = reported = time.perf_counter()
-        for done in range(0, count, FILL_BATCH):
-            yield self._plan(self.stream.read(min(FILL_BATCH, count - done)))()
-            now, finished = time.perf_counter(), min(done + FILL_BATCH, count)
+        finished = 0
+        while finished < count:
+            offer = self._read(min(FILL_BATCH, count - finished))
+            finished += len(offer)
+            yield self._plan(offer)()
+            now = time.perf_counter()
             if now - reported > FILL_REPORT_SECONDS and finished < count:
                 left = (now - began) / finished * (count - finished)
                 logger.info(f"filling the buffer: {finished} of {count} windows encoded, {left:.0f} s left")
@@ -66,7 +69,7 @@ class FreshWindows:
 
     def next(self) -> Encoded:
         """The n_ingest windows of this step."""
-        offer, future = self.stream.read(self.count), self._future
+        offer, future = self._read(self.count), self._future
         self._future = None
         return self._plan(offer)() if future is None else future.result()
 
@@ -76,6 +79,13 @@ class FreshWindows:
             offer = self.stream.read(self.count)
             self._future = self._pool.submit(self._plan(offer))
             self.stream.unread(offer)  # `next` reads it, or a resumed run, which encodes it again
+
+    def _read(self, n: int) -> Offer:
+        """At least one window of the stream, at most n; StreamEnded where there is none."""
+        offer = self.stream.read(n)
+        if not len(offer):
+            raise StreamEnded
+        return offer
 
     def _plan(self, offer: Offer) -> Callable[[], Encoded]:
         """The work of encoding. Which windows need it is settled now, so that the result does not depend on
@@ -120,6 +130,7 @@ class BufferProposer(Saved):
         mark_used: whether a window is retrieved once only.
         probe: measures Q of retrieved windows for the log; None measures none.
         generators: everything that the parts draw from.
+        readings: what the retrieval shows of itself while the run goes on.
     """
 
     SAVED = ("buffer", "fresh", "generators")
@@ -133,6 +144,7 @@ class BufferProposer(Saved):
     mark_used: bool
     probe: Callable[[RingBuffer, Windows], Metrics] | None
     generators: Generators
+    readings: tuple[Reading, ...] = ()
 
     def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.
@@ -141,7 +153,7 @@ class BufferProposer(Saved):
             CurriqError: the buffer has no window left that has not been used.
         """
         began = time.perf_counter()
-        cost, epoch = self._ingest(step)
+        ingested = self._ingest(step)
         metrics = self._refreshed(step)
         metrics["time/ingest"] = time.perf_counter() - began
         if not self.buffer.live.any():
@@ -168,19 +180,21 @@ class BufferProposer(Saved):
         self.fresh.begin_next()
         return Offer.of(
             windows,
+            ingested=torch.cat([offer.windows.source for offer in ingested]),
             queries=found.queries,
-            cost=cost + Cost(extra_flops=self.flops + phase.flops) + found.cost,
-            epoch=epoch,
+            cost=sum((offer.cost for offer in ingested), found.cost)
+            + Cost(extra_flops=self.flops + phase.flops),
+            epoch=ingested[-1].epoch,
             metrics=metrics | found.metrics,
         )
 
-    def _ingest(self, step: int) -> tuple[Cost, int | None]:
-        """Fresh windows into the buffer: what that cost, and their epoch."""
-        cost, epoch = NO_COST, None
+    def _ingest(self, step: int) -> list[Offer]:
+        """Write fresh windows into the buffer; returns the readings that they came in, at least one."""
+        ingested = []
         for offer, vectors in [self.fresh.next()] if len(self.buffer) else self.fresh.fill(self.initial):
             self.buffer.write(offer.windows, vectors, step)
-            cost, epoch = cost + offer.cost, offer.epoch
-        return cost, epoch
+            ingested.append(offer)
+        return ingested
 
     def _refreshed(self, step: int) -> Metrics:
         """Embed rows of the buffer again; returns how far they had moved.

@@ -22,7 +22,13 @@ from curriq.langevin.samplers import (
     random_strings,
     search_metrics,
 )
-from curriq.types import NO_COST, Cost, Metrics, Queries
+from curriq.types import NO_COST, Cost, Metrics, Queries, Reading
+
+SEARCHED = (
+    Reading("changed", "langevin/tokens_changed", "{:.0%}"),
+    Reading("query Q (sd)", "langevin/above_random_sd", "{:+.1f}"),
+)
+"""Of a search: tokens of the queries that it changed, and their Q above that of random strings."""
 
 
 class Retrieved(NamedTuple):
@@ -97,6 +103,10 @@ class QueryRetriever:
     generator: torch.Generator
     baseline_generator: torch.Generator
     alarm: SearchAlarm | None = None
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return () if self.energy is None or self.alarm is None else SEARCHED
 
     def retrieve(self, buffer: RingBuffer) -> Retrieved:
         c, began = self.config, time.perf_counter()

@@ -320,7 +320,7 @@ def build_reward(
     return HeldOutReward(
         lm,
         reward_set,
-        train.reward_windows,
+        min(train.reward_windows, len(reward_set)),  # a set that was fitted to the target may have fewer
         generators("reward"),
         every=train.reward_every,
         paired=train.reward == "paired",

@@ -62,6 +62,7 @@ class Interval:
     note: str = ""
     censored: bool = False
     style: int = 0
+    points: Sequence[float] = ()  # what the mean is of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,14 @@ class Explorer:
     content: Json
 
 
-Block = Chart | Forest | Table | Code | Explorer | str
+@dataclass(frozen=True)
+class Heading:
+    """What the blocks after it are about, up to the next one."""
+
+    text: str
+
+
+Block = Chart | Forest | Table | Code | Explorer | Heading | str
 """A string is a paragraph."""
 
 
@@ -151,12 +159,11 @@ def _plain(value: Any) -> Any:
     """What JSON can hold of series, intervals, containers, arrays and numbers."""
     match value:
         case float():
-            if not math.isfinite(value):
-                return None
-            short = float(f"{value:.{DIGITS}g}")
-            return int(short) if short.is_integer() and abs(short) < 1e15 else short
+            return _short(value)
         case list() | tuple():
             return [_plain(item) for item in value]
+        case np.ndarray() if value.dtype.kind == "f" and value.ndim == 1:
+            return [_short(number) for number in value.tolist()]
         case np.ndarray():
             return _plain(value.tolist())
         case dict():
@@ -166,14 +173,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _short(value: float) -> float | int | None:
+    """A number with `DIGITS` significant digits; None for one that is not finite."""
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
 def _series_json(chart: Chart) -> Json:
     """Series without what they lack; axes that several of them share are written once."""
-    series, axes = [], []
+    series: list[Json] = []
+    axes: list[dict[str, np.ndarray]] = []
     for one, style in chart.styled():
-        drawn = _plain(one) | {"style": style}
-        if drawn["x"] not in axes:
-            axes.append(drawn["x"])
-        drawn["x"] = axes.index(drawn["x"])
+        place = next((i for i, axis in enumerate(axes) if _equal_axes(axis, one.x)), len(axes))
+        if place == len(axes):
+            axes.append(one.x)
+        drawn = {name: _plain(value) for name, value in vars(one).items() if name != "x"}
+        drawn |= {"x": place, "style": style}
         present = {name: value for name, value in drawn.items() if value is not None and value is not False}
         series.append(present)
-    return {"series": series, "axes": axes}
+    return {"series": series, "axes": _plain(axes)}
+
+
+def _equal_axes(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)

@@ -3,13 +3,14 @@
 import argparse
 import datetime
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import curriq
-from curriq.config import missing_extra, require
+from curriq.config import Within, missing_extra, require
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.report.chart import Json, Section
 from curriq.report.data_mix import learned_from
 from curriq.report.explore import explorer, retrieval, shown_texts
@@ -18,6 +19,7 @@ from curriq.report.outcome import comparison_helped, runs_helped
 from curriq.report.page import render
 from curriq.report.policy import policy_health
 from curriq.report.runlog import Detail, RunLog, load_run_log
+from curriq.report.side_by_side import comparison_learned
 from curriq.report.summary import what_ran
 from curriq.report.topics import Embed
 from curriq.runlog.read import AXES, explained, read_document
@@ -52,7 +54,7 @@ class Report:
 
 def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = None) -> int:
     """The exit status; `load_embed` opens the encoder that `--encoder` names, with torch if it likes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq report",
         description="Write one HTML file that shows what runs did, from their logs alone, and the same "
         "charts as PNG and SVG.",
@@ -80,13 +82,13 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     return 0
 
 
-def parse_runs(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_runs(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command on the folders `RUN`, with `--topics`; CurriqError where that is refused."""
     runs = "folder of a run, or of a comparison (with comparison.json)"
     parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
-    require(0 <= options.topics <= 32, f"--topics {options.topics}: choose from 0 (none) to 32.")
+    Within("[0, 32]", "; 0 for none").check("topics", options.topics)
     return options
 
 
@@ -121,9 +123,20 @@ def build(
             runs.append(load_run_log(folder, label, detail, embed))
             sections.append((label, _sections(runs[-1])))
     with explained(folders[0]):
-        first = comparison_helped(result, runs) if files else runs_helped(runs)
+        overview = _of_comparison(result, runs) if files else [runs_helped(runs)]
     name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
-    return Report(f"curriq: {name}", [first], sections)
+    return Report(f"curriq: {name}", overview, sections)
+
+
+def _of_comparison(result: Json, runs: list[RunLog]) -> list[Section]:
+    """What a comparison says of all its arms together."""
+    by_label = {run.label: run for run in runs}
+    arms: dict[tuple[str, str], list[RunLog]] = {}
+    for stream, arm, label, _ in _planned_runs(result):
+        if label in by_label:
+            arms.setdefault((stream, arm), []).append(by_label[label])
+    sections = (comparison_helped(result, runs), comparison_learned(result, arms))
+    return [section for section in sections if section is not None]
 
 
 def _sections(run: RunLog) -> list[Section]:
@@ -137,16 +150,22 @@ def _runs_of(result: Json, folder: Path) -> list[tuple[str, Path]]:
     """The finished runs of a comparison, the baseline's last. Their paths hold where the comparison ran; it
     may have moved."""
     places = []
+    for stream, _, label, run in _planned_runs(result):
+        moved = folder / stream / Path(run["folder"]).name
+        path = moved if moved.is_dir() else Path(run["folder"])
+        if run["finished"] and (path / "metrics.jsonl").exists():
+            places.append((label, path))
+    return places
+
+
+def _planned_runs(result: Json) -> Iterator[tuple[str, str, str, Json]]:
+    """Stream, arm, label and record of each run of a comparison, the baseline's last."""
     several = len(result["streams"]) > 1
     for stream, arms in result["streams"].items():
         for arm in sorted(arms, key=lambda name: name == result["baseline"]):
             for run in arms[arm]["runs"]:
                 name = Path(run["folder"]).name
-                moved = folder / stream / name
-                path = moved if moved.is_dir() else Path(run["folder"])
-                if run["finished"] and (path / "metrics.jsonl").exists():
-                    places.append((f"{stream}/{name}" if several else name, path))
-    return places
+                yield stream, arm, f"{stream}/{name}" if several else name, run
 
 
 def _labelled(folders: list[Path]) -> list[tuple[str, Path]]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from curriq.report.chart import Block, Section, Series
+from curriq.report.chart import Block, Chart, Section, Series
 from curriq.report.runlog import RunLog, charts_of
+from curriq.report.steering import steering_of, what_was_kept
 from curriq.report.summary import Shares, divergence, no_choice, share_table
 from curriq.runlog.read import bucket_edges
 
@@ -26,8 +27,8 @@ class Preferences:
 
     names: list[str]
     rows: np.ndarray  # [times], rows of the log
-    offered: np.ndarray  # [times, groups], shares or counts
-    weight: np.ndarray  # likewise
+    offered: np.ndarray  # [times, groups], windows
+    weight: np.ndarray  # [times, groups], shares of the weight
 
     def in_buckets(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Last row, share offered and share of the weight [buckets, groups] in at most so many buckets."""
@@ -42,9 +43,9 @@ class Preferences:
         offered, weight = (kind.ravel().tolist() for kind in self.in_buckets(1)[1:])
         return list(zip(self.names, offered, weight, strict=True))
 
-    def lines(self, run: RunLog, *, over_offered: bool) -> list[Series]:
+    def lines(self, run: RunLog, *, over_offered: bool, points: int = MOST_POINTS) -> list[Series]:
         """Share of the weight of each group over the run, or its ratio to the share offered."""
-        rows, offered, values = self.in_buckets(MOST_POINTS)
+        rows, offered, values = self.in_buckets(points)
         if over_offered:
             with np.errstate(invalid="ignore", divide="ignore"):
                 values = np.where(offered > 0, values / offered, np.nan)
@@ -54,7 +55,7 @@ class Preferences:
 
 def learned_from(run: RunLog) -> Section:
     """Section 2 of the report."""
-    sources, topics = _source_shares(run), _topic_shares(run)
+    sources, topics = source_preferences(run), _topic_shares(run)
     marks, staged = _stages(run, sources)
     own = _losses(run) | {
         "preference": sources.lines(run, over_offered=True),
@@ -62,21 +63,33 @@ def learned_from(run: RunLog) -> Section:
         "topics": [] if topics is None else topics.lines(run, over_offered=True),
     }
     charts = {chart.id: replace(chart, marks=marks) for chart in charts_of(run, "learned", own)}
-    if run.accepted is not None:
-        note = f"{charts['preference'].note} Offered are all windows read, accepted or rejected."
+    if denominator := _denominator(run):
+        note = f"{charts['preference'].note} {denominator}"
         charts["preference"] = replace(charts["preference"], note=note)
+    if run.buffered:
+        charts |= {id: _against_retrieved(charts[id]) for id in ("topics", *MEASURES)}
+    if run.accepted is not None:
         title, note = "Loss of the windows accepted", "Rejected windows have no loss: they are not forwarded."
         charts["loss"] = replace(charts["loss"], title=title, note=note)
     preference, weight, of_topics, *losses = charts.values()
     counts = _read_and_accepted(run, sources)
-    table = share_table("Sources over the whole run", "source", sources.totals(), **counts)
+    table = share_table("Sources over the whole run", "source", sources.totals(), counts, note=denominator)
     blocks: list[Block] = [preference, weight, table, of_topics]
+    if (kept := what_was_kept(run)) is not None:
+        blocks.append(kept)
     if topics is not None and run.topics is not None:
         texts = run.windows.texts(np.array(run.topics.nearest), special=False)
         typical = {"its most typical window": [" ".join(text.split())[:110] for text in texts]}
-        blocks.append(share_table("Topics over the whole run", "topic", topics.totals(), **typical))
+        against = "retrieved" if run.buffered else "offered"
+        title = "Topics over the whole run"
+        blocks.append(share_table(title, "topic", topics.totals(), typical, against=against))
     blocks += losses
     what = "Topics, difficulty, length and repetition"
+    if run.buffered:
+        blocks.append(
+            f"{what} compare the weight with the windows retrieved: of those that only went through the "
+            "buffer, the log has the source alone."
+        )
     if not run.kept:
         why = "the run kept no windows (--log-windows-mb 0, or an older version)"
         blocks.append(f"{what} are unknown: {why}.")
@@ -84,7 +97,8 @@ def learned_from(run: RunLog) -> Section:
         some = f"{len(run.windows):,} of the {run.kept:,} windows that were kept"
         blocks.append(f"{what} are measured on {some}, drawn evenly.")
     title = "What did it learn from, and when?"
-    return Section("learned", title, f"{_answer(run, sources)} {staged}", blocks)
+    answer = " ".join([_answer(run, sources), *steering_of(run), staged])
+    return Section("learned", title, answer, blocks)
 
 
 def _answer(run: RunLog, sources: Preferences) -> str:
@@ -92,7 +106,7 @@ def _answer(run: RunLog, sources: Preferences) -> str:
         return "The run logged no shares of sources."
     shares = sources.totals()
     _, kl = run.columns.raw("policy/kl_from_uniform")
-    chosen_before = run.accepted is not None or run.setting("proposer", "stream") != "stream"
+    chosen_before = run.accepted is not None or run.buffered
     mean = float(kl.mean()) if len(kl) else 0.0
     if none := no_choice(run.selector, shares, mean, filtered=chosen_before):
         return none
@@ -102,6 +116,8 @@ def _answer(run: RunLog, sources: Preferences) -> str:
     if run.accepted is not None:
         start = f"{run.accepted:.0%} of the windows read were accepted, the others rejected. Acceptance gave"
         what = "read"
+    elif run.buffered:
+        start, what = "Retrieval from the buffer gave", "read from the stream"
     return (
         f"{start} {most} {ratios[most]:.2f} times its share of the windows {what}, {least} "
         f"{ratios[least]:.2f} times (divergence {divergence(shares):.3f} nats)."
@@ -112,7 +128,9 @@ def _stages(run: RunLog, sources: Preferences) -> tuple[list[tuple[dict[str, flo
     """Change points of the preference for sources, and a sentence on them."""
     if not sources.names or run.columns.rows < 16:
         return [], "The run is too short to speak of stages."
-    found = change_points(sources.weight - sources.offered)
+    with np.errstate(invalid="ignore"):
+        offered = sources.offered / sources.offered.sum(axis=1, keepdims=True)
+    found = change_points(sources.weight - np.nan_to_num(offered))
     test = "(block permutation test, α = 0.01)"
     if not found:
         return [], f"Its preferences show no change point: one stage {test}."
@@ -198,22 +216,41 @@ def _p_value(part: np.ndarray, statistic: float, permutations: int, rng: np.rand
     return (1 + hits) / (1 + permutations)
 
 
-def _source_shares(run: RunLog) -> Preferences:
+def _denominator(run: RunLog) -> str:
+    """What the windows offered are, where more are read than proposed; empty elsewhere."""
+    if run.buffered:
+        return "Offered is what was read from the stream into the buffer, whenever it was retrieved."
+    return "Offered is what was read, accepted or rejected." if run.accepted is not None else ""
+
+
+def _against_retrieved(chart: Chart) -> Chart:
+    """The same chart, saying that it compares with the windows retrieved and not with those offered."""
+    fields = {name: getattr(chart, name).replace("offered", "retrieved") for name in ("title", "y", "note")}
+    levels = [(height, label.replace("offered", "retrieved")) for height, label in chart.levels]
+    series = [replace(one, label=one.label.replace("offered", "retrieved")) for one in chart.series]
+    return replace(chart, levels=levels, series=series, **fields)
+
+
+def source_preferences(run: RunLog) -> Preferences:
+    """Of each source, the windows read from the stream and the weight, in every step."""
     shape = len(run.sources), run.columns.rows
     offered, weight = (
         np.array([run.columns.full(f"select/{kind}_share/{name}") for name in run.sources]).reshape(shape)
         for kind in ("offered", "weight")
     )
-    return Preferences(run.sources, np.arange(shape[1]), np.nan_to_num(offered).T, np.nan_to_num(weight).T)
+    read = np.nan_to_num(offered).T * run.windows_read[:, None]
+    return Preferences(run.sources, np.arange(shape[1]), read, np.nan_to_num(weight).T)
 
 
 def _read_and_accepted(run: RunLog, sources: Preferences) -> dict[str, list[str]]:
-    """Of each source, the windows that a stream filter has read and those that it has accepted."""
-    if run.accepted is None:
-        return {}
-    read, n = run.columns.full("data/windows_read")[:, None], float(run.setting("num_candidates", 0))
-    counts = {"read": sources.offered * read, "accepted": sources.weight * n}
-    return {kind: [f"{total:,.0f}" for total in np.nansum(of, axis=0)] for kind, of in counts.items()}
+    """Of each source, the windows read from the stream and, behind a filter, those accepted; empty where all
+    that is read is proposed."""
+    counts = {}
+    if run.accepted is not None:
+        counts = {"accepted": sources.weight * float(run.setting("num_candidates", 0))}
+    if run.buffered or counts:
+        counts = {"read": sources.offered} | counts
+    return {kind: [f"{total:,.0f}" for total in of.sum(axis=0)] for kind, of in counts.items()}
 
 
 def _topic_shares(run: RunLog) -> Preferences | None:
@@ -225,7 +262,8 @@ def _topic_shares(run: RunLog) -> Preferences | None:
 
 
 def _losses(run: RunLog) -> dict[str, list[Series]]:
-    """Losses and measures of the windows selected against those offered, and each source's perplexity."""
+    """Losses of the windows selected against those forwarded, measures against those offered, and each
+    source's perplexity."""
     rows, found = run.columns.rows_of(run.selection.step), run.selection.per_step
 
     def line(label: str, name: str, style: int) -> list[Series]:
@@ -235,7 +273,7 @@ def _losses(run: RunLog) -> dict[str, list[Series]]:
 
     loss = run.metric_line("train/loss", "selected (mixture loss)", points=MOST_POINTS, style=1)
     if run.accepted is None:
-        loss += run.metric_line("train/mean_loss", "offered (mean loss)", points=MOST_POINTS, style=0)
+        loss += run.metric_line("train/mean_loss", "forwarded (mean loss)", points=MOST_POINTS, style=0)
     measures = {
         name: line("selected", f"selected/{name}", 1) + line("offered", f"offered/{name}", 0)
         for name in MEASURES

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FEW = 4
 """Lines whose names find room inside a picture."""
+CHARACTER = 0.017
+"""Width of a character of a mark's label, as a share of the picture's."""
 LEVEL: dict[str, Any] = {"color": "0.4", "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 0}
 """Line of a reference level."""
 NUMBER = re.compile(r"[\[>]? ?[−+]?\d.*|–")
@@ -67,15 +69,21 @@ def print_table(console: "Console", table: Table) -> None:
         printed.add_row(*row)
     console.print(table.title, style="bold")
     console.print(printed)
+    if table.note:
+        console.print(f"{table.note}\n", style="dim")
 
 
 def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
     draw = _layers if chart.kind == "stack" else _lines
     draw(axes, chart, axis)
-    for at, label in chart.marks:
-        x = at.get(axis, next(iter(at.values())))
+    marks = sorted((at.get(axis, next(iter(at.values()))), _plain(label)) for at, label in chart.marks)
+    for x, _ in marks:
         axes.axvline(x, color="0.2", linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.annotate(_plain(label), (x, 1), xycoords=("data", "axes fraction"), fontsize="small", va="top")
+    left, right = axes.get_xlim()
+    places = [((x - left) / (right - left or 1), len(label) * CHARACTER) for x, label in marks]
+    for (x, label), row in zip(marks, rows_apart(places), strict=True):
+        below: dict[str, Any] = {"xytext": (2, -11 * row), "textcoords": "offset points", "va": "top"}
+        axes.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize="small", **below)
     shared = chart.series[0].x
     name = axis if axis in shared else next(iter(shared), "")
     axes.set_xlabel(chart.axis or look.AXIS_LABELS.get(name, name))
@@ -84,6 +92,18 @@ def _chart(axes: "Axes", chart: Chart, axis: str) -> None:
         outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
         place = outside if named > FEW or chart.kind == "stack" else {}
         axes.legend(frameon=False, fontsize="small", **place)
+
+
+def rows_apart(places: list[tuple[float, float]]) -> list[int]:
+    """A row for each of some labels (start, width; starts ascending), the first in which it overprints none
+    before it."""
+    ends: list[float] = []
+    rows = []
+    for start, width in places:
+        row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
+        ends[row : row + 1] = [start + width]
+        rows.append(row)
+    return rows
 
 
 def _lines(axes: "Axes", chart: Chart, axis: str) -> None:
@@ -137,6 +157,15 @@ def _forest(axes: "Axes", forest: Forest) -> None:
         if row.low is not None:
             right = row.mean if row.high is None else row.high
             axes.plot([row.low, right], [place, place], color=colour, linewidth=2)
+        axes.plot(
+            row.points,
+            [place] * len(row.points),
+            color=colour,
+            marker="o",
+            ms=2.5,
+            linestyle="none",
+            alpha=0.5,
+        )
         if row.mean is not None:
             axes.plot(row.mean, place, color=colour, marker=">" if row.censored else "o", ms=6)
         _beside(axes, row.note, (1, place), xytext=(4, 0), va="center")

@@ -2,7 +2,7 @@
 curves of some runs side by side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from curriq import terminal
 from curriq.config import missing_extra
-from curriq.report.chart import Block, Chart, Forest, Interval, Json, Section, Series, Table, fixed
+from curriq.report.chart import Block, Chart, Forest, Heading, Interval, Json, Section, Series, Table, fixed
 from curriq.report.figures import print_table, save_figure
 from curriq.report.look import AXIS_LABELS
 from curriq.report.runlog import RunLog
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RATIO_AXES = ("windows", "read", "FLOPs", "seconds")
 """Axes on which the cost to reach the baseline's loss is drawn; in comparison.json in small letters."""
+INITIAL = "validation/initial_loss"
 TASK = "task/"
 """Prefix of the metrics of downstream tasks."""
 
@@ -31,7 +32,10 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     streams = streams_of(result)
     blocks: list[Block] = []
     for stream in streams:
-        blocks += [stream.curves(), *stream.forests(), stream.loss_table(), stream.spent_table()]
+        if len(streams) > 1:
+            blocks.append(Heading(stream.name))
+        tables = (stream.loss_table(), stream.cost_table(), stream.spent_table())
+        blocks += [stream.curves(), *stream.forests(), *tables]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
     answer = " ".join(stream.sentence() for stream in streams)
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
@@ -41,7 +45,9 @@ def runs_helped(runs: list[RunLog]) -> Section:
     """Section 1 for one run, or some runs side by side."""
     lines, rows = [], []
     for index, run in enumerate(runs):
-        lines += run.metric_line("validation/loss", run.label, style=index)
+        lines += [
+            _from_the_start(run, line) for line in run.metric_line("validation/loss", run.label, style=index)
+        ]
         validation, test = run.columns.last("validation/loss"), run.summary.get("test_loss")
         facts = [run.label, run.selector, str(run.setting("seed", "?")), f"{run.columns.rows:,}"]
         rows.append([*facts, fixed(validation, ".4f"), fixed(test, ".4f"), _perplexity(test)])
@@ -55,6 +61,16 @@ def runs_helped(runs: list[RunLog]) -> Section:
     return Section("did-it-help", "Did it help?", _answer_on(runs), blocks)
 
 
+def _from_the_start(run: RunLog, line: Series) -> Series:
+    """A curve of the validation loss with that of θ_0 in front: no window had been read, and the step that
+    would have led to it is −1, as step 0 leads to the first of the others."""
+    initial = run.columns.last(INITIAL)
+    if initial is None:
+        return line
+    x = {axis: np.insert(values, 0, -1.0 if axis == "step" else 0.0) for axis, values in line.x.items()}
+    return replace(line, x=x, y=np.insert(line.y, 0, initial))
+
+
 def _answer_on(runs: list[RunLog]) -> str:
     advice = (
         "Whether the method helped needs the same run with another selector, and seeds: `curriq compare "
@@ -63,6 +79,8 @@ def _answer_on(runs: list[RunLog]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs side by side, without a test of their differences. {advice}"
     _, losses = runs[0].columns.raw("validation/loss")
+    if (initial := runs[0].columns.last(INITIAL)) is not None:
+        losses = np.array([initial, *losses])
     if not len(losses):
         return f"The run has not been evaluated yet. {advice}"
     if len(losses) == 1:
@@ -130,9 +148,8 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
     console = console or terminal.console()
     for stream in streams_of(result):
         console.print()
-        print_table(console, stream.loss_table())
-        print_table(console, stream.cost_table())
-        print_table(console, stream.spent_table())
+        for table in (stream.loss_table(), stream.cost_table(), stream.spent_table()):
+            print_table(console, table)
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
     logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
     for name, message in result["failed"].items():
@@ -161,7 +178,14 @@ def streams_of(result: Json) -> "list[Stream]":
     """The streams of a comparison.json."""
     several = len(result["streams"]) > 1
     return [
-        Stream(name, arms, result["baseline"], f" ({name})" if several else "", result.get("tail_margin"))
+        Stream(
+            name,
+            arms,
+            result["baseline"],
+            f" ({name})" if several else "",
+            result.get("tail_margin"),
+            result.get("alpha", 0.05),
+        )
         for name, arms in result["streams"].items()
     ]
 
@@ -175,12 +199,13 @@ class Stream:
     baseline: str
     suffix: str  # of the titles, to tell streams apart
     tail_margin: float | None = None  # nats per token; None in a comparison of an earlier version
+    alpha: float = 0.05
 
     def sentence(self) -> str:
         """The verdicts in a sentence."""
         parts = [
-            f"{name} {fixed(found['mean'], '+.4f')} nats of test loss against {self.baseline}, "
-            f"p = {found['p']:.3f}: {_verdict(found).replace(': ', ', ')}"
+            f"{name} {fixed(found['mean'], '+.4f')} nats of test loss against {self.baseline}"
+            f"{self._tested(found)}: {self._verdict(found).replace(': ', ', ')}"
             for name, arm in self.arms.items()
             if (found := arm["difference"]) is not None
         ]
@@ -209,14 +234,16 @@ class Stream:
         an arm rejects some."""
         costs = [arm["to_target"] for arm in self.arms.values()]
         rejects = any("read" in cost and cost["read"] != cost["windows"] for cost in costs)
-        found = {name: arm["difference"] and _widest(arm["difference"]) for name, arm in self.arms.items()}
+        found = {
+            name: arm["difference"] and _with_interval(arm["difference"]) for name, arm in self.arms.items()
+        }
         difference = Forest(
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
-            self._intervals(found, lambda difference: difference["verdict"]),
+            self._intervals(found, lambda difference: self._verdict(difference).partition(":")[0]),
             neutral=0.0,
-            note=f"Mean of the paired differences with its 95 % interval, {self._over()}.",
+            note=f"Mean of the paired differences, a small dot for each seed. {self._explained()}",
         )
         return [difference, *(self._ratio(axis) for axis in RATIO_AXES if axis != "read" or rejects)]
 
@@ -224,14 +251,18 @@ class Stream:
         label = AXIS_LABELS[axis]
         costs = {name: arm["to_target"][axis.lower()] for name, arm in self.arms.items()}
         read = " A stream filter reads windows that it rejects, without a forward pass." * (axis == "read")
+        bound = ""
+        if any(cost is not None and cost["censored"] for cost in costs.values()):
+            bound = (
+                " An arrow is a bound from below: a seed never got there, and counts with all that it spent."
+            )
         return Forest(
             f"ratio-{axis.lower()}-{self.name}",
             f"{label[0].upper()}{label[1:]} to reach {self.baseline}'s final loss{self.suffix}",
             f"over what {self.baseline} needed (less is better)",
             self._intervals(costs, lambda cost: f"{'> ' * bool(cost['censored'])}{cost['mean']:.2f}×"),
             neutral=1.0,
-            note="Geometric mean over the seeds with its 95 % interval; an arrow is a lower bound, where a "
-            f"seed never got there.{read}",
+            note=f"Geometric mean over the seeds, a small dot for each.{bound}{read}",
         )
 
     def _intervals(self, summaries: Json, note: Callable[[Json], str]) -> list[Interval]:
@@ -243,6 +274,7 @@ class Stream:
                 note=note(summary),
                 censored=bool(summary.get("censored")),
                 style=style,
+                points=_by_seed(summary),
             )
             for style, (name, summary) in enumerate(summaries.items())
             if summary is not None and name != self.baseline
@@ -254,22 +286,56 @@ class Stream:
         for name, arm in self.arms.items():
             judged = ["–", "–", "–", "baseline" if name == self.baseline else "no pairs"]
             if (found := arm["difference"]) is not None:
-                interval = _interval(_widest(found), "+.4f")
-                judged = [fixed(found["mean"], "+.4f"), interval, f"{found['p']:.3f}", _verdict(found)]
+                interval = _interval(_with_interval(found), "+.4f")
+                p = f"{found['p']:.3f}" if self._can_decide(found) else "–"
+                judged = [fixed(found["mean"], "+.4f"), interval, p, self._verdict(found)]
             rows.append([name, str(_finished(arm)), fixed(arm["test_loss"], ".4f"), *judged])
         return Table(
             f"Test loss, mean of the seeds, and change against {self.baseline}{self.suffix}",
             ["arm", "seeds", "loss", "change", "95 % interval", "p", "verdict"],
             rows,
-            f"Paired by seed, exact sign-flip test; the interval is {self._over()}. docs/compare.md says how "
-            "to read it.",
+            f"Nats per token, less is better. {self._explained()}",
         )
 
-    def _over(self) -> str:
-        """What the intervals of the test loss are over."""
+    def _explained(self) -> str:
+        """How to read the interval, p and verdict of the test loss."""
         found = [arm["difference"] for arm in self.arms.values() if arm["difference"] is not None]
-        with_text = bool(found) and all(_widest(one) is not one for one in found)
-        return "over seeds and test windows" if with_text else "over seeds"
+        sentences = []
+        if any(map(_of_earlier_version, found)):
+            sentences.append(
+                "The intervals are those of an earlier version, which can leave out 0 where p is above 0.05: "
+                "compare again, finished runs are kept."
+            )
+        elif any(map(self._can_decide, found)):
+            over = "seeds and test windows" if any(one["test"] == "two-way" for one in found) else "seeds"
+            sentences.append(
+                f"Interval and p are of one test over {over}: the interval leaves out 0 exactly when p is "
+                f"below {self.alpha:g}."
+            )
+        if few := sorted({one["seeds"] for one in found if not self._can_decide(one)}):
+            noun = "seed" if few == [1] else "seeds"
+            sentences.append(
+                f"{' or '.join(map(str, few))} {noun} cannot decide: the smallest p of n seeds is 2/2ⁿ, and "
+                f"only from {self._fewest()} on below {self.alpha:g}, so there is no interval either."
+            )
+        return " ".join(sentences)
+
+    def _fewest(self) -> int:
+        """Seeds from which a sign-flip test can reject."""
+        return next(n for n in range(1, 64) if 2 / 2**n < self.alpha)
+
+    def _can_decide(self, difference: Json) -> bool:
+        return difference["seeds"] >= self._fewest()
+
+    def _tested(self, difference: Json) -> str:
+        return f", p = {difference['p']:.3f}" if self._can_decide(difference) else ""
+
+    def _verdict(self, difference: Json) -> str:
+        """`gain`, `undetermined: 3 more seeds`, or `too few seeds: 3 more`."""
+        more = difference["more_seeds"]
+        if not self._can_decide(difference):
+            return f"too few seeds: {more} more"
+        return difference["verdict"] + (f": {_count(more, 'more seed')}" if more else "")
 
     def spent_table(self) -> Table:
         """What a run of each arm read and spent, and its share of test windows that ended clearly worse."""
@@ -288,9 +354,8 @@ class Stream:
             f"Totals of a run, and tail: % of test windows over {margin} nats worse{self.suffix}",
             ["arm", "read", "trained", "FLOPs", "seconds", "tail", "95 % interval"],
             rows,
-            f"Windows read and windows trained on. A window is in the tail when it ends more than {margin} "
-            f"nats per token worse than under {self.baseline} with the same seed. Means over the seeds; the "
-            "interval of the tail is over seeds.",
+            f"Means over the seeds. A window is in the tail when it ends more than {margin} nats per token "
+            f"worse than under {self.baseline} with the same seed.",
         )
 
     def cost_table(self) -> Table:
@@ -303,25 +368,39 @@ class Stream:
             seeds = "–" if windows is None else f"{windows['seeds'] - windows['censored']}/{windows['seeds']}"
             rows.append([name, *(_ratio(costs[axis.lower()]) for axis in axes), seeds])
         title = f"Cost to reach {self.baseline}'s final loss, over {self.baseline}'s own{self.suffix}"
-        return Table(title, ["arm", *axes, "reached"], rows)
+        costs = [cost for arm in self.arms.values() for cost in arm["to_target"].values() if cost is not None]
+        interval = " and its 95 % interval" if any(cost["low"] is not None for cost in costs) else ""
+        notes = [f"Geometric mean over the seeds{interval}; below 1 is cheaper."]
+        if any(cell.startswith(">") for row in rows for cell in row):
+            notes.append(
+                "'> 1.20 [> 1.10]' are bounds from below: some seed never got there and counts with all that "
+                "it spent, so the mean is above 1.20, the lower end of its interval above 1.10, and there is "
+                "no upper end."
+            )
+        return Table(title, ["arm", *axes, "reached"], rows, " ".join(notes))
 
 
-def _widest(difference: Json) -> Json:
-    """The difference with the interval over seeds and test windows, where the runs kept losses by window."""
+def _of_earlier_version(difference: Json) -> bool:
+    """Whether its interval is not that of its test."""
+    return "test" not in difference
+
+
+def _with_interval(difference: Json) -> Json:
+    """The difference with the interval to show; an earlier version kept it under other names."""
     low, high = (difference.get(f"{end}_with_text") for end in ("low", "high"))
     return difference if low is None else difference | {"low": low, "high": high}
+
+
+def _by_seed(summary: Json) -> list[float]:
+    """The differences or ratios of the seeds; none in a comparison of an earlier version."""
+    found = summary.get("by_seed", [])
+    return [ratio["ratio"] for ratio in found.values()] if isinstance(found, dict) else found
 
 
 def _interval(summary: Json, form: str) -> str:
     """`[low, high]`; a dash without one."""
     low, high = (fixed(summary[bound], form) for bound in ("low", "high"))
     return "–" if summary["low"] is None else f"[{low}, {high}]"
-
-
-def _verdict(difference: Json) -> str:
-    """`gain`, or `undetermined: 3 more seeds`."""
-    more = difference["more_seeds"]
-    return difference["verdict"] + (f": {_count(more, 'more seed')}" if more else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from curriq.report.chart import Chart, Series
 from curriq.report.look import asset
 from curriq.report.topics import Embed, Topics, find_topics
 from curriq.runlog import schema
-from curriq.runlog.read import Columns, KeptWindows, read_columns, read_document, read_windows
+from curriq.runlog.read import (
+    MOST_MEASURED,
+    Columns,
+    KeptWindows,
+    read_columns,
+    read_document,
+    read_windows,
+)
 from curriq.runlog.selection import Selection, select
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Detail:
     """How much of a run a report shows; less per run when there are many."""
 
@@ -28,6 +36,7 @@ class Detail:
     rows: int = 20  # windows of each of them, half from either end
     characters: int = 600  # of a window's text; the rest is cut
     topics: int = 8  # clusters of the windows; 0 for none
+    windows: int = MOST_MEASURED  # that topics and means over windows are taken from
 
     @staticmethod
     def of(runs: int, topics: int) -> "Detail":
@@ -36,7 +45,8 @@ class Detail:
             return Detail(topics=topics)
         rows, characters = (20, 600) if runs <= 8 else (12, 300)
         points, steps = int(np.clip(1800 / runs, 80, 300)), int(np.clip(192 / runs, 4, 32))
-        return Detail(points=points, steps=steps, rows=rows, characters=characters, topics=topics)
+        windows = int(np.clip(60_000 / runs, 1_000, MOST_MEASURED))
+        return Detail(points, steps, rows, characters, topics, windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +79,22 @@ class RunLog:
         return [name.removeprefix(prefix) for name in self.columns.names() if name.startswith(prefix)]
 
     @property
+    def buffered(self) -> bool:
+        """Whether the windows of a step were retrieved from a buffer, and not read for it."""
+        return self.setting("proposer", "stream") != "stream"
+
+    @property
+    def windows_read(self) -> np.ndarray:
+        """Windows read from the stream in each row of the log; N where an old log does not say."""
+        read = self.columns.full("data/windows_read")
+        return np.where(np.isnan(read), float(self.setting("num_candidates", 0)), read)
+
+    @property
     def accepted(self) -> float | None:
         """Share of the windows read that a stream filter has accepted; None where none was rejected."""
         read, proposed = self.columns.last("x/windows_read"), self.columns.last("x/windows_proposed")
-        from_stream = self.setting("proposer", "stream") == "stream"
         filtered = "data/windows_read" in self.columns and read and proposed and read > proposed
-        return proposed / read if filtered and from_stream else None
+        return proposed / read if filtered and not self.buffered else None
 
     def value_line(
         self, label: str, values: np.ndarray, rows: np.ndarray | None = None, points: int = 0, **style: Any
@@ -95,7 +115,7 @@ def load_run_log(folder: Path, label: str, detail: Detail, embed: Embed | None =
     """A run's folder, also while the run goes on; CurriqError for another folder or a damaged file."""
     columns = read_columns(folder)
     kept = read_windows(folder)
-    windows = kept.sample()
+    windows = kept.sample(detail.windows)
     topics = None
     if detail.topics and len(windows) and windows.tokenizer is not None:
         topics = find_topics(windows.texts(np.arange(len(windows)), special=False), detail.topics, embed)
@@ -126,15 +146,22 @@ def charts_of(
         own: id of a chart → its series, instead of lines of the metrics that the table names.
         others: names of metrics, so that a new one is drawn too.
     """
-    placed = tomllib.loads(asset("charts.toml"))[section]
+    placed = dict(_placed()[section])
     shown = {metric for fields in placed.values() for metric in fields.get("metrics", ())}
     rest = [name for name in others if name not in shown]
     placed |= {"metric-" + name.replace("/", "-"): {"title": name, "metrics": [name]} for name in rest}
     return [_chart(run, id, own.get(id), fields) for id, fields in placed.items()]
 
 
+@cache
+def _placed() -> dict[str, dict[str, dict[str, Any]]]:
+    """Section → id → fields of `assets/charts.toml`."""
+    return tomllib.loads(asset("charts.toml"))
+
+
 def _chart(run: RunLog, id: str, series: list[Series] | None, fields: dict[str, Any]) -> Chart:
     """Of metrics the bucket means with the range of each bucket."""
+    fields = dict(fields)
     metrics, level, height = fields.pop("metrics", []), fields.pop("level", ""), fields.pop("height", None)
     n = run.setting("num_candidates")
     of_n = {"N": n, "log N": n and math.log(n), "1/N": n and 1 / n}

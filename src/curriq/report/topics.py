@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -26,6 +27,8 @@ VOCABULARY = 6_000
 DIMENSIONS = 32
 STARTS = 4
 WORDS_IN_NAME = 3
+PRIOR_WORDS = 500.0
+"""Words that the prior of `Topics.distinctive` counts as."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,27 @@ class Topics:
     names: list[str]  # of the clusters, each some of its words
     of: np.ndarray  # cluster of each text
     nearest: list[int]  # for each cluster the text nearest to its centre
+    counts: csr_matrix  # [texts, words]
+    words: list[str]
+
+    def distinctive(self, ours: np.ndarray, theirs: np.ndarray, most: int = 6) -> tuple[list[str], list[str]]:
+        """The words that tell two groups of the texts (masks) apart, the most distinctive first: of ours, of
+        theirs.
+
+        By the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn
+        2008, "Fightin' Words"), which neither the most frequent words lead nor those that occur once. A text
+        counts a word once, and z must be significant at 0.05 among as many words as there are.
+        """
+        a, b = (np.asarray((self.counts[group] > 0).sum(axis=0)).ravel() for group in (ours, theirs))
+        prior = np.maximum(a + b, 1e-9)
+        prior *= min(1.0, PRIOR_WORDS / max(1.0, prior.sum()))
+        x, y = a + prior, b + prior
+        odds = np.log(x / (x.sum() - x)) - np.log(y / (y.sum() - y))
+        z = odds / np.sqrt(1 / x + 1 / y)
+        order = np.argsort(-z, kind="stable")
+        least = NormalDist().inv_cdf(1 - 0.025 / max(1, len(self.words)))
+        found = [self.words[i] for i in order[:most] if z[i] > least]
+        return found, [self.words[i] for i in order[::-1][:most] if z[i] < -least]
 
 
 def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None) -> Topics | None:
@@ -54,7 +78,8 @@ def find_topics(texts: Sequence[str], clusters: int, embed: Embed | None = None)
     nearest = [int(np.argmax(np.where(labels == i, (vectors @ centres[i]).round(9), -np.inf))) for i in order]
     place = np.full(len(centres), -1)
     place[order] = np.arange(len(order))
-    return Topics(_names(counts, words, place[labels], len(order)), place[labels], nearest)
+    names = _names(counts, words, place[labels], len(order))
+    return Topics(names, place[labels], nearest, counts, words)
 
 
 def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:

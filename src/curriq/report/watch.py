@@ -1,6 +1,5 @@
 """`curriq watch`: the report of a run in progress, on this machine only and read-only."""
 
-import argparse
 import html
 import sys
 import threading
@@ -11,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from curriq.config import require
+from curriq.config import Within, require
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.report.command import build, parse_runs
 from curriq.terminal import visible
 
@@ -113,7 +113,7 @@ def make_server(page: Callable[[], tuple[int, str]], port: int) -> ThreadingHTTP
 
 def main(arguments: Sequence[str]) -> int:
     """The command; serves until Ctrl-C."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq watch",
         description="Serve the report of a run in progress, refreshing, to browsers on this machine only. "
         "Over ssh, forward the port: ssh -L 8642:localhost:8642 HOST.",
@@ -121,8 +121,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8642, help="port; 0 takes a free one (default: 8642)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between refreshes (default: 5)")
     options = parse_runs(parser, arguments)
-    require(1 <= options.every <= 86400, f"--every {options.every}: give 1 second to a day (86400).")
-    require(0 <= options.port <= 65535, f"--port {options.port}: a port lies between 0 and 65535.")
+    Within("[1, 86400]", " seconds").check("every", options.every)
+    Within("[0, 65535]", "; 0 takes a free one").check("port", options.port)
     for folder in options.RUN:
         require(folder.is_dir(), f"{folder} is no folder: give one that `curriq train` writes.")
     page = LivePage(options.RUN, options.every, options.topics)

@@ -4,7 +4,6 @@
 the sources nor their order: only the tokenizer and the length of a window must be the same.
 """
 
-import argparse
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 
 from curriq.config import RunConfig, load_run_config, require, validated
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.runlog import read
 from curriq.runlog.storage import replacing
 from curriq.runlog.writers import token_column
@@ -209,7 +209,7 @@ def open_curriculum(
 
 def main(arguments: Sequence[str]) -> int:
     """The command `curriq export`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq export",
         description="Write the candidates of a run and their weights, as one Parquet file. "
         "`curriq train --curriculum FILE` replays it with another seed, model or size.",

@@ -4,10 +4,11 @@ Where a file is missing or damaged they raise CurriqError, which names the file 
 """
 
 import json
+import os
 import tomllib
 from array import array
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +32,14 @@ AXES = {
     "seconds": "x/seconds",
 }
 """x-axis of a chart → its metric."""
-CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob")
-"""Columns of the candidates table that `candidate_parts` reads; a run may lack the last two."""
+CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob", "static_score")
+"""Columns of the candidates table that `candidate_parts` reads; a run may lack the last three."""
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
-ADDED_LATER = ("effect", "accept_prob")
+TAIL_BYTES = 1 << 16
+"""More than the longest row of a log."""
+ADDED_LATER = ("effect", "accept_prob", "static_score")
 COLUMN_TYPES = {
     "candidates": {
         **dict.fromkeys(("step", "row"), "int32"),
@@ -126,6 +129,33 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     _each_row(run_dir, rows.append)
     return rows
+
+
+def last_rows(run_dir: str | Path) -> list[dict[str, float]]:
+    """The newest rows of a log that may still grow, oldest first; empty where none can be read.
+
+    It reads the end of the file alone: for a display, to which a damaged row is no row.
+    """
+    try:
+        with (Path(run_dir) / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with suppress(CurriqError):  # the first is cut where the end of the file begins
+            rows.append(_row(line, METRICS))
+    return rows
+
+
+def steps_logged(run_dir: str | Path) -> int:
+    """Steps that a run's log holds so far, from its last whole row; 0 where none can be read."""
+    rows = last_rows(run_dir)
+    try:
+        return max(0, int(rows[-1]["step"]) + 1)
+    except (IndexError, KeyError, ValueError, OverflowError):  # no log yet, or a row that is none of a run
+        return 0
 
 
 def _each_row(run_dir: str | Path, collect: Callable[[dict[str, float]], None]) -> None:
@@ -403,9 +433,9 @@ class KeptWindows:
         ids = token_ids(self.stored[positions])
         return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=not special)
 
-    def sample(self) -> "KeptWindows":
-        """At most `MOST_MEASURED` of the windows, drawn evenly (an id is a hash)."""
-        where = np.linspace(0, len(self) - 1, min(len(self), MOST_MEASURED)).round().astype(np.int64)
+    def sample(self, most: int = MOST_MEASURED) -> "KeptWindows":
+        """At most so many of the windows, drawn evenly (an id is a hash)."""
+        where = np.linspace(0, len(self) - 1, min(len(self), most)).round().astype(np.int64)
         return KeptWindows(self.ids[where], self.stored[where], self.tokenizer)
 
     def measures(self) -> dict[str, np.ndarray]:

@@ -85,6 +85,8 @@ reward | nats per token | r_k (Eq. 1): mean log-probability under θ_{k+1} of a 
     same windows. Absent in steps between rewards (`--reward-every`).
 held_out/forwards | forward passes | Cost of rewards and probes in this step, in forward passes of one
     window; a backward pass counts as two. Training costs three per window.
+validation/initial_loss | nats per token | Mean loss of θ_0 on the validation set, before any step; in the row
+    of step 0 alone.
 validation/loss | nats per token | Mean loss of θ_{k+1} on the whole validation set.
 validation/perplexity | – | exp of `validation/loss`, per token.
 
@@ -148,13 +150,14 @@ prior/rank_correlation | – | Spearman's ρ of the prior and the measured effec
 prior/trust | – | Exponent t of π₀^t: 1 unless the upper confidence bound of the mean ρ is negative.
 
 # Sources and curricula
-One column per source of the stream; the two shares each sum to 1 over the sources. The share read counts
-the N candidates of the step (with a retrieval buffer those retrieved) and, with `--max-read-ratio`, the
-windows that the stream filter rejected.
+One column per source of the stream; the two shares each sum to 1 over the sources. *Offered* is what was
+read from the stream: behind a stream filter the windows accepted and those rejected, with a retrieval buffer
+those that it took in (most of them before the first step), whenever they are retrieved.
 data/epoch | epochs | Passes over the training documents begun before this step, by the windows read; on a
     GPU the stream is read some steps ahead.
 data/windows_read | windows | Windows read from the stream in this step.
-select/offered_share/<source> | – | Share of the windows read that are from this source.
+select/offered_share/<source> | – | Share of this step's `data/windows_read` that are from this source;
+    absent in a step that read none.
 select/weight_share/<source> | – | Share of the mixture weight on this source.
 bandit/p_<source> | – | EXP3's probability of the source, after this step's update.
 bandit/gain | – | Change of the reward, rescaled to [−1, 1], credited to the drawn arm.
@@ -162,7 +165,7 @@ competence/level | – | Share of the difficulty range that is open in this step
 
 # Topic
 Cosine similarity of windows to the mean embedding of the reward set, every `--topic-similarity-every` steps.
-topic/offered | – | Mean over the forwarded candidates.
+topic/forwarded | – | Mean over the forwarded candidates.
 topic/selected | – | The same, weighted by the policy.
 topic/best_q | – | Of the candidate of greatest Q.
 topic/action | – | Of the sampled window a_k.
@@ -247,6 +250,8 @@ q | float32 | Q_φ(h_i) at φ_k; null when not forwarded or when the method has 
 effect | float32 | Measured first-order effect of a step on this window alone on the held-out
     log-probability, nats per token, positive is good; null when not probed.
 accept_prob | float32 | Acceptance probability of the stream filter; null without one.
+static_score | float32 | How target-like the window is by `--static-score`, in standard deviations of the
+    stream's latest scores; null where nothing reads it.
 
 # The queries table
 `queries/part-<first step>.parquet`, where candidates are retrieved by queries (Langevin-RAG): one line per
@@ -295,6 +300,7 @@ tokens | tokens | Last `x/tokens`.
 flops | FLOPs | Last `x/flops`.
 seconds | seconds | Last `x/seconds`.
 epoch | epochs | Last `data/epoch`.
+initial_validation_loss | nats per token | `validation/initial_loss`, before any step.
 validation_loss | nats per token | Last `validation/loss`.
 validation_perplexity | – | Last `validation/perplexity`.
 test_loss | nats per token | Mean loss of the final θ on the whole test set.
@@ -306,7 +312,8 @@ effect_correlation_error | – | Its standard error.
 recovered_scale | – | Last `critic/recovered_scale`.
 recovered_scale_error | – | Last `critic/recovered_scale_error`.
 weight_share | – per source | Share of all mixture weight of the run, by source name.
-offered_share | – per source | Share of all windows read (`select/offered_share/<source>`), by source name.
+offered_share | – per source | Share of `windows_read` by source name: of all windows read in the run, not the
+    mean of the steps' shares.
 skipped_rows | – per source | Rows left out by `on_bad_row=skip`, all epochs together, by the name of each
     source that left out any.
 data_fingerprint | text | Hash of `fingerprint` in `environment.json`: sources, tokenizer, split and seed.

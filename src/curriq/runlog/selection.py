@@ -18,17 +18,21 @@ class Selection:
     Attributes:
         step: the steps that the table holds, ascending.
         per_step: one value for each of them, NaN where a step has none. `offered/NAME` and `selected/NAME`
-            are the mean of a measure over the windows read and over the weight, `loss/SOURCE` the mean
-            loss of a source, `rank/effect` Spearman's correlation of Q with the measured effect;
-            `offered/topic` and `selected/topic` are sums [steps, topics] over windows and weight.
+            are the mean of a measure over the windows in the table (those read for the step, or retrieved
+            from a buffer) and over the weight, `loss/SOURCE` the mean loss of a source, `rank/effect`
+            Spearman's correlation of Q with the measured effect; `offered/topic` and `selected/topic` are
+            sums [steps, topics] over windows and weight.
         shown: the rows of the steps that the explorer shows; None without any.
         pairs: (Q minus the step's mean, effect minus the step's mean) of every window with both.
+        preferred: of each of the windows that averages are taken over, its weight in all its appearances over
+            that of a uniform policy; NaN for a window that never appears.
     """
 
     step: np.ndarray
     per_step: dict[str, np.ndarray]
     shown: CandidateRows | None
     pairs: np.ndarray
+    preferred: np.ndarray
 
 
 def select(
@@ -45,6 +49,7 @@ def select(
     found: list[dict[str, np.ndarray]] = []
     shown = []
     pairs = [np.empty((0, 2))]
+    weight, uniform = np.zeros(len(windows)), np.zeros(len(windows))
     for table in candidate_parts(run_dir):
         part = CandidateRows.of(table)
         by = _BySteps(part.step)
@@ -52,23 +57,31 @@ def select(
         averages = _averages(part, by, windows, measures, topic_of)
         found.append({"step": by.step, "rank/effect": correlation} | averages)
         pairs += points
+        where = windows.find(part.window_id)
+        known = where >= 0
+        np.add.at(weight, where[known], part.columns["weight"][known])
+        np.add.at(uniform, where[known], 1 / np.bincount(by.index)[by.index[known]])
         if (keep := np.isin(part.step, steps)).any():
             shown.append(table.filter(keep))
     per_step = {name: np.concatenate([row[name] for row in found]) for name in (found[0] if found else ())}
     step = per_step.pop("step", np.empty(0, np.int64))
     rows = CandidateRows.of(together(shown)) if shown else None
-    return Selection(step, per_step, rows, np.concatenate(pairs))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        preferred = weight / uniform
+    return Selection(step, per_step, rows, np.concatenate(pairs), preferred)
 
 
 def appearances(run_dir: str | Path, ids: np.ndarray, most: int) -> dict[int, list[list[float]]]:
     """Window id → [step, weight, loss, Q] of its appearances in the run, the first `most` of them."""
     found: dict[int, list[list[float]]] = {}
     for part in map(CandidateRows.of, candidate_parts(run_dir)):
+        where = np.flatnonzero(np.isin(part.window_id, ids))
         columns = (part.step, *(part.columns[name] for name in ("weight", "loss", "q")))
-        for i in np.flatnonzero(np.isin(part.window_id, ids)):
-            seen = found.setdefault(int(part.window_id[i]), [])
+        rows = zip(*(column[where].tolist() for column in columns), strict=True)
+        for window, row in zip(part.window_id[where].tolist(), rows, strict=True):
+            seen = found.setdefault(window, [])
             if len(seen) < most:
-                seen.append([column[i].item() for column in columns])
+                seen.append(list(row))
     return found
 
 
@@ -108,6 +121,9 @@ def _averages(
     for kind, amounts in (("offered", ones), ("selected", part.columns["weight"])):
         for name, values in measures.items():
             found[f"{kind}/{name}"] = by.mean(np.where(where >= 0, values[where], np.nan), amounts)
+        for name in ("loss", "static_score"):
+            if name in part.columns:
+                found[f"{kind}/{name}"] = by.mean(part.columns[name], amounts)
         if topic_of is not None:
             labels = np.where(where >= 0, topic_of[where], -1)
             found[f"{kind}/topic"] = by.tally(labels, amounts, int(topic_of.max()) + 1)
@@ -124,8 +140,6 @@ def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, list[np
     known = ~np.isnan(q) & ~np.isnan(effect)
     if not known.any():
         return correlation, points
-    from scipy.stats import rankdata
-
     rows = np.flatnonzero(known)  # in the order of the steps
     for both in np.split(rows, np.flatnonzero(np.diff(by.index[rows])) + 1):
         if len(both) < 3:
@@ -133,5 +147,11 @@ def _calibration(part: CandidateRows, by: _BySteps) -> tuple[np.ndarray, list[np
         a, b = q[both], effect[both]
         points.append(np.column_stack([a - a.mean(), b - b.mean()]))
         if a.std() > 0 and b.std() > 0:
-            correlation[by.index[both[0]]] = np.corrcoef(rankdata(a), rankdata(b))[0, 1]
+            correlation[by.index[both[0]]] = np.corrcoef(_midranks(a), _midranks(b))[0, 1]
     return correlation, points
+
+
+def _midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of the values; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

@@ -1,5 +1,6 @@
 """What a method is made of, and the trivial parts of one: no selection, no Q."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.corpus import Corpus
-from curriq.errors import CurriqError
+from curriq.errors import StreamEnded
 from curriq.lm.model import LanguageModel
 from curriq.rng import Generators
 from curriq.softq.equations import uniform_policy
@@ -22,17 +23,13 @@ from curriq.types import (
     Metrics,
     Offer,
     Proposer,
+    Reading,
     Selector,
     Step,
     WindowSource,
+    readings_of,
+    status_of,
 )
-
-
-class StreamEnded(CurriqError):
-    """A stream that ends, as one of the user's own may, has no window left."""
-
-    def __init__(self) -> None:
-        super().__init__("the stream has no window left: lower --steps, or let it begin again at its end.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +97,10 @@ class StreamProposer(Saved):
         return offer
 
 
+POLICY_SPREAD = Reading("policy spread", "policy/kl_from_uniform", "{:.0%}", lambda kl: math.exp(-kl))
+"""As if the weight lay evenly on this share of the windows; of the policy, where a step draws from it."""
+
+
 class PlainSelector(Saved):
     """Admits all windows, learns nothing and has no state; a subclass adds `score`."""
 
@@ -162,6 +163,10 @@ class UniformUntil(Saved):
         self._warm_up = Uniform()
         self.needs_entropy = inner.needs_entropy
         self.needs_reward = inner.needs_reward
+        self.readings = readings_of(inner)
+
+    def status(self) -> str:
+        return status_of(self._inner)
 
     def _active(self, step: int) -> Selector:
         return self._warm_up if step < self._start else self._inner

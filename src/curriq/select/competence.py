@@ -14,7 +14,7 @@ from curriq.config import RunConfig
 from curriq.errors import CurriqError
 from curriq.select.base import Context, History, Method, Uniform, plain
 from curriq.state import Saved
-from curriq.types import Metrics, Offer, Stateful, Step, Windows
+from curriq.types import Metrics, Offer, Reading, Stateful, Step, Windows
 
 
 @runtime_checkable
@@ -114,6 +114,7 @@ class Competence(Uniform):
     """
 
     SAVED = ("_difficulty", "_seen")
+    readings = (Reading("open", "competence/level", "{:.0%}"),)
 
     def __init__(self, difficulty: Difficulty, total_steps: int, initial: float, history: int = 8192) -> None:
         assert total_steps >= 1

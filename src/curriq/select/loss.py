@@ -12,7 +12,7 @@ from curriq.data.tokenizer import load_tokenizer
 from curriq.errors import CurriqError
 from curriq.lm.load import load_language_model
 from curriq.lm.model import LanguageModel, forward_flops
-from curriq.select.base import Context, Method, PlainSelector, plain
+from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, plain
 from curriq.types import Cost, Features, Offer, Windows
 
 
@@ -22,6 +22,8 @@ class ByLoss(PlainSelector):
 
     Towards a temperature of 0 nats per token the extreme window gets all the weight.
     """
+
+    readings = (POLICY_SPREAD,)
 
     temperature: float
     sign: Literal[1, -1]
@@ -35,6 +37,7 @@ class Uncertainty(PlainSelector):
     """Score H/temperature, where H is the mean predictive entropy of the window's tokens; nats per token."""
 
     needs_entropy = True
+    readings = (POLICY_SPREAD,)
 
     temperature: float
 
@@ -55,6 +58,8 @@ class ExcessLoss(PlainSelector):
         reference: mean next-token losses under a frozen model of the target text, nats per token.
         temperature: nats per token.
     """
+
+    readings = (POLICY_SPREAD,)
 
     reference: Callable[[Windows], Float[Tensor, "n"]]
     temperature: float

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig, require
 from curriq.runlog.curriculum import RecordedCurriculum, open_curriculum
-from curriq.select.base import Context, Method, NoCritic, PlainSelector
+from curriq.select.base import POLICY_SPREAD, Context, Method, NoCritic, PlainSelector
 from curriq.state import Saved
 from curriq.types import IGNORED, Cost, Features, Offer, Windows
 
@@ -40,6 +40,8 @@ class RecordedProposer(Saved):
 @dataclass(eq=False)
 class RecordedWeights(PlainSelector):
     """Score of a window, identified by `Offer.rows`: its log-weight in the recorded run, to the bit."""
+
+    readings = (POLICY_SPREAD,)
 
     curriculum: RecordedCurriculum
 

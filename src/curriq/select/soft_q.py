@@ -1,5 +1,6 @@
 """The paper's method: a critic that learns from rewards, and its values as the policy."""
 
+import logging
 import math
 from dataclasses import replace
 
@@ -9,17 +10,36 @@ from torch import Tensor
 
 from curriq.config import CriticConfig, RunConfig
 from curriq.data.stream import Unreadable
+from curriq.lm.held_out import REJECTED_SHARE
 from curriq.lm.learner import ReforwardedAction, TDIntoTheta
 from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
-from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
+from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, plain
 from curriq.select.references import scored_stream
 from curriq.select.static import LOOK_AHEAD, ScoredStream
 from curriq.select.stream_filter import build_filter, filtered
 from curriq.softq.critic import PreviousAction, QInputs, TDCritic
-from curriq.softq.temperature import Temperature, build_temperature, effective_batch_fraction
+from curriq.softq.temperature import (
+    Temperature,
+    build_temperature,
+    calibration_gate,
+    effective_batch_fraction,
+)
 from curriq.state import Saved
-from curriq.types import Cost, Critic, Features, Metrics, Offer, Selector, Step
+from curriq.types import (
+    Cost,
+    Critic,
+    Features,
+    Metrics,
+    Offer,
+    Reading,
+    Selector,
+    Step,
+    readings_of,
+    status_of,
+)
+
+logger = logging.getLogger("curriq")
 
 
 class SoftQ(PlainSelector):
@@ -35,6 +55,7 @@ class SoftQ(PlainSelector):
     """
 
     SAVED = ("_temperature", "_floor")
+    readings = (Reading("reward", "reward"), POLICY_SPREAD)
 
     def __init__(
         self,
@@ -49,6 +70,12 @@ class SoftQ(PlainSelector):
         self._temperature = temperature
         self._log_odds = math.log(uniform_share / (1 - uniform_share)) if uniform_share else -math.inf
         self._floor = -math.inf
+
+    def status(self) -> str:
+        evidence, beta = self._temperature.status(), self._temperature.beta
+        if not evidence:
+            return ""
+        return f"{'steering off' if beta == math.inf else f'β {beta:.2g}'}: {evidence}"
 
     def score(self, step: int, offer: Offer, features: Features) -> Float[Tensor, "n"]:
         q = self._critic.values(features)
@@ -94,6 +121,10 @@ class DirichletNoise(Saved):
         self._noise = torch.zeros(0)
         self.needs_entropy = inner.needs_entropy
         self.needs_reward = inner.needs_reward
+        self.readings = readings_of(inner)
+
+    def status(self) -> str:
+        return status_of(self._inner)
 
     def admit(self, step: int, offer: Offer) -> Offer:
         shape = torch.full((int(offer.rows.max()) + 1,), self._concentration)
@@ -112,6 +143,8 @@ class DirichletNoise(Saved):
 def build(config: RunConfig, context: Context) -> Method:
     """Soft Q-learning: weights on the windows of the stream, or a filter before the forward pass."""
     settings = config.critic
+    if warning := few_probes(config):
+        logger.warning(warning)
     reads_score = config.select.prior or "static_score" in settings.q_features
     scored = scored_stream(config, context) if reads_score else None
     if config.train.max_read_ratio > 1:
@@ -125,6 +158,36 @@ def build(config: RunConfig, context: Context) -> Method:
     stream = None if scored is None else Unreadable(scored, look_ahead=LOOK_AHEAD)
     method = plain(selector, config, context, stream=stream)
     return replace(method, critic=critic, shared=list(critic.online.parameters()))
+
+
+def few_probes(config: RunConfig) -> str:
+    """A warning where a run has probably too few probes for its Q to have a say; empty elsewhere."""
+    train, critic = config.train, config.critic
+    filters = train.max_read_ratio > 1
+    gate = calibration_gate(critic, 1.0) if filters or critic.q_weighting else None
+    if gate is None:
+        return ""
+    # Of a filter's probed windows those that it rejected do not count for the gate.
+    share = 1 - REJECTED_SHARE if filters else 1.0
+    probes, windows = -(-train.steps // train.reward_every), min(critic.probe_windows, train.num_candidates)
+    needed = gate.probes_to_open(round(share * windows))
+    if needed < probes:
+        return ""
+    until = (
+        "until then the static prior alone chooses" if config.select.prior else "until then training is plain"
+    )
+    ways = ["more --probe-windows"]
+    if needed < math.inf:
+        ways = [f"--steps {needed * train.reward_every} or more", *ways]
+        if (every := train.steps // (needed + 1)) > 0:
+            ways = [f"--reward-every {every}", *ways]
+    enough = f"about {needed}" if needed < math.inf else "more than there can be"
+    return (
+        f"--steps {train.steps} with --reward-every {train.reward_every} gives Q {probes} "
+        f"probe{'s' * (probes != 1)} to show that it ranks windows rightly, and with probes of "
+        f"{round(share * windows)} windows it probably needs {enough}: {until}. For Q to take part, use "
+        f"{', or '.join(ways)}."
+    )
 
 
 def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None) -> Method:

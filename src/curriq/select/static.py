@@ -16,18 +16,13 @@ from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
 from curriq.config import SelectConfig
+from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts
 from curriq.select.base import History
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
 
-BUCKETS = 2**15
-"""Unigrams and bigrams are hashed into this many buckets each."""
-NO_NGRAM = 2 * BUCKETS
-"""Bucket of the n-grams with a token that is not learnt, which count nowhere."""
 PRIOR = 8192.0
 """Mass of the smoothing prior, in n-grams."""
-FOLDS = 8
-"""The stream's n-grams are counted in so many folds of documents."""
 DOCUMENTS = 2**16
 """Documents whose mean score is remembered, the most recent ones."""
 WINDOWS = 2**18
@@ -77,6 +72,7 @@ class DsirScore(Saved):
 
     def __init__(self, target: Windows, device: torch.device | str = "cpu") -> None:
         self._device = device
+        self._windows = target
         self._ngrams = hashed_ngrams(target, device)
         document = documents_of(target).to(device)
         self._fold = document.remainder(FOLDS)
@@ -105,6 +101,13 @@ class DsirScore(Saved):
         # A fold of the stream is left out here too: rare n-grams are then missing as often as for the
         # stream's own windows.
         return _log_ratio(self._ngrams, target, target_total, *self._others(self._ngrams, self._fold))
+
+    def counts(self) -> NgramCounts:
+        """What has been counted so far."""
+        own = documents_of(self._windows).unique()
+        return NgramCounts(
+            target=self._target.cpu().numpy(), seen=self._seen.long().cpu().numpy(), own_documents=own.numpy()
+        )
 
     def _others(
         self, ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]
@@ -153,6 +156,17 @@ def _sum_by(group: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> Float[Tensor
     return torch.bincount(group, weights=values.to(group.device))
 
 
+def smoothed_log_ratio(
+    target: Float[Tensor, "*#n"], target_total: Tensor, seen: Float[Tensor, "*#n"], seen_total: Tensor
+) -> Float[Tensor, "*n"]:
+    """log p_D − log p_S of each n-gram, from its counts in the target and in the stream and their totals; 0
+    where neither has it. Both are smoothed with their mean, of mass `PRIOR`."""
+    target_total, seen_total = target_total.double().clamp(min=1), seen_total.double().clamp(min=1)
+    prior = PRIOR / 2 * (target / target_total + seen / seen_total)
+    ratio = ((target + prior) / (target_total + PRIOR)).log() - ((seen + prior) / (seen_total + PRIOR)).log()
+    return torch.where(prior > 0, ratio, 0.0)
+
+
 def _log_ratio(
     ngrams: Int[Tensor, "n g"],
     target: Float[Tensor, "n g"],
@@ -162,11 +176,7 @@ def _log_ratio(
 ) -> Float[Tensor, "n"]:
     """Mean of log p_D − log p_S over the n-grams of each window, from counts in both: of one total for all
     windows, or of one for each. On the CPU."""
-    target_total = target_total.double().clamp(min=1)[..., None]
-    seen_total = seen_total.double().clamp(min=1)[..., None]
-    prior = PRIOR / 2 * (target / target_total + seen / seen_total)
-    ratio = ((target + prior) / (target_total + PRIOR)).log() - ((seen + prior) / (seen_total + PRIOR)).log()
-    ratio = torch.where(prior > 0, ratio, 0.0)
+    ratio = smoothed_log_ratio(target, target_total[..., None], seen, seen_total[..., None])
     counted = ngrams != NO_NGRAM
     return (ratio.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)).cpu()
 
@@ -364,9 +374,31 @@ class ScoredStream(Saved):
             self._fit()
         known = {**offer.known, "static_score": self._standardised(raw)}
         if self.rule is not None:
-            prior = _interpolated(raw, *self._curve).exp()
+            prior = self._accepted(raw)
             known["prior"] = prior if self.own_source < 0 else self._by_label(offer.windows, prior)
         return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
+
+    def describe(
+        self, score: Float[Tensor, "n"], of_document: Float[Tensor, "n"], source: Int[Tensor, "n"]
+    ) -> dict[str, Float[Tensor, "n"]]:
+        """What `read` would say now of windows with these scores, `known` by name; nothing is remembered.
+
+        Args:
+            score: what the static score says of each window.
+            of_document: its mean over the window's whole document.
+            source: of each window. Those of the target's own source count as fresh.
+        """
+        raw = torch.lerp(score.double(), of_document.double(), DOCUMENT_SHARE)
+        known = {"static_score": self._standardised(raw)}
+        if self.rule is not None:
+            known["prior"] = prior = self._accepted(raw)
+            if self.own_source >= 0:
+                known["prior"] = torch.where(source == self.own_source, 1.0, OTHER_SOURCE * prior)
+        return known
+
+    def _accepted(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The rule's probability, before any label."""
+        return _interpolated(raw, *self._curve).exp()
 
     def _by_label(self, windows: Windows, prior: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """The target's own source first, as long as it is not read over and over again."""

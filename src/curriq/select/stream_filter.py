@@ -16,8 +16,9 @@ from torch import Tensor
 from curriq import parallel
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
+from curriq.errors import StreamEnded
 from curriq.rng import Generators
-from curriq.select.base import StreamEnded, Uniform
+from curriq.select.base import Uniform
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
@@ -28,7 +29,7 @@ from curriq.softq.temperature import (
     solve_beta,
 )
 from curriq.state import Saved, State
-from curriq.types import Critic, Features, Metrics, Offer, Sampled, Step
+from curriq.types import Critic, Features, Metrics, Offer, Reading, Sampled, Step
 
 logger = logging.getLogger("curriq")
 
@@ -54,6 +55,7 @@ class FilteredStream(Saved):
     """
 
     SAVED = ("stream", "generator")
+    readings = (Reading("accepted", "x/windows_proposed", "{:.0%}", per="x/windows_read"),)
 
     stream: Unreadable
     n: int
@@ -150,11 +152,19 @@ class StreamFilter(Uniform):
     def __post_init__(self) -> None:
         self._least_beta = 0.0
         self._sample: Features | None = None
+        self._prior_rejects = False
 
     @property
     def beta(self) -> float:
         """β of the next draws, nats per token; ∞ leaves the prior as it is."""
         return max(self.temperature.beta, self._least_beta)
+
+    def status(self) -> str:
+        """What chooses now: the prior alone, Q with its β, or nothing; and what speaks for Q."""
+        state = f"Q filters, β {self.beta:.2g}"
+        if self.beta == math.inf:
+            state = "prior only" if self._prior_rejects else "steering off"
+        return ": ".join(filter(None, (state, self.temperature.status())))
 
     def accept_prob(self, offer: Offer) -> Float[Tensor, "n"]:
         """The acceptance probability of each window of the stream."""
@@ -191,7 +201,9 @@ class StreamFilter(Uniform):
         return metrics if self.target is None else metrics | self._bound_by_target(self.target(), q)
 
     def _remember(self, offer: Offer) -> None:
-        likely = _prior(offer.known, len(offer)) ** self.trust.exponent >= 0.5
+        prior = _prior(offer.known, len(offer)) ** self.trust.exponent
+        self._prior_rejects = self._prior_rejects or bool((prior < 1).any())
+        likely = prior >= 0.5
         if not likely.any():
             return
         new = Features.before_forward(offer.take(likely.nonzero().squeeze(1)))

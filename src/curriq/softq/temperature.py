@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,6 +36,10 @@ class Temperature(Stateful, Protocol):
         """The end of a step: its Q-values and what was measured. β is that of the next step afterwards."""
         ...
 
+    def status(self) -> str:
+        """What β follows, in words for a display; empty where there is nothing to tell."""
+        ...
+
 
 @runtime_checkable
 class Sharpness(Stateful, Protocol):
@@ -49,6 +54,10 @@ class Sharpness(Stateful, Protocol):
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics: ...
 
+    def status(self) -> str:
+        """The evidence in words; empty where there is none to tell of."""
+        ...
+
 
 @dataclass
 class FixedBeta(Saved):
@@ -59,6 +68,9 @@ class FixedBeta(Saved):
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
 
+    def status(self) -> str:
+        return ""
+
 
 @dataclass
 class FixedFraction(Saved):
@@ -68,6 +80,13 @@ class FixedFraction(Saved):
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         return {}
+
+    def status(self) -> str:
+        return ""
+
+
+POWER = 0.8
+"""Probability at which a gate that should open is expected to have opened."""
 
 
 class Evidence(Saved):
@@ -104,6 +123,18 @@ class Evidence(Saved):
         scatter = max(0.0, total_squares / weight - mean**2) * count / (count - 1)
         return mean, math.sqrt(scatter / count)
 
+    def measurements_until(self, error: float, scatter: float) -> float:
+        """Measurements after which the mean has so small a standard error, when one scatters by `scatter`; ∞
+        where the memory is too short for it.
+
+        n of them count as (1 + k)(1 − kⁿ)/((1 − k)(1 + kⁿ)) independent ones, with the share k that stays.
+        """
+        keep, wanted = self._keep, (scatter / error) ** 2
+        share = wanted * (1 - keep) / (1 + keep)
+        if share >= 1:
+            return math.inf
+        return max(self._least, math.ceil(math.log((1 - share) / (1 + share), keep)))
+
     def bounds(self) -> tuple[float, float]:
         """Lower and upper confidence bound of the mean; infinite before there is enough evidence."""
         if self.count < self._least:
@@ -133,6 +164,7 @@ class CalibrationGate(Saved):
     def __init__(self, sharpest: float, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
         self._sharpest = sharpest
         self._full = full
+        self._z = z
         self._evidence = Evidence(z=z, least=least)
 
     @property
@@ -144,6 +176,24 @@ class CalibrationGate(Saved):
         """In [0, 1]."""
         lower, _ = self._evidence.bounds()
         return min(1.0, max(0.0, lower / self._full))
+
+    def status(self) -> str:
+        probes = self._evidence.count
+        return f"confidence {self.confidence:.1f} of 1, {probes} probe{'s' * (probes != 1)}"
+
+    def probes_to_open(self, windows: int) -> float:
+        """Probes of so many windows after which the gate will probably have opened; ∞ for never.
+
+        Probably: with a probability of `POWER`, where Q ranks as well as full confidence asks for. ρ of one
+        probe scatters by 1/√(m − 1), as it does without any correlation, and the lower bound ρ̄ − z s is above
+        0 with that probability once s = ρ/(z + z_0.8).
+        """
+        if windows < 2:
+            return math.inf
+        scatter = 1 / math.sqrt(windows - 1)
+        return self._evidence.measurements_until(
+            self._full / (self._z + NormalDist().inv_cdf(POWER)), scatter
+        )
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         if effects is None:
@@ -209,7 +259,10 @@ class SolvedBeta(Saved):
         self._sharpness = sharpness
         self._share = share or effective_batch_fraction
         self._recent: deque[Tensor] = deque(maxlen=memory)
-        self.beta = 1.0
+        self.beta = math.inf if sharpness.fraction >= 1 else 1.0
+
+    def status(self) -> str:
+        return self._sharpness.status()
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         metrics = self._sharpness.observe(q, effects)
@@ -232,6 +285,9 @@ class LearnedBeta(Saved):
     sharpness: Sharpness
     beta: float
     learning_rate: float
+
+    def status(self) -> str:
+        return self.sharpness.status()
 
     def observe(self, q: Float[Tensor, "N"], effects: Effects | None) -> Metrics:
         metrics = self.sharpness.observe(q, effects)
@@ -283,9 +339,14 @@ def build_temperature(critic: CriticConfig, fraction: float, *, share: Share, me
         return FixedBeta(critic.beta)
     if critic.temperature == "learned":
         return LearnedBeta(FixedFraction(fraction), critic.beta, critic.beta_lr)
-    gated = CalibrationGate(fraction, full=critic.corr_for_full_sharpness)
-    sharpness = gated if critic.temperature == "gated" else FixedFraction(fraction)
+    sharpness = calibration_gate(critic, fraction) or FixedFraction(fraction)
     return SolvedBeta(sharpness, memory=memory, share=share)
+
+
+def calibration_gate(critic: CriticConfig, fraction: float) -> CalibrationGate | None:
+    """The gate of `--temperature gated`, with nothing observed yet; None for another temperature."""
+    gated = critic.temperature == "gated"
+    return CalibrationGate(fraction, full=critic.corr_for_full_sharpness) if gated else None
 
 
 def solve_beta(
@@ -297,13 +358,13 @@ def solve_beta(
     bracket, 1e-3 standard deviations of q; asked for 1, ∞.
 
     Returns:
-        None when all q are equal: every β gives the uniform policy.
+        None when all q are equal and the share is below 1: every β gives the uniform policy.
     """
+    if fraction >= 1:
+        return math.inf
     spread = q.std(correction=0).item()
     if not spread > 0:
         return None
-    if fraction >= 1:
-        return math.inf
     low, high = math.log(1e-3 * spread), math.log(1e6 * spread)
     for _ in range(6):  # each time 32 times finer, in one call instead of five bisections
         grid = torch.linspace(low, high, 33, dtype=torch.float64, device=q.device)

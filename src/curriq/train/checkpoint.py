@@ -13,7 +13,6 @@ file keeps room for the next one, so a disk that others fill up ends a run with 
 """
 
 import errno
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -35,13 +34,24 @@ from torch import Tensor
 
 import curriq
 from curriq.errors import CurriqError
+from curriq.runlog.checkpoints import (
+    FORMAT,
+    BadCheckpoint,
+    checkpoint_folders,
+    folder_size,
+    manifest_digest,
+    pruned,
+    remove_folder,
+    sha256,
+    step_of,
+    verify,
+)
 from curriq.runlog.promise import Promise, broken
 from curriq.runlog.storage import fsync, make_folder
 from curriq.types import State
 
-FORMAT = 2
-"""Version of the layout above. Raise it when an older curriq could not read what this one writes."""
-
+STATE = "state.pt"
+PRUNED = "`curriq runs prune` has removed its training state"
 SLACK = 64 * 1024
 """Bytes beside the next checkpoint that the reserve keeps free: the log's last rows, and the summary."""
 
@@ -66,10 +76,6 @@ class LoadedCheckpoint:
     def lm(self) -> Path:
         """The Hugging Face folder of the language model."""
         return self.path / "lm"
-
-
-class BadCheckpoint(Exception):
-    """One checkpoint cannot be used, for the reason that the message names."""
 
 
 class NotSaved(Exception):
@@ -179,11 +185,8 @@ class Checkpointer:
 
     def _prune(self) -> None:
         for path in checkpoint_folders(self.folder)[self.keep :]:
-            # Under its own name a half-deleted folder would look like a damaged checkpoint.
-            doomed = path.with_name(f".tmp-old-{path.name}")
             try:
-                path.rename(doomed)
-                shutil.rmtree(doomed)
+                remove_folder(path)
             except OSError as error:
                 log.warning(f"the old checkpoint {path} could not be removed: {error}.")
 
@@ -238,11 +241,11 @@ class _Counter(io.RawIOBase):
         return count
 
 
-def latest_checkpoint(run_dir: Path, *, with_log: bool = True) -> LoadedCheckpoint:
+def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     """The newest checkpoint of a run whose manifest and hashes hold; reads only.
 
     A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning; so is one whose
-    log does not hold what it promises, unless `with_log` is off.
+    log does not hold what it promises.
 
     Raises:
         CurriqError: the run has no checkpoint, or none that can be used; names what is wrong with each.
@@ -252,9 +255,11 @@ def latest_checkpoint(run_dir: Path, *, with_log: bool = True) -> LoadedCheckpoi
     for path in checkpoint_folders(folder):
         try:
             manifest = verify(path)
-            if with_log and (lost := broken(run_dir, manifest["log"])):
+            if STATE in pruned(manifest):
+                raise BadCheckpoint(PRUNED)
+            if lost := broken(run_dir, manifest["log"]):
                 raise BadCheckpoint(f"the log that it covers is not whole: {'; '.join(lost)}")
-            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         except BadCheckpoint as defect:
             defects.append(f"{path.name}: {defect}")
             continue
@@ -267,6 +272,11 @@ def latest_checkpoint(run_dir: Path, *, with_log: bool = True) -> LoadedCheckpoi
                 f"The steps from {manifest['step']} on are repeated."
             )
         return LoadedCheckpoint(path=path, step=manifest["step"], state=state, manifest=manifest)
+    if defects and all(defect.endswith(PRUNED) for defect in defects):
+        raise CurriqError(
+            f"{run_dir} cannot go on: {PRUNED}. Its log and its results are there; start again with `curriq "
+            f"train --config {run_dir / 'config.toml'} --run-dir NEW`."
+        )
     if defects:
         raise CurriqError(
             f"no checkpoint in {folder} can be used ({'; '.join(defects)}): restore the named files from a "
@@ -285,7 +295,7 @@ def write_checkpoint(
     (folder / "lm").mkdir(parents=True)
     save_lm(folder / "lm")
     # Through a Python file, because torch's own writer hides the operating system's error.
-    with (folder / "state.pt").open("wb") as file:
+    with (folder / STATE).open("wb") as file:
         torch.save(state, file)
     transformers = importlib.metadata.version("transformers")  # its import would take seconds
     manifest = {
@@ -304,35 +314,6 @@ def write_checkpoint(
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*folder.rglob("*"), folder):
         fsync(path)
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, when every file has the size and the hash in it; else BadCheckpoint."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        written, files = manifest["format"], manifest["files"]
-    except OSError as error:
-        raise BadCheckpoint(f"manifest.json cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint("manifest.json is damaged") from error
-    if written != FORMAT:
-        fix = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
-        wrote = manifest.get("versions", {}).get("curriq", "unknown")
-        raise BadCheckpoint(
-            f"checkpoint format {written} (written by curriq {wrote}), while this curriq "
-            f"{curriq.__version__} reads format {FORMAT}: {fix}"
-        )
-    if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
-        raise BadCheckpoint("manifest.json is damaged")
-    for name, stated in files.items():
-        try:
-            if (size := (path / name).stat().st_size) != stated["size"]:
-                raise BadCheckpoint(f"{name} has {size} bytes instead of {stated['size']}")
-            if sha256(path / name) != stated["sha256"]:
-                raise BadCheckpoint(f"{name} is damaged: its SHA-256 is not the one in the manifest")
-        except OSError as error:
-            raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
-    return manifest
 
 
 def require_plain(state: Any, where: str = "state") -> None:
@@ -370,34 +351,8 @@ def disk_error(error: BaseException) -> str | None:
     return None
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
-    named = (p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
-    return sorted(named, key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own `sha256` entry."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def saved_size(state: State) -> int:
     """Bytes that a state takes in a checkpoint."""
     counter = _Counter()
     torch.save(state, cast(IO[bytes], counter))
     return counter.size
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 when there is no such folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

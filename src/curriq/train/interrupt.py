@@ -16,9 +16,9 @@ HANGUP = getattr(signal, "SIGHUP", None)
 
 
 @contextmanager
-def stop_flag() -> Generator[Callable[[], bool]]:
+def stop_flag(piece: str = "step") -> Generator[Callable[[], bool]]:
     """Whether a stop was requested, as a function: the first Ctrl-C, SIGTERM or SIGHUP requests it, a second
-    one raises KeyboardInterrupt.
+    one raises KeyboardInterrupt. The message says that this `piece` of the work is finished first.
 
     After SIGHUP the terminal is gone, and writing to it would be an error: what would go there is dropped. A
     process that ignores SIGHUP, as under nohup, goes on ignoring it.
@@ -38,7 +38,7 @@ def stop_flag() -> Generator[Callable[[], bool]]:
             raise KeyboardInterrupt
         if asked_at == math.inf:
             asked_at = time.monotonic()
-            logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once.")
+            logger.warning(f"stopping after this {piece} and saving; press Ctrl-C again to stop at once.")
 
     signals = [signal.SIGINT, signal.SIGTERM]
     if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:

@@ -32,7 +32,7 @@ class Signal(Stateful, Protocol):
 
 @dataclass(eq=False)
 class Meter(Saved):
-    """Counts windows, tokens, operations and seconds, and adds up weight by source.
+    """Counts windows, tokens, operations and seconds, and adds up windows read and weight by source.
 
     Attributes:
         source_names: in the order of `Windows.source`.
@@ -54,7 +54,7 @@ class Meter(Saved):
         "seconds",
         "epoch",
         "weight_by_source",
-        "offered_by_source",
+        "read_by_source",
         "kl_from_uniform",
         "steps",
         "signal",
@@ -74,23 +74,22 @@ class Meter(Saved):
         self.effective_windows = self.seconds = 0.0
         self.epoch: float | None = None
         self.weight_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
-        self.offered_by_source = torch.zeros(len(self.source_names), dtype=torch.float64)
+        self.read_by_source = torch.zeros(len(self.source_names), dtype=torch.int64)
         self.kl_from_uniform, self.steps = 0.0, 0
 
     def measure(self, step: Step, seconds: float) -> Metrics:
         """Add one step and return its metrics."""
         weights = step.weights.cpu().double()
-        read = torch.cat([part.windows.source for part in step.offer.judged])
         proposed, scored = len(step.offer), len(step.trained)
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(step.trained.windows.source, weights)
-        read_share = self._by_source(read, torch.ones(len(read), dtype=torch.float64) / len(read))
+        read = torch.bincount(step.offer.sources_read, minlength=len(self.source_names))
         self._count(step.cost + self.cost_per_window * scored, scored)
         self.windows_proposed += proposed
         self.effective_windows += effective
         self.seconds += seconds
         self.weight_by_source += weight_share
-        self.offered_by_source += read_share
+        self.read_by_source += read
         # Of the policy: what a step draws from it and trains on may be a single window.
         kl = max(0.0, math.log(scored) - entropy(step.policy).item())
         self.kl_from_uniform += kl
@@ -111,9 +110,12 @@ class Meter(Saved):
         }
         if step.offer.epoch is not None:
             self.epoch = metrics["data/epoch"] = float(step.offer.epoch)
-        for kind, shares in (("weight_share", weight_share), ("offered_share", read_share)):
+        families = {"weight_share": weight_share}
+        if read.any():  # a proposer may live on what it has read before
+            families["offered_share"] = read.double() / read.sum()
+        for family, shares in families.items():
             for name, share in zip(self.source_names, shares.tolist(), strict=True):
-                metrics[f"select/{kind}/{name}"] = share
+                metrics[f"select/{family}/{name}"] = share
         return metrics
 
     def _count(self, cost: Cost, scored: int) -> None:
@@ -146,7 +148,7 @@ class Meter(Saved):
 
     def shares(self) -> dict[str, dict[str, float]]:
         """`weight` and `read` → source → its share of all mixture weight, or of all windows read, so far."""
-        totals = {"weight": self.weight_by_source, "read": self.offered_by_source}
+        totals = {"weight": self.weight_by_source, "read": self.read_by_source.double()}
         return {
             kind: dict(zip(self.source_names, (total / total.sum().clamp(min=1e-12)).tolist(), strict=True))
             for kind, total in totals.items()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import curriq
 from curriq.config import RunConfig, differences
+from curriq.data import is_hub_name
 from curriq.types import Metrics
 
 
@@ -78,11 +79,39 @@ repeats what is in its training text.
 """
 
 
+def base_model(model: str) -> str:
+    """The hub's name of the model that training began with; empty for one from scratch or of unknown origin.
+
+    A folder says it itself: in its model card, as a checkpoint does, or in the configuration of its adapters.
+    """
+    if model.startswith("random:"):
+        return ""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        return model
+    found = None
+    if (folder / "README.md").is_file():
+        from huggingface_hub import ModelCard
+
+        try:
+            found = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.base_model
+        except (ValueError, OSError):  # a text without metadata
+            found = None
+    if found is None and (folder / "adapter_config.json").is_file():
+        try:
+            found = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+        except (ValueError, AttributeError):
+            found = None
+    known = isinstance(found, str) and is_hub_name(found) and not Path(found).exists()
+    return str(found) if known else ""
+
+
 def _hub_links(config: RunConfig) -> str:
     """YAML lines that name the base model and the data sets of the hub; JSON strings are YAML too."""
     lines = ""
-    if not config.lm.model.startswith("random:") and not Path(config.lm.model).exists():
-        lines += f"\nbase_model: {json.dumps(config.lm.model)}"
+    if base := base_model(config.lm.model):
+        relation = "adapter" if config.lm.lora_rank else "finetune"
+        lines += f"\nbase_model: {json.dumps(base)}\nbase_model_relation: {relation}"
     paths = [source.path for source in config.data.sources if source.path.startswith("hub:")]
     names = dict.fromkeys(path.removeprefix("hub:").partition(":")[0] for path in paths)
     return f"{lines}\ndatasets: {json.dumps(list(names))}" if names else lines

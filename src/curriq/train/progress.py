@@ -1,9 +1,9 @@
 """What a run shows while it trains: a live bar on a terminal, plain lines elsewhere."""
 
 import logging
-import math
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import fmean
 from typing import Literal
@@ -13,39 +13,41 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from curriq import terminal
-from curriq.types import Metrics
+from curriq.types import Metrics, Reading
 
 ESTIMATE_SECONDS = 3600
 """Time left is estimated from the steps of the last hour, at most 1000 of them."""
 BARS = "▁▂▃▄▅▆▇█"
-READINGS = (
-    ("train/loss", "loss", "{:.3f}"),
-    ("validation/loss", "validation", "{:.3f}"),
-    ("reward", "reward", "{:.3f}"),
-    ("policy/entropy", "entropy", "{:.2f}"),
-    ("policy/effective_batch_size", "effective batch", "{:.1f} ({fraction:.0%})"),
-    ("langevin/tokens_changed", "tokens changed", "{:.0%}"),
-    ("langevin/above_random_sd", "query Q (sd)", "{:+.1f}"),
-    ("time/windows_per_second", "windows/s", "{:,.0f}"),
-)
-"""The numbers that are shown: metric, label, format."""
+RECENT = 20
+"""Steps that a rate is measured over."""
+OF_EVERY_RUN = (Reading("loss", "train/loss"), Reading("validation", "validation/loss"))
+SPEED = Reading("tokens/s", "x/tokens", "{:,.0f}", per="x/seconds")
+"""What a run's parts show of themselves stands between these."""
 
 
 @contextmanager
 def make_progress(
-    mode: Literal["auto", "bar", "lines", "none"], total: int, start_step: int, console: Console | None = None
+    mode: Literal["auto", "bar", "lines", "none"],
+    total: int,
+    start_step: int,
+    console: Console | None = None,
+    readings: Sequence[Reading] = (),
 ) -> Generator["Display"]:
     """The display of a run of `total` steps that begins at `start_step`, as a context manager.
 
-    `auto` is the bar on a terminal and lines elsewhere. Without a console it writes to standard error, so
-    that standard output stays for results.
+    `readings` are those of the run's parts, shown beside loss, validation loss and speed. `auto` is the bar
+    on a terminal and lines elsewhere. Without a console it writes to standard error, so that standard output
+    stays for results.
     """
     console = console or terminal.console(stderr=True)
     if mode == "auto":
         mode = "bar" if console.is_terminal else "lines"
-    display = {"bar": Bar, "lines": Lines, "none": Display}[mode](console, total, start_step)
+    display = {"bar": Bar, "lines": Lines, "none": Display}[mode](
+        console, total, start_step, readings=readings
+    )
     with ExitStack() as stack:
         logger, handler = logging.getLogger("curriq"), _LogHandler(console)
         stack.callback(setattr, logger, "propagate", logger.propagate)
@@ -61,12 +63,21 @@ class Display:
     """Shows nothing beside the package's log messages; `Bar` and `Lines` add the numbers of each step."""
 
     def __init__(
-        self, console: Console, total: int, start_step: int, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        total: int,
+        start_step: int,
+        clock: Callable[[], float] = time.monotonic,
+        readings: Sequence[Reading] = (),
     ) -> None:
         self.console = console
-        self.row: Metrics = {}
+        self.readings = (*OF_EVERY_RUN, *readings, SPEED)
+        self.values: dict[str, str] = {}
+        self.status = ""
         # Six sparklines of ten characters and their labels fit 80 columns.
-        self.histories = {label: History(width=10) for _, label, _ in READINGS}
+        self.histories = {reading.label: History(width=10) for reading in self.readings}
+        # Totals begin at 0; where a resumed run's stood is not known before its first step.
+        self._totals: deque[Metrics] = deque([{}] if start_step == 0 else [], maxlen=RECENT + 1)
         self.left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
         self.progress = Progress(
             TextColumn("step [bold]{task.completed:,.0f}[/]/{task.total:,.0f}"),
@@ -82,15 +93,32 @@ class Display:
         self.progress.advance(task, 0)  # the clock of the first step starts here
         self.task = self.progress.tasks[task]
 
-    def update(self, row: Metrics) -> None:
-        """Show the row of a finished step. A number that a row lacks keeps its last value."""
+    def update(self, row: Metrics, status: str = "") -> None:
+        """Show the row of a finished step and the state of the policy. A number that a row lacks keeps its
+        last value."""
         finished = int(row["step"]) + 1
         ended = "in total" if finished == self.task.total else "left"
         self.progress.update(self.task.id, completed=finished, description=ended)
-        self.row |= row
-        for metric, label, _ in READINGS:
-            if metric in row:
-                self.histories[label].add(row[metric])
+        self.status = status
+        self._totals.append(row)
+        found = {}
+        for reading in self.readings:
+            if (value := self._value(reading, row)) is not None:
+                self.histories[reading.label].add(value)
+                found[reading.label] = reading.form.format(value).replace("-", "−")
+        known = self.values | found
+        self.values = {
+            reading.label: known[reading.label] for reading in self.readings if reading.label in known
+        }
+
+    def _value(self, reading: Reading, row: Metrics) -> float | None:
+        if reading.metric not in row:
+            return None
+        if not reading.per:
+            return reading.value(row[reading.metric])
+        first = self._totals[0]
+        grown, per = (row.get(name, 0.0) - first.get(name, 0.0) for name in (reading.metric, reading.per))
+        return reading.value(grown / per) if per > 0 else None
 
 
 class Bar(Display):
@@ -99,13 +127,14 @@ class Bar(Display):
     def frame(self) -> Group:
         """What is drawn now; plain text, so that it works over ssh."""
         table = Table(box=None, expand=True, padding=(0, 1), header_style="dim", show_edge=False)
-        numbers = readings(self.row)
+        numbers = self.values
         for label in numbers:
             table.add_column(label, justify="right", no_wrap=True)
         if numbers:
             table.add_row(*numbers.values(), style="bold")
             table.add_row(*(self.histories[label].sparkline() for label in numbers), style="cyan")
-        return Group(self.progress, table)
+        status = [Text(self.status, style="cyan", no_wrap=True, overflow="ellipsis")] if self.status else []
+        return Group(self.progress, table, *status)
 
 
 class Lines(Display):
@@ -113,15 +142,16 @@ class Lines(Display):
 
     _shown_at, _shown_part = -float("inf"), 0
 
-    def update(self, row: Metrics) -> None:
-        super().update(row)
+    def update(self, row: Metrics, status: str = "") -> None:
+        super().update(row, status)
         now, total, finished = self.progress.get_time(), int(self.task.total or 0), int(self.task.completed)
         part = finished // max(1, round(total / 20))
         if part > self._shown_part or self.task.finished or now - self._shown_at >= 10:
             self._shown_at, self._shown_part = now, part
-            numbers = "  ".join(f"{label} {value}" for label, value in readings(self.row).items())
+            numbers = (f"{label} {value}" for label, value in self.values.items())
             left = f"{self.left.render(self.task)} {self.task.description}"
-            self.console.print(f"step {finished}/{total}  {numbers}  {left}", soft_wrap=True)
+            shown = (f"step {finished}/{total}", *numbers, self.status, left)
+            self.console.print("  ".join(filter(None, shown)), soft_wrap=True)
 
 
 class _LogHandler(logging.Handler):
@@ -133,16 +163,6 @@ class _LogHandler(logging.Handler):
         warns = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if warns else ""
         self._console.print(prefix + record.getMessage(), style="yellow" if warns else "")
-
-
-def readings(row: Metrics) -> dict[str, str]:
-    """Label → formatted value of the numbers that a row has, in the order of `READINGS`."""
-    fraction = row.get("policy/effective_batch_fraction", math.nan)
-    return {
-        label: form.format(row[metric], fraction=fraction).replace("-", "−")
-        for metric, label, form in READINGS
-        if metric in row
-    }
 
 
 class History:

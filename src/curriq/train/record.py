@@ -19,7 +19,7 @@ from curriq.errors import CurriqError
 from curriq.runlog.promise import Promise
 from curriq.runlog.storage import write_atomically
 from curriq.runlog.writers import Entry, Mirror, RunLogs
-from curriq.types import Metrics, Queries, Step, WindowLosses, Windows
+from curriq.types import Metrics, Offer, Queries, Step, WindowLosses, Windows
 
 WINDOW_CHARACTERS = 300
 """Beginning of a retrieved window's text that is kept; the whole is found by the window's id."""
@@ -84,11 +84,17 @@ def log_entry(step: Step, row: Metrics) -> Entry:
             "q": spread(step.q),
             "effect": _effects(step, n),
             "accept_prob": torch.cat(accept_prob).numpy(),
+            "static_score": torch.cat([_static_score(part) for part in parts]).numpy(),
         },
         tokens=tokens.int().numpy(),
         proposed=proposed,
         queries=[] if step.offer.queries is None else list(_query_rows(step, step.offer.queries)),
     )
+
+
+def _static_score(offer: Offer) -> Float[Tensor, "n"]:
+    score = offer.known.get("static_score")
+    return torch.full((len(offer),), math.nan) if score is None else score.float().cpu()
 
 
 def _effects(step: Step, n: int) -> np.ndarray:

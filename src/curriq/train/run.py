@@ -13,6 +13,7 @@ import torch
 from curriq import parallel
 from curriq.config import RunConfig, differences, flag, from_dict, load_run_config, require
 from curriq.data import Corpus, changed_files, check_fingerprint, locate, open_corpus, pin_revision
+from curriq.data.survey import require_usable
 from curriq.errors import CurriqError
 from curriq.lm.contract import log_own_loss
 from curriq.lm.load import check_model_name, load_language_model, pick_device
@@ -128,6 +129,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     config = config.override(threads=config.train.threads or parallel.cores())
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
+        if own.corpus is open_corpus:
+            require_usable(config)
         _check_names(config)
         # The configuration names the commits of hub data sets, so that a resume reads the same ones.
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))

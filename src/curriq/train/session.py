@@ -23,6 +23,7 @@ from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.notebook import run_html
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
 from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
@@ -35,14 +36,16 @@ from curriq.train.checkpoint import (
     NoRoom,
     NotSaved,
     checkpoint_folders,
+    saved_size,
     step_of,
 )
+from curriq.train.hub import push
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, open_logs, test_columns
-from curriq.types import Metrics, Step, WindowLosses, merge
+from curriq.types import Metrics, Step, WindowLosses, merge, readings_of, status_of
 
 log = logging.getLogger("curriq")
 
@@ -68,6 +71,24 @@ class RunResult:
         """Folder that `AutoModelForCausalLM.from_pretrained` opens: the language model as it is now."""
         checkpoint = self.summary["checkpoint"]
         return None if checkpoint is None else self.run_dir / checkpoint / "lm"
+
+    def push_to_hub(self, repo: str, *, private: bool = False, license: str = "", api: Any = None) -> str:
+        """Upload the model to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+            repo: `OWNER/NAME`, made where it is missing.
+            private: make it visible to its owner alone.
+            license: identifier for the model card; that of the base model when empty.
+            api: a `huggingface_hub.HfApi` of one's own.
+
+        Raises:
+            CurriqError: the run holds no whole model, nobody is logged in, or the hub cannot be reached or
+                refuses.
+        """
+        return push(self.run_dir, repo, private=private, license=license, api=api)
+
+    def _repr_html_(self) -> str:
+        return run_html(self.run_dir, self.summary)
 
 
 @dataclass(kw_only=True)
@@ -109,6 +130,7 @@ class Session:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
+    initial_validation: float | None = None
     last_validation: float | None = None
     _last_saved: Path | None = None
     _promise: Promise = field(default_factory=dict)
@@ -132,6 +154,7 @@ class Session:
                 f"{checkpoint.path} does not fit the run's settings ({error}): a setting that shapes the "
                 "model, the critic or the selector was changed. Resume without that change."
             ) from error
+        self.initial_validation = saved.get("initial_validation")  # which earlier versions did not measure
         self.last_validation = saved["validation"]
         self._last_saved = checkpoint.path
         self._promise = checkpoint.manifest["log"]
@@ -177,13 +200,15 @@ class Session:
         with ExitStack() as opened:
             stop = opened.enter_context(stop_flag())
             mode = config.log.progress if primary else "none"
-            progress = opened.enter_context(make_progress(mode, config.train.steps, start))
+            shown = [reading for part in self._deciding for reading in readings_of(part)]
+            progress = opened.enter_context(make_progress(mode, config.train.steps, start, readings=shown))
             logs = None
             if primary:
                 logs = open_logs(
                     config, self.run_dir, start, self._promise, self.meter.source_names, self.tokenizer
                 )
                 opened.enter_context(logs)
+            self._validate_initially()
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
             if not self._finished:
@@ -192,7 +217,7 @@ class Session:
                 done, row = self._step(logs)
                 if logs is not None:
                     logs.write(log_entry(done, row))
-                progress.update(row)
+                progress.update(row, ". ".join(filter(None, map(status_of, self._deciding))))
                 if self._finished:
                     self._save(logs)
                 elif self.state.step % config.log.checkpoint_every == 0:
@@ -210,6 +235,15 @@ class Session:
             write_summary(self.run_dir, summary)  # last: who finds it finds the rest
         return RunResult(run_dir=self.run_dir, summary=summary, finished=self._finished)
 
+    def rehearse(self, steps: int) -> list[Metrics]:
+        """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
+        then thrown away."""
+        return [self._step(None)[1] for _ in range(steps)]
+
+    def state_bytes(self) -> int:
+        """Bytes that a checkpoint of the session takes beside the language model's own folder."""
+        return saved_size(self._state())
+
     @property
     def _summarised(self) -> bool:
         """Whether the run's end is written down; a damaged summary is none, and is written again."""
@@ -217,6 +251,11 @@ class Session:
             return bool(read_summary(self.run_dir).get("finished"))
         except CurriqError:
             return False
+
+    @property
+    def _deciding(self) -> tuple[object, ...]:
+        """The parts that say what the policy does."""
+        return self.components.proposer, self.components.selector
 
     @property
     def _finished(self) -> bool:
@@ -239,11 +278,20 @@ class Session:
         except parallel.RanksDiffer as error:
             raise self._ranks_differ(error, step, logs) from error
         row = merge({"step": step}, counted, done.metrics, validated)
+        if step == 0 and self.initial_validation is not None:
+            row["validation/initial_loss"] = self.initial_validation
         for probe in self.probes:
             row = merge(row, probe.measure(done))
         if self._save_seconds is not None:
             row["time/checkpoint"], self._save_seconds = self._save_seconds, None
         return done, row
+
+    def _validate_initially(self) -> None:
+        """The validation loss of θ_0, before any step, so that a run can say what training has changed; it
+        draws no random number. Where it is not finite, the first step says why."""
+        if self.state.step == 0 and self.initial_validation is None:
+            loss = self.validate()
+            self.initial_validation = loss if math.isfinite(loss) else None
 
     def _validate(self) -> Metrics:
         """The validation loss where the step calls for one; `Diverged` when it is not finite."""
@@ -319,6 +367,7 @@ class Session:
         return {
             "loop": self.state.state_dict(),
             "fingerprint": self.fingerprint,
+            "initial_validation": self.initial_validation,
             "validation": self.last_validation,
             **{name: part.state_dict() for name, part in self._stateful().items()},
         }
@@ -444,6 +493,8 @@ class Session:
             "data_fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
             "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(self.run_dir)),
         }
+        if self.initial_validation is not None:
+            summary["initial_validation_loss"] = self.initial_validation
         if self.last_validation is not None:
             summary["validation_loss"] = self.last_validation
             summary["validation_perplexity"] = perplexity(self.last_validation)

@@ -31,7 +31,7 @@ class TopicSimilarity:
             return {}
         similarity = torch.from_numpy(self._embed(step.trained.windows).astype(np.float64) @ self._topic)
         metrics = {
-            "topic/offered": similarity.mean().item(),
+            "topic/forwarded": similarity.mean().item(),
             "topic/selected": (step.policy @ similarity).item(),
         }
         if step.q is not None and step.action is not None:

@@ -1,6 +1,5 @@
 """`curriq verify`: whether a run's folder holds what its checkpoints promise, and its repair."""
 
-import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -8,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config import from_dict, load_run_config, require, to_toml
-from curriq.data import changed_files, damaged_entries, file_hash
 from curriq.errors import CurriqError
+from curriq.parser import Parser
 from curriq.runlog import read
+from curriq.runlog.checkpoints import BadCheckpoint, checkpoint_folders, verify
 from curriq.runlog.promise import TABLES, Extent, Promise, broken, promised_parts, whole_until
 from curriq.runlog.storage import exclusive, write_atomically
-from curriq.train.checkpoint import BadCheckpoint, checkpoint_folders, verify
-from curriq.train.run import recorded_files
 
 log = logging.getLogger("curriq")
 
@@ -25,7 +23,7 @@ TRAINING = "another process is training this run"
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status: 0 when all holds or was repaired, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="curriq verify",
         description="Check checkpoints, log, summary, data and cache of runs against their hashes. "
         "Half-written rows behind the last checkpoint are cut off, a lost config.toml is written again, "
@@ -34,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("RUN", type=Path, nargs="+", help="folder of a run, or of a comparison")
     options = parser.parse_args(list(arguments))
+    from curriq.data import damaged_entries  # with torch, which `--help` need not wait for
+
     runs = [run for folder in options.RUN for run in runs_in(folder)]
     findings = [finding for run in runs for finding in verify_run(run)]
     for path in damaged_entries():
@@ -135,6 +135,9 @@ def _records(run: Path) -> Iterator[Finding]:
 
 def _inputs(run: Path) -> Iterator[Finding]:
     """The local files that a resume reads again; those that are not on this machine are left out."""
+    from curriq.data import changed_files, file_hash
+    from curriq.train.run import recorded_files
+
     for name, recorded in recorded_files(run).items():
         if Path(name).exists():
             now = {name: file_hash(Path(name))}

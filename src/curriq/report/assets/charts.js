@@ -127,12 +127,15 @@ function stacked(chart) {
   });
 }
 
-function bounds(series, chart, axis) {
-  const x = [], y = chart.levels.map((level) => level[0]);
+/** The ranges to draw; `zoom` is the part of the x-axis to show, null for all of it. */
+function bounds(series, chart, axis, zoom) {
+  const x = zoom ? [...zoom] : [], y = zoom ? [] : chart.levels.map((level) => level[0]);
   if (chart.kind === "stack") y.push(0);
   for (const s of series) {
-    along(chart, s, axis).forEach((value) => value !== null && x.push(value));
-    for (const values of [s.y, s.low ?? [], s.high ?? []]) values.forEach((v) => v !== null && y.push(v));
+    const places = along(chart, s, axis);
+    const shown = (i) => !zoom || (places[i] >= zoom[0] && places[i] <= zoom[1]);
+    places.forEach((value) => value !== null && !zoom && x.push(value));
+    for (const values of [s.y, s.low ?? [], s.high ?? []]) values.forEach((v, i) => v !== null && shown(i) && y.push(v));
   }
   const least = (v) => v.reduce((a, b) => Math.min(a, b), Infinity);
   const most = (v) => v.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -167,19 +170,64 @@ function bandPath(x, low, high, sx, sy) {
   return "M" + there.map((i) => point(i, high)).join("L") + "L" + there.reverse().map((i) => point(i, low)).join("L") + "Z";
 }
 
+/** Values averaged with a Gaussian of so many points; a gap stays one. */
+function smoothed(y, points) {
+  const reach = Math.ceil(3 * points);
+  const weights = Array.from({ length: reach + 1 }, (_, d) => Math.exp(-0.5 * (d / points) ** 2));
+  return y.map((value, i) => {
+    if (value === null) return null;
+    let sum = 0, total = 0;
+    for (let j = Math.max(0, i - reach); j <= Math.min(y.length - 1, i + reach); j++) {
+      if (y[j] === null) continue;
+      const w = weights[Math.abs(i - j)];
+      sum += w * y[j];
+      total += w;
+    }
+    return sum / total;
+  });
+}
+
+/** Boxes of the labels of a picture, so that none is printed over another. */
+class Labels {
+  constructor() {
+    this.boxes = [];
+  }
+
+  /** Whether a text of one line whose box begins at x, y (its top) is free. */
+  free(x, y, width) {
+    return !this.boxes.some((b) => x < b.x + b.width + 4 && b.x < x + width + 4 && y < b.y + LABEL_LINE && b.y < y + LABEL_LINE);
+  }
+
+  take(x, y, width) {
+    this.boxes.push({ x, y, width });
+  }
+}
+
+const LABEL_LINE = 13, LABEL_SIZE = 11.5, MARK_ROWS = 5;
+const SMOOTHEST = 0.1; // of a line's length, the width of the Gaussian at the end of the slider
+const CHOSEN = new Map(); // chart id → what the reader has zoomed to and hidden, which a refresh keeps
+
 /** A chart that draws itself when it comes into view, and again when its width or the axis changes. */
 class ChartView {
   constructor(chart) {
     this.chart = chart;
-    this.hidden = new Set();
+    if (!CHOSEN.has(chart.id)) CHOSEN.set(chart.id, { hidden: new Set(), zoom: null });
+    this.chosen = CHOSEN.get(chart.id);
+    this.hidden = this.chosen.hidden;
     this.axis = "step";
+    this.smoothing = 0;
     this.at = null;
     this.title = el("h4", {}, chart.title);
     this.plot = el("div", { class: "plot", tabindex: "0", role: "img", "aria-label": this.spoken() });
     this.readout = el("div", { class: "readout", role: "status", "aria-live": "polite" });
     this.legend = el("div", { class: "legend" });
-    this.root = el("figure", { class: "chart", id: "chart-" + chart.id }, this.title, this.plot, this.readout, this.legend);
+    this.whole = el("button", { type: "button", class: "whole", hidden: true, onclick: () => { this.zoomTo(null); this.plot.focus(); } }, "whole range");
+    this.root = el("figure", { class: "chart", id: "chart-" + chart.id }, el("div", { class: "head" }, this.title, this.whole), this.plot, this.readout, this.legend);
     if (chart.note) this.root.append(el("figcaption", {}, chart.note));
+    this.plot.addEventListener("pointerdown", (event) => this.grab(event));
+    this.plot.addEventListener("pointerup", (event) => this.release(event));
+    this.plot.addEventListener("pointercancel", () => this.drop());
+    this.plot.addEventListener("dblclick", () => this.zoomTo(null));
     this.plot.addEventListener("pointermove", (event) => this.point(event));
     this.plot.addEventListener("pointerleave", () => this.move(null));
     this.plot.addEventListener("blur", () => this.move(null));
@@ -197,12 +245,20 @@ class ChartView {
     const last = this.chart.series
       .filter((s) => s.label)
       .map((s) => `${s.label} ends at ${format([...s.y].reverse().find((v) => v !== null))}`);
-    return visible(`${this.chart.title}. ${last.join(", ")}. Arrow keys read the values.`);
+    return visible(`${this.chart.title}. ${last.join(", ")}. Arrow keys read the values, plus and minus zoom, 0 shows the whole range.`);
   }
 
-  show(axis) {
+  show(axis, smoothing = 0) {
+    if (axis !== this.axis && this.seen) this.chosen.zoom = null; // it was in units of the other axis
     this.axis = axis;
+    this.smoothing = smoothing;
     if (this.seen) this.draw();
+  }
+
+  /** Show a part of the x-axis, [from, to], or all of it. */
+  zoomTo(range) {
+    this.chosen.zoom = range;
+    this.draw();
   }
 
   draw() {
@@ -211,7 +267,13 @@ class ChartView {
     const width = Math.max(240, this.width), height = 230;
     const all = chart.kind === "stack" ? stacked({ ...chart, series: chart.series.map((s, i) => (this.hidden.has(i) ? { ...s, y: s.y.map(() => 0) } : s)) }) : chart.series;
     const drawn = all.map((s, i) => ({ ...s, index: i })).filter((s) => !this.hidden.has(s.index));
-    const b = bounds(drawn, chart, axis);
+    const whole = bounds(drawn, chart, axis, null);
+    let { zoom } = this.chosen;
+    // After a refresh or with another run the part may not be there, or hold no point.
+    if (zoom && !drawn.some((s) => along(chart, s, axis).some((v) => v !== null && v >= zoom[0] && v <= zoom[1]))) zoom = this.chosen.zoom = null;
+    this.whole.hidden = !zoom;
+    const b = zoom ? bounds(drawn, chart, axis, zoom) : whole;
+    this.range = [whole.x0, whole.x1];
     const yTicks = ticks(b.y0, b.y1, 6, b.log);
     const yLabels = tickLabels(yTicks), unit = chart.y ? "↑ " + chart.y : "", below = axisLabel(chart, axis);
     // Two long names of axes do not fit into one line.
@@ -228,33 +290,68 @@ class ChartView {
     picture.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
     picture.append(svg("text", { x: width - right, y: height - 5, class: "axis-label", "text-anchor": "end" }, below));
     picture.append(svg("text", { x: 2, y: height - (crowded ? 20 : 5), class: "axis-label" }, unit));
-    for (const s of drawn) this.drawSeries(picture, s, sx, sy);
-    for (const [value, label] of chart.levels) {
-      picture.append(svg("line", { x1: left, x2: width - right, y1: sy(value), y2: sy(value), class: "level" }));
-      // At that end of the line where the curves are farther away.
-      const away = (end) => Math.min(...drawn.map((s) => Math.abs(sy(end(s.y.filter((v) => v !== null)) ?? Infinity) - sy(value))));
-      const first = chart.kind !== "stack" && away((y) => y[0]) > away((y) => y.at(-1));
-      picture.append(svg("text", { x: first ? left + 4 : width - right - 2, y: sy(value) - 4, class: "level-label", "text-anchor": first ? "start" : "end" }, label));
-    }
-    for (const [at, label] of chart.marks) {
-      const x = sx(at[axis] ?? Object.values(at)[0]);
-      picture.append(svg("line", { x1: x, x2: x, y1: top, y2: height - bottom, class: "mark" }));
-      picture.append(svg("text", { x: x + 4, y: top + 9, class: "mark-label" }, label));
-    }
+    // A picture of its own cuts off what lies outside of the part shown.
+    const [x0, y0, w, h] = [left - 3, top - 3, width - right - left + 6, height - bottom - top + 6]; // whole dots
+    const area = svg("svg", { x: x0, y: y0, width: w, height: h, viewBox: `${x0} ${y0} ${w} ${h}` });
+    for (const s of drawn) this.drawSeries(area, s, sx, sy);
+    picture.append(area);
+    const labels = new Labels(), place = { left, right: width - right, top, bottom: height - bottom };
+    this.drawLevels(picture, labels, place, sy, drawn); // first: a mark's name has more places to go to
+    this.drawMarks(picture, labels, place, sx);
+    this.selection = svg("rect", { y: top, height: height - bottom - top, class: "selection", visibility: "hidden" });
+    picture.append(this.selection);
     this.cursor = svg("line", { y1: top, y2: height - bottom, class: "cursor", visibility: "hidden" });
     picture.append(this.cursor);
     this.plot.replaceChildren(picture);
     this.sx = sx;
+    this.shown = [b.x0, b.x1];
+    this.place = place;
     this.reading = drawn;
     this.drawLegend();
     if (this.at !== null) this.move(this.at);
+  }
+
+  /** Vertical lines with names that stand one below the other where they would overprint. */
+  drawMarks(picture, labels, place, sx) {
+    const marks = this.chart.marks.map(([at, label]) => [sx(at[this.axis] ?? Object.values(at)[0]), label]).sort((a, b) => a[0] - b[0]);
+    for (const [x, label] of marks) {
+      if (x < place.left || x > place.right) continue;
+      picture.append(svg("line", { x1: x, x2: x, y1: place.top, y2: place.bottom, class: "mark" }));
+      const width = textWidth(label, LABEL_SIZE);
+      const from = x + 4 + width > place.right ? x - 4 - width : x + 4;
+      const row = [...Array(MARK_ROWS).keys()].find((r) => labels.free(from, place.top + r * LABEL_LINE, width));
+      if (row === undefined) continue; // so near to others that its name would not be read
+      labels.take(from, place.top + row * LABEL_LINE, width);
+      picture.append(svg("text", { x: from, y: place.top + row * LABEL_LINE + 9, class: "mark-label" }, label));
+    }
+  }
+
+  /** Horizontal lines, named at that end where the curves are farther away, above or below, where it is free. */
+  drawLevels(picture, labels, place, sy, drawn) {
+    for (const [value, label] of this.chart.levels) {
+      const y = sy(value);
+      if (!(y >= place.top - 1 && y <= place.bottom + 1)) continue;
+      picture.append(svg("line", { x1: place.left, x2: place.right, y1: y, y2: y, class: "level" }));
+      const away = (end) => Math.min(...drawn.map((s) => Math.abs(sy(end(s.y.filter((v) => v !== null)) ?? Infinity) - y)));
+      const first = this.chart.kind !== "stack" && away((v) => v[0]) > away((v) => v.at(-1));
+      const width = textWidth(label, LABEL_SIZE);
+      const ends = [place.left + 4, place.right - 2 - width];
+      const tries = (first ? ends : ends.reverse()).flatMap((x) => [[x, y - 4 - LABEL_LINE + 3], [x, y + 2]]);
+      const inside = ([x, at]) => at >= place.top - 10 && at + LABEL_LINE <= place.bottom + 2 && labels.free(x, at, width);
+      const [x, at] = tries.find(inside) ?? tries[0];
+      labels.take(x, at, width);
+      picture.append(svg("text", { x, y: at + LABEL_LINE - 3, class: "level-label" }, label));
+    }
   }
 
   drawSeries(picture, s, sx, sy) {
     const x = along(this.chart, s, this.axis), layered = this.chart.kind === "stack";
     if (s.low) picture.append(svg("path", { d: bandPath(x, s.low, s.high, sx, sy), ...strokeOf(s, layered ? "layer" : "band") }));
     if (layered) return;
-    picture.append(svg("path", { d: linePath(x, s.y, sx, sy), ...strokeOf(s, "line") }));
+    const points = this.smoothing * SMOOTHEST * s.y.length;
+    const smooths = points >= 0.3 && !s.dots;
+    picture.append(svg("path", { d: linePath(x, s.y, sx, sy), ...strokeOf(s, smooths ? "line raw" : "line") }));
+    if (smooths) picture.append(svg("path", { d: linePath(x, smoothed(s.y, points), sx, sy), ...strokeOf(s, "line smooth") }));
     if (!s.faint && (s.dots || s.y.filter((v) => v !== null).length <= LOOK.mostDots))
       s.y.forEach((value, i) => {
         if (value !== null && x[i] !== undefined) picture.append(svg("circle", { cx: sx(x[i]), cy: sy(value), r: 2.6, ...coloured(s.style, "dot") }));
@@ -280,14 +377,58 @@ class ChartView {
 
   /** All x values that can be read, ascending. */
   stops() {
-    const found = new Set();
-    for (const s of this.reading ?? []) along(this.chart, s, this.axis).forEach((v) => v !== null && found.add(v));
+    const found = new Set(), { zoom } = this.chosen;
+    for (const s of this.reading ?? []) along(this.chart, s, this.axis).forEach((v) => v !== null && (!zoom || (v >= zoom[0] && v <= zoom[1])) && found.add(v));
     return [...found].sort((a, b) => a - b);
+  }
+
+  /** Place of an event in the picture, within the axes. */
+  within(event) {
+    const x = event.clientX - this.plot.getBoundingClientRect().left;
+    return Math.min(this.place.right, Math.max(this.place.left, x));
+  }
+
+  /** The value of the x-axis at a place of the picture. */
+  valueAt(x) {
+    const [low, high] = this.shown, { left, right } = this.place;
+    return low + ((x - left) / (right - left)) * (high - low);
+  }
+
+  grab(event) {
+    if (!this.sx || event.button !== 0) return;
+    this.from = this.within(event);
+    this.plot.setPointerCapture(event.pointerId);
+  }
+
+  drop() {
+    this.from = null;
+    this.selection?.setAttribute("visibility", "hidden");
+  }
+
+  release(event) {
+    const { from } = this, to = this.sx ? this.within(event) : null;
+    this.drop();
+    if (from === null || from === undefined || Math.abs(to - from) < 8) return;
+    this.zoomTo([this.valueAt(Math.min(from, to)), this.valueAt(Math.max(from, to))]);
+  }
+
+  /** Halve or double the part that is shown, around what is read or its middle. */
+  zoomBy(factor) {
+    const [low, high] = this.shown, centre = this.at ?? (low + high) / 2, half = ((high - low) * factor) / 2;
+    const [least, most] = this.range;
+    const range = [Math.max(least, centre - half), Math.min(most, centre + half)];
+    this.zoomTo(range[0] <= least && range[1] >= most ? null : range);
   }
 
   point(event) {
     if (!this.sx) return;
     const x = event.clientX - this.plot.getBoundingClientRect().left;
+    if (this.from !== null && this.from !== undefined) {
+      const to = this.within(event);
+      this.selection.setAttribute("x", Math.min(this.from, to));
+      this.selection.setAttribute("width", Math.abs(to - this.from));
+      this.selection.setAttribute("visibility", "visible");
+    }
     const stops = this.stops();
     if (stops.length) this.move(stops.reduce((best, v) => (Math.abs(this.sx(v) - x) < Math.abs(this.sx(best) - x) ? v : best)));
   }
@@ -297,6 +438,11 @@ class ChartView {
     const now = this.at === null ? -1 : stops.indexOf(this.at);
     const next = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: stops.length - 1 }[event.key];
     if (event.key === "Escape") this.move(null);
+    const zooms = { "+": () => this.zoomBy(0.5), "=": () => this.zoomBy(0.5), "-": () => this.zoomBy(2), 0: () => this.zoomTo(null) }[event.key];
+    if (zooms && this.sx && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      return zooms();
+    }
     if (next === undefined || !stops.length) return;
     event.preventDefault();
     this.move(stops[Math.min(stops.length - 1, Math.max(0, next))]);
@@ -305,6 +451,8 @@ class ChartView {
   move(value) {
     this.at = value;
     if (!this.cursor) return;
+    const { zoom } = this.chosen;
+    if (value !== null && zoom && (value < zoom[0] || value > zoom[1])) value = this.at = null;
     this.cursor.setAttribute("visibility", value === null ? "hidden" : "visible");
     if (value === null) return this.readout.replaceChildren();
     for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.sx(value));
@@ -339,7 +487,7 @@ class ForestView {
     const width = Math.max(260, this.width), line = 26, top = 8, height = top + line * rows.length + 36;
     const widest = (name, size) => Math.max(...rows.map((r) => textWidth(r[name], size)), 30);
     const left = Math.min(width * 0.34, 12 + widest("label", 12.5)), right = 16 + widest("note", 11.5);
-    const values = rows.flatMap((r) => [r.mean, r.low, r.high]).filter((v) => v !== null).concat(neutral);
+    const values = rows.flatMap((r) => [r.mean, r.low, r.high, ...(r.points ?? [])]).filter((v) => v !== null).concat(neutral);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (low === high) [low, high] = [low - 0.5, high + 0.5];
     const pad = (high - low) * 0.06, sx = scale(low - pad, high + pad, left, width - right);
@@ -355,6 +503,7 @@ class ForestView {
       let label = row.label;
       while (label.length > 2 && textWidth(label, 12.5) > left - 8) label = label.replace(/…$/, "").slice(0, -1) + "…";
       picture.append(svg("text", { x: left - 8, y: y + 4, class: "row-label", "text-anchor": "end" }, label));
+      for (const point of row.points ?? []) picture.append(svg("circle", { cx: sx(point), cy: y, r: 2, ...coloured(row.style, "dot seed") }));
       if (row.low !== null) picture.append(svg("line", { x1: sx(row.low), x2: sx(row.high ?? row.mean), y1: y, y2: y, ...coloured(row.style, "interval") }));
       if (row.mean !== null) picture.append(row.censored
         ? svg("path", { d: `M${sx(row.mean) - 4} ${y - 5}l9 5l-9 5z`, ...coloured(row.style, "dot") })

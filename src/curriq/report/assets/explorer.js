@@ -1,6 +1,6 @@
 // The explorer of windows: highest and lowest of one step, and one window followed over the run.
 
-const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", accept_prob: "acceptance probability" };
+const WINDOW_TITLES = { q: "Q", score: "score", weight: "weight", loss: "loss", effect: "effect", accept_prob: "acceptance probability", static_score: "static score" };
 
 class ExplorerView extends StepExplorer {
   constructor(content) {
@@ -81,7 +81,7 @@ class ExplorerView extends StepExplorer {
     const seen = content.seen[window], asked = this.askedBy(window);
     const rows = seen.map(([step, weight, loss, q]) => [String(step), format(weight), format(loss), format(q)]);
     this.open(
-      `window ${content.ids[window]}, offered ${seen.length} time${seen.length === 1 ? "" : "s"}`,
+      `window ${content.ids[window]}, in the log ${seen.length} time${seen.length === 1 ? "" : "s"}`,
       this.text(this.textOf(window)),
       table(["step", "weight", "loss", "Q"], rows),
       asked.length ? el("h5", {}, "queries that retrieved it, of those shown in this page") : null,

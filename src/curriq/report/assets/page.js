@@ -11,7 +11,7 @@ function block(content) {
   if (VIEWS[content.type]) return VIEWS[content.type](content);
   let root;
   if (content.type === "prose") root = el("p", { class: "prose" }, sentence(content.text));
-  else if (content.type === "table") root = el("div", { class: ["cell", "cell", "cell", "cell", "cell", "double", "double"][content.header.length] ?? "wide" }, el("h4", {}, content.title), table(content.header, content.rows), content.note ? el("p", { class: "note" }, content.note) : null);
+  else if (content.type === "table") root = el("div", { class: widthOf(content.header, content.rows) }, el("h4", {}, content.title), table(content.header, content.rows), content.note ? el("p", { class: "note" }, content.note) : null);
   else {
     const text = el("pre", { tabindex: "0" }, content.text);
     root = content.folded
@@ -43,8 +43,11 @@ class Page {
     this.runSelect = document.getElementById("run");
     this.axisSelect = document.getElementById("axis");
     this.fillRuns();
-    this.runSelect.addEventListener("change", () => { this.runIndex = Number(this.runSelect.value); this.render(); });
-    this.axisSelect.addEventListener("change", () => { this.axis = this.axisSelect.value; this.views.forEach((v) => v.show(this.axis)); });
+    this.smooth = document.getElementById("smooth");
+    this.smooth.value = 0; // a browser may keep the place of a slider over a reload
+    this.runSelect.addEventListener("change", () => { this.runIndex = Number(this.runSelect.value); CHOSEN.clear(); this.render(); });
+    this.axisSelect.addEventListener("change", () => { this.axis = this.axisSelect.value; this.showAll(); });
+    this.smooth.addEventListener("input", () => this.showAll());
     this.axisSelect.append(...Object.entries(LOOK.axes).map(([axis, label]) => el("option", { value: axis }, label)));
     this.axisSelect.value = this.axis;
     const theme = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
@@ -70,19 +73,32 @@ class Page {
     const count = this.overview.sections.length;
     const sections = this.sections();
     const parts = sections.map((section, i) => {
-      const views = section.blocks.map(block);
-      this.views.push(...views);
+      const grids = [el("div", { class: "grid" })];
+      for (const content of section.blocks) {
+        if (content.type === "heading") grids.push(el("h3", {}, content.text), el("div", { class: "grid" }));
+        else {
+          const view = block(content);
+          this.views.push(view);
+          grids.at(-1).append(view.root);
+        }
+      }
       return el("section", { id: section.id, "aria-labelledby": "h-" + section.id },
         el("h2", { id: "h-" + section.id }, section.title, own && i >= count ? el("small", {}, own) : null),
         el("p", { class: "answer" }, sentence(section.answer)),
-        el("div", { class: "grid" }, views.map((view) => view.root)));
+        grids.filter((part) => part.firstChild));
     });
     document.getElementById("report").replaceChildren(...parts);
     const nav = sections.map((section) => el("a", { href: "#" + section.id }, section.title));
     document.getElementById("nav").replaceChildren(...nav);
     document.getElementById("facts").textContent = visible(this.overview.facts);
     this.views.forEach((view) => view.join?.(this.views));
-    this.views.forEach((view) => view.show(this.axis));
+    this.showAll();
+  }
+
+  showAll() {
+    const level = Number(this.smooth.value) / Number(this.smooth.max);
+    this.smooth.setAttribute("aria-valuetext", level ? `${Math.round(100 * level)} %` : "off");
+    this.views.forEach((view) => view.show(this.axis, level));
   }
 
   /** The same page with new data: what the reader has chosen stays. */
@@ -110,7 +126,7 @@ function refresh(page, seconds) {
       if (!answer.ok) throw new Error(text);
       const fresh = new DOMParser().parseFromString(text, "text/html");
       const found = fresh.documentElement.getAttribute("data-version");
-      const typing = document.activeElement?.matches?.("input, select");
+      const typing = document.activeElement?.matches?.("input:not(#smooth), select");
       if (found !== version && !typing) { version = found; page.update(fresh); }
       state.textContent = typing ? "live, waits while you choose" : `live, every ${seconds} s`;
       state.className = "live";

@@ -114,10 +114,26 @@ class StepExplorer {
   }
 }
 
-function table(header, rows) {
-  const number = /^([−+–]|> ?)?\d[\d.,]*( ?[%×]|×10\S+|e[−+]?\d+)?$|^–$|^\[.*\]$/;
+const NUMBER = /^([−+–]|> ?)?\d[\d.,]*(\/\d+| ?[%×]|×10\S+|e[−+]?\d+)?( [[(].*[\])])?$|^–$|^\[.*\]$/;
+
+/** Which columns hold numbers alone, with what stands in brackets behind them. */
+function numericColumns(header, rows) {
   const text = (cell) => (cell instanceof Node ? "" : cell.replaceAll("-", "−"));
-  const numeric = header.map((_, i) => i > 0 && rows.length > 0 && rows.every((row) => number.test(text(row[i]))));
+  return header.map((_, i) => i > 0 && rows.length > 0 && rows.every((row) => NUMBER.test(text(row[i]))));
+}
+
+/** How many columns of the page a table takes: its numbers never wrap, its words do. */
+function widthOf(header, rows) {
+  const numeric = numericColumns(header, rows);
+  const pixels = header.reduce((sum, heading, i) => {
+    const longest = Math.max(heading.length, ...rows.map((row) => row[i].length));
+    return sum + (i === 0 ? 136 : numeric[i] ? 26 + 7 * longest : i === header.length - 1 ? 176 : 90);
+  }, 0);
+  return pixels > 780 || header.length > 6 ? "wide" : pixels > 380 || header.length > 4 ? "double" : "cell";
+}
+
+function table(header, rows) {
+  const numeric = numericColumns(header, rows);
   const short = rows.every(([cell]) => typeof cell === "string" && cell.length <= 6);
   return el("div", { class: "scroll", tabindex: "0" }, el("table", short ? { class: "short" } : {},
     el("thead", {}, el("tr", {}, header.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "n" : "" }, name)))),

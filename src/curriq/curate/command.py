@@ -1,0 +1,242 @@
+"""`curriq select` and `curriq score`: a filtered corpus, or the scores that it is filtered by."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from curriq.config import Within, require
+from curriq.curate import describe
+from curriq.curate.corpus import ScoredCorpus, Wanted, score
+from curriq.curate.output import Columns, check_output, open_output, write_kept
+from curriq.curate.progress import progress
+from curriq.curate.ranking import KEYS, Choice, Documents, Keep, choose, parse_keep
+from curriq.curate.rows import read_rows
+from curriq.data.ngrams import document_means
+from curriq.errors import CurriqError
+from curriq.parser import Parser
+from curriq.runlog.storage import make_folder, replacing
+
+_log = logging.getLogger("curriq")
+
+SELECT = """Write the documents worth keeping: every input column, and score and rank beside them.
+
+  curriq select --target news.csv crawl/*.jsonl.gz --keep 0.3 --out clean.jsonl
+  curriq select runs/mine --keep 0.3 --out clean.parquet      the run's own sources, by what it has learnt
+  curriq select runs/mine more.jsonl --by q --out more/       a folder for datasets.load_from_disk
+
+A document is kept or dropped whole. Its score is the mean over its windows, weighed by their tokens. Without
+--keep and --threshold, what is likelier as text of the target than as text of the corpus is kept. Scores lie
+in a folder beside the output, so another share, or going on after Ctrl-C, scores nothing twice."""
+SCORE = """Write the scores of every window and document as one Parquet file.
+
+  curriq score --target news.csv crawl/*.jsonl.gz --out scores.parquet
+  curriq score runs/mine --out scores.parquet
+
+Columns: file, row, window, tokens; dsir (nats per n-gram), q (nats per token), policy (probability of being
+accepted) of the window, those that there are; and document_dsir and so on, of the whole row."""
+
+
+def select_main(arguments: Sequence[str]) -> int:
+    """`curriq select`: the exit status."""
+    parser = _parser("curriq select", SELECT)
+    add = parser.add_argument_group("what is kept").add_argument
+    add("--keep", metavar="SHARE", default="auto", help="share in (0, 1], or auto (default: auto)")
+    unit = "what --keep is a share of (default: tokens, the budget of training)"
+    add("--keep-unit", choices=("tokens", "documents"), default="tokens", help=unit)
+    add("--threshold", type=float, metavar="SCORE", help="keep what scores at least this, in place of --keep")
+    add("--by", choices=("dsir", "q", "policy"), help="rank by (default: policy of a run, dsir of a target)")
+    add = parser.add_argument_group("output").add_argument
+    out = ".jsonl (also .gz, .zst), .parquet, or a folder for datasets.load_from_disk"
+    add("--out", required=True, help=out)
+    prefix = "of the new columns PREFIXscore and PREFIXrank (default: curriq_)"
+    add("--prefix", default="curriq_", help=prefix)
+    add("--overwrite", action="store_true", help="replace an output that exists")
+    add("--json", action="store_true", help="print the summary as JSON")
+    options = parser.parse_args(list(arguments))
+    keep = _keep(options)
+    wanted = _wanted(options, Path(options.out).expanduser().absolute().parent)
+    check_output(options.out, overwrite=options.overwrite, inputs=[Path(file) for file in wanted.files])
+    return _stoppable(lambda: _select(options, wanted, keep))
+
+
+def score_main(arguments: Sequence[str]) -> int:
+    """`curriq score`: the exit status."""
+    parser = _parser("curriq score", SCORE)
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, default=Path("scores.parquet"), help="the file (default: scores.parquet)")
+    add("--overwrite", action="store_true", help="replace a file that exists")
+    options = parser.parse_args(list(arguments))
+    require(options.out.suffix == ".parquet", f"--out {options.out}: the scores are written as .parquet.")
+    require(
+        options.overwrite or not options.out.exists(),
+        f"--out {options.out} exists: choose another name, or replace it with --overwrite.",
+    )
+    wanted = _wanted(options, options.out.expanduser().absolute().parent)
+    return _stoppable(lambda: _score(options.out, wanted))
+
+
+def _parser(prog: str, description: str) -> Parser:
+    usage = f"{prog} (RUN | --target TARGET) [FILES ...] --out OUT [options]"
+    how = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, usage=usage, description=description, formatter_class=how)
+    named = (
+        "folder of a run, unless --target is given; then files, folders or globs (default: the run's sources)"
+    )
+    parser.add_argument("NAMES", nargs="*", metavar="RUN FILES", help=named)
+    add = parser.add_argument_group("what is read").add_argument
+    add("--target", default="", help="text of the kind that is wanted: a file, folder or glob; needs no run")
+    add("--text-field", metavar="COLUMN", help="column of the text (default: text, or as in the run)")
+    add("--target-text-field", metavar="COLUMN", help="the same of the target (default: --text-field)")
+    documents = "what one document is in a .txt file (default: paragraph)"
+    add("--documents", choices=("file", "paragraph", "line"), default="paragraph", help=documents)
+    bad = "a row that does not fit ends the call, or is left out and counted (default: error)"
+    add("--on-bad-row", choices=("error", "skip"), default="error", help=bad)
+    add("--source", metavar="NAME", help="source of the run that the FILES are like")
+    add = parser.add_argument_group("how it is scored").add_argument
+    add(
+        "--tokenizer",
+        default="auto",
+        help="with --target: folder, hub name or train (default: that of --model)",
+    )
+    add("--model", help="with --target: model whose tokenizer is used (default: one is trained)")
+    add("--window", type=int, help="with --target: tokens per window (default: 128)")
+    add("--workers", type=int, default=0, help="processes; 0 for all cores (default: 0)")
+    add("--scores", type=Path, help="folder of the scores (default: curriq-scores beside the output)")
+    return parser
+
+
+def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
+    names = list(options.NAMES)
+    run = None
+    if not options.target:
+        require(
+            bool(names),
+            "RUN is missing: name the folder of a run, or text of the kind that is wanted with --target: `curriq select "
+            "--target news.csv crawl.jsonl --out clean.jsonl`.",
+        )
+        run = Path(names.pop(0)).expanduser()
+        require(
+            (run / "config.toml").exists(),
+            f"{run} is no folder of a run (it has no config.toml). To select by text of the kind that is "
+            "wanted, without a run, write --target FILE.",
+        )
+    require(
+        bool(names) or run is not None, "there are no FILES to select from: name files, folders or globs."
+    )
+    if options.window is not None:
+        Within("[2, 1e6]").check("window", options.window)
+    return Wanted(
+        run=run,
+        target=options.target,
+        files=tuple(names),
+        text_field=options.text_field,
+        target_text_field=options.target_text_field,
+        documents=options.documents,
+        on_bad_row=options.on_bad_row,
+        source=options.source,
+        tokenizer=options.tokenizer,
+        model=options.model,
+        window=options.window,
+        by=getattr(options, "by", None),
+        scores=options.scores or beside / "curriq-scores",
+        workers=options.workers,
+    )
+
+
+def _keep(options: argparse.Namespace) -> Keep:
+    require(bool(options.prefix), "--prefix is empty: the new columns need names of their own.")
+    return parse_keep(options.keep, options.keep_unit, options.threshold)
+
+
+def _stoppable(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except KeyboardInterrupt:
+        _log.warning("stopped; what has been scored is kept, and the same command goes on from there.")
+        return 130
+
+
+def _select(options: argparse.Namespace, wanted: Wanted, keep: Keep) -> int:
+    corpus = score(wanted, progress)
+    names = [options.prefix + name for name in ("score", "rank")]
+    if taken := sorted({*names} & {*corpus.totals.columns}):
+        raise CurriqError(
+            f"the rows have a column {taken[0]!r} already: name the new ones otherwise with --prefix "
+            f"(new-{options.prefix} for instance)."
+        )
+    read = [file.path for file in corpus.inputs.files]
+    out = check_output(options.out, overwrite=options.overwrite, inputs=read)
+    documents = corpus.documents()
+    by = wanted.by or corpus.scorer.default
+    automatic = keep.share is None and keep.threshold is None
+    posterior = corpus.posterior(documents) if automatic and len(documents) else None
+    choice = choose(documents, by, keep, posterior)
+    summary = _write(corpus, documents, choice, out, options.out, names)
+    if options.json:
+        print(json.dumps(summary.json(), indent=1, ensure_ascii=False))
+    else:
+        describe.print_summary(
+            summary, [f"\nscores  {corpus.folder.folder} (another --keep needs no new ones)"]
+        )
+    return 0
+
+
+def _write(
+    corpus: ScoredCorpus, documents: Documents, choice: Choice, out: Path, name: str, names: list[str]
+) -> describe.Summary:
+    """Write the kept rows; returns the summary."""
+    if not choice.kept.any():
+        best = documents.score(choice.by).max()
+        raise CurriqError(
+            f"nothing is kept ({choice.rule}); the best document has {best:.4g}. Give --keep SHARE."
+        )
+    texts = describe.sampled(documents, choice)
+    read = np.union1d(np.flatnonzero(choice.kept), np.fromiter(texts, np.int64, len(texts)))
+    columns = Columns(names[0], names[1], documents.score(choice.by), choice.rank)
+    with open_output(out, columns) as output:
+        rows = read_rows(corpus.inputs, documents.file, documents.row, read)
+        write_kept(rows, output, choice.kept, texts)
+    scorer = corpus.scorer
+    return describe.summarise(name, scorer.name, corpus.inputs, corpus.totals, documents, choice, texts)
+
+
+def _score(out: Path, wanted: Wanted) -> int:
+    corpus = score(wanted, progress)
+    files = pa.array([str(file.path) for file in corpus.inputs.files])
+    make_folder(out.absolute().parent)
+    windows = 0
+    with replacing(out) as temporary:
+        writer = None
+        for table in corpus.folder.tables():
+            named = _with_documents(table.replace_schema_metadata(None), files)
+            writer = writer or parquet.ParquetWriter(temporary, named.schema, compression="zstd")
+            writer.write_table(named)
+            windows += len(named)
+        assert writer is not None
+        writer.close()
+    documents = corpus.documents()
+    print(
+        f"{out}: {windows:,} windows of {len(documents):,} documents, {int(documents.tokens.sum()):,} tokens"
+    )
+    for pair, rho in documents.agreement().items():
+        print(f"Spearman's ρ of {pair}, over documents: {rho:.3f}")
+    return 0
+
+
+def _with_documents(table: pa.Table, files: pa.Array) -> pa.Table:
+    """The table with names of files, and beside the windows' scores those of their documents."""
+    first = np.flatnonzero(table.column("window").to_numpy() == 0)
+    per_document = np.diff(np.append(first, len(table)))
+    tokens = table.column("tokens").to_numpy().astype(np.int64)
+    for name in [name for name in table.column_names if name not in KEYS]:
+        means = document_means(table.column(name).to_numpy(), tokens, per_document)
+        column = pa.array(np.repeat(means, per_document).astype(np.float32))
+        table = table.append_column(f"document_{name}", column)
+    names = pa.DictionaryArray.from_arrays(table.column("file").combine_chunks(), files)
+    return table.set_column(0, "file", names)

@@ -1,0 +1,162 @@
+"""The kept rows with all their columns, and their score and rank beside them, as a file or a data set."""
+
+import json
+import math
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from curriq.curate.rows import Rows
+from curriq.data.files import COMPRESSIONS, extension_of
+from curriq.errors import CurriqError
+from curriq.runlog.storage import make_folder, replacing
+
+ROW_GROUP = 1 << 16
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are added: names, and values by a document's place in the corpus."""
+
+    score_name: str
+    rank_name: str
+    score: np.ndarray
+    rank: np.ndarray
+
+    def json(self, document: int) -> bytes:
+        score = float(self.score[document])
+        value = {
+            self.score_name: score if math.isfinite(score) else None,
+            self.rank_name: int(self.rank[document]),
+        }
+        return json.dumps(value).encode()
+
+    def add(self, table: pa.Table, documents: np.ndarray) -> pa.Table:
+        scored = table.append_column(self.score_name, pa.array(self.score[documents], pa.float64()))
+        return scored.append_column(self.rank_name, pa.array(self.rank[documents], pa.int64()))
+
+
+class Output(ABC):
+    """Where kept rows go; it replaces what was there when all are written, or nothing."""
+
+    @abstractmethod
+    def write(self, rows: Rows) -> None: ...
+
+
+class JsonLines(Output):
+    def __init__(self, stream: Any, columns: Columns) -> None:
+        self._stream, self._columns = stream, columns
+
+    def write(self, rows: Rows) -> None:
+        for document, line in zip(rows.documents.tolist(), rows.lines(), strict=True):
+            # Beside the columns as they were spelled: no number and no escape of the input changes.
+            own = line.rstrip()[:-1].rstrip()
+            self._stream.write(own + b", " + self._columns.json(document)[1:] + b"\n")
+
+
+class Tables(Output):
+    """Tables in a scratch folder, whose columns need not agree before the last one is known."""
+
+    def __init__(self, scratch: Path, columns: Columns) -> None:
+        self._scratch, self._columns = scratch, columns
+        self._schemas: list[pa.Schema] = []
+
+    def write(self, rows: Rows) -> None:
+        table = self._columns.add(rows.table(), rows.documents)
+        parquet.write_table(table, self._scratch / f"{len(self._schemas)}.parquet", compression="zstd")
+        self._schemas.append(table.schema)
+
+    def join(self, path: Path) -> None:
+        """Write all rows into one Parquet file; a column that some rows lack is null there."""
+        try:
+            schema = pa.unify_schemas(self._schemas, promote_options="permissive")
+            with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+                for number in range(len(self._schemas)):
+                    table = parquet.read_table(self._scratch / f"{number}.parquet")
+                    joined = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+                    writer.write_table(joined.select(schema.names).cast(schema), row_group_size=ROW_GROUP)
+        except pa.ArrowException as error:
+            raise CurriqError(
+                f"the rows do not fit into one table: {error}. Write JSON Lines, which keep each row as it "
+                "is: --out NAME.jsonl."
+            ) from error
+
+
+def is_folder(out: Path, text: str) -> bool:
+    """Whether the output is a folder for `datasets.load_from_disk`: a name with an end slash or without an
+    extension."""
+    return text.endswith("/") or not out.suffix
+
+
+def check_output(text: str, *, overwrite: bool, inputs: list[Path]) -> Path:
+    """The path of the output; CurriqError where it is of no known kind, exists, or is one of the inputs."""
+    out = Path(text).expanduser()
+    if not is_folder(out, text) and extension_of(out) not in (".jsonl", ".parquet"):
+        raise CurriqError(
+            f"--out {text}: write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a name without an "
+            "extension for a folder that datasets.load_from_disk opens."
+        )
+    if extension_of(out) == ".parquet" and out.suffix in COMPRESSIONS:
+        raise CurriqError(f"--out {text}: a Parquet file is compressed inside: leave {out.suffix} out.")
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise CurriqError(f"--out {text} is one of the files that are read: choose another name.")
+    if out.exists() and not overwrite:
+        raise CurriqError(f"--out {text} exists: choose another name, or replace it with --overwrite.")
+    if out.exists() and out.is_dir() != is_folder(out, text):
+        raise CurriqError(
+            f"--out {text} exists and is {'a' if out.is_dir() else 'no'} folder: remove it first."
+        )
+    return out
+
+
+@contextmanager
+def open_output(out: Path, columns: Columns) -> Generator[Output]:
+    """What writes the output; the name appears when all is written."""
+    make_folder(out.absolute().parent)
+    if extension_of(out) == ".jsonl":
+        with replacing(out) as temporary:
+            compression = COMPRESSIONS.get(out.suffix.lower())
+            with pa.output_stream(str(temporary), compression=compression) as stream:
+                yield JsonLines(stream, columns)
+        return
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".tmp-{out.name}-") as scratch:
+        tables = Tables(Path(scratch), columns)
+        yield tables
+        if extension_of(out) == ".parquet":
+            with replacing(out) as temporary:
+                tables.join(temporary)
+        else:
+            _save_to_disk(tables, Path(scratch), out)
+
+
+def _save_to_disk(tables: Tables, scratch: Path, out: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    tables.join(scratch / "all.parquet")
+    data = datasets.Dataset.from_parquet(str(scratch / "all.parquet"), cache_dir=str(scratch / "cache"))
+    assert isinstance(data, datasets.Dataset)
+    data.save_to_disk(str(scratch / "saved"))
+    if out.exists():
+        shutil.rmtree(out)
+    (scratch / "saved").replace(out)
+
+
+def write_kept(rows: Iterator[Rows], output: Output, kept: np.ndarray, sample: dict[int, str]) -> None:
+    """Write the kept rows; `sample` has places of documents as keys and gets their texts."""
+    for piece in rows:
+        wanted = [place for place in range(len(piece.documents)) if int(piece.documents[place]) in sample]
+        for place in wanted:
+            sample[int(piece.documents[place])] = piece.text(place)
+        mask = kept[piece.documents]
+        if mask.any():
+            output.write(piece.take(np.flatnonzero(mask)))

@@ -1,0 +1,190 @@
+"""Rows with all their columns, however their format holds them."""
+
+import datetime
+import decimal
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+from pyarrow import parquet
+
+from curriq.config import SourceConfig
+from curriq.curate.inputs import InputFile, Inputs
+from curriq.data.columns import document_of
+from curriq.data.files import SEEKABLE
+from curriq.data.rows import FORMATS, open_arrow
+from curriq.data.sources import unreadable
+from curriq.errors import CurriqError
+
+BATCH = 1024
+"""Rows in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Rows(ABC):
+    """Some rows of one file.
+
+    Attributes:
+        documents: place in the corpus of each row's document.
+        config: how the file is read.
+    """
+
+    documents: Int[np.ndarray, "n"]
+    config: SourceConfig
+
+    @abstractmethod
+    def row(self, place: int) -> dict[str, Any]:
+        """The columns of a row."""
+
+    @abstractmethod
+    def lines(self) -> Iterator[bytes]:
+        """Each row as a JSON object."""
+
+    @abstractmethod
+    def table(self) -> pa.Table: ...
+
+    @abstractmethod
+    def take(self, places: Int[np.ndarray, "m"]) -> "Rows": ...
+
+    def text(self, place: int) -> str:
+        document = document_of(self.row(place), self.config)
+        return "" if document is None else document.text
+
+
+@dataclass(frozen=True)
+class ReadRows(Rows):
+    """Rows of a format that is read row by row."""
+
+    raw: Sequence[Any]
+    extension: str
+
+    def row(self, place: int) -> dict[str, Any]:
+        return dict(FORMATS[self.extension].parse(self.raw[place], self.config))
+
+    def lines(self) -> Iterator[bytes]:
+        if self.extension == ".jsonl":
+            yield from self.raw
+        else:
+            yield from (_as_json(self.row(place)) for place in range(len(self.raw)))
+
+    def table(self) -> pa.Table:
+        try:
+            rows = [self.row(place) for place in range(len(self.raw))]
+            names = dict.fromkeys(name for row in rows for name in row)
+            return pa.table({name: [row.get(name) for row in rows] for name in names})
+        except (pa.ArrowException, OverflowError) as error:
+            raise CurriqError(
+                f"the rows of source {self.config.name!r} do not fit into one table: {error}. Write JSON "
+                "Lines, which keep each row as it is: --out NAME.jsonl."
+            ) from error
+
+    def take(self, places: Int[np.ndarray, "m"]) -> Rows:
+        raw = [self.raw[place] for place in places.tolist()]
+        return ReadRows(self.documents[places], self.config, raw, self.extension)
+
+
+@dataclass(frozen=True)
+class TableRows(Rows):
+    """Rows of Parquet and Arrow files."""
+
+    data: pa.Table
+
+    def row(self, place: int) -> dict[str, Any]:
+        return self.data.slice(place, 1).to_pylist()[0]
+
+    def lines(self) -> Iterator[bytes]:
+        return map(_as_json, self.data.to_pylist())
+
+    def table(self) -> pa.Table:
+        return self.data
+
+    def take(self, places: Int[np.ndarray, "m"]) -> Rows:
+        return TableRows(self.documents[places], self.config, self.data.take(pa.array(places)))
+
+
+def read_rows(inputs: Inputs, file: np.ndarray, row: np.ndarray, wanted: np.ndarray) -> Iterator[Rows]:
+    """The rows of some documents with all their columns, in the order of the corpus.
+
+    Args:
+        file, row: of every document.
+        wanted: places of the documents, ascending.
+    """
+    for number, entry in enumerate(inputs.files):
+        places = wanted[file[wanted] == number]
+        if not len(places):
+            continue
+        config = inputs.config(number)
+        try:
+            if entry.extension in SEEKABLE:
+                yield from _of_tables(entry, config, places, row[places])
+            else:
+                yield from _of_rows(entry, config, places, row[places])
+        except CurriqError:
+            raise
+        except Exception as error:
+            raise unreadable(config, entry.path, 0, error) from error
+
+
+def _of_rows(entry: InputFile, config: SourceConfig, places: np.ndarray, rows: np.ndarray) -> Iterator[Rows]:
+    path, extension = entry.of.readable(entry.path), entry.extension
+    found: list[Any] = []
+    due = iter(rows.tolist())
+    next_row, start = next(due), 0
+    for number, raw in enumerate(entry.format.read(path, config, 0)):
+        if number != next_row:
+            continue
+        found.append(raw)
+        next_row = next(due, None)
+        if len(found) == BATCH or next_row is None:
+            yield ReadRows(places[start : start + len(found)], config, found, extension)
+            start += len(found)
+            found = []
+        if next_row is None:
+            return
+
+
+def _of_tables(
+    entry: InputFile, config: SourceConfig, places: np.ndarray, rows: np.ndarray
+) -> Iterator[Rows]:
+    first = 0
+    for batch in _batches(entry):
+        low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+        if high > low:
+            table = pa.Table.from_batches([batch]).take(pa.array(rows[low:high] - first))
+            yield TableRows(places[low:high], config, table)
+        first += batch.num_rows
+
+
+def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:
+    path = entry.of.readable(entry.path)
+    if entry.extension == ".arrow":
+        _, batches = open_arrow(path)
+        for batch in batches:
+            batch.validate(full=True)  # Arrow trusts the bytes of a file: damaged ones would crash it
+            yield batch
+        return
+    with parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH, use_threads=False)
+
+
+def _as_json(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_plain).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        return json.dumps(row, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    """JSON's spelling of a value that only Parquet and Arrow hold."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    raise CurriqError(
+        f"a column holds {type(value).__name__}, which JSON cannot spell: write --out NAME.parquet."
+    )

@@ -1,0 +1,140 @@
+"""Checkpoints on the disk, without torch: which there are, whether they are whole, and their removal.
+
+`train/checkpoint.py` writes them and describes the folder.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import curriq
+from curriq.errors import CurriqError
+from curriq.runlog.storage import write_atomically
+
+log = logging.getLogger("curriq")
+
+FORMAT = 2
+"""Version of the layout in `train/checkpoint.py`. Raise it when an older curriq could not read what this
+one writes."""
+
+
+class BadCheckpoint(Exception):
+    """One checkpoint cannot be used, for the reason that the message names."""
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, when every file has the size and the hash in it; else BadCheckpoint."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        written, files = manifest["format"], manifest["files"]
+    except OSError as error:
+        raise BadCheckpoint(f"manifest.json cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint("manifest.json is damaged") from error
+    if written != FORMAT:
+        fix = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
+        wrote = manifest.get("versions", {}).get("curriq", "unknown")
+        raise BadCheckpoint(
+            f"checkpoint format {written} (written by curriq {wrote}), while this curriq "
+            f"{curriq.__version__} reads format {FORMAT}: {fix}"
+        )
+    if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
+        raise BadCheckpoint("manifest.json is damaged")
+    for name, stated in files.items():
+        try:
+            if (size := (path / name).stat().st_size) != stated["size"]:
+                raise BadCheckpoint(f"{name} has {size} bytes instead of {stated['size']}")
+            if sha256(path / name) != stated["sha256"]:
+                raise BadCheckpoint(f"{name} is damaged: its SHA-256 is not the one in the manifest")
+        except OSError as error:
+            raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
+    return manifest
+
+
+def latest_model(run_dir: Path) -> Path:
+    """The Hugging Face folder of the newest checkpoint of a run that is whole and has its model.
+
+    A warning names the newer ones, if there are any.
+
+    Raises:
+        CurriqError: there is none; names what is wrong with each checkpoint.
+    """
+    defects: list[str] = []
+    for path in checkpoint_folders(run_dir / "checkpoints"):
+        try:
+            manifest = verify(path)
+        except BadCheckpoint as defect:
+            defects.append(f"{path.name}: {defect}")
+            continue
+        if any(name.startswith("lm/") for name in manifest["files"]):
+            if defects:
+                log.warning(f"{run_dir}: taking the model of {path.name}; skipped {'; '.join(defects)}.")
+            return path / "lm"
+        defects.append(f"{path.name}: `curriq runs prune` has removed its model")
+    why = (
+        f"its checkpoints cannot be used ({'; '.join(defects)})"
+        if defects
+        else "it has saved no checkpoint yet"
+    )
+    raise CurriqError(
+        f"{run_dir} holds no model: {why}. Train again with `curriq train --config "
+        f"{run_dir / 'config.toml'} --run-dir NEW`."
+    )
+
+
+def strip_checkpoint(path: Path, kept: str = "") -> None:
+    """Remove the files of a checkpoint but for those whose names begin with `kept`, and list them in its
+    manifest, which still vouches for the log; BadCheckpoint when it is damaged."""
+    manifest = verify(path)
+    files = manifest["files"]
+    removed = [name for name in files if not (kept and name.startswith(kept))]
+    manifest["pruned"] = sorted({*removed, *pruned(manifest)})
+    manifest["files"] = {name: stated for name, stated in files.items() if name not in removed}
+    manifest["sha256"] = manifest_digest(manifest)
+    # The manifest first: a file that it does not name is harmless, one that it names and lacks is damage.
+    write_atomically(path / "manifest.json", json.dumps(manifest, indent=1).encode())
+    for name in manifest["pruned"]:
+        (path / name).unlink(missing_ok=True)
+    if (path / "lm").is_dir() and not any((path / "lm").iterdir()):
+        (path / "lm").rmdir()
+
+
+def pruned(manifest: dict[str, Any]) -> list[str]:
+    """The files that `curriq runs prune` has removed from a checkpoint."""
+    return manifest.get("pruned", [])
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder; one that is removed by half no longer has its name."""
+    doomed = path.with_name(f".tmp-old-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    named = (p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
+    return sorted(named, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own `sha256` entry."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 when there is no such folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

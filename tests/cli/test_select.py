@@ -1,0 +1,466 @@
+"""`curriq select` and `curriq score` as their users meet them."""
+
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from tests.runs import tiny
+
+import curriq
+from curriq.cli import main
+from curriq.curate import inputs as inputs_module
+from curriq.curate import scoring
+from curriq.runlog.storage import exclusive
+from curriq.train.run import load_run, train
+from curriq.types import Features
+
+WANTED = tuple("the river crossed a green valley where farmers kept sheep and sold wool".split())  # noqa: SIM905
+OTHER = tuple("int main void return printf static const struct typedef include define".split())  # noqa: SIM905
+
+
+def texts(kind: tuple[str, ...], count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(kind, rng.integers(20, 120)).tolist()) + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus whose rows are wanted text or program code, with columns of all kinds, and a target."""
+    folder = tmp_path_factory.mktemp("corpus")
+    mixed = [(text, "wanted") for text in texts(WANTED, 60, 0)] + [
+        (text, "other") for text in texts(OTHER, 140, 1)
+    ]
+    order = np.random.default_rng(2).permutation(len(mixed)).tolist()
+    with (folder / "crawl.jsonl").open("w") as file:
+        for number in order:
+            text, kind = mixed[number]
+            # Spelled as no library would: big numbers, escapes, spaces.
+            odd = '"big":12345678901234567890123,"é":"\\u00e9"'
+            file.write(f'{{"text": {json.dumps(text)},  "kind":"{kind}",{odd}}}\n')
+    with (folder / "news.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "date"])
+        writer.writerows([text, "2020"] for text in texts(WANTED, 40, 3))
+    return folder
+
+
+def select(*arguments: str, capsys) -> dict[str, Any]:
+    """The summary of a selection that must succeed."""
+    capsys.readouterr()
+    assert main(["select", *arguments, "--json", "--workers", "1"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (message,) = [line for line in err.splitlines() if line.startswith("curriq: ")]
+    return message
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+class TestSelect:
+    def test_keeps_what_is_like_the_target_and_every_column_as_it_was(self, data, tmp_path, capsys):
+        out = tmp_path / "clean.jsonl"
+        crawl, news = str(data / "crawl.jsonl"), str(data / "news.csv")
+        summary = select("--target", news, crawl, "--keep", "0.3", "--out", str(out), capsys=capsys)
+        lines = out.read_bytes().splitlines()
+        given = {line[:-1] for line in (data / "crawl.jsonl").read_bytes().splitlines()}
+        for line in lines:
+            own, _, added = line.rpartition(b', "curriq_score"')
+            assert own in given  # to the byte
+            assert added
+        rows = rows_of(out)
+        assert {row["kind"] for row in rows if row["curriq_rank"] <= 50} == {"wanted"}
+        assert sorted(row["curriq_rank"] for row in rows) == list(range(1, len(rows) + 1))
+        assert summary["documents"] == 200
+        assert summary["documents_kept"] == len(rows)
+        assert summary["tokens_kept"] <= 0.3 * summary["tokens"] < summary["tokens_kept"] + 300
+        assert summary["sources"][0]["weight"] == 1.0
+        assert summary["words_kept"][0] in WANTED
+        assert summary["words_dropped"][0] in OTHER
+
+    def test_a_share_of_documents_a_threshold_or_no_share(self, data, tmp_path, capsys):
+        base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+
+        def kept(*how: str) -> list[dict]:
+            out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+            select(*base, *how, "--out", str(out), capsys=capsys)
+            return rows_of(out)
+
+        assert len(kept("--keep", "0.1", "--keep-unit", "documents")) == 20
+        assert {row["kind"] for row in kept()} == {"wanted"}  # no share was named
+        assert len(kept()) == 60
+        by_threshold = kept("--threshold", "0.05")
+        assert min(row["curriq_score"] for row in by_threshold) >= 0.05
+        assert len(kept("--keep", "1")) == 200
+
+    def test_another_share_scores_nothing_again(self, data, tmp_path, capsys, caplog):
+        base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+        select(*base, "--keep", "0.5", "--out", str(tmp_path / "a.jsonl"), capsys=capsys)
+        caplog.clear()
+        select(*base, "--keep", "0.2", "--out", str(tmp_path / "b.jsonl"), capsys=capsys)
+        assert "nothing has to be scored again" in caplog.text
+        more, fewer = rows_of(tmp_path / "a.jsonl"), rows_of(tmp_path / "b.jsonl")
+        assert [row for row in more if row["curriq_rank"] <= len(fewer)] == fewer
+
+    def test_a_changed_file_is_scored_again(self, data, tmp_path, capsys, caplog):
+        crawl = tmp_path / "crawl.jsonl"
+        crawl.write_bytes((data / "crawl.jsonl").read_bytes())
+        base = ("--target", str(data / "news.csv"), str(crawl), "--keep", "0.5")
+        select(*base, "--out", str(tmp_path / "a.jsonl"), capsys=capsys)
+        with crawl.open("a") as file:
+            file.write('{"text": "sheep in the valley"}\n')
+        caplog.clear()
+        summary = select(*base, "--out", str(tmp_path / "b.jsonl"), capsys=capsys)
+        assert "nothing has to be scored again" not in caplog.text
+        assert summary["documents"] == 201
+
+    @pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow", "txt", "jsonl.gz"])
+    def test_formats_hold_the_same_documents(self, form, data, tmp_path, capsys):
+        rows = [{"text": row["text"], "kind": row["kind"]} for row in rows_of(data / "crawl.jsonl")]
+        path = tmp_path / f"crawl.{form}"
+        table = pa.Table.from_pylist(rows)
+        if form == "csv":
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["text", "kind"])
+                writer.writeheader()
+                writer.writerows(rows)
+        elif form == "json":
+            path.write_text(json.dumps(rows))
+        elif form == "parquet":
+            parquet.write_table(table, path, row_group_size=64)
+        elif form == "arrow":
+            with pa.ipc.new_stream(path, table.schema) as writer:
+                writer.write_table(table, max_chunksize=50)
+        elif form == "txt":
+            path.write_text("\n\n".join(row["text"] for row in rows))
+        else:
+            path.write_bytes(gzip.compress((data / "crawl.jsonl").read_bytes()))
+        out = tmp_path / ("clean.jsonl" if form in ("csv", "jsonl.gz") else "clean.parquet")
+        base = ("--target", str(data / "news.csv"), str(path), "--keep", "0.25")
+        select(*base, "--out", str(out), capsys=capsys)
+        select(
+            *("--target", str(data / "news.csv"), str(data / "crawl.jsonl"), "--keep", "0.25"),
+            *("--out", str(tmp_path / "expected.jsonl")),
+            capsys=capsys,
+        )
+        found = rows_of(out) if out.suffix == ".jsonl" else parquet.read_table(out).to_pylist()
+        expected = rows_of(tmp_path / "expected.jsonl")
+        assert [row["text"].strip("\n") for row in found] == [row["text"] for row in expected]
+        assert [row["curriq_rank"] for row in found] == [row["curriq_rank"] for row in expected]
+        assert form == "txt" or [row["kind"] for row in found] == [row["kind"] for row in expected]
+
+    def test_a_folder_is_a_data_set(self, data, tmp_path, capsys):
+        import datasets
+
+        out = tmp_path / "clean"
+        (tmp_path / "plain.jsonl").write_text(
+            "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows_of(data / "crawl.jsonl"))
+        )
+        base = ("--target", str(data / "news.csv"), str(tmp_path / "plain.jsonl"), "--keep", "0.25")
+        select(*base, "--out", f"{out}/", capsys=capsys)
+        select(*base, "--out", str(tmp_path / "clean.jsonl.zst"), capsys=capsys)
+        data_set = datasets.load_from_disk(str(out))
+        assert data_set.column_names == ["text", "curriq_score", "curriq_rank"]
+        assert len(data_set) > 20
+        assert [name for name in os.listdir(tmp_path) if name.startswith(".tmp")] == []
+
+    def test_columns_that_some_rows_lack_are_null_there(self, data, tmp_path, capsys):
+        path = tmp_path / "two.jsonl"
+        rows = [
+            {"text": text, **({"a": 1} if i % 2 else {"b": "x"})}
+            for i, text in enumerate(texts(WANTED, 20, 5))
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = tmp_path / "two.parquet"
+        select("--target", str(data / "news.csv"), str(path), "--keep", "1", "--out", str(out), capsys=capsys)
+        found = [
+            {k: v for k, v in row.items() if v is not None} for row in parquet.read_table(out).to_pylist()
+        ]
+        assert [{k: v for k, v in row.items() if not k.startswith("curriq")} for row in found] == rows
+
+    def test_bad_rows(self, data, tmp_path, capsys):
+        path = tmp_path / "bad.jsonl"
+        path.write_bytes((data / "crawl.jsonl").read_bytes() + b'{"text": 3}\nnonsense\n\n')
+        base = ("--target", str(data / "news.csv"), str(path), "--out", str(tmp_path / "out.jsonl"))
+        message = refused(capsys, "select", *base)
+        assert "line 201" in message
+        assert "--on-bad-row skip" in message
+        summary = select(*base, "--on-bad-row", "skip", "--keep", "0.1", capsys=capsys)
+        assert (summary["rows"], summary["rows_skipped"], summary["rows_without_text"]) == (203, 2, 1)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("--keep", "1.5"), "--keep = 1.5"),
+            (("--keep", "some"), "must be a share such as 0.3, or auto"),
+            (("--keep", "0.5", "--threshold", "1"), "give one of them"),
+            (("--by", "q"), "gives the scores dsir"),
+            (("--workers", "-1"), "choose from 0"),
+            (("--window", "1"), "--window = 1"),
+            (("--text-field", "body"), "no column 'body' for the text. Columns: text, date"),
+            (("--text-field", "body", "--target-text-field", "text"), "--text-field COLUMN"),
+        ],
+    )
+    def test_settings(self, arguments, says, data, tmp_path, capsys):
+        base = (
+            "--target",
+            str(data / "news.csv"),
+            str(data / "crawl.jsonl"),
+            "--out",
+            str(tmp_path / "o.jsonl"),
+        )
+        assert says in refused(capsys, "select", *base, *arguments)
+
+    def test_outputs(self, data, tmp_path, capsys):
+        base = ("select", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+        assert "write .jsonl" in refused(capsys, *base, "--out", str(tmp_path / "o.csv"))
+        assert "leave .gz out" in refused(capsys, *base, "--out", str(tmp_path / "o.parquet.gz"))
+        assert "is one of the files" in refused(
+            capsys, *base, "--out", str(data / "crawl.jsonl"), "--overwrite"
+        )
+        (tmp_path / "o.jsonl").write_text("mine")
+        assert "--overwrite" in refused(capsys, *base, "--out", str(tmp_path / "o.jsonl"))
+        assert (tmp_path / "o.jsonl").read_text() == "mine"
+
+    def test_what_is_named(self, data, tmp_path, capsys):
+        out = ("--out", str(tmp_path / "o.jsonl"))
+        assert "name the folder of a run" in refused(capsys, "select", *out)
+        assert "is no folder of a run" in refused(capsys, "select", str(data), *out)
+        assert "no FILES" in refused(capsys, "select", "--target", "x.csv", *out)
+        assert "matches no file" in refused(capsys, "select", "--target", "x", str(data / "no.jsonl"), *out)
+        assert "hf download" in refused(capsys, "select", "--target", "x", "hub:some/data", *out)
+
+    def test_columns_of_these_names(self, data, tmp_path, capsys):
+        path = tmp_path / "again.jsonl"
+        path.write_text('{"text": "the green valley", "curriq_rank": 1}\n')
+        base = ("--target", str(data / "news.csv"), str(path), "--out", str(tmp_path / "o.jsonl"))
+        assert "--prefix" in refused(capsys, "select", *base)
+        select(*base, "--keep", "1", "--prefix", "new_", capsys=capsys)
+        assert set(rows_of(tmp_path / "o.jsonl")[0]) == {"text", "curriq_rank", "new_score", "new_rank"}
+
+
+def score_tables(folder: Path) -> dict[str, list]:
+    parts = sorted(folder.rglob("part-*.parquet"))
+    return pa.concat_tables(
+        [parquet.read_table(part).replace_schema_metadata(None) for part in parts]
+    ).to_pydict()
+
+
+class TestResume:
+    def test_a_stopped_call_goes_on_exactly(self, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(inputs_module, "CHUNK_ROWS", 16)
+        monkeypatch.setattr(scoring, "PART_CHARACTERS", 9000)
+        base = ("score", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"), "--workers", "1")
+        assert main([*base, "--out", str(tmp_path / "whole" / "s.parquet")]) == 0
+        read = scoring.read_chunks
+
+        def interrupted(*arguments, **how):
+            for number, chunk in enumerate(read(*arguments, **how)):
+                if number == 3 and "every" not in how:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield chunk
+
+        monkeypatch.setattr(scoring, "read_chunks", interrupted)
+        cut = [*base, "--out", str(tmp_path / "cut" / "s.parquet")]
+        statuses = [main(cut)]
+        while statuses[-1] == 130:
+            statuses.append(main(cut))
+        assert statuses == [130, 130, 130, 0]
+        assert score_tables(tmp_path / "whole") == score_tables(tmp_path / "cut")
+        ours, theirs = (parquet.read_table(tmp_path / name / "s.parquet") for name in ("whole", "cut"))
+        assert ours.to_pydict() == theirs.to_pydict()
+
+    def test_ctrl_c_of_the_program(self, data, tmp_path):
+        big = tmp_path / "big.jsonl"
+        big.write_bytes((data / "crawl.jsonl").read_bytes() * 20)
+        base = ("score", "--target", str(data / "news.csv"), str(big), "--workers", "1", "--out")
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        command = [sys.executable, "-m", "curriq", *base, str(tmp_path / "cut" / "s.parquet")]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        while not list((tmp_path / "cut").rglob("about.json")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode in (0, 130), err  # 0 where it was quicker
+        assert process.returncode == 0 or "the same command goes on" in err
+        assert main([*base, str(tmp_path / "cut" / "s.parquet"), "--overwrite"]) == 0
+        assert main([*base, str(tmp_path / "whole" / "s.parquet")]) == 0
+        assert score_tables(tmp_path / "whole") == score_tables(tmp_path / "cut")
+
+    @pytest.mark.slow
+    def test_the_result_does_not_depend_on_the_number_of_processes(self, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(inputs_module, "CHUNK_ROWS", 16)
+        base = ("score", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+        for workers in ("1", "3"):
+            out = tmp_path / workers / "s.parquet"
+            assert main([*base, "--workers", workers, "--out", str(out)]) == 0
+        assert score_tables(tmp_path / "1") == score_tables(tmp_path / "3")
+
+    def test_another_process_that_scores_is_refused(self, data, tmp_path, capsys):
+        base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
+        select(*base, "--keep", "0.5", "--out", str(tmp_path / "a.jsonl"), capsys=capsys)
+        (folder,) = (tmp_path / "curriq-scores").iterdir()
+        with exclusive(folder, "held"):
+            message = refused(
+                capsys, "select", *base, "--tokenizer", "train", "--out", str(tmp_path / "b.jsonl")
+            )
+        assert "another process" in message
+
+
+class TestScore:
+    def test_windows_and_documents(self, data, tmp_path, capsys):
+        out = tmp_path / "scores.parquet"
+        base = ("score", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"), "--window", "32")
+        assert main([*base, "--out", str(out)]) == 0
+        table = parquet.read_table(out)
+        assert table.column_names == ["file", "row", "window", "tokens", "dsir", "document_dsir"]
+        columns = {name: np.array(values) for name, values in table.to_pydict().items()}
+        assert set(columns["file"]) == {str(data / "crawl.jsonl")}
+        for row in (0, 7, 199):
+            at = columns["row"] == row
+            assert columns["window"][at].tolist() == list(range(at.sum()))
+            assert (columns["tokens"][at][:-1] == 32).all()
+            mean = np.average(columns["dsir"][at].astype(float), weights=columns["tokens"][at])
+            np.testing.assert_allclose(columns["document_dsir"][at], mean, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs on the corpus: one whose Q needs no forward pass, one whose Q reads hidden states."""
+    folder = tmp_path_factory.mktemp("runs")
+    sources = (
+        {"name": "crawl", "path": str(data / "crawl.jsonl")},
+        {"name": "news", "path": str(data / "news.csv"), "weight": 0.0},
+    )
+    shared = {"sources": sources, "target": "news", "held_out_share": 0.9, "steps": 4}
+    shared |= {"reward_set_size": 12, "validation_set_size": 6, "test_set_size": 6}
+    filtered = {"prior": True, "max_read_ratio": 4, "q_features": ("static_score",), "reward_every": 2}
+    filtered |= {"credit": "counterfactual", "probe_windows": 4, "reward": "paired", "temperature": "gated"}
+    train(tiny(**shared, **filtered, q_standardise=True, run_dir=str(folder / "filter")))
+    train(tiny(**shared, run_dir=str(folder / "hidden")))
+    train(tiny(**shared, selector="uniform", run_dir=str(folder / "uniform")))
+    return folder
+
+
+class TestRuns:
+    def test_scores_of_a_filter_are_those_that_it_would_act_on(self, runs, tmp_path):
+        """Against the parts of the run itself, asked one document at a time."""
+        out = tmp_path / "s.parquet"
+        assert main(["score", str(runs / "filter"), "--out", str(out), "--workers", "1"]) == 0
+        table = parquet.read_table(out).to_pydict()
+        run = load_run(runs / "filter")
+        scored = run.session.components.proposer.stream.inner
+        recent = scored._recent.values
+        dsir = torch.tensor(table["dsir"], dtype=torch.float64)
+        of_document = torch.tensor(table["document_dsir"], dtype=torch.float64)
+        pooled = (dsir + of_document) / 2
+        static = ((pooled - recent.mean()) / recent.std(correction=0)).clamp(-3, 3).float()
+        critic = run.session.components.critic
+        source = torch.zeros(len(static), dtype=torch.int64)
+        features = Features.not_forwarded(len(static), source, {"static_score": static})
+        np.testing.assert_allclose(table["q"], critic.values(features).double(), rtol=1e-4, atol=1e-6)
+        prior = np.exp(np.interp(pooled, *scored._curve.numpy()))
+        policy = np.array(table["policy"])
+        assert (policy <= prior + 1e-3).all()
+        assert ((policy >= 0) & (policy <= 1)).all()
+
+    def test_a_run_selects_from_its_own_sources(self, runs, tmp_path, capsys):
+        out = tmp_path / "clean.jsonl"
+        assert main(["select", str(runs / "filter"), "--keep", "0.25", "--out", str(out), "--json"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert [source["name"] for source in summary["sources"]] == [
+            "crawl"
+        ]  # the target is no part of the stream
+        assert set(summary["agreement"]) == {"dsir and policy", "dsir and q", "policy and q"}
+        kinds = [row["kind"] for row in rows_of(out)]
+        assert kinds.count("wanted") > 0.9 * len(kinds)
+
+    def test_a_q_that_reads_hidden_states_takes_forward_passes(self, runs, data, tmp_path):
+        """Against the critic, asked one window at a time."""
+        out, few = tmp_path / "s.parquet", tmp_path / "few.jsonl"
+        few.write_text("".join((data / "crawl.jsonl").read_text().splitlines(keepends=True)[:5]))
+        assert main(["score", str(runs / "hidden"), str(few), "--out", str(out)]) == 0
+        table = parquet.read_table(out).to_pydict()
+        run = load_run(runs / "hidden")
+        found = []
+        for line in few.read_text().splitlines():
+            ids = run.corpus.tokenizer(json.loads(line)["text"])["input_ids"]
+            for start in range(0, len(ids), 32):
+                with run.lm.measuring():
+                    hidden = run.lm.trunk(torch.tensor([ids[start : start + 32]]))[:, -1]
+                features = Features(hidden=hidden, loss=torch.zeros(1))
+                found.append(run.session.components.critic.values(features).item())
+        np.testing.assert_allclose(table["q"], found, rtol=1e-3, atol=1e-5)
+
+    def test_a_run_without_a_score_is_refused(self, runs, tmp_path, capsys):
+        message = refused(capsys, "select", str(runs / "uniform"), "--out", str(tmp_path / "o.jsonl"))
+        assert "--target" in message
+        message = refused(
+            capsys, "select", str(runs / "hidden"), "--by", "dsir", "--out", str(tmp_path / "o.jsonl")
+        )
+        assert "gives the scores q" in message
+        message = refused(
+            capsys, "select", str(runs / "filter"), "--source", "web", "--out", str(tmp_path / "o.jsonl")
+        )
+        assert "crawl" in message
+
+
+class TestPython:
+    def test_rows_of_a_data_set(self, data):
+        import datasets
+
+        rows = [{"text": row["text"], "kind": row["kind"]} for row in rows_of(data / "crawl.jsonl")]
+        data_set = datasets.Dataset.from_list([*rows, {"text": " ", "kind": "empty"}])
+        target = texts(WANTED, 40, 3)
+        selection = curriq.select_documents(data_set, target=target, keep=0.25)
+        kept = data_set.select(selection.indices)
+        assert set(kept["kind"]) == {"wanted"}
+        assert sorted(selection.ranks.tolist()) == list(range(1, len(selection) + 1))
+        scores = curriq.score_documents(data_set, target=target)
+        assert len(scores) == 200
+        assert set(scores.scores) == {"dsir"}
+        assert list(curriq.select_documents([row["text"] for row in rows], target=target, keep=0.25)) == list(
+            selection
+        )
+
+    def test_no_share_and_a_run(self, data, runs):
+        rows = rows_of(data / "crawl.jsonl")
+        selection = curriq.select_documents(rows, target=texts(WANTED, 40, 3))
+        assert {rows[i]["kind"] for i in selection} == {"wanted"}
+        scores = curriq.score_documents(rows, run=runs / "filter")
+        assert set(scores.scores) == {"dsir", "q", "policy"}
+
+    @pytest.mark.parametrize(
+        ("how", "says"),
+        [
+            ({}, "either a target or a run"),
+            ({"target": ["a"], "text_field": "body"}, "no text in text_field='body'; columns: text"),
+            ({"target": ["a"], "keep": 0}, "--keep = 0"),
+            ({"target": [" "]}, "holds no text"),
+        ],
+    )
+    def test_refusals(self, how, says):
+        with pytest.raises(curriq.CurriqError, match=says):
+            curriq.select_documents([{"text": "one"}], **how)
