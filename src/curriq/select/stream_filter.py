@@ -82,7 +82,8 @@ class FilteredStream(Saved):
             batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            new = self.accept_prob(batch).double().cpu()
+            # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
+            new = parallel.from_rank_zero(self.accept_prob(batch).double().cpu())
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
@@ -285,12 +286,11 @@ def filtered(
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
 ) -> FilteredStream:
-    """The windows of a stream that a policy accepts, N per step; rank 0's probabilities count."""
+    """The windows of a stream that a policy accepts, N per step."""
     return FilteredStream(
         stream,
         config.train.num_candidates,
         max_read_ratio=config.train.max_read_ratio,
-        # Ranks whose probabilities differ in the last bit would, once in a while, accept different windows.
-        accept_prob=lambda offer: parallel.from_rank_zero(accept_prob(offer).cpu()),
+        accept_prob=accept_prob,
         generator=generators("steer"),
     )
