@@ -1,15 +1,25 @@
 """Collective operations over the processes of a run; every function is the identity in a single process.
 
-Candidates are sharded over the ranks of `torch.distributed`; the running maximum and normaliser of the
-mixture step, the gathered features and the reward are reduced here, so that one global policy results.
+Candidates are sharded over the ranks of `torch.distributed`; the maximum and normaliser of the mixture step,
+the gathered features and the reward are reduced here, so that one global policy results. Every rank holds the
+whole policy; where ranks may round differently, rank 0 decides.
 """
 
+import hashlib
 import math
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+class RanksDiffer(Exception):
+    """The processes of a run hold different numbers where all must hold the same; raised on all of them."""
 
 
 def start() -> None:
@@ -23,7 +33,12 @@ def start() -> None:
 
 def cores() -> int:
     """CPU cores for each process on this machine."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, (os.cpu_count() or 1) // processes_here())
+
+
+def processes_here() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def memory_bytes() -> float:
@@ -65,6 +80,61 @@ def reduce_max(value: float) -> float:
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank, so all ranks take the same branch."""
     return reduce_max(float(flag)) > 0
+
+
+def from_rank_zero(value: Value) -> Value:
+    """Rank 0's value; any object that can be pickled."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def adopt_(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """Put rank 0's numbers into the tensors of all ranks, in one message.
+
+    Returns:
+        For each group, the greatest distance of any rank's numbers from rank 0's before, relative to the norm
+        of rank 0's; the same on all ranks.
+    """
+    if world_size() == 1:
+        return dict.fromkeys(groups, 0.0)
+    tensors = [tensor.detach() for group in groups.values() for tensor in group]
+    own = torch.cat([torch.zeros(0, dtype=torch.float64), *(t.flatten().double().cpu() for t in tensors)])
+    adopted = own.clone()
+    dist.broadcast(adopted, src=0)
+    for tensor, part in zip(tensors, adopted.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+    sizes = [sum(tensor.numel() for tensor in group) for group in groups.values()]
+    pairs = zip((own - adopted).split(sizes), adopted.split(sizes), strict=True)
+    gaps = torch.stack([apart.norm() / whole.norm().clamp(min=1e-30) for apart, whole in pairs])
+    gaps.nan_to_num_(nan=math.inf)
+    dist.all_reduce(gaps, op=dist.ReduceOp.MAX)
+    return dict(zip(groups, gaps.tolist(), strict=True))
+
+
+def all_equal(content: bytes) -> bool:
+    """Whether all ranks hold the same bytes."""
+    if world_size() == 1:
+        return True
+    digest = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
+    ends = torch.tensor([digest, -digest])
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return bool(ends[0] == -ends[1])
+
+
+def require_same_rows(ids: Tensor, what: str) -> None:
+    """Raise RanksDiffer, on all ranks, unless all of them hold the same ids in the same order."""
+    ids = ids.cpu().contiguous()
+    if all_equal(ids.numpy().tobytes()):
+        return
+    everywhere: list[Any] = [None] * world_size()
+    dist.all_gather_object(everywhere, ids.tolist())
+    apart = next(r for r, rows in enumerate(everywhere) if rows != everywhere[0])
+    only = sorted(set(everywhere[apart]) - set(everywhere[0]))
+    rows = f"{', '.join(map(str, only[:4]))} only on rank {apart}" if only else "another order or number"
+    raise RanksDiffer(f"ranks 0 and {apart} have different {what} ({rows})")
 
 
 def gather_rows(local: Tensor, total: int) -> Tensor:

@@ -4,29 +4,22 @@ The processes are started as `torchrun` starts them, by environment variables, o
 Sums over ranks are taken in another order than in one process, so results agree closely, not to the bit.
 """
 
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.helpers import in_pieces, random_offer, tiny_lm
+from tests.ranks import in_processes
 from tests.runs import Finished, assert_same_state, tiny
 
 from curriq import parallel
 from curriq.config import RunConfig
-from curriq.lm.held_out import held_out_loss
-from curriq.lm.mixture import single_pass, two_pass
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.train.run import load_run, prepare, resume, train
-from curriq.types import IGNORED
 
 WORLD = 2
 REPOSITORY = Path(__file__).parents[2]
@@ -35,80 +28,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "one window": {"selector": "random-single"},
     "uncertainty": {"selector": "uncertainty", "num_candidates": 5, "micro_batch": 2},
 }
-
-
-def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work(*arguments)` on two ranks; fails when one of them does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["curriq.train.run", "transformers.models.gpt2.modeling_gpt2", "datasets"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [context.Process(target=as_rank, args=(rank, port, work, arguments)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * WORLD
-
-
-def as_rank(rank: int, port: int, work: Callable[..., None], arguments: tuple) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD),
-        "LOCAL_WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    parallel.start()
-    work(*arguments)
-    parallel.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def mixtures() -> dict[str, Any]:
-    """Gradients and mixtures in float64, of even, uneven and nearly empty batches; and held-out losses."""
-    lm = tiny_lm()
-    lm.network.double()
-    results: dict[str, Any] = {}
-    for n in (8, 7, 1):
-        offer = random_offer(n)
-        for step in (single_pass, two_pass):
-            mixture = step(
-                in_pieces(lm, 2, 8),
-                offer,
-                lambda batch, features: 3 * features.loss + batch.rows.double() / 5,
-                with_entropy=True,
-            )
-            results[f"{step.__name__} of {n}"] = {
-                "gradients": [p.grad.clone() for p in lm.parameters],
-                "features": mixture.features.state_dict(),
-                "weights": mixture.weights,
-                "scores": mixture.scores,
-                "loss": torch.tensor(mixture.loss),
-            }
-        results[f"held-out loss of {n}"] = torch.tensor(held_out_loss(in_pieces(lm, 2, 8), offer.windows))
-        tokens = offer.windows.tokens
-        labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
-        results[f"held-out loss of the learnt tokens of {n}"] = torch.tensor(
-            held_out_loss(in_pieces(lm, 2, 8), labelled)
-        )
-    return results
-
-
-def save_mixtures(folder: Path) -> None:
-    torch.save(mixtures(), folder / f"rank-{parallel.rank()}.pt")
-
-
-def test_gradients_and_rewards_on_both_ranks(tmp_path):
-    in_two_processes(save_mixtures, tmp_path)
-    alone = mixtures()
-    for rank in range(WORLD):
-        together = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
 def train_and_keep_theta(configs: dict[str, RunConfig], folder: Path) -> None:
@@ -136,7 +55,7 @@ def assert_close_runs(a: Path, b: Path) -> None:
 def test_whole_runs_and_only_rank_0_writes(tmp_path):
     configs = {name: tiny(**overrides) for name, overrides in RUNS.items()}
     configs["dropout"] = tiny(dropout=0.1, td_into_theta=True, num_candidates=7)
-    in_two_processes(train_and_keep_theta, configs, tmp_path)
+    in_processes(WORLD, train_and_keep_theta, configs, tmp_path)
     for name, config in configs.items():
         assert not (tmp_path / name / "rank-1").exists()
         thetas = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(WORLD)]
@@ -165,7 +84,7 @@ def interrupt_then_resume(config: RunConfig) -> None:
 
 def test_ctrl_c_on_one_rank_stops_both_and_both_resume(tmp_path):
     config = tiny(num_candidates=7)
-    in_two_processes(interrupt_then_resume, config.override(run_dir=str(tmp_path / "two")))
+    in_processes(WORLD, interrupt_then_resume, config.override(run_dir=str(tmp_path / "two")))
     train(config.override(run_dir=str(tmp_path / "one")))
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 

@@ -1,5 +1,7 @@
 """The single-pass gradient against two passes and against plain autograd, in float64."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from tests.helpers import TINY, in_pieces, random_offer, tiny_lm
 
 from curriq.config import CriticConfig
 from curriq.lm import mixture as mixture_module
-from curriq.lm.mixture import single_pass, two_pass
+from curriq.lm.mixture import IN_RANGE, Reference, single_pass, two_pass
 from curriq.rng import Generators
 from curriq.select.bandit import SourceBandit
 from curriq.select.base import RandomK, Uniform
@@ -183,7 +185,7 @@ def test_dropout_scores_without_noise_and_trains_with_it():
 
 def test_gradient_scaling_is_the_online_softmax(monkeypatch):
     """Without the rescaling the late maximum would give a wrong gradient: the test above can fail."""
-    monkeypatch.setattr(mixture_module, "_scale_gradients", lambda tensors, log_factor: None)
+    monkeypatch.setattr(mixture_module, "_scale", lambda gradients, log_factor: None)
     lm = double_lm()
     table = torch.linspace(-3, 3, N).double()
     offer = random_offer(N, T)
@@ -191,3 +193,104 @@ def test_gradient_scaling_is_the_online_softmax(monkeypatch):
     wrong = gradients(lm)
     expected, _ = plain_autograd(lm, offer, table)
     assert (wrong - expected).abs().max() > 1e-3
+
+
+def reference_at(c):
+    """The maximum of two steps before was c, so it is the next step's reference."""
+    reference = Reference()
+    for _ in range(2):
+        reference.peak = c
+        reference.advance()
+    assert reference.c == c
+    return reference
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scores=st.lists(st.floats(-600, 600), min_size=1, max_size=9),
+    c=st.floats(-700, 700),
+    micro_batch=st.integers(1, 10),
+    chunk=st.integers(1, 40),
+)
+def test_any_reference_gives_the_gradient(scores, c, micro_batch, chunk):
+    """exp(s − c) ℓ is a loss for any c; far from the scores it overflows or vanishes, and is taken again."""
+    lm = double_lm()
+    table = torch.tensor(scores, dtype=torch.float64)
+    offer = random_offer(len(scores), T)
+    reference = reference_at(c)
+    result = single_pass(
+        in_pieces(lm, micro_batch, chunk), offer, lambda part, features: table[part.rows], reference=reference
+    )
+    gradient = gradients(lm)
+    expected, losses = plain_autograd(lm, offer, table)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(result.weights, torch.softmax(table, 0), rtol=0, atol=1e-13)
+    assert result.loss == pytest.approx((torch.softmax(table, 0) @ losses).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("away", "passes"), [(0, 1), (-IN_RANGE, 1), (IN_RANGE, 1), (IN_RANGE + 1, 2), (-200, 2)]
+)
+def test_a_reference_out_of_range_costs_a_second_pass_in_float32(away, passes):
+    lm = tiny_lm()
+    table = torch.linspace(-3, 0, N)
+    offer = random_offer(N, T)
+    scored = 0
+
+    def score(part, features):
+        nonlocal scored
+        scored += len(part)
+        return table[part.rows]
+
+    single_pass(in_pieces(lm, 2, T), offer, score, reference=reference_at(-float(away)))
+    assert scored == passes * N
+    gradient = gradients(lm)
+    single_pass(lm, offer, score)
+    torch.testing.assert_close(gradient, gradients(lm), rtol=1e-4, atol=1e-7)
+
+
+def test_the_reference_follows_a_maximum_that_moves_little():
+    reference = Reference()
+    seen = []
+    for peak in (5.0, 6.0, 7.0, 40.0, 39.0, -3.0):
+        reference.peak = peak
+        assert reference.c == ([None, *seen])[-1]
+        reference.advance()
+        seen.append(reference.c)
+    assert seen == [None, 6.0, 7.0, None, 39.0, None]
+    other = Reference()
+    other.load_state_dict(reference.state_dict())
+    other.peak = -4.0
+    other.advance()
+    other.advance()  # a step that scored nothing changes nothing
+    assert other.c == -4.0
+
+
+def test_scores_that_are_not_finite_say_so_with_a_reference_too():
+    for wrong in (-torch.inf, torch.inf, torch.nan):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            single_pass(
+                in_pieces(tiny_lm(), 2, 64),
+                random_offer(2, T),
+                lambda part, f, wrong=wrong: torch.full((2,), wrong),
+                reference=reference_at(0.0),
+            )
+
+
+def test_the_host_waits_for_the_device_once_per_step(monkeypatch):
+    """With a reference no score is read while the passes run; numbers are read together, at the end."""
+    lm = tiny_lm()
+    offer = random_offer(N, T)
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
+        read = getattr(torch.Tensor, name)
+
+        def counted(self, *arguments, read=read, name=name):
+            if inspect.stack()[1].frame.f_globals["__name__"].startswith("curriq."):
+                reads.append(name)
+            return read(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    score = SELECTORS["high-loss"](lm).score
+    single_pass(in_pieces(lm, 2, T), offer, lambda part, f: score(0, part, f), reference=reference_at(400.0))
+    assert reads == ["tolist"]

@@ -256,6 +256,22 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         lambda: RunConfig().override(proposer="langevin", query_start="buffer", query_tokens=129),
         ["--query-start buffer", "--query-tokens 129", "--window 128", "lower"],
     ),
+    (
+        lambda: RunConfig().override(engine="fsdp", proposer="langevin"),
+        ["--engine fsdp", "--proposer langevin", "--engine ddp"],
+    ),
+    (
+        lambda: RunConfig().override(engine="hsdp", td_into_theta=True),
+        ["--engine hsdp", "--td-into-theta", "--engine ddp"],
+    ),
+    (
+        lambda: RunConfig().override(engine="fsdp", lora_rank=4),
+        ["--engine fsdp", "--lora-rank 4", "--engine ddp"],
+    ),
+    (
+        lambda: RunConfig().override(engine="fsdp", eval_tasks=("hellaswag",)),
+        ["--engine fsdp", "--eval-tasks hellaswag", "curriq eval"],
+    ),
     (lambda: RunConfig().override(bata=1.0), ["'bata'", "Did you mean 'beta'?", "Known:", "gamma"]),
     (lambda: from_dict({"critics": {}}), ["'critics'", "Did you mean 'critic'?", "Known:", "optim"]),
     (lambda: from_dict({"override": {}}), ["unknown setting 'override'"]),

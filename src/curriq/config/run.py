@@ -39,7 +39,7 @@ class RunConfig(Section):
     tasks: sections.EvalConfig = field(default_factory=sections.EvalConfig)
 
     def illegal_pairs(self) -> Pairs:
-        for rules in (_sizes, _stream_inputs, _trained, _stream_filter, _langevin_rag):
+        for rules in (_sizes, _stream_inputs, _trained, _stream_filter, _langevin_rag, _sharded):
             yield from rules(self)
 
     def value(self, name: str) -> Any:
@@ -228,6 +228,22 @@ def _langevin_rag(config: RunConfig) -> Pairs:
         chains = "chains" if langevin.chains else "num_candidates"
         held = "buffer_initial" if retrieval.buffer_initial else "buffer_size"
         yield chains, held, "each query needs a window of its own; lower the one or raise the other"
+
+
+def _sharded(config: RunConfig) -> Pairs:
+    """What reads the weights by itself, when each process holds a part of them only."""
+    if config.lm.engine not in ("fsdp", "hsdp"):
+        return
+    use = "use --engine ddp, or drop the latter"
+    if config.langevin.proposer != "stream":
+        yield "engine", "proposer", f"the search reads the model's embeddings by itself; {use}"
+    if config.critic.td_into_theta:
+        yield "engine", "td_into_theta", f"its gradient takes another way into the model; {use}"
+    if config.lm.lora_rank:
+        yield "engine", "lora_rank", f"adapters are small, so there is nothing to share; {use}"
+    if config.tasks.eval_tasks:
+        why = "the tasks are scored by one process, which holds a part of the model only"
+        yield "engine", "eval_tasks", f"{why}; score a checkpoint with `curriq eval`, or use --engine ddp"
 
 
 # Plain values, of TOML files or of the command line ---------------------------------------------------

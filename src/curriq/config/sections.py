@@ -203,6 +203,10 @@ class LMConfig(Section):
     """Add embeddings to a pretrained model with fewer than its tokenizer has tokens; off, it is refused."""
     device: str = "auto"
     """A torch device such as cpu or cuda:0, or `auto`: a GPU if there is one."""
+    engine: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """How several processes (torchrun) share the work: `ddp`, each holds the whole model and its optimizer;
+    `fsdp`, each holds a part of both, for models that one GPU cannot hold; `hsdp`, the parts are spread over
+    one machine, and each machine holds the whole. `auto` is ddp. One process shares nothing."""
     lora_rank: SizeOrZero = 0
     """Train and save LoRA adapters of this rank only, as PEFT does (extra [peft]); 0 trains all weights."""
     lora_alpha: Size = 16

@@ -13,7 +13,7 @@ whose first loss the mixture step has measured already.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, runtime_checkable
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from curriq import parallel
 from curriq.config import RunConfig
 from curriq.errors import Diverged
+from curriq.lm.engine import placed_like, total_norm, whole_value
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
-from curriq.state import Saved
+from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Effects, Features, Mixture, Offer, WindowLosses, Windows
 
 
@@ -159,13 +160,18 @@ class AveragedGradient(Saved):
         self._average: list[Tensor] = []
         self._updates = 0
 
+    def state_dict(self) -> State:
+        """Whole, where ranks hold parts of it; then all must ask."""
+        average = [whole_value(piece).to("cpu", copy=True) for piece in self._average]
+        return {"average": average, "updates": self._updates}
+
     def update(self, gradient: list[Tensor]) -> list[Tensor]:
         """The average with this gradient in it."""
         self._updates += 1
         if not self._average:
             self._average = [torch.zeros_like(piece) for piece in gradient]
-        # A loaded state lies on the CPU.
-        self._average = [old.to(new.device) for old, new in zip(self._average, gradient, strict=True)]
+        # A loaded state is whole and lies on the CPU.
+        self._average = [placed_like(old, new) for old, new in zip(self._average, gradient, strict=True)]
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
 
@@ -356,8 +362,3 @@ def displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) 
         finally:
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
-
-
-def total_norm(tensors: Iterable[Tensor]) -> float:
-    """Euclidean norm over all entries."""
-    return torch.stack([tensor.detach().norm() for tensor in tensors]).double().norm().item()

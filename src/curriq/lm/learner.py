@@ -6,14 +6,18 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq import parallel
 from curriq.config import OptimConfig
+from curriq.lm.engine import placed_like, whole_value
 from curriq.lm.mixture import (
     Draw,
+    Reference,
     ScoreFunction,
     last_and_pooled,
     narrowed,
@@ -100,12 +104,14 @@ class Learner(Saved):
         own_td_step: whether the gradient that a TD update leaves on θ between scoring and `update` gets a
             clipped optimizer step of its own (Algorithm 1, line 21), instead of joining the mixture's.
         two_passes: whether to score in a pass of its own where nothing else asks for it.
+        engine: how the model's passes run on the processes of the run.
 
     Attributes:
+        reference: c of the single pass.
         passes: forward passes per candidate that is trained on.
     """
 
-    SAVED = ("optimizer",)
+    SAVED = ("optimizer", "reference")
     # Not the snapshot: between steps θ is equal to it, so the next step takes it again.
 
     def __init__(
@@ -117,8 +123,11 @@ class Learner(Saved):
         draw: Draw | None = None,
         own_td_step: bool = False,
         two_passes: bool = False,
+        engine: str = "auto",
     ) -> None:
         self.lm = lm
+        lm.distribute(engine)
+        self.reference = Reference()
         lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
         self.config = config
         self._steps = steps
@@ -141,14 +150,19 @@ class Learner(Saved):
 
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
+            RanksDiffer: the processes of a run were offered different windows.
         """
         began = time.perf_counter()
+        # Before the pass: ranks with different numbers of windows would wait for each other for ever.
+        parallel.require_same_rows(
+            torch.cat([part.windows.ids for part in offer.judged]), "windows to train on"
+        )
         offer = offer.to(self.lm.device)
         self._scored = None
         if self.passes == 1:
-            mixture = single_pass(self.lm, offer, score, with_entropy)
+            mixture = single_pass(self.lm, offer, score, with_entropy, self.reference)
         else:
-            self.lm.network.zero_grad()
+            self.lm.zero_grad()
             mixture = score_pass(self.lm, offer, score, with_entropy)
             mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
             self._scored = offer.windows, mixture.weights
@@ -168,14 +182,15 @@ class Learner(Saved):
             group["lr"] = lr
         if self._own_td_step and any(parameter.grad is not None for parameter in self.lm.parameters):
             self._clipped_step()
-            self.lm.network.zero_grad()
+            self.lm.zero_grad()
         if self._scored is not None:
             weighted_gradient(self.lm, *self._scored)
         metrics = {"train/grad_norm": self._clipped_step(), "train/lr": lr}
+        self.reference.advance()
         return metrics | {"time/train": self._seconds + time.perf_counter() - began}
 
     def _clipped_step(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters, self.config.grad_clip).item()
+        norm = self.lm.engine.clip(self.config.grad_clip)
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
@@ -197,12 +212,35 @@ class Learner(Saved):
         """P g; None before the optimizer's first step."""
         return preconditioned(self.optimizer, self.lm.parameters, gradients)
 
+    def state_dict(self) -> State:
+        """Moments are whole, as in one process, so that any number of ranks and any engine can go on; where
+        ranks hold parts of them, all must ask."""
+        state = super().state_dict()
+        moments = state["optimizer"]["state"]
+        whole = {i: {name: whole_value(x) for name, x in entry.items()} for i, entry in moments.items()}
+        return state | {"optimizer": state["optimizer"] | {"state": whole}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Into the shards that this rank holds."""
+        moments, parameters = state["optimizer"]["state"], self.lm.parameters
+
+        def placed(x: Tensor, parameter: Tensor) -> Tensor:
+            return placed_like(x, parameter) if x.shape == parameter.shape else x  # else the number of steps
+
+        placed_moments = {
+            i: {name: placed(x, parameters[i]) for name, x in entry.items()} for i, entry in moments.items()
+        }
+        before = {"reference": Reference().state_dict()}  # a checkpoint of an earlier version has none
+        optimizer = state["optimizer"] | {"state": placed_moments}
+        super().load_state_dict(before | state | {"optimizer": optimizer})
+
     def snapshot(self) -> None:
         """Keep a copy of θ and of the optimizer's moments for `restore`, unless there is one already."""
         if self._snapshot is None:
             self._snapshot = {
                 "lm": {name: value.clone() for name, value in self.lm.network.state_dict().items()},
                 "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+                "reference": self.reference.state_dict(),
             }
 
     def restore(self) -> None:
@@ -210,6 +248,7 @@ class Learner(Saved):
         assert self._snapshot is not None, "restore needs a snapshot first"
         self.lm.network.load_state_dict(self._snapshot["lm"])
         self.optimizer.load_state_dict(copy.deepcopy(self._snapshot["optimizer"]))
+        self.reference.load_state_dict(self._snapshot["reference"])
 
     def release(self) -> None:
         """Forget the snapshot."""
@@ -224,8 +263,9 @@ class ReforwardedAction:
     cost: Cost = NO_COST
 
     def features(self, previous: Step) -> Features:
+        tokens = _tokens_of_action(previous, self.lm)
         with self.lm.measuring():
-            return _features_of_action(previous, self.lm.trunk(_tokens_of_action(previous, self.lm)))
+            return _features_of_action(previous, self.lm.engine.inside(partial(self.lm.trunk, tokens)))
 
     def backward(self) -> Metrics:
         return {}

@@ -7,6 +7,7 @@ checked against the model's own logits when it is made.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from curriq import parallel
 from curriq.errors import CurriqError
+from curriq.lm.engine import Engine, OneProcess, make_engine
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class LanguageModel:
         has_dropout: whether a forward pass in training mode is random.
         reduced_precision: whether the forward pass runs in bfloat16 autocast.
         pieces: in which windows are run.
+        engine: how passes run on the processes of the run, see `distribute`.
 
     Raises:
         CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
@@ -60,6 +64,8 @@ class LanguageModel:
     def __init__(self, network: "PreTrainedModel", device: torch.device, precision: str = "fp32") -> None:
         self.pieces = Pieces()
         self.network = network.to(device).train()
+        self.engine: Engine = OneProcess(self.network)
+        self._whole: dict[str, Tensor] | None = None
         self.device = device
         self.reduced_precision = precision == "bf16"
         self._trunk = network.get_decoder()
@@ -84,7 +90,17 @@ class LanguageModel:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trainable ones; of a `PeftModel` the adapters."""
-        return [p for p in self.network.parameters() if p.requires_grad]
+        return self.engine.parameters
+
+    def distribute(self, engine: str) -> None:
+        """Hand θ to the engine of this name, once it is known what is trained; see `lm.engine`."""
+        dtype = torch.bfloat16 if self.reduced_precision else None
+        self.engine = make_engine(engine, self.network, self._output, dtype, self.device)
+
+    def zero_grad(self) -> None:
+        """Clear the gradient of θ."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def trunk(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n T d"]:
         """Last hidden states, after the final normalisation."""
@@ -123,15 +139,21 @@ class LanguageModel:
 
     def window_losses(self, windows: Windows) -> Float[Tensor, "M"]:
         """Mean next-token loss of each window, nats per token, without gradient and dropout."""
-        micro_batch, chunk = self.pieces.micro_batch, self.pieces.windows(windows)
         dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
         losses = [torch.zeros(0, device=self.device, dtype=dtype)]
+
+        def work(batch: Windows | None) -> None:
+            if batch is None:  # there are more ranks than windows, and the others need this one
+                self.trunk(torch.zeros((1, windows.tokens.shape[1]), dtype=torch.long, device=self.device))
+                return
+            chunk = self.pieces.windows(batch)
+            for i, hidden in enumerate(self.trunk(batch.tokens).split(chunk)):
+                losses.append(window_losses(self, hidden, batch.take(slice(i * chunk, (i + 1) * chunk)))[0])
+
         with self.measuring():
-            for start in range(0, len(windows), micro_batch):  # none where there are more ranks than windows
-                batch = windows.take(slice(start, start + micro_batch)).to(self.device)
-                for i, hidden in enumerate(self.trunk(batch.tokens).split(chunk)):
-                    part = batch.take(slice(i * chunk, (i + 1) * chunk))
-                    losses.append(window_losses(self, hidden, part)[0])
+            for round_ in self.engine.rounds(len(windows), self.pieces.micro_batch):
+                batch = None if round_.idle else windows.take(round_.rows).to(self.device)
+                self.engine.inside(partial(work, batch))
         return torch.cat(losses)
 
     @contextmanager
@@ -144,12 +166,27 @@ class LanguageModel:
             self.reduced_precision = reduced
 
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; of a `PeftModel` the adapters."""
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; of a `PeftModel` the adapters.
+
+        Where ranks hold parts of θ, all enter `gathered` before, and rank 0 saves within it.
+        """
         # PEFT would otherwise ask the hub whether the base model's embeddings have been resized.
-        options = {"save_embedding_layers": False} if self._has_adapters else {}
+        options: dict[str, Any] = {"save_embedding_layers": False} if self._has_adapters else {}
+        if self._whole is not None:
+            options["state_dict"] = self._whole
         self.network.save_pretrained(folder, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+    @contextmanager
+    def gathered(self) -> Generator[None]:
+        """θ whole on rank 0, for `save`; all ranks enter."""
+        whole = self.engine.whole()
+        self._whole = whole if parallel.rank() == 0 else None
+        try:
+            yield
+        finally:
+            self._whole = None
 
     def autocast(self) -> Any:
         """The precision of the forward pass, as a context."""

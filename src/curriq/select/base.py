@@ -1,6 +1,7 @@
 """What a method is made of, and the trivial parts of one: no selection, no Q."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +56,14 @@ class Method:
         selector: admits and scores them.
         critic: Q.
         cost: what each forwarded window costs beside training, such as a reference model's forward pass.
+        shared: φ; in a distributed run every rank updates it, and rank 0's counts.
     """
 
     proposer: Proposer
     selector: Selector
     critic: Critic
     cost: Cost = NO_COST
+    shared: Sequence[Tensor] = ()
 
 
 class NoCritic(Saved):

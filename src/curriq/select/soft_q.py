@@ -156,7 +156,8 @@ def build(config: RunConfig, context: Context) -> Method:
     if concentration := settings.dirichlet_concentration:
         selector = DirichletNoise(selector, concentration, context.generators("jitter"))
     stream = None if scored is None else Unreadable(scored, look_ahead=LOOK_AHEAD)
-    return replace(plain(selector, config, context, stream=stream), critic=critic)
+    method = plain(selector, config, context, stream=stream)
+    return replace(method, critic=critic, shared=list(critic.online.parameters()))
 
 
 def few_probes(config: RunConfig) -> str:
@@ -201,7 +202,8 @@ def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None)
     ahead = 0 if scored is None else LOOK_AHEAD
     stream = Unreadable(scored or context.corpus.stream, look_ahead=ahead)
     proposer = filtered(stream, config, policy.accept_prob, context.generators)
-    return Method(proposer=proposer, selector=policy, critic=critic)
+    shared = list(critic.online.parameters())
+    return Method(proposer=proposer, selector=policy, critic=critic, shared=shared)
 
 
 def _weighting(config: RunConfig, context: Context) -> tuple[SoftQ, TDCritic]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from curriq import parallel
 from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
@@ -81,7 +82,8 @@ class FilteredStream(Saved):
             batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            new = self.accept_prob(batch).double().cpu()
+            # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
+            new = parallel.from_rank_zero(self.accept_prob(batch).double().cpu())
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])

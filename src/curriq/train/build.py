@@ -59,6 +59,7 @@ def build_session(
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     corpus, lm, train = context.corpus, context.lm, config.train
     method = builder(config, context)
+    flops = _flops(config, lm)  # before θ may be cut into shards
     learner = _learner(config, context)
     held_out = Timed(_held_out(config, context, method, learner))
     selector = method.selector
@@ -80,7 +81,7 @@ def build_session(
         method=config.method if builder is build_method else getattr(builder, "__name__", "own"),
         components=components,
         state=LoopState(),
-        meter=_meter(config, context, method, learner),
+        meter=_meter(config, context, method, learner, flops),
         probes=[held_out, *build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
@@ -90,6 +91,10 @@ def build_session(
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),
         device=lm.device,
+        shared=method.shared,
+        replicas=() if lm.engine.sharded else lm.parameters,
+        sharded=lm.engine.sharded,
+        gathered_lm=lm.gathered,
         tokenizer=serialised(corpus.tokenizer),
     )
     return session
@@ -106,17 +111,31 @@ def _learner(config: RunConfig, context: Context) -> Learner:
     if config.train.train_on == "action":
         draw = one_action(context.generators("action"))
     own_td_step = config.critic.td_into_theta and config.critic.td_step == "own"
-    return Learner(context.lm, config.optim, config.train.steps, draw=draw, own_td_step=own_td_step)
+    return Learner(
+        context.lm,
+        config.optim,
+        config.train.steps,
+        draw=draw,
+        own_td_step=own_td_step,
+        engine=config.lm.engine,
+    )
 
 
-def _meter(config: RunConfig, context: Context, method: Method, learner: Learner) -> Meter:
-    lm, window = context.lm, config.data.window
-    # Gradient checkpointing forwards the trunk of a window once more for its backward pass.
-    recomputed = trunk_flops(lm, window) if config.lm.gradient_checkpointing else 0
+def _flops(config: RunConfig, lm: LanguageModel) -> tuple[int, int]:
+    """Operations of a window's forward pass, and those repeated for its backward pass: under gradient
+    checkpointing the trunk is forwarded once more."""
+    window = config.data.window
+    return forward_flops(lm, window), trunk_flops(lm, window) if config.lm.gradient_checkpointing else 0
+
+
+def _meter(
+    config: RunConfig, context: Context, method: Method, learner: Learner, flops: tuple[int, int]
+) -> Meter:
+    forward, recomputed = flops
     return Meter(
         context.corpus.source_names,
-        window=window,
-        forward_flops=forward_flops(lm, window),
+        window=config.data.window,
+        forward_flops=forward,
         passes=learner.passes,
         trains=config.drawn or None,
         cost_per_window=method.cost + Cost(extra_flops=recomputed),

@@ -1,5 +1,6 @@
 """Starts, resumes and opens runs; `train/build.py` puts them together."""
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -143,6 +144,10 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
         )
     device = pick_device(config.lm.device)
     corpus = own.corpus(config, read_ahead=device.type != "cpu" and os.name == "posix")
+    require(
+        parallel.all_equal(json.dumps(corpus.fingerprint(), sort_keys=True).encode()),
+        "the processes of this run read different text: --sources must name the same files on every machine.",
+    )
     if checkpoint is not None:
         changed = changed_files(recorded_files(Path(config.log.run_dir)), corpus.files)
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint(), changed)

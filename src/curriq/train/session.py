@@ -10,8 +10,8 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +29,7 @@ from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
+from curriq.train.agreement import require_same_weights, share_policy
 from curriq.train.checkpoint import (
     Checkpointer,
     LoadedCheckpoint,
@@ -100,6 +101,10 @@ class Session:
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
+        shared: φ, of which rank 0's numbers count.
+        replicas: θ, where every rank holds the whole.
+        sharded: whether each rank holds a part of θ, so that all take part when it is saved.
+        gathered_lm: a context in which rank 0 has all that `save_lm` writes; all ranks enter.
         files: path of every local file that a resume reads again → its size and SHA-256.
         skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
@@ -118,6 +123,10 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
     device: torch.device
+    shared: Sequence[torch.Tensor] = ()
+    replicas: Sequence[torch.Tensor] = ()
+    sharded: bool = False
+    gathered_lm: Callable[[], AbstractContextManager] = nullcontext
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
@@ -261,10 +270,13 @@ class Session:
                 seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
                 torch.manual_seed(seed)
                 done = train_step(self.components, self.state)
+            share_policy(self.shared, done)
             counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
+        except parallel.RanksDiffer as error:
+            raise self._ranks_differ(error, step, logs) from error
         row = merge({"step": step}, counted, done.metrics, validated)
         if step == 0 and self.initial_validation is not None:
             row["validation/initial_loss"] = self.initial_validation
@@ -296,27 +308,37 @@ class Session:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
         the disk refuses either, CurriqError on all ranks."""
         began = time.perf_counter()
+        try:
+            require_same_weights(self.replicas)
+        except parallel.RanksDiffer as error:
+            raise self._ranks_differ(error, self.state.step, logs) from error
+        state = self._gathered_state()
+        with self.gathered_lm():
+            refusal = self._write(state, logs)
+        self._agree(refusal)
+        self._save_seconds = time.perf_counter() - began
+
+    def _write(self, state: dict[str, Any], logs: RunLogs | None) -> str | None:
+        """Log and checkpoint, on the rank that writes them; why the disk refused them, if it did."""
         refusal = None
         if self._checkpointer is not None and logs is not None:
             self._checkpointer.reserve.release()
             try:
                 promise = logs.flush()
-                self._last_saved = self._checkpointer.save(
-                    self.state.step, self._state(), self.save_lm, promise
-                )
+                self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
             except (NotSaved, OSError) as error:
                 reason = described(error) if isinstance(error, OSError) else str(error)
                 refusal = f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
-        self._agree(refusal)
-        self._save_seconds = time.perf_counter() - began
+        return refusal
 
     def _hold_room(self, *, measured: bool = False) -> None:
         """Keep room on the disk for the next checkpoint, `measured` on the state as it is now; where there
         is none, CurriqError on all ranks."""
         refusal = None
+        state = self._gathered_state() if measured else None
         if self._checkpointer is not None and self._last_saved is not None:
             try:
-                self._checkpointer.hold_room(self._last_saved, self._state() if measured else None)
+                self._checkpointer.hold_room(self._last_saved, state)
             except NoRoom as error:
                 less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
                 saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
@@ -336,6 +358,10 @@ class Session:
             return "Free some space and start again with the same command: it takes this folder over."
         step = step_of(self._last_saved)
         return f"Free some space and go on from step {step} with `curriq resume {self.run_dir}`."
+
+    def _gathered_state(self) -> dict[str, Any]:
+        """The whole state, on the rank that saves it; where ranks hold parts of it, all must ask."""
+        return self._state() if self._checkpointer is not None or self.sharded else {}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -370,6 +396,18 @@ class Session:
         shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         return CurriqError(
             f"step {step} stopped: {error}. Its windows: {shown}. {self._how_to_continue(error, step)}"
+        )
+
+    def _ranks_differ(self, error: parallel.RanksDiffer, step: int, logs: RunLogs | None) -> CurriqError:
+        """The error of a step in which the processes no longer had one policy; nothing of it is logged."""
+        if logs is not None:
+            with suppress(OSError):
+                logs.flush()
+        return CurriqError(
+            f"step {step} stopped: {error}, so the processes no longer train one model by one policy. "
+            f"Resume from the last checkpoint, with `curriq resume {self.run_dir}` under the same "
+            "launcher; if it happens again, look for a machine with another version of torch or curriq, with "
+            "other files, or with faulty memory."
         )
 
     def _how_to_continue(self, error: ArithmeticError, step: int) -> str:
