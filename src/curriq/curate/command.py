@@ -117,8 +117,8 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
     if not options.target:
         require(
             bool(names),
-            "RUN is missing: name the folder of a run, or text of the kind that is wanted with --target: `curriq select "
-            "--target news.csv crawl.jsonl --out clean.jsonl`.",
+            "RUN is missing: name the folder of a run, or text of the kind that is wanted with --target: "
+            "`curriq select --target news.csv crawl.jsonl --out clean.jsonl`.",
         )
         run = Path(names.pop(0)).expanduser()
         require(

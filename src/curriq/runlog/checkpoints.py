@@ -16,7 +16,7 @@ from curriq.runlog.storage import write_atomically
 
 log = logging.getLogger("curriq")
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout in `train/checkpoint.py`. Raise it when an older curriq could not read what this
 one writes."""
 
