@@ -109,7 +109,7 @@ class TestPlan:
         (["--resume"], "there is no try in it"),
         (["--preset", "smoke", "--minutes", "-1"], "--minutes = -1"),
         (["--preset", "smoke", "--seeds", "0"], "--seeds = 0"),
-        (["--seeds", "many"], "invalid int value"),
+        (["--seeds", "many"], "it must be a whole number"),
     ])  # fmt: skip
     def test_what_is_refused(self, here: Path, capsys: pytest.CaptureFixture, words: list[str], message: str):
         assert main(["try", "--out", str(here / "out"), *words]) == 2

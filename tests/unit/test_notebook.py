@@ -87,7 +87,8 @@ def test_a_sparkline_rises_where_values_do():
 
 def test_a_comparison_shows_its_verdicts(tmp_path: Path):
     runs = [{"finished": True, "curve": {"validation_loss": [6.0, end]}} for end in (5.0, 4.0)]
-    judged = {"mean": -0.5, "low": -0.7, "high": -0.3, "p": 0.03, "verdict": "gain", "more_seeds": None}
+    judged = {"mean": -0.5, "low": -0.7, "high": -0.3, "p": 0.03, "seeds": 6, "test": "sign-flip"}
+    judged |= {"verdict": "gain", "more_seeds": 0}
     arms = {
         "uniform": {"runs": runs, "test_loss": 5.0, "difference": None},
         "<b>": {"runs": [*runs, {"finished": False}], "test_loss": 4.5, "difference": judged},
