@@ -1,7 +1,7 @@
 """Draws the picture at the head of the README: plain training, the best static filter, `recommended`.
 
     curriq compare experiments/static.toml
-    python experiments/headline.py runs/static/comparison.json docs/images/headline.png
+    python experiments/headline.py runs/static              # docs/images/headline.png
 
 One panel per stream: the mean validation loss over the seeds against the windows trained on, its range over
 the seeds as a band, and the level at which plain training ends. The best static filter is chosen per stream
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from curriq.report import look
 from curriq.runlog.read import read_metrics
 
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "headline.png"
 TITLES = {
     "dirty": "prose in code and four kinds of noise",
     "web": "web pages in OCR, chat, languages",
@@ -47,11 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("comparison", type=Path, help="folder of the comparison and its runs")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--streams", nargs="+", default=list(TITLES))
     options = parser.parse_args()
-    streams = json.loads(options.comparison.read_text(encoding="utf-8"))["streams"]
+    found = options.comparison / "comparison.json"
+    streams = json.loads(found.read_text(encoding="utf-8"))["streams"]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, stream in zip(figure.subplots(1, len(options.streams)), options.streams, strict=True):
         arms = streams[stream]
@@ -62,7 +64,7 @@ def main() -> None:
             "recommended": "recommended",
         }
         for style, (arm, label) in enumerate(names.items()):
-            x, y = curves(options.comparison.parent / stream, arm, arms[arm]["runs"])
+            x, y = curves(options.comparison / stream, arm, arms[arm]["runs"])
             axes.plot(x, y.mean(0), color=look.LIGHT[style], label=label, linewidth=1.6)
             axes.fill_between(
                 x, y.min(0), y.max(0), color=look.LIGHT[style], alpha=look.BAND_OPACITY, linewidth=0

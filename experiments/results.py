@@ -29,6 +29,13 @@ COMPARISONS = (
     *("paper_paired", "paper_few"),
 )
 """The files of this folder, without .toml, in the order in which they are run."""
+SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "static": (("hindsight.py", "{out}/static/comparison.json"), ("headline.py", "{out}/static")),
+    "selected": (("selected.py", "--out", "{out}/selected"),),
+}
+"""Scripts that print or draw what the documentation shows besides: after the comparison of that name, or of a
+name of their own."""
+NAMES = (*COMPARISONS, *(name for name in SCRIPTS if name not in COMPARISONS))
 DATA = "CURRIQ_DEV_DATA"
 """Environment variable with the folder of the development streams."""
 
@@ -73,9 +80,22 @@ def origin(workers: int) -> str:
 
 
 def run(name: str, out: Path, workers: int | None) -> int:
-    """The exit status of one comparison; its tables are printed below where they are from."""
-    plan = load_plan(FOLDER / f"{name}.toml", out / name, workers)
+    """The exit status of one comparison and its scripts; what they print stands below where it is from."""
     print(f"\n== {name}")
+    status = run_comparison(name, out, workers) if name in COMPARISONS else 0
+    if name not in COMPARISONS:
+        print(origin(parallel.cores()), flush=True)  # a script trains in one thread
+    for script, *arguments in () if status else SCRIPTS.get(name, ()):
+        words = [argument.format(out=out) for argument in arguments]
+        status = (
+            subprocess.run([sys.executable, str(FOLDER / script), *words], check=False).returncode or status
+        )
+    return status
+
+
+def run_comparison(name: str, out: Path, workers: int | None) -> int:
+    """The exit status of one comparison."""
+    plan = load_plan(FOLDER / f"{name}.toml", out / name, workers)
     plan = runnable(plan)
     if not plan.streams:
         return 0
@@ -88,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
     parser.add_argument("--workers", type=int, help="runs at a time (default: the files' own)")
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of all runs")
     options = parser.parse_args()

@@ -17,6 +17,17 @@ def test_it_knows_every_comparison_of_the_folder():
     assert sorted(results.COMPARISONS) == sorted(file.stem for file in EXPERIMENTS.glob("*.toml"))
 
 
+def test_what_follows_a_comparison_is_run_with_its_folder(tmp_path, monkeypatch):
+    assert all((EXPERIMENTS / script).exists() for lines in results.SCRIPTS.values() for script, *_ in lines)
+    (tmp_path / "say.py").write_text("import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('done')")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setitem(results.SCRIPTS, "own", (("say.py", "{out}/said"),))
+    assert results.run("own", tmp_path, workers=1) == 0
+    assert (tmp_path / "said").read_text() == "done"
+    monkeypatch.setitem(results.SCRIPTS, "own", (("no-such.py",),))
+    assert results.run("own", tmp_path, workers=1) != 0
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
