@@ -69,7 +69,7 @@ def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "default", smoke)
     assert preset("default") == smoke()
-    code = blocks("python")[0]
+    code = next(block for block in blocks("python") if "curriq.run(" in block)
     exec(compile(code.replace("100", "4").replace("150", "6"), "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert float(printed[0].split()[0]) > 0
