@@ -82,8 +82,10 @@ def origin(workers: int) -> str:
 def run(name: str, out: Path, workers: int | None) -> int:
     """The exit status of one comparison and its scripts; what they print stands below where it is from."""
     print(f"\n== {name}")
-    status = run_comparison(name, out, workers) if name in COMPARISONS else 0
-    if name not in COMPARISONS:
+    status = 0
+    if (FOLDER / f"{name}.toml").exists():
+        status = run_comparison(name, out, workers)
+    else:
         print(origin(parallel.cores()), flush=True)  # a script trains in one thread
     for script, *arguments in () if status else SCRIPTS.get(name, ()):
         words = [argument.format(out=out) for argument in arguments]

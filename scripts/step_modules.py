@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import curriq
@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "steps": 12,
     "num_candidates": 8,
     "window": 32,
+    "shuffle_buffer": 64,
     "vocab_size": 512,
     "tokenizer_sample_bytes": 200_000,
     "model": "random:gpt2:hidden_size=32,num_hidden_layers=1,num_attention_heads=2",
@@ -47,11 +48,16 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 def passed(preset: str, overrides: dict[str, Any]) -> dict[str, set[str]]:
     """Functions that the traced steps passed, by module path below the package."""
     found: dict[str, set[str]] = {}
+    seen = set[CodeType]()
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
-        path = Path(frame.f_code.co_filename)
-        if event == "call" and path.is_relative_to(PACKAGE):
-            found.setdefault(str(path.relative_to(PACKAGE)), set()).add(frame.f_code.co_qualname)
+        code = frame.f_code
+        if event != "call" or code in seen:
+            return
+        seen.add(code)
+        path = Path(code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            found.setdefault(str(path.relative_to(PACKAGE)), set()).add(code.co_qualname)
 
     def traced(components: loop.Components, state: loop.LoopState) -> Any:
         sys.setprofile(trace)
