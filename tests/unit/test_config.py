@@ -491,6 +491,7 @@ def test_the_comparisons_of_the_experiments_read_the_folder_of_the_development_d
 ) -> None:
     """No text lies in the working folder, so no link to it is needed."""
     monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
+    monkeypatch.setenv("CURRIQ_MADE_DATA", "/dev-data/made")
     for file in EXPERIMENTS.glob("*.toml"):
         for run in load_plan(file).runs:
             paths = [source.path for source in run.config.data.sources]
@@ -501,6 +502,7 @@ def test_the_comparisons_of_the_experiments_read_the_folder_of_the_development_d
 @pytest.mark.parametrize("file", sorted((EXPERIMENTS / "streams").glob("*.toml")), ids=lambda f: f.stem)
 def test_development_streams_are_run_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
+    monkeypatch.setenv("CURRIQ_MADE_DATA", "/dev-data/made")
     config = load_toml(file, preset("recommended"))
     paths = [source.path for source in config.data.sources]
     assert all(path.startswith(("embedded:", "/dev-data/")) for path in paths)
