@@ -81,7 +81,7 @@ def trigram_text(documents: list[str], words: int) -> list[str]:
         while len(text) < length:
             # Another context now and then, or long passages of the documents would be repeated word for word.
             pair = (text[-2], text[-1])
-            if pair not in following or len(set(following[pair])) == 1 and draw.random() < 0.5:
+            if pair not in following or (len(set(following[pair])) == 1 and draw.random() < 0.5):
                 text += pairs[draw.integers(len(pairs))]
             else:
                 options = following[pair]
@@ -150,9 +150,8 @@ def main() -> None:
     }
     for name, documents in made.items():
         write(options.out / f"{name}.jsonl.gz", documents)
-        print(
-            f"{options.out / name}.jsonl.gz: {len(documents)} documents, {sum(map(len, documents)):,} characters"
-        )
+        characters = sum(map(len, documents))
+        print(f"{options.out / name}.jsonl.gz: {len(documents)} documents, {characters:,} characters")
 
 
 if __name__ == "__main__":
