@@ -109,6 +109,8 @@ policy/kl_from_uniform | nats | KL of the policy softmax(score) over the forward
     where a step trains on windows drawn from the policy, of the policy and not of the draw.
 policy/action | – | `row` of a_k in the candidates table: the window that the paper's rule credits.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
+policy/repetitions | times | How often the text of the windows that a stream filter accepted had been trained
+    on before, near copies included, mean over them; present with `--repeat-discount` below 1.
 policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
     least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
 

@@ -19,6 +19,7 @@ from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
 from curriq.rng import Generators
 from curriq.select.base import Uniform
+from curriq.select.repetition import Repetitions
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
@@ -52,9 +53,10 @@ class FilteredStream(Saved):
             with those that came nearest to being accepted.
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
+        repetitions: what has been trained on, to accept repetitions of it less; None leaves them alone.
     """
 
-    SAVED = ("stream", "generator")
+    SAVED = ("stream", "generator", "repetitions")
     readings = (Reading("accepted", "x/windows_proposed", "{:.0%}", per="x/windows_read"),)
 
     stream: Unreadable
@@ -63,6 +65,7 @@ class FilteredStream(Saved):
     max_read_ratio: int
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
+    repetitions: Repetitions | None = None
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -84,6 +87,8 @@ class FilteredStream(Saved):
                 break
             # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
             new = parallel.from_rank_zero(self.accept_prob(batch).double().cpu())
+            if self.repetitions is not None:
+                new = new * self.repetitions.factor(batch.windows, new)
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
@@ -105,12 +110,22 @@ class FilteredStream(Saved):
                 f"the filter trains on {n} of the first {len(judged)} windows that it read; it reads at most "
                 f"{self.max_read_ratio} for each."
             )
+        trained = judged.take(chosen)
         return replace(
-            judged.take(chosen),
+            trained,
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
+            metrics=self._repeated(trained),
         )
+
+    def _repeated(self, trained: Offer) -> Metrics:
+        """How often the text of what is trained on now has been trained on before; from now on once more."""
+        if self.repetitions is None:
+            return {}
+        times = self.repetitions.count(trained.windows).mean().item()
+        self.repetitions.add(trained.windows)
+        return {"policy/repetitions": times}
 
 
 @dataclass(eq=False)
@@ -287,10 +302,12 @@ def filtered(
     generators: Generators,
 ) -> FilteredStream:
     """The windows of a stream that a policy accepts, N per step."""
+    discount = config.select.repeat_discount
     return FilteredStream(
         stream,
         config.train.num_candidates,
         max_read_ratio=config.train.max_read_ratio,
         accept_prob=accept_prob,
         generator=generators("steer"),
+        repetitions=Repetitions(discount, config.data.window) if discount < 1 else None,
     )

@@ -1,0 +1,109 @@
+"""How often the text of a window has been trained on: what a static score cannot see."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curriq.select.base import History
+from curriq.state import Saved, State
+from curriq.types import Windows
+
+SHINGLE = 8
+"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough that a copy with
+one word in twenty changed still has most of its passages."""
+REPEATED = 0.3
+"""A window has been trained on as often as this share of its passages has, at the least."""
+PER_WINDOW = 16
+"""Passages that are counted of a longer window, about."""
+SLOTS = 2**22
+"""Of the table of counts. It begins afresh when a quarter of them may be in use, and the one before it is kept
+beside it: a text is remembered for 65,536 windows at the least."""
+RECENT = 512
+"""Windows over which the least repeated tenth is measured."""
+LEAST_REPEATED = 0.1
+
+
+class Repetitions(Saved):
+    """Counts the text that is trained on, and discounts what would repeat it.
+
+    A window is its passages of `SHINGLE` tokens, wherever they begin, so that copies cut at other places and
+    near copies with an edit here and there count, too. Passages are sampled by their hash, the same ones in
+    every copy.
+
+    Args:
+        discount: factor on a window's probability for each time that its text has been trained on beyond
+            that of the least repeated tenth of its kind. Where all text is repeated alike, as in a second
+            epoch, nothing is discounted.
+        window: tokens of a window, about, which sets how many passages are sampled.
+    """
+
+    SAVED = ("_recent",)
+
+    def __init__(self, discount: float, window: int) -> None:
+        assert 0 < discount < 1, discount
+        self.discount = discount
+        self._every = max(1, (window - SHINGLE + 1) // PER_WINDOW)
+        self._recent = History(RECENT)
+        self._counts = torch.zeros(2, SLOTS, dtype=torch.uint8)  # of the time before, and of now
+        self._in_use = 0
+
+    def count(self, windows: Windows) -> Float[Tensor, "n"]:
+        """Times that the text of each window has been trained on, 0 for one that is too short to tell."""
+        slots, sampled = self._passages(windows)
+        if not slots.numel():
+            return torch.zeros(len(windows), dtype=torch.float64)
+        counts = (self._counts[0, slots].short() + self._counts[1, slots]).masked_fill(~sampled, -1)
+        most_first = counts.sort(1, descending=True).values
+        place = (REPEATED * sampled.sum(1)).long()
+        return most_first.gather(1, place[:, None]).squeeze(1).clamp(min=0).double()
+
+    def factor(self, windows: Windows, prob: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Factor in (0, 1] on the acceptance probability of each window, given the others' `prob`: those that
+        are rather accepted than not set the level."""
+        counts = self.count(windows)
+        self._recent.extend(counts[prob >= 0.5])
+        known = self._recent.values
+        level = known.quantile(LEAST_REPEATED) if len(known) else torch.zeros((), dtype=torch.float64)
+        return self.discount ** (counts - level).clamp(min=0)
+
+    def add(self, windows: Windows) -> None:
+        """These windows are trained on."""
+        slots, sampled = self._passages(windows)
+        used = slots[sampled]
+        if self._in_use + len(used) > SLOTS // 4:
+            self._counts = torch.stack([self._counts[1], torch.zeros_like(self._counts[1])])
+            self._in_use = 0
+        self._in_use += len(used)
+        places, times = used.unique(return_counts=True)
+        self._counts[1, places] = (self._counts[1, places].int() + times).clamp(max=255).to(torch.uint8)
+
+    def _passages(self, windows: Windows) -> tuple[Int[Tensor, "n p"], Tensor]:
+        """Slot of each passage, and whether it is one of those that are counted."""
+        tokens = windows.tokens.cpu()
+        key, factor, width = tokens[:, : 0 if tokens.shape[1] < SHINGLE else None], 1_000_003, 1
+        while width < SHINGLE:  # the polynomial of twice as many tokens, from two neighbours
+            key = key[:, :-width] * factor + key[:, width:]
+            factor, width = (factor * factor) % 2**62, 2 * width
+        mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
+        sampled = (mixed >> 40 & 0xFFFF) % self._every == 0
+        if windows.learnt is not None:  # padding, and what others wrote, is no text that is repeated
+            learnt = windows.learnt.cpu()
+            sampled &= learnt[:, : key.shape[1]] & learnt[:, SHINGLE - 1 :]
+        return mixed >> 20 & SLOTS - 1, sampled
+
+    def state_dict(self) -> State:
+        """Only what is counted: a short run has a small state."""
+        where = self._counts.nonzero()
+        return super().state_dict() | {
+            "in_use": self._in_use,
+            "where": where.int(),
+            "counts": self._counts[where[:, 0], where[:, 1]],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        where = state["where"].long()
+        self._counts.zero_()
+        self._counts[where[:, 0], where[:, 1]] = state["counts"]
+        self._in_use = state["in_use"]
+        super().load_state_dict({"recent": state["recent"]})
+
