@@ -6,7 +6,7 @@
 
 Each stream takes away one thing that a static score of n-grams knows:
 
-copies         Web pages, most of them near copies of forty: all are equally target-like.
+copies         Web pages, most of them near copies of a dozen: all are equally target-like.
 lookalike      Text drawn from a trigram model of words of Stack Exchange: its vocabulary, word pairs and
                triples are the target's, and it says nothing.
 prerequisites  Sums of two numbers, which are what chains of sums are made of. The target is the chains.
@@ -28,9 +28,9 @@ import numpy as np
 
 from curriq.rng import derive_seed
 
-VIRAL = 40
+VIRAL = 12
 """Pages that are copied."""
-COPIES = 60
+COPIES = 400
 """Near copies of each."""
 EDITED = 0.03
 """Share of a copy's words that are dropped or doubled."""

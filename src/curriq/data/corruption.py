@@ -9,6 +9,7 @@ one. Split by key first, and no corrupted copy of a held-out document enters the
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -47,8 +48,11 @@ def corrupt_text(name: CorruptionName, text: str, rng: np.random.Generator) -> s
 
 
 def corrupt_tokens(
-    name: CorruptionName, ids: list[int], vocabulary: Int[np.ndarray, "V"], rng: np.random.Generator
-) -> list[int]:
+    name: CorruptionName,
+    ids: Sequence[int] | Int[np.ndarray, "n"],
+    vocabulary: Int[np.ndarray, "V"],
+    rng: np.random.Generator,
+) -> Sequence[int] | Int[np.ndarray, "n"]:
     """The tokens of a document under a corruption, as many as before: uniform ones of the vocabulary, or its
     own in random order; unchanged when that corruption does not act on tokens."""
     if name == "random-tokens":

@@ -23,7 +23,7 @@ from curriq.config import DataConfig
 from curriq.data.contamination import ContaminationFilter, HeldOutName, SplitRule
 from curriq.data.documents import DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.stream import Packer, Window, batch, encode_documents
+from curriq.data.stream import Encoded, Packer, Window, batch, encode_documents
 from curriq.data.tokenizer import document_marks
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
@@ -133,7 +133,9 @@ def _fill_pools(
     mixed = iter(sorted(islice(held_out, MIXED_DOCUMENTS), key=lambda document: document.number))
     held_out = chain(mixed, held_out)
     while not all(map(is_full, wanted)) and (documents := list(islice(held_out, _BATCH_DOCUMENTS))):
-        for document, (ids, learnt) in zip(documents, encode_documents(tokenizer, documents), strict=True):
+        for document, (ids, learnt) in zip(
+            documents, encode_documents(Encoded(tokenizer), documents), strict=True
+        ):
             side = contamination.place(document)
             if side is not None and not is_full(side):
                 contamination.add(document, side)

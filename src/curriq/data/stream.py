@@ -169,12 +169,45 @@ _BATCH_CHARACTERS = 200_000
 ahead is part of every checkpoint."""
 
 
+class Encoded:
+    """Token ids of texts, remembered for the next epoch of a small corpus; tokenizing costs most of all that
+    reading does.
+
+    Args:
+        most_bytes: of ids that are remembered. The first texts stay, so that a corpus that does not fit is
+            remembered in part.
+    """
+
+    def __init__(
+        self, tokenizer: "transformers.PreTrainedTokenizerBase", most_bytes: int = 32 * 2**20
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._left = most_bytes
+        self._ids: dict[bytes, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32."""
+        keys = [
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts
+        ]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._ids}
+        encoded = (np.asarray(ids, np.int32) for ids in encode(self.tokenizer, list(new.values())))
+        found = dict(zip(new, encoded, strict=True))
+        ids = [self._ids[key] if key in self._ids else found[key] for key in keys]
+        for key, value in found.items():
+            if value.nbytes <= self._left:
+                self._ids[key] = value
+                self._left -= value.nbytes
+        return ids
+
+
 def encode_documents(
-    tokenizer: "transformers.PreTrainedTokenizerBase", documents: Sequence[Document]
-) -> list[tuple[list[int], list[bool] | None]]:
+    encoded: Encoded, documents: Sequence[Document]
+) -> list[tuple[np.ndarray | list[int], list[bool] | None]]:
     """Token ids of each document and which of them are learnt: all (None), or the assistant's turns of a
     conversation."""
-    plain = iter(encode(tokenizer, [d.text for d in documents if d.messages is None]))
+    tokenizer = encoded.tokenizer
+    plain = iter(encoded([d.text for d in documents if d.messages is None]))
     return [
         (next(plain), None) if document.messages is None else encode_chat(tokenizer, document.messages)
         for document in documents
@@ -235,7 +268,8 @@ class SourceReader(Saved):
     ) -> None:
         self.source = source
         self.corruption = corruption
-        self._tokenizer = tokenizer
+        # Errors of a scan are new in every epoch.
+        self._encoded = Encoded(tokenizer) if corruption != "ocr" else Encoded(tokenizer, most_bytes=0)
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
         self._packer = Packer(source.name, length, document_marks(tokenizer), position)
@@ -259,7 +293,7 @@ class SourceReader(Saved):
         rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
         noisy = [self._corrupted(document, rng) for document, rng in zip(documents, rngs, strict=True)]
         for document, (clean, learnt), rng in zip(
-            documents, encode_documents(self._tokenizer, noisy), rngs, strict=True
+            documents, encode_documents(self._encoded, noisy), rngs, strict=True
         ):
             ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)

@@ -9,15 +9,15 @@ from curriq.state import Saved, State
 from curriq.types import Windows
 
 SHINGLE = 8
-"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough that a copy with
-one word in twenty changed still has most of its passages."""
+"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
+that a copy with one word in twenty changed still has most of its passages."""
 REPEATED = 0.3
 """A window has been trained on as often as this share of its passages has, at the least."""
 PER_WINDOW = 16
 """Passages that are counted of a longer window, about."""
 SLOTS = 2**22
-"""Of the table of counts. It begins afresh when a quarter of them may be in use, and the one before it is kept
-beside it: a text is remembered for 65,536 windows at the least."""
+"""Of the table of counts. It begins afresh when a quarter of them may be in use, and the one before it is
+kept beside it: a text is remembered for 65,536 windows at the least."""
 RECENT = 512
 """Windows over which the least repeated tenth is measured."""
 LEAST_REPEATED = 0.1
@@ -106,4 +106,3 @@ class Repetitions(Saved):
         self._counts[where[:, 0], where[:, 1]] = state["counts"]
         self._in_use = state["in_use"]
         super().load_state_dict({"recent": state["recent"]})
-
