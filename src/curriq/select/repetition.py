@@ -15,9 +15,11 @@ REPEATED = 0.3
 """A window has been trained on as often as this share of its passages has, at the least."""
 PER_WINDOW = 16
 """Passages that are counted of a longer window, about."""
-SLOTS = 2**22
-"""Of the table of counts. It begins afresh when a quarter of them may be in use, and the one before it is
-kept beside it: a text is remembered for 65,536 windows at the least."""
+SLOTS = 2**24
+FULL = 1 / 16
+"""Of the table of counts, and the share of them in use at which it begins afresh; the one before it is kept
+beside it. So a text is remembered for 65,536 windows at the least, and of a new window's passages hardly one
+in eight falls on a slot that others use."""
 RECENT = 512
 """Windows over which the least repeated tenth is measured."""
 LEAST_REPEATED = 0.1
@@ -70,7 +72,7 @@ class Repetitions(Saved):
         """These windows are trained on."""
         slots, sampled = self._passages(windows)
         used = slots[sampled]
-        if self._in_use + len(used) > SLOTS // 4:
+        if self._in_use + len(used) > FULL * SLOTS:
             self._counts = torch.stack([self._counts[1], torch.zeros_like(self._counts[1])])
             self._in_use = 0
         self._in_use += len(used)
