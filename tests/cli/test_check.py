@@ -88,6 +88,24 @@ class TestFaults:
 
 
 class TestUsable:
+    def test_a_folder_in_which_no_run_can_start(self, here: Path, capsys: pytest.CaptureFixture):
+        """Together with the faults of the data, and by `train` before the data are read."""
+        Path("taken", "checkpoints", "step-00000004").mkdir(parents=True)
+        Path("file").write_text("mine")
+        for folder, reason in (("taken", "holds a run already"), ("file/run", "cannot be the folder of a run")):
+            named = ("--run-dir", folder, "--sources", "name=a,path=nothing.jsonl", "--target", "a")
+            status, found = document(capsys, *named)
+            assert status == 1
+            problems = [fault["problem"] for fault in found["faults"]]
+            assert "matches no file" in problems[0]
+            assert f"--run-dir {folder} {reason}" in problems[-1]
+            good = sources(news=",text_field=body")
+            assert main(["train", *QUICK, *good, "--run-dir", folder]) == 2
+            error = capsys.readouterr().err
+            assert reason in error
+            assert "own loss" not in error, "the data were read first"
+        assert Path("file").read_text() == "mine"
+
     def test_what_a_run_would_cost(self, here: Path, capsys: pytest.CaptureFixture):
         both = (*sources(crawl=",text_field=content", news=",text_field=body"), "--target", "news")
         status, found = document(capsys, *both, "--steps", "40", "--preset", "smoke")

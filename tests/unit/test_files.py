@@ -65,6 +65,14 @@ class TestLinks:
         with pytest.raises(CurriqError, match=r"b\.jsonl is a link to nothing"):
             texts(tmp_path / name)
 
+    @pytest.mark.parametrize("name", ["part-2", "v1.0", "x.bz2"])
+    def test_a_link_to_a_missing_folder_is_an_error(self, tmp_path: Path, name: str) -> None:
+        """A disk that is not mounted: its documents would be missing, whatever the link is called."""
+        put(tmp_path / "data" / "a.jsonl", "a")
+        (tmp_path / "data" / name).symlink_to("/mnt/not-mounted")
+        with pytest.raises(CurriqError, match=rf"{name} is a link to nothing"):
+            texts(tmp_path / "data")
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
     def test_folder_that_cannot_be_read(self, tmp_path: Path) -> None:
         put(tmp_path / "a" / "x.jsonl", "x")
@@ -150,6 +158,12 @@ class TestSnapshots:
 
     def test_whole_cache_folder(self, cache: Path) -> None:
         assert texts(cache) == ["train"]
+
+    def test_two_revisions_are_not_read_as_one(self, cache: Path) -> None:
+        put(cache / "snapshots" / "4567" / "train.jsonl", "older")
+        with pytest.raises(CurriqError, match=r"2 revisions of a data set \(0123, 4567\).*snapshots/0123"):
+            texts(cache)
+        assert texts(cache / "snapshots" / "4567") == ["older"]
 
 
 class TestSplits:

@@ -371,6 +371,30 @@ class TestRows:
         with pytest.raises(CurriqError, match=rf"a\{extension}.* 0xff is not UTF-8"):
             read(content, extension)
 
+    @pytest.mark.parametrize(
+        ("content", "advice"),
+        [
+            ("{}".encode("utf-16"), "iconv -f UTF-16"),
+            ("é".encode("latin1"), "iconv -f LATIN1"),
+            (gzip.compress(b"{}"), r"must end in \.gz"),
+            (zstandard.compress(b"{}"), r"must end in \.zst"),
+        ],
+    )
+    @pytest.mark.parametrize("extension", [".jsonl", ".txt"])
+    def test_what_a_file_may_be_instead(self, content: bytes, advice: str, extension: str) -> None:
+        """LATIN1 would spell a UTF-16 or compressed file as nonsense that is valid UTF-8."""
+        with pytest.raises(CurriqError, match=advice):
+            read(content, extension)
+
+    def test_page_checksums_are_compared(self) -> None:
+        """A changed letter is a letter, too; only the checksum, where the file has them, can tell."""
+        file = io.BytesIO()
+        table = pyarrow.table({"text": ["the first text", "the other text"]})
+        parquet.write_table(table, file, compression="none", use_dictionary=False, write_page_checksum=True)
+        assert read(file.getvalue(), ".parquet") == ["the first text", "the other text"]
+        with pytest.raises(CurriqError, match="CRC"):
+            read(file.getvalue().replace(b"\x0e\0\0\0the other", b"\x0e\0\0\0the otter"), ".parquet")
+
     @pytest.mark.parametrize("value", ["nan", "", " 2.5 "])
     def test_difficulties(self, value: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -418,7 +442,7 @@ class TestSkipping:
         assert resumed.skipped == 6
 
     def test_nothing_left_is_an_error(self) -> None:
-        with pytest.raises(CurriqError, match="every text is empty, and 1 rows were skipped"):
+        with pytest.raises(CurriqError, match="every text is empty, and 1 row skipped"):
             read(b'{"text": 1}\n', ".jsonl", on_bad_row="skip")
 
 

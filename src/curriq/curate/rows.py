@@ -168,7 +168,7 @@ def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:
             batch.validate(full=True)  # Arrow trusts the bytes of a file: damaged ones would crash it
             yield batch
         return
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         yield from file.iter_batches(BATCH, use_threads=False)
 
 

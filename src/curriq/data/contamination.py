@@ -28,17 +28,21 @@ _SALT = b"curriq-split-1"
 SHINGLE_WORDS = 5
 """Words per shingle, as in Lee et al. 2022."""
 SHINGLE_CHARACTERS = 4
-"""Characters per shingle of Chinese, Japanese and Korean, whose words are of one to three."""
+"""Characters per shingle of Chinese, Japanese, Korean and Yi, whose words are of one to three."""
 SHINGLE_LETTERS = 5
-"""Characters per shingle of Thai, Lao, Khmer and Burmese, which write letters without spaces."""
+"""Characters per shingle of Thai, Lao, Khmer, Burmese, Javanese, Balinese and the Tai scripts, which write
+letters without spaces."""
 LEAST_CONTAINED = 12
 """Shingles from which a text counts as contained in a longer one: shorter ones are phrases that many use."""
 
 _CHARACTERS = (
     "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+    "\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
-_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+_LETTERS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff"
+    "\uaa60-\uaadf"
+)
 _UNSPACED = re.compile(f"[{_CHARACTERS}{_LETTERS}]")
 _UNIT = re.compile(rf"[{_CHARACTERS}{_LETTERS}]|[^\W{_CHARACTERS}{_LETTERS}]+")
 """A word, or one character of a script without spaces."""

@@ -96,6 +96,7 @@ def find_files(config: SourceConfig) -> LocalFiles:
     where = f"source {config.name!r}: path {config.path!r}"
     path = Path(config.path).expanduser()
     if path.is_dir():
+        _refuse_revisions(path, where)
         found, skipped = _in_folder(path, config.hub_split, where)
         pattern = f"{config.path.rstrip('/')}/**/*"
     else:
@@ -107,8 +108,8 @@ def find_files(config: SourceConfig) -> LocalFiles:
             f"{where} matches no file (current folder: {Path.cwd()}). Give a file, a folder or a glob such "
             "as 'data/*.jsonl.gz'; a data set of the hub is hub:NAME, the built-in text embedded:prose."
         )
-    extension = _common_extension(found, pattern, where)
     sizes = {file: _size(file, where) for file in found}
+    extension = _common_extension(found, pattern, where)
     filled = [file for file in found if sizes[file]]
     if not filled:
         raise CurriqError(f"{where} holds no document with text: all its files are empty.")
@@ -147,6 +148,19 @@ def _size(file: Path, where: str) -> int:
 Skipped = dict[str, list[Path]]
 
 
+def _refuse_revisions(folder: Path, where: str) -> None:
+    """CurriqError for a data set in the hub's cache of which several revisions are stored."""
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir() or not (folder / "blobs").is_dir():
+        return
+    revisions = sorted(at.name for at in snapshots.iterdir())
+    if len(revisions) > 1:
+        raise CurriqError(
+            f"{where} holds {len(revisions)} revisions of a data set ({', '.join(revisions)}): name the folder "
+            f"of one, such as path={snapshots / revisions[0]}."
+        )
+
+
 def _in_folder(folder: Path, split: str, where: str) -> tuple[list[Path], Skipped]:
     """The data files of a folder, sorted, and what is left out of them, by reason."""
     skipped: Skipped = defaultdict(list)
@@ -157,7 +171,7 @@ def _in_folder(folder: Path, split: str, where: str) -> tuple[list[Path], Skippe
             skipped["hidden"].append(file)
         elif _METADATA.fullmatch(file.name) and (file.name != "state.json" or saved(file.parent)):
             skipped["about the data"].append(file)
-        elif extension_of(file) not in FORMATS:
+        elif extension_of(file) not in FORMATS and not _leads_nowhere(file):
             skipped["of no known format"].append(file)
         elif saved(file.parent) and file.name not in saved(file.parent):
             skipped["not in the list of state.json"].append(file)
@@ -211,6 +225,17 @@ def _walk(folder: Path, where: str) -> Iterator[Path]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(at, name) for name in sorted(names))
+
+
+def _leads_nowhere(file: Path) -> bool:
+    """Whether this is a link to nothing, which may stand for a folder of documents; a loop of links does not."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _saved(folder: Path) -> tuple[str, ...]:

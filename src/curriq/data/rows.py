@@ -70,10 +70,19 @@ def _valid(text: str) -> str:
     return text
 
 
+_FIXES = {
+    0x8B: "The file may be gzip's: then its name must end in .gz.",
+    0xB5: "The file may be zstandard's: then its name must end in .zst.",
+    **dict.fromkeys(
+        (0xFE, 0xFF), "The file may be UTF-16: convert it, for instance with `iconv -f UTF-16 -t UTF-8`."
+    ),
+}
+"""First byte that is not UTF-8 → what else the file may be: bytes of the marks that such files begin with."""
+
+
 def _not_utf8(byte: int) -> BadRow:
-    return BadRow(
-        f"byte 0x{byte:02x} is not UTF-8. Convert the file, for instance with `iconv -f LATIN1 -t UTF-8`."
-    )
+    fix = _FIXES.get(byte, "Convert the file, for instance with `iconv -f LATIN1 -t UTF-8`.")
+    return BadRow(f"byte 0x{byte:02x} is not UTF-8. {fix}")
 
 
 # Text
@@ -285,7 +294,7 @@ _ROWS = 1024
 def _read_parquet(path: Path, config: SourceConfig, start: int) -> Iterator[Row]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:  # where there are any
         groups = list(range(file.num_row_groups))
         while groups and start >= (rows := file.metadata.row_group(groups[0]).num_rows):
             start -= rows

@@ -137,14 +137,15 @@ class StreamedSource(abc.ABC):
 
     def _end_epoch(self) -> None:
         where = f"source {self.name!r} ({self._config.path})"
-        skipped = f", and {self.skipped} rows were skipped" if self.skipped else ""
+        rows = "1 row" if self.skipped == 1 else f"{self.skipped} rows"
+        skipped = f", and {rows} skipped" if self.skipped else ""
         if self._count == 0:
             raise NoText(
                 f"{where} holds no document with text: every text is empty{skipped}. Give it a file with "
                 "text, or leave the source out."
             )
         if self.skipped and self._named_rows:
-            _log.warning(f"{where}: {self.skipped} rows skipped by the end of epoch {self.epoch}.")
+            _log.warning(f"{where}: {rows} skipped by the end of epoch {self.epoch}.")
         self.epoch += 1
         self._count = 0
 

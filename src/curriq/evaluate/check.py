@@ -6,7 +6,7 @@ there.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from curriq.data.survey import survey
 from curriq.errors import CurriqError
 from curriq.report.chart import Table
 from curriq.report.figures import print_table
+from curriq.runlog.checkpoints import require_new_run
 
 if TYPE_CHECKING:
     from curriq.train.build import Run
@@ -50,7 +51,7 @@ def check(config: RunConfig | None, settings: Sequence[str] = (), *, data_only: 
     }
     if config is not None:
         found = survey(config)
-        result["faults"] += [vars(fault) for fault in found.faults]
+        result["faults"] += [*map(vars, found.faults), *_of_folder(config)]
         result["sources"] = [_source(source) for source in found.sources]
         if not result["faults"] and not data_only:
             _open(config, [source.texts for source in found.sources], result)
@@ -60,6 +61,15 @@ def check(config: RunConfig | None, settings: Sequence[str] = (), *, data_only: 
 
 def _fault(where: str, problem: str) -> Json:
     return {"where": where, "problem": problem, "fix": ""}
+
+
+def _of_folder(config: RunConfig) -> Iterator[Json]:
+    """What keeps a run from starting in its folder."""
+    try:
+        if config.log.run_dir:
+            require_new_run(Path(config.log.run_dir))
+    except CurriqError as error:
+        yield _fault("run", str(error))
 
 
 def _source(source: Any) -> Json:

@@ -3,9 +3,11 @@
 `train/checkpoint.py` writes them and describes the folder.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,36 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     named = (p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
     return sorted(named, key=step_of, reverse=True)
+
+
+def require_new_run(folder: Path) -> None:
+    """Refuse a folder in which no run can start; nothing is written.
+
+    Raises:
+        CurriqError: the folder holds a checkpoint, is no folder, or may not be written.
+    """
+    if checkpoint_folders(folder / "checkpoints"):
+        raise CurriqError(
+            f"--run-dir {folder} holds a run already: go on with `curriq resume {folder}`, or give another folder."
+        )
+    try:
+        at = folder.absolute()
+        while not at.exists():
+            at = at.parent
+        reason = errno.EACCES if not os.access(at, os.W_OK | os.X_OK) else None
+        reason = reason if at.is_dir() else errno.ENOTDIR
+    except OSError as error:  # too long a name, for instance
+        reason = error.errno
+    if reason is not None:
+        raise unusable_folder(folder, os.strerror(reason))
+
+
+def unusable_folder(folder: Path, reason: str | None) -> CurriqError:
+    """The error for a folder that the system refuses."""
+    return CurriqError(
+        f"--run-dir {folder} cannot be the folder of a run ({reason}): give a new folder, or an empty one, in a "
+        "place where you may write."
+    )
 
 
 def step_of(path: Path) -> int:

@@ -36,8 +36,8 @@ def make_folder(path: Path) -> None:
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path whose content replaces the file at the end of the context.
 
-    A reader, or the next start after a crash, sees the old content or the new. After an error the old content
-    is intact and no temporary is left.
+    A reader, or the next start after a crash, sees the old content or the new. After an error no temporary is
+    left, and the old content is intact; the whole new content is there where only forcing its name failed.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:

@@ -134,12 +134,11 @@ class Checkpointer:
             temporary.rename(final)
             fsync(self.folder)
         except BaseException as error:
-            written = folder_size(temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             refusal = disk_error(error)
             if refusal is None:
                 raise
-            raise NotSaved(self._refused(step, refusal, written)) from error
+            raise NotSaved(self._refused(step, refusal)) from error
         self._prune()
         return final
 
@@ -190,16 +189,16 @@ class Checkpointer:
             except OSError as error:
                 log.warning(f"the old checkpoint {path} could not be removed: {error}.")
 
-    def _refused(self, step: int, refusal: str, written: int) -> str:
-        needed, kept = f"more than {filesize.decimal(written)}", "there is no earlier checkpoint"
+    def _refused(self, step: int, refusal: str) -> str:
+        needed, kept = "", "there is no earlier checkpoint"
         if earlier := checkpoint_folders(self.folder):
-            needed = f"about {filesize.decimal(folder_size(earlier[0]))}"
+            needed = f"It needs about {filesize.decimal(folder_size(earlier[0]))}, "
             kept = f"the checkpoint of step {step_of(earlier[0])} is intact"
         folder = self.folder.absolute()
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())
         return (
-            f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. It needs "
-            f"{needed}, {filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}"
+            f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. {needed}"
+            f"{filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}"
         )
 
 

@@ -19,6 +19,7 @@ from curriq.lm.contract import log_own_loss
 from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.presets import paper_differences
 from curriq.rng import Generators
+from curriq.runlog.checkpoints import require_new_run
 from curriq.runlog.read import read_document
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
@@ -65,6 +66,8 @@ def train(config: RunConfig, **own: Any) -> RunResult:
         CurriqError: the configuration does not fit the data, the model or the machine; or training
             met a number that is not finite.
     """
+    if config.log.run_dir:
+        require_new_run(Path(config.log.run_dir))  # before the data are read
     return prepare(config, own=Own(**own)).session.train()
 
 

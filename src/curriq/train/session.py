@@ -23,6 +23,7 @@ from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
+from curriq.runlog.checkpoints import require_new_run, unusable_folder
 from curriq.runlog.notebook import run_html
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
 from curriq.runlog.read import read_summary
@@ -181,10 +182,7 @@ class Session:
                 try:
                     self._open_folder(held)
                 except OSError as error:
-                    raise CurriqError(
-                        f"--run-dir {self.run_dir} cannot be the folder of a run ({error.strerror}): give a "
-                        "new folder, or an empty one, in a place where you may write."
-                    ) from error
+                    raise unusable_folder(self.run_dir, error.strerror) from error
                 about = {"settings": to_dict(self.config)}
                 self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep, about)
                 held.callback(self._checkpointer.reserve.release)
@@ -449,11 +447,7 @@ class Session:
         )
         held.enter_context(exclusive(self.run_dir, refusal))
         if self._last_saved is None:
-            if checkpoint_folders(self.run_dir / "checkpoints"):
-                raise CurriqError(
-                    f"--run-dir {self.run_dir} holds a run already: go on with "
-                    f"`curriq resume {self.run_dir}`, or give another folder."
-                )
+            require_new_run(self.run_dir)
             self._set_log_aside()
         for name in ("summary.json", "test_losses.parquet"):  # the run's earlier end is not its end
             (self.run_dir / name).unlink(missing_ok=True)
