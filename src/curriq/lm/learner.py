@@ -25,7 +25,7 @@ from curriq.lm.mixture import (
     single_pass,
     weighted_gradient,
 )
-from curriq.lm.model import LanguageModel, Pieces
+from curriq.lm.model import LanguageModel, Pieces, head_chunk
 from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Features, Metrics, Mixture, Offer, Step, Windows
 
@@ -128,7 +128,8 @@ class Learner(Saved):
         self.lm = lm
         lm.distribute(engine)
         self.reference = Reference()
-        lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
+        chunk = config.head_chunk_tokens or head_chunk(lm.device, lm.vocab_size)
+        lm.pieces = Pieces(config.micro_batch, chunk)
         self.config = config
         self._steps = steps
         self._draw = draw
