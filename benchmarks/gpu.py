@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --size tiny --budget 100   # the same program on a CPU
 
 Correctness: the fused loss against float64, the gradient of the single pass against that of two passes,
-Correctness: the fused loss against float64, the gradient of the single pass against that of two passes,
-and the share of the device's peak (MFU: 6 operations per parameter and token, and attention's, without
+compiled against plain blocks, and a short run against the same run on the CPU. Then seconds, tokens/s and
+the share of the device's peak (MFU: 6 operations per parameter and token, and attention's, without
 halving it for causality) of plain training, the single pass with soft Q, the preset `recommended` with its
 reading, and a step of Langevin-RAG, beside a Hugging Face loop, the Hugging Face Trainer, and a tuned plain
 loop: compiled blocks, compiled loss, padded vocabulary, fused AdamW.

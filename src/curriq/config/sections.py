@@ -17,8 +17,10 @@ from curriq.config.bounds import (
     Seed,
     Share,
     Size,
+    SizeOrAuto,
     SizeOrZero,
     Stock,
+    StockOrAuto,
     StockOrZero,
     Within,
 )
@@ -236,6 +238,10 @@ class LMConfig(Section):
             yield "compile", "gradient_checkpointing", why
 
 
+MICRO_BATCH = 8
+"""Windows per pass where nothing says how many fit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
     """AdamW for the language model: learning rate and its schedule, clipping, micro-batches."""
@@ -252,11 +258,17 @@ class OptimConfig(Section):
     """AdamW's second-moment decay; the first-moment decay is 0.9."""
     grad_clip: Positive = 1.0
     """Maximum global gradient norm of the language model."""
-    micro_batch: Size = 8
-    """Windows per forward and backward pass; changes memory and speed, never the gradient."""
-    head_chunk_tokens: StockOrZero = 0
-    """Tokens whose logits are in memory at once, at least one window's; 0 takes 512 on a CPU, and on a GPU as
-    many as a 32nd of its memory holds."""
+    micro_batch: SizeOrAuto = 0
+    """Windows per forward and backward pass; changes memory and speed, never the gradient. `auto` (0) takes 8
+    on a CPU, and on a GPU as many as fit; where they do not, half as many, and so on."""
+    head_chunk_tokens: StockOrAuto = 0
+    """Tokens whose logits are in memory at once, at least one window's; `auto` (0) takes 512 on a CPU, and on
+    a GPU as many as a 16th of its memory holds."""
+
+    @property
+    def windows_at_once(self) -> int:
+        """Windows per pass of what is not sized to the memory."""
+        return self.micro_batch or MICRO_BATCH
 
 
 _BETA = "; for a nearly greedy policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting"

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -55,9 +55,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def attention_kernel(name: str) -> AbstractContextManager:
-    """The context that makes torch's attention use this kernel where it can; `auto` is torch's choice."""
-    if name == "auto":
-        return nullcontext()
+    """The context that makes torch's attention use this kernel where it can."""
     return sdpa_kernel([*ATTENTION[name], SDPBackend.MATH], set_priority=True)
 
 
@@ -103,11 +101,13 @@ class CompiledBlocks:
         if torch.is_grad_enabled() in self._ready:
             with self._switched_on():
                 return work()
+        from torch._dynamo.exc import TorchDynamoException  # seconds, for those who compile
+
         began = time.perf_counter()
         try:
             with self._switched_on():
                 result = work()
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             self._give_up(error)
             return work()
         self._ready.add(torch.is_grad_enabled())

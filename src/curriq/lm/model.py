@@ -48,16 +48,8 @@ class Pieces(NamedTuple):
 
 HEAD_CHUNK_TOKENS = 512
 """Tokens per pass of the head on a CPU, where more gain no time."""
-HEAD_MEMORY_SHARE = 1 / 32
+HEAD_MEMORY_SHARE = 1 / 16
 """Share of a GPU's memory that the logits of a pass may take: large products run at a better rate."""
-
-
-def head_chunk(device: torch.device, vocab_size: int) -> int:
-    """Tokens per pass of the head where nobody has set them."""
-    if device.type != "cuda":
-        return HEAD_CHUNK_TOKENS
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return max(HEAD_CHUNK_TOKENS, int(HEAD_MEMORY_SHARE * memory / (4 * vocab_size)))
 
 
 class LanguageModel:
@@ -112,7 +104,7 @@ class LanguageModel:
         self._has_adapters = hasattr(network, "peft_type")
         if self._has_adapters:  # their dropout is not in the model's configuration
             self.has_dropout |= any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
-        self._attention = partial(attention_kernel, attention)
+        self._attention = nullcontext if attention == "auto" else partial(attention_kernel, attention)
         self._compiled: CompiledBlocks | None = None
         self._check_cut()
         if compiles(compile, device):
@@ -129,6 +121,16 @@ class LanguageModel:
         """Hand θ to the engine of this name, once it is known what is trained; see `lm.engine`."""
         dtype = torch.bfloat16 if self.reduced_precision else None
         self.engine = make_engine(engine, self.network, self._output, dtype, self.device)
+
+    def head_chunk(self) -> int:
+        """Tokens per pass of the head where nobody has set them."""
+        if self.device.type != "cuda":
+            return HEAD_CHUNK_TOKENS
+        size = 2 if self.reduced_precision else 4
+        # The fused loss has one buffer; torch's own keeps float32 logits, log-probabilities and a gradient.
+        per_token = self.vocab_size * (size if self.kernels is not None else size + 12)
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return max(HEAD_CHUNK_TOKENS, int(HEAD_MEMORY_SHARE * memory / per_token))
 
     def zero_grad(self) -> None:
         """Clear the gradient of θ."""
