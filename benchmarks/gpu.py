@@ -17,6 +17,7 @@ starts, and no round is taken, when the budget is spent.
 
 import argparse
 import dataclasses
+import math
 import random
 import statistics
 import sys
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from curriq.config import LMConfig, RunConfig
-from curriq.lm.compute import blocks_of, row_kernels
+from curriq.lm.compute import attention_kernel, blocks_of, row_kernels
 from curriq.lm.hardware import peak_flops
 from curriq.lm.linear_loss import linear_cross_entropy, padded_copy
 from curriq.lm.load import load_language_model, pick_device
@@ -50,7 +51,8 @@ from curriq.types import Offer, Windows
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "model": "random:gpt2", "vocabulary": 50257, "windows": 64, "tokens": 1024, "micro_batch": 32,
-        "chunk_tokens": 0, "precision": "bf16", "corpus_mb": 24, "trained_vocabulary": 8192,
+        "chunk_tokens": 0, "precision": "bf16", "hugging_face_batch": 16,
+        "corpus_mb": 24, "trained_vocabulary": 8192,
     },
     "tiny": {
         "model": "random:gpt2:hidden_size=64,num_hidden_layers=2,num_attention_heads=2", "vocabulary": 1001,
@@ -58,8 +60,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "trained_vocabulary": 512,
     },
 }  # fmt: skip
-EVERY = 16
-"""Steps between the probes of `recommended`."""
 TUNED, TRAINER = "tuned plain loop", "Hugging Face Trainer"
 
 
@@ -224,6 +224,7 @@ def learns_the_same(bench: Bench) -> None:
         "device, fp32": {"device": str(bench.device), "compile": "off"},
         "device, as timed": {
             "device": str(bench.device), "precision": bench.size["precision"], **bench.compute,
+            "compile": "on" if bench.compute["compile"] == "on" else "off",  # `compiled` has looked at that
         },
     }.items():  # fmt: skip
         model = "random:gpt2:hidden_size=64,num_hidden_layers=2,num_attention_heads=2"
@@ -297,6 +298,11 @@ def steps_on_device(bench: Bench) -> None:
     seconds = in_turn(bench, arms, bench.rounds, share=0.5)
     table(bench, seconds, shape["windows"] * shape["tokens"], base=step_time.PLAIN)
     memory(bench)
+    loss = built.lm.window_losses(built.windows).mean().item()
+    say(
+        f"loss of these windows after training on them: {loss:.3f}, before {math.log(shape['vocabulary']):.3f}"
+    )
+    require(loss < math.log(shape["vocabulary"]), "steps do not learn the windows that they train on")
     profile(bench, {name: arms[name] for name in (step_time.PLAIN, step_time.SINGLE) if name in arms})
 
 
@@ -343,17 +349,86 @@ def profile(bench: Bench, arms: dict[str, Callable[[], None]]) -> None:
             step()
             synchronise(bench.device)
             spent = time.perf_counter() - began
-        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        on_gpu = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        events = [e for e in on_gpu if not e.name.startswith(("Optimizer.", "ProfilerStep", "## Call"))]
         totals: dict[str, list[float]] = {}
         for event in events:
             entry = totals.setdefault(event.name, [0, 0.0])
             entry[0] += 1
-            entry[1] += event.time_range.elapsed_us() / 1e6
-        busy = sum(time_ for _, time_ in totals.values())
-        syncs = sum(e.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for e in profiler.events())
-        say(f"{name}: {len(events)} kernels, busy {busy:.4f} of {spent:.4f} s (profiled), {syncs} waits")
-        for kernel, (count, took) in sorted(totals.items(), key=lambda item: -item[1][1])[:14]:
-            say(f"  {1e3 * took:8.2f} ms {int(count):6} × {kernel[:100]}")
+            entry[1] += event.time_range.elapsed_us() / 1e3
+        busy = sum(took for _, took in totals.values()) / 1e3
+        waits = sum(e.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for e in profiler.events())
+        say(f"{name}: {len(events)} kernels, busy {busy:.4f} of {spent:.4f} s (profiled), {waits} waits")
+        for kernel, (count, took) in sorted(totals.items(), key=lambda item: -item[1][1])[:16]:
+            say(f"  {took:8.2f} ms {int(count):6} × {kernel[:100]}")
+
+
+def kernels(bench: Bench) -> None:
+    """What single operations take, forward and backward: attention by kernel; the head with its loss, as it is
+    and padded; an update of all weights."""
+    size, device = bench.size, bench.device
+    dtype = torch.bfloat16 if size["precision"] == "bf16" else torch.float32
+    lm = bench.language_model(compile="off")
+    config = lm.network.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    rows = size["micro_batch"] * size["tokens"]
+    q, k, v = (
+        torch.randn(size["micro_batch"], heads, size["tokens"], width // heads, device=device, dtype=dtype)
+        .requires_grad_()
+        for _ in range(3)
+    )  # fmt: skip
+    for name in ("flash", "cudnn"):
+        try:
+            with attention_kernel(name):
+                took = timed(
+                    bench, lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+                )
+            say(f"attention, {name}: {1e3 * took:.2f} ms")
+        except RuntimeError as error:
+            say(f"attention, {name}: {str(error).splitlines()[0]}")
+    hidden = torch.randn(rows, width, device=device, dtype=dtype)
+    targets = torch.randint(size["vocabulary"], (rows,), device=device)
+    for name, entries in (("as it is", size["vocabulary"]), ("padded", -(-size["vocabulary"] // 128) * 128)):
+        weight = torch.randn(entries, width, device=device, dtype=dtype) / width**0.5
+        logits = hidden @ weight.T
+        for what, product in {
+            "logits": lambda h=hidden, w=weight: h @ w.T,
+            "∂hidden": lambda g=logits, w=weight: g @ w,
+            "∂weight": lambda g=logits, h=hidden: g.T @ h,
+        }.items():
+            took = timed(bench, product)
+            rate = 2 * rows * width * entries / took / 1e12
+            say(f"vocabulary {name} ({entries}), {what}: {1e3 * took:.2f} ms, {rate:.0f} TFLOP/s")
+        del logits
+    fused = row_kernels("fused", device)
+    weight = torch.randn(size["vocabulary"], width, device=device).requires_grad_()
+    copy = padded_copy(weight, dtype)
+    assert fused is not None
+    ours = timed(bench, lambda: linear_cross_entropy(hidden, weight, copy, targets, fused).sum().backward())
+    say(f"head and loss, fused, forward and backward: {1e3 * ours:.2f} ms")
+    native = getattr(F, "linear_cross_entropy", None)
+    if native is not None:
+        plain = copy[: size["vocabulary"]].clone().requires_grad_()
+        took = timed(bench, lambda: native(hidden, plain, targets, reduction="none").sum().backward())
+        say(f"head and loss, torch's linear_cross_entropy: {1e3 * took:.2f} ms")
+    for parameter in lm.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(lm.parameters, fused=True)
+    say(f"fused AdamW: {1e3 * timed(bench, optimizer.step):.2f} ms")
+    clip = timed(bench, lambda: nn.utils.clip_grad_norm_(lm.parameters, 1.0))
+    say(f"clipping: {1e3 * clip:.2f} ms")
+
+
+def timed(bench: Bench, work: Callable[[], Any], times: int = 5) -> float:
+    """Seconds of some work, the mean of a few after two."""
+    for _ in range(2):
+        work()
+    synchronise(bench.device)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronise(bench.device)
+    return (time.perf_counter() - began) / times
 
 
 def hugging_face_trainer(bench: Bench) -> None:
@@ -545,10 +620,11 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "fused-loss": (fused_loss, 0),
     "single-pass": (single_against_two, 0),
     "compiled": (compiled_against_plain, 0),
-    "same-run": (learns_the_same, 0),
     "steps": (steps_on_device, 20),
+    "same-run": (learns_the_same, 10),
     "recommended": (recommended, 40),
-    "trainer": (hugging_face_trainer, 20),
+    "kernels": (kernels, 8),
+    "trainer": (hugging_face_trainer, 15),
     "langevin": (langevin, 20),
 }
 """Section → its function, and the seconds without which it is not begun on a GPU."""

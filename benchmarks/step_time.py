@@ -105,7 +105,7 @@ def build(shape: dict, device: torch.device) -> Bench:
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
         optimizer.zero_grad()
-        for batch in offer.windows.tokens.split(shape["micro_batch"]):
+        for batch in offer.windows.tokens.split(shape.get("hugging_face_batch", shape["micro_batch"])):
             with lm.autocast():
                 loss = theirs(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()

@@ -13,6 +13,7 @@ model.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -90,10 +91,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right, added up and given in `dtype` where the device can."""
-    if left.is_cuda and left.dtype == torch.bfloat16 and dtype == torch.float32:
+    """left @ right in `dtype`, added up in it where the device can."""
+    if left.is_cuda and left.dtype != dtype and _widens(left.device, left.dtype, dtype):
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
+
+
+@cache
+def _widens(device: torch.device, inputs: torch.dtype, outputs: torch.dtype) -> bool:
+    """Whether the device's products of one dtype can be given in another."""
+    one = torch.ones(16, 16, device=device, dtype=inputs)
+    try:
+        torch.mm(one.T, one, out_dtype=outputs)
+    except (RuntimeError, TypeError):  # of this device; of this version of torch
+        return False
+    return True
 
 
 # In terms of torch's operations -----------------------------------------------------------------------

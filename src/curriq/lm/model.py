@@ -218,6 +218,16 @@ class LanguageModel:
         return torch.cat(losses)
 
     @contextmanager
+    def plain_attention(self) -> Generator[None]:
+        """Attention as plain matrix products, which a counter of operations knows on every device."""
+        chosen, self._attention = self._attention, nullcontext
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            self._attention = chosen
+
+    @contextmanager
     def full_precision(self) -> Generator[None]:
         """No autocast: for differences of losses that bfloat16 would round away."""
         reduced, self.reduced_precision = self.reduced_precision, False
@@ -387,7 +397,6 @@ def trunk_flops(lm: LanguageModel, window: int) -> int:
 
 def _count_flops(lm: LanguageModel, window: int, part: Callable[[Tensor], Tensor]) -> int:
     counter = FlopCounterMode(display=False)
-    # Attention as plain matrix products: the counter does not know the fused CPU kernels.
-    with lm.measuring(), sdpa_kernel(SDPBackend.MATH), counter:
+    with lm.measuring(), lm.plain_attention(), counter:
         part(torch.zeros((1, window), dtype=torch.long, device=lm.device))
     return counter.get_total_flops()
