@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common import Vocabulary, as_it_comes, synchronise
@@ -27,6 +28,7 @@ from curriq.config import CriticConfig, LMConfig, OptimConfig
 from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner
 from curriq.lm.load import load_language_model, pick_device
+from curriq.lm.model import LanguageModel
 from curriq.rng import Generators
 from curriq.select.base import NoCritic, Uniform
 from curriq.select.soft_q import SoftQ
@@ -70,11 +72,20 @@ class FixedProposer:
         self.propose = lambda step: offer
 
 
-def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
-    """One function per arm that takes one optimizer step."""
+class Bench(NamedTuple):
+    """One function per arm that takes one optimizer step, and what they share."""
+
+    arms: dict[str, Callable[[], None]]
+    lm: LanguageModel
+    windows: Windows
+
+
+def build(shape: dict, device: torch.device) -> Bench:
+    """All arms on one model, one optimizer and one set of windows; `shape["compute"]` has settings of the
+    model beside its precision."""
     n, length = shape["windows"], shape["tokens"]
     lm = load_language_model(
-        LMConfig(model=shape["model"], precision=shape["precision"]),
+        LMConfig(model=shape["model"], precision=shape["precision"], **shape.get("compute", {})),
         Vocabulary(shape["vocabulary"]),
         length,
         0,
@@ -94,7 +105,7 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     def hugging_face() -> None:
         """The usual loop: micro-batches with labels, accumulated, clipped, fused AdamW."""
         optimizer.zero_grad()
-        for batch in offer.windows.tokens.split(shape["micro_batch"]):
+        for batch in offer.windows.tokens.split(shape.get("hugging_face_batch", shape["micro_batch"])):
             with lm.autocast():
                 loss = theirs(input_ids=batch, labels=batch).loss
             (loss * (len(batch) / n)).backward()
@@ -122,13 +133,14 @@ def build(shape: dict, device: torch.device) -> dict[str, Callable[[], None]]:
     temperature = FixedBeta(1.0)
     critic = TDCritic(CriticConfig(), QInputs(("last",), lm.width), temperature, device, generators)
     soft_q = partial(loop, SoftQ(critic, temperature), critic)
-    return {
+    arms = {
         HF: hugging_face,
         PLAIN: loop(Uniform(), NoCritic(), once, NoHeldOut()),
         SINGLE: soft_q(once, NoHeldOut()),
         TWO: soft_q(twice, NoHeldOut()),
         REWARD: soft_q(once, reward),
     }
+    return Bench(arms, lm, offer.windows)
 
 
 def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -157,7 +169,7 @@ def peak_memory(shape_name: str, arm: str, device: torch.device) -> float:
 
 
 def print_peak_memory(shape_name: str, arm: str, device: torch.device) -> None:
-    arms = build(SHAPES[shape_name], device)
+    arms = build(SHAPES[shape_name], device).arms
     before = memory(device, start=True)
     for _ in range(2):
         arms[arm]()
@@ -209,7 +221,7 @@ def main() -> None:
         return
     for name in options.shapes:
         shape = SHAPES[name]
-        seconds = measure(build(shape, device), options.rounds or shape["rounds"], device)
+        seconds = measure(build(shape, device).arms, options.rounds or shape["rounds"], device)
         print(
             f"\n{name}: N = {shape['windows']}, T = {shape['tokens']}, V = {shape['vocabulary']}, "
             f"micro-batch {shape['micro_batch']}, {shape['precision']}, {hardware(device)}, "

@@ -135,7 +135,7 @@ class Curriculum(Saved):
             target=examples,
             loss=per_example_loss,
             collate=collate,
-            micro_batch=self.config.optim.micro_batch,
+            micro_batch=self.config.optim.windows_at_once,
         )
         parts = (self.config, self.sources, self._generators, self._model)
         filters = self.config.train.max_read_ratio > 1

@@ -33,6 +33,13 @@ IGNORED = -100
 """Label of a token that is not learnt, as in PyTorch's cross-entropy."""
 
 
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device; the host does not wait until it is there."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()  # from other memory the copy would be waited for
+    return tensor.to(device, non_blocking=True)
+
+
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A dataclass, mapping or tensor with `change` applied to every tensor in it."""
     if isinstance(value, Tensor):
@@ -110,9 +117,8 @@ class Windows(Batch):
 
     def to(self, device: torch.device | str) -> "Windows":
         """The same windows with tokens and labels on the device; what describes them stays on the CPU."""
-        tokens = self.tokens.to(device, non_blocking=True)
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, tokens=tokens, labels=labels)
+        labels = None if self.labels is None else _sent(self.labels, device)
+        return replace(self, tokens=_sent(self.tokens, device), labels=labels)
 
     @classmethod
     def cat(cls, parts: Sequence["Windows"]) -> "Windows":

@@ -41,6 +41,20 @@ class Within:
         return handler(core) | {lower: low, upper: high}
 
 
+class WithinOrAuto(Within):
+    """The interval of a setting whose 0 lets the program choose, for which `auto` may be written too."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(
+            lambda value: 0 if value == "auto" else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [super().__get_pydantic_json_schema__(core, handler), {"const": "auto"}]}
+
+
 # Every upper bound is far above what is of use, and below what overflows or takes the machine down.
 OVERFLOWS = "greater numbers overflow in float32"
 ENDLESS = "more would take years"
@@ -55,6 +69,8 @@ Size = Annotated[int, Within("[1, 1e6]", above=IN_MEMORY)]
 SizeOrZero = Annotated[int, Within("[0, 1e6]", above=IN_MEMORY)]
 Stock = Annotated[int, Within("[1, 1e9]", above=IN_MEMORY)]
 StockOrZero = Annotated[int, Within("[0, 1e9]", above=IN_MEMORY)]
+SizeOrAuto = Annotated[int, WithinOrAuto("[0, 1e6]", above=IN_MEMORY)]
+StockOrAuto = Annotated[int, WithinOrAuto("[0, 1e9]", above=IN_MEMORY)]
 """`Size` is of a step, a model or a text, `Stock` of what is kept from step to step."""
 Seed = Annotated[int, Within("[0, 9223372036854775807]", above="a seed has at most 63 bits")]
 

@@ -17,8 +17,10 @@ from curriq.config.bounds import (
     Seed,
     Share,
     Size,
+    SizeOrAuto,
     SizeOrZero,
     Stock,
+    StockOrAuto,
     StockOrZero,
     Within,
 )
@@ -197,6 +199,16 @@ class LMConfig(Section):
     """Dropout rate throughout the model; above 0, scoring takes a forward pass of its own without dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the forward and backward pass in bfloat16 autocast; weights stay float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model's repeated block by torch.compile, for micro-batches of full size: half a minute at
+    the start, and faster steps on a GPU. `auto` does on a GPU with triton, except with
+    --gradient-checkpointing."""
+    cross_entropy: Literal["auto", "fused", "torch"] = "auto"
+    """How losses come from hidden states: `torch`, through logits in float32; `fused`, from one buffer in the
+    precision of the passes, over a vocabulary padded to a multiple of 128. `auto` is fused on a GPU with
+    triton, and torch elsewhere and for models that do more to their logits."""
+    attention: Literal["auto", "flash", "cudnn", "math"] = "auto"
+    """Kernel of torch's attention, taken where it can be; `auto` leaves the choice to torch."""
     gradient_checkpointing: bool = False
     """Save memory by recomputing activations in the backward pass."""
     resize_embeddings: bool = False
@@ -220,6 +232,15 @@ class LMConfig(Section):
         require(bool(self.model), "--model is empty: give a hub name, a folder or random:ARCHITECTURE.")
         require(bool(self.lora_targets), "--lora-targets is empty: name layers, or use all-linear.")
 
+    def illegal_pairs(self) -> Pairs:
+        if self.gradient_checkpointing and self.compile == "on":
+            why = "a block that is forwarded twice is not compiled; drop either"
+            yield "compile", "gradient_checkpointing", why
+
+
+MICRO_BATCH = 8
+"""Windows per pass where nothing says how many fit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
@@ -237,10 +258,17 @@ class OptimConfig(Section):
     """AdamW's second-moment decay; the first-moment decay is 0.9."""
     grad_clip: Positive = 1.0
     """Maximum global gradient norm of the language model."""
-    micro_batch: Size = 8
-    """Windows per forward and backward pass; changes memory and speed, never the gradient."""
-    head_chunk_tokens: Stock = 512
-    """Tokens whose logits are in memory at once, at least one window's."""
+    micro_batch: SizeOrAuto = 0
+    """Windows per forward and backward pass; changes memory and speed, never the gradient. `auto` (0) takes 8
+    on a CPU, and on a GPU as many as fit; where they do not, half as many, and so on."""
+    head_chunk_tokens: StockOrAuto = 0
+    """Tokens whose logits are in memory at once, at least one window's; `auto` (0) takes 512 on a CPU, and on
+    a GPU as many as a 16th of its memory holds."""
+
+    @property
+    def windows_at_once(self) -> int:
+        """Windows per pass of what is not sized to the memory."""
+        return self.micro_batch or MICRO_BATCH
 
 
 _BETA = "; for a nearly greedy policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting"

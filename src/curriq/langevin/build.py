@@ -136,7 +136,7 @@ def _search_context(critic: Critic, config: RunConfig, context: Context) -> Sear
     """Q as an energy where the method has a critic that learns; φ is frozen during searches."""
     inputs, energy = InputEmbeddings(context.lm), None
     if isinstance(critic, TDCritic):
-        parameters, strings = list(critic.online.parameters()), config.optim.micro_batch * 4
+        parameters, strings = list(critic.online.parameters()), config.optim.windows_at_once * 4
         energy = Energy(context.lm, inputs, critic.differentiable, parameters, strings)
     ordinary = torch.from_numpy(ordinary_ids(context.corpus.tokenizer))
     vocabulary = Vocabulary(ordinary, context.lm.device)
@@ -155,7 +155,7 @@ def _encoder(search: SearchContext) -> Encode:
         return lambda tokens: np.zeros((len(tokens), 1), np.float32)
     if _follows_theta(config):
         inputs = QInputs(config.critic.q_features, lm.width, layer_norm=config.critic.q_layer_norm)
-        return partial(hidden_state_vectors, lm, inputs, config.optim.micro_batch)
+        return partial(hidden_state_vectors, lm, inputs, config.optim.windows_at_once)
     encoder = load_encoder(config.retrieval.encoder, config.retrieval.encoder_precision)
     return lambda tokens: encoder.encode(search.decode(tokens))
 

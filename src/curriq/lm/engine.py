@@ -73,8 +73,8 @@ class Engine(Protocol):
         """All gradients that there are now, as this rank's plain tensors; changes in place count."""
         ...
 
-    def clip(self, most: float) -> float:
-        """Norm of the gradient, which is at most `most` afterwards."""
+    def clip(self, most: float) -> Tensor:
+        """Norm of the gradient, which is at most `most` afterwards; a scalar on its device."""
         ...
 
     def whole(self) -> dict[str, Tensor] | None:
@@ -108,8 +108,8 @@ class OneProcess:
     def gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def clip(self, most: float) -> float:
-        return nn.utils.clip_grad_norm_(self.parameters, most).item()
+    def clip(self, most: float) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.parameters, most)
 
     def whole(self) -> dict[str, Tensor] | None:
         return None
@@ -248,12 +248,13 @@ class Sharded(OneProcess):
         parameters = {id(p): p for p in [*self.parameters, *self.network.parameters()]}
         return [local(p.grad) for p in parameters.values() if p.grad is not None]
 
-    def clip(self, most: float) -> float:
+    def clip(self, most: float) -> Tensor:
+        gradients = self.gradients()
         norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
         factor = min(1.0, most / (norm + 1e-6))  # as torch clips
         if factor < 1:
-            torch._foreach_mul_(self.gradients(), factor)
-        return norm
+            torch._foreach_mul_(gradients, factor)
+        return torch.tensor(norm, device=gradients[0].device)
 
     def whole(self) -> dict[str, Tensor]:
         gathered: dict[int, Tensor] = {}  # tied weights stay one tensor

@@ -1,7 +1,9 @@
 """The optimizer of θ around the mixture step."""
 
 import copy
+import logging
 import math
+import operator
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import OptimConfig
-from curriq.lm.engine import placed_like, whole_value
+from curriq.lm.engine import local, placed_like, whole_value
 from curriq.lm.mixture import (
     Draw,
     Reference,
@@ -26,8 +28,11 @@ from curriq.lm.mixture import (
     weighted_gradient,
 )
 from curriq.lm.model import LanguageModel, Pieces
+from curriq.lm.sizing import backing_off, fitting_micro_batch
 from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Features, Metrics, Mixture, Offer, Step, Windows
+
+logger = logging.getLogger("curriq")
 
 
 class NonFiniteError(ArithmeticError):
@@ -64,18 +69,26 @@ def preconditioned(
     if not optimizer.state and any("betas" in group for group in optimizer.param_groups):
         return None
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    steps = iter(_read([state["step"] for state in states if "exp_avg_sq" in state]))
     scaled = []
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        state = optimizer.state.get(parameter, {})
+    for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
         if "exp_avg_sq" not in state:
             scaled.append(gradient)
             continue
         group = groups[id(parameter)]
         beta2 = group["betas"][1]
         second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient.square()
-        bias = 1 - beta2 ** (float(state["step"]) + 1)
+        bias = 1 - beta2 ** (next(steps) + 1)
         scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
     return scaled
+
+
+def _read(numbers: Sequence[Tensor | float]) -> list[float]:
+    """Numbers of the optimizer, which a fused one keeps on the device, in one transfer."""
+    if not any(isinstance(number, Tensor) for number in numbers):
+        return [float(number) for number in numbers]
+    return torch.stack([local(torch.as_tensor(number)) for number in numbers]).tolist()
 
 
 @contextmanager
@@ -128,7 +141,10 @@ class Learner(Saved):
         self.lm = lm
         lm.distribute(engine)
         self.reference = Reference()
-        lm.pieces = Pieces(config.micro_batch, config.head_chunk_tokens)
+        lm.pieces = Pieces(config.windows_at_once, config.head_chunk_tokens or lm.head_chunk())
+        # A CPU gains no time by larger passes, and does not report that its memory is used up.
+        self._sized = config.micro_batch > 0 or lm.device.type != "cuda"
+        self._fitting = partial(backing_off, lm) if lm.device.type == "cuda" else operator.call
         self.config = config
         self._steps = steps
         self._draw = draw
@@ -158,18 +174,38 @@ class Learner(Saved):
             torch.cat([part.windows.ids for part in offer.judged]), "windows to train on"
         )
         offer = offer.to(self.lm.device)
+        self._size(offer.windows)
         self._scored = None
         if self.passes == 1:
-            mixture = single_pass(self.lm, offer, score, with_entropy, self.reference)
+            work = partial(single_pass, self.lm, offer, score, with_entropy, self.reference)
+            mixture = self._fitting(work)
         else:
             self.lm.zero_grad()
-            mixture = score_pass(self.lm, offer, score, with_entropy)
+            mixture = self._fitting(partial(score_pass, self.lm, offer, score, with_entropy))
             mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
             self._scored = offer.windows, mixture.weights
         self._seconds = time.perf_counter() - began
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture
+
+    def _size(self, windows: Windows) -> None:
+        """Choose how many windows are run at once, before the first pass."""
+        if self._sized:
+            return
+        self._sized = True
+        before = self.lm.pieces
+
+        def passes(some: Windows) -> None:
+            self.lm.pieces = before._replace(
+                micro_batch=len(some) + 1
+            )  # not full, so that nothing is compiled
+            weights = torch.full((len(some),), 1 / len(some))
+            self.held_out_gradient(some, weights)
+
+        micro_batch = fitting_micro_batch(self.lm, windows, passes)
+        self.lm.pieces = before._replace(micro_batch=micro_batch)
+        logger.info(f"--micro-batch auto: {micro_batch} windows per pass")
 
     def update(self, step: int) -> Metrics:
         """Clip the gradient on θ and take one AdamW step.
@@ -190,11 +226,19 @@ class Learner(Saved):
         return metrics | {"time/train": self._seconds + time.perf_counter() - began}
 
     def _clipped_step(self) -> float:
-        norm = self.lm.engine.clip(self.config.grad_clip)
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}")
-        self.optimizer.step()
-        return norm
+        engine, optimizer = self.lm.engine, self.optimizer
+        norm = engine.clip(self.config.grad_clip)
+        if engine.sharded:  # the norm has been read already, to add it up over the ranks
+            read = _require_finite(norm)
+            optimizer.step()
+            return read
+        # The device decides whether the step is taken, and the host reads the norm while it is under way.
+        setattr(optimizer, "found_inf", (~norm.isfinite()).float())  # noqa: B010 (torch declares no such field)
+        try:
+            optimizer.step()
+        finally:
+            delattr(optimizer, "found_inf")
+        return _require_finite(norm)
 
     def rate(self, step: int) -> float:
         """α_k, the learning rate of a step."""
@@ -218,7 +262,9 @@ class Learner(Saved):
         state = super().state_dict()
         moments = state["optimizer"]["state"]
         whole = {i: {name: whole_value(x) for name, x in entry.items()} for i, entry in moments.items()}
-        return state | {"optimizer": state["optimizer"] | {"state": whole}}
+        # Another number of windows per pass would round differently.
+        micro_batch = self.lm.pieces.micro_batch if self._sized else 0
+        return state | {"optimizer": state["optimizer"] | {"state": whole}, "micro_batch": micro_batch}
 
     def load_state_dict(self, state: State) -> None:
         """Into the shards that this rank holds."""
@@ -230,9 +276,13 @@ class Learner(Saved):
         placed_moments = {
             i: {name: placed(x, parameters[i]) for name, x in entry.items()} for i, entry in moments.items()
         }
-        before = {"reference": Reference().state_dict()}  # a checkpoint of an earlier version has none
+        # A checkpoint of an earlier version has neither.
+        state = {"reference": Reference().state_dict(), "micro_batch": 0, **state}
+        micro_batch = state.pop("micro_batch")
+        if not self._sized and micro_batch:
+            self.lm.pieces, self._sized = self.lm.pieces._replace(micro_batch=micro_batch), True
         optimizer = state["optimizer"] | {"state": placed_moments}
-        super().load_state_dict(before | state | {"optimizer": optimizer})
+        super().load_state_dict(state | {"optimizer": optimizer})
 
     def snapshot(self) -> None:
         """Keep a copy of θ and of the optimizer's moments for `restore`, unless there is one already."""
@@ -253,6 +303,12 @@ class Learner(Saved):
     def release(self) -> None:
         """Forget the snapshot."""
         self._snapshot = None
+
+
+def _require_finite(norm: Tensor) -> float:
+    if not math.isfinite(read := norm.item()):
+        raise NonFiniteError(f"the gradient norm is {read}")
+    return read
 
 
 @dataclass(frozen=True)

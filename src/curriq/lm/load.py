@@ -73,7 +73,15 @@ def load_language_model(
         with _refusal(config.model, f"cannot take --lora-targets {' '.join(config.lora_targets)}"):
             network = _add_adapters(network, config, seed, saved)
     with _refusal(config.model, "cannot be run"):
-        lm = LanguageModel(network, device, config.precision)
+        lm = LanguageModel(
+            network,
+            device,
+            config.precision,
+            # Activations that a block computes again in the backward pass must come from the same code.
+            compile="off" if config.gradient_checkpointing else config.compile,
+            attention=config.attention,
+            cross_entropy=config.cross_entropy,
+        )
         train_what_text_reaches(lm)
         return lm
 

@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from curriq import parallel
 from curriq.errors import CurriqError
+from curriq.lm.compute import CompiledBlocks, attention_kernel, blocks_of, compiles, row_kernels
 from curriq.lm.engine import Engine, OneProcess, make_engine
+from curriq.lm.linear_loss import linear_cross_entropy, padded_copy
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -44,6 +46,12 @@ class Pieces(NamedTuple):
         return max(1, self.chunk_tokens // windows.tokens.shape[1])
 
 
+HEAD_CHUNK_TOKENS = 512
+"""Tokens per pass of the head on a CPU, where more gain no time."""
+HEAD_MEMORY_SHARE = 1 / 16
+"""Share of a GPU's memory that the logits of a pass may take: large products run at a better rate."""
+
+
 class LanguageModel:
     """θ: trunk, head, features and losses of one causal language model.
 
@@ -55,14 +63,25 @@ class LanguageModel:
         reduced_precision: whether the forward pass runs in bfloat16 autocast.
         pieces: in which windows are run.
         engine: how passes run on the processes of the run, see `distribute`.
+        kernels: of the fused loss; None where the loss goes through logits.
 
     Raises:
         CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
             logits than curriq knows, or its training mode adds noise, or a token sees the ones after it.
     """
 
-    def __init__(self, network: "PreTrainedModel", device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        network: "PreTrainedModel",
+        device: torch.device,
+        precision: str = "fp32",
+        *,
+        compile: str = "off",
+        attention: str = "auto",
+        cross_entropy: str = "torch",
+    ) -> None:
         self.pieces = Pieces()
+        self._copy: Tensor | None = None
         self.network = network.to(device).train()
         self.engine: Engine = OneProcess(self.network)
         self._whole: dict[str, Tensor] | None = None
@@ -85,7 +104,13 @@ class LanguageModel:
         self._has_adapters = hasattr(network, "peft_type")
         if self._has_adapters:  # their dropout is not in the model's configuration
             self.has_dropout |= any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
+        self._attention = nullcontext if attention == "auto" else partial(attention_kernel, attention)
+        self._compiled: CompiledBlocks | None = None
         self._check_cut()
+        if compiles(compile, device):
+            self._compiled = CompiledBlocks(blocks_of(self.network), must=compile == "on")
+        plain_head = self._output.bias is None and self._multiplier == self._divisor == 1
+        self.kernels = row_kernels(cross_entropy, device) if plain_head and self._softcap is None else None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -97,6 +122,16 @@ class LanguageModel:
         dtype = torch.bfloat16 if self.reduced_precision else None
         self.engine = make_engine(engine, self.network, self._output, dtype, self.device)
 
+    def head_chunk(self) -> int:
+        """Tokens per pass of the head where nobody has set them."""
+        if self.device.type != "cuda":
+            return HEAD_CHUNK_TOKENS
+        size = 2 if self.reduced_precision else 4
+        # The fused loss has one buffer; torch's own keeps float32 logits, log-probabilities and a gradient.
+        per_token = self.vocab_size * (size if self.kernels is not None else size + 12)
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return max(HEAD_CHUNK_TOKENS, int(HEAD_MEMORY_SHARE * memory / per_token))
+
     def zero_grad(self) -> None:
         """Clear the gradient of θ."""
         for parameter in self.parameters:
@@ -104,8 +139,34 @@ class LanguageModel:
 
     def trunk(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n T d"]:
         """Last hidden states, after the final normalisation."""
-        with self.autocast():
-            return self._trunk(input_ids=tokens, use_cache=False).last_hidden_state
+        self._copy = (
+            None  # θ may have changed, and a fused optimizer does not count its changes as `_version`
+        )
+        # A block that is checkpointed is forwarded again inside the backward pass, out of this context.
+        with self.autocast(), self._attention(), _no_packing():
+            work = partial(self._trunk, input_ids=tokens, use_cache=False)
+            if self._compiled is None or len(tokens) != self.pieces.micro_batch:
+                return work().last_hidden_state
+            return self._compiled.run(work).last_hidden_state
+
+    def position_losses(
+        self, hidden: Float[Tensor, "n t d"], targets: Int[Tensor, "n t"]
+    ) -> Float[Tensor, "n t"]:
+        """−log probability of each target, nats, without logits in float32; 0 where it is `IGNORED`.
+
+        Needs `kernels`.
+        """
+        assert self.kernels is not None
+        weight = self._output.weight
+        flat = hidden.flatten(0, 1), weight, self._compute_weight(), targets.flatten()
+        return linear_cross_entropy(*flat, self.kernels).view(targets.shape)
+
+    def _compute_weight(self) -> Float[Tensor, "V2 d"]:
+        """The head's weights as passes read them, made once per pass of the trunk."""
+        dtype = torch.bfloat16 if self.reduced_precision else self._output.weight.dtype
+        if self._copy is None or self._copy.dtype != dtype:
+            self._copy = padded_copy(self._output.weight, dtype)
+        return self._copy
 
     def head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Next-token logits in float32 (float64 for a float64 model)."""
@@ -155,6 +216,16 @@ class LanguageModel:
                 batch = None if round_.idle else windows.take(round_.rows).to(self.device)
                 self.engine.inside(partial(work, batch))
         return torch.cat(losses)
+
+    @contextmanager
+    def plain_attention(self) -> Generator[None]:
+        """Attention as plain matrix products, which a counter of operations knows on every device."""
+        chosen, self._attention = self._attention, nullcontext
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            self._attention = chosen
 
     @contextmanager
     def full_precision(self) -> Generator[None]:
@@ -227,6 +298,21 @@ class LanguageModel:
             )
 
 
+@contextmanager
+def _no_packing() -> Generator[None]:
+    """Transformers would read from the device, in every pass, whether several texts share a row; here none
+    do."""
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    found = getattr(masking_utils, name, None)
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, found)
+
+
 def dropout_settings(config: "PretrainedConfig") -> list[tuple["PretrainedConfig", str]]:
     """Every dropout probability of a model: the configuration (or part of one) that has it, and its name."""
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
@@ -284,6 +370,8 @@ def _piece(
     lm: LanguageModel, hidden: Tensor, targets: Tensor, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Summed loss and entropy [n] of some positions."""
+    if lm.kernels is not None and not with_entropy:
+        return lm.position_losses(hidden, targets).sum(1), None
     logits = lm.head(hidden)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
     loss = loss.view(targets.shape).sum(1)
@@ -309,7 +397,6 @@ def trunk_flops(lm: LanguageModel, window: int) -> int:
 
 def _count_flops(lm: LanguageModel, window: int, part: Callable[[Tensor], Tensor]) -> int:
     counter = FlopCounterMode(display=False)
-    # Attention as plain matrix products: the counter does not know the fused CPU kernels.
-    with lm.measuring(), sdpa_kernel(SDPBackend.MATH), counter:
+    with lm.measuring(), lm.plain_attention(), counter:
         part(torch.zeros((1, window), dtype=torch.long, device=lm.device))
     return counter.get_total_flops()

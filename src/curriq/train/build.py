@@ -165,7 +165,7 @@ def _task_probes(config: RunConfig, context: Context) -> list[Probe]:
         limit=tasks.eval_tasks_limit or None,
         fewshot=None if tasks.eval_tasks_fewshot < 0 else tasks.eval_tasks_fewshot,
         path=tasks.eval_tasks_path,
-        batch_size=config.optim.micro_batch,
+        batch_size=config.optim.windows_at_once,
     )
     return [TaskProbe(harness.scores, tasks, config.train.steps)]
 

@@ -96,7 +96,6 @@ class Meter(Saved):
         self.steps += 1
         metrics = {
             **self.signal.measure(step),
-            **peak_memory(step.weights.device),
             **{f"x/{name}": total for name, total in self.totals().items()},
             "data/windows_read": float(step.offer.cost.windows_read),
             "train/mean_loss": step.features.loss.double().mean().item(),

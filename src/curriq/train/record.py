@@ -6,6 +6,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,26 @@ def open_logs(
         windows_mb=config.log.log_windows_mb,
         candidates=config.log.log_candidates,
         mirrors=mirrors,
+    )
+
+
+def on_host(step: Step) -> Step:
+    """The step with the columns that the meter, the probes and the log read on the CPU, brought there in one
+    transfer; hidden states stay where they are."""
+    if step.weights.device.type == "cpu":
+        return step
+    columns = [step.scores, step.weights, step.features.loss, *([] if step.q is None else [step.q])]
+    scores, weights, loss, *q = torch.stack([column.double() for column in columns]).cpu()
+    effects = step.effects
+    if effects is not None:
+        effects = replace(effects, rows=effects.rows.cpu(), effect=effects.effect.cpu())
+    return replace(
+        step,
+        scores=scores.to(step.scores.dtype),
+        weights=weights.to(step.weights.dtype),
+        features=replace(step.features, loss=loss.to(step.features.loss.dtype)),
+        q=None if step.q is None else q[0].to(step.q.dtype),
+        effects=effects,
     )
 
 

@@ -43,9 +43,9 @@ from curriq.train.checkpoint import (
 from curriq.train.hub import push
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
-from curriq.train.meter import Meter
+from curriq.train.meter import Meter, peak_memory
 from curriq.train.progress import make_progress
-from curriq.train.record import log_entry, open_logs, test_columns
+from curriq.train.record import log_entry, on_host, open_logs, test_columns
 from curriq.types import Metrics, Step, WindowLosses, merge, readings_of, status_of
 
 log = logging.getLogger("curriq")
@@ -269,13 +269,14 @@ class Session:
                 torch.manual_seed(seed)
                 done = train_step(self.components, self.state)
             share_policy(self.shared, done)
+            done = on_host(done)
             counted = self.meter.measure(done, time.perf_counter() - began)
             validated = self._validate()
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
         except parallel.RanksDiffer as error:
             raise self._ranks_differ(error, step, logs) from error
-        row = merge({"step": step}, counted, done.metrics, validated)
+        row = merge({"step": step}, counted, peak_memory(self.device), done.metrics, validated)
         if step == 0 and self.initial_validation is not None:
             row["validation/initial_loss"] = self.initial_validation
         for probe in self.probes:
