@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 100,
     "threads": 1,
     "device": "cpu",
+    "compile": "off",  # half a minute on a GPU, for steps of milliseconds
     "tensorboard": False,
     "progress": "none",
 }

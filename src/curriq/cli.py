@@ -40,6 +40,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq train --config FILE --seed 1   a run file, with settings overridden
   curriq train --help                   the settings that most runs change; --help-all explains all
   curriq check [--SETTING VALUE …]      all faults of data and settings, and what the run will cost
+  curriq plan [--SETTING VALUE …]       seconds, memory and cores of a run, and on paper of many GPUs
   curriq try [--SETTING VALUE …]        does it help on my data? a comparison within some minutes
   curriq resume runs/soft-q-0           go on after Ctrl-C, a crash, or with more --steps
   curriq select --target FILE FILES…    the filtered corpus: documents of the target's kind, no training
@@ -104,7 +105,7 @@ def _command(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     refuse_unknown([command], COMMANDS, kind="command")
-    if command in ("resume", "check", "try") and rest[:1] in (["-h"], ["--help"]):
+    if command in ("resume", "check", "plan", "try") and rest[:1] in (["-h"], ["--help"]):
         print(inspect.getdoc(COMMANDS[command]))  # elsewhere `--help` explains the settings
         return 0
     return _run(command, rest)
@@ -161,6 +162,43 @@ def check_command(arguments: list[str]) -> int:
     from curriq.evaluate.check import check, report
 
     return report(check(config, faults, data_only=own.data_only), as_json=own.json)
+
+
+def plan_command(arguments: list[str]) -> int:
+    """usage: curriq plan [RUN.toml] [--gpus N …] [--bandwidth GB/S] [--json] [train's arguments]
+
+    Say what a run will take, from ten small steps on this machine: seconds per step and of what, what the
+    method costs beyond plain training and the gain at which it breaks even, how long the run takes, memory
+    and the largest model that fits, cores that reading needs, and what checkpoints cost. Then, on paper, the
+    same on many GPUs like this device. Nothing is written.
+
+    --gpus N …        numbers of GPUs to plan for (default: 8 to 1024)
+    --bandwidth GB/S  of a GPU's links to the others, in each direction (default: 50)
+    --json            machine-readable, as docs/plan.md describes
+
+    `curriq train --help` lists train's arguments.
+    """
+    file, rest = arguments[:1], arguments[1:]
+    if file and not file[0].startswith("-"):
+        arguments = ["--config", *file, *rest]
+    flags: dict[str, dict[str, Any]] = {
+        "--gpus": {"type": int, "nargs": "*"},
+        "--bandwidth": {"type": float, "default": 50.0},
+        "--json": {"action": "store_true"},
+    }
+    own, words = own_options(arguments, flags)
+    config = parse_run_config(words, prog="curriq plan")
+    from curriq.evaluate.forecast import GPUS, forecast, report
+
+    gpus = GPUS if own.gpus is None else own.gpus
+    for count in gpus:
+        require(1 <= count <= 10**6, f"--gpus {count}: give numbers of GPUs from 1 to 1,000,000.")
+    rule = f"--bandwidth {own.bandwidth:g}: give GB/s of a GPU's links, from 0.001 to 1,000,000."
+    require(1e-3 <= own.bandwidth <= 1e6, rule)
+    from curriq.data.survey import require_usable
+
+    require_usable(config)
+    return report(forecast(config, gpus, 1e9 * own.bandwidth), as_json=own.json)
 
 
 def own_options(
@@ -308,6 +346,7 @@ def completion_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "check": check_command,
+    "plan": plan_command,
     "try": try_command,
     "resume": resume_command,
     "select": select_command,

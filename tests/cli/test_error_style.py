@@ -16,7 +16,7 @@ WORDS = {
     "select": ["--out", "clean.jsonl", "runs/x"],
 }
 """Words with which a command gets as far as its options; the others take a folder or nothing."""
-OPTIONAL = {"train", "check", "try", "presets", "schema"}
+OPTIONAL = {"train", "check", "plan", "try", "presets", "schema"}
 """Commands without a required argument."""
 
 

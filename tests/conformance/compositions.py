@@ -68,6 +68,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.2},
     "dropout and td into theta": {"dropout": 0.2, "td_into_theta": True, "td_step": "own"},
     "bf16": {"precision": "bf16"},
+    "fused loss": {"cross_entropy": "fused"},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "pretrained": {"model": "REFERENCE"},
     "langevin": RAG | {"proposer": "langevin", "retrieval_probe": 4},

@@ -93,6 +93,9 @@ class TestRegistry:
             "time/checkpoint",
             "time/tasks",
             "time/windows_per_second",
+            "perf/tokens_per_second",
+            "perf/mfu",
+            "perf/predicted_seconds",
         }
 
     def test_without_times(self):

@@ -525,6 +525,9 @@ class LogConfig(Section):
     topic_similarity_every: CountOrZero = 0
     """Steps between measurements of how similar in topic the selected windows are to the reward set, by
     --topic-encoder; 0 for none."""
+    peak_tflops: NonNegative = 0.0
+    """Peak of one device in the run's precision, in TFLOP/s, for perf/mfu; 0 takes that of its data
+    sheet, where it is a known GPU."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """Progress display; `auto` shows the bar on a terminal and plain lines elsewhere."""
 

@@ -110,7 +110,9 @@ def _open(config: RunConfig, texts: list[tuple[str, ...]], result: Json) -> None
     free = _free_bytes(config)
     result["estimate"]["free_disk_bytes"] = free
     if free is not None and cost["disk_bytes"] > free:
-        needed = f"the run needs about {_size(cost['disk_bytes'])} of disk, and {_size(free)} are free"
+        needed = (
+            f"the run needs about {size_text(cost['disk_bytes'])} of disk, and {size_text(free)} are free"
+        )
         fix = "lower --checkpoint-keep or --log-windows-mb, or give --run-dir on another disk"
         result["faults"].append(_fault("--run-dir", f"{needed}.") | {"fix": fix})
 
@@ -196,14 +198,14 @@ def _of_model(result: Json) -> list[str]:
         return []
     kind = "the base model" if model["pretrained"] else "random weights"
     memory = cost["peak_memory_bytes"]
-    of_disk = f"{_size(cost['checkpoint_bytes'])} per checkpoint, {_size(cost['log_bytes'])} of log"
+    of_disk = f"{size_text(cost['checkpoint_bytes'])} per checkpoint, {size_text(cost['log_bytes'])} of log"
     return [
         f"model       {model['name']}: {model['parameters']:,} parameters on {model['device']}",
         f"loss        {model['validation_loss']:.4f} nats per token on the validation set, {kind}",
         f"time        about {duration(cost['seconds'])} for {cost['steps']} steps "
         f"({cost['seconds_per_step']:.3g} s each, by {cost['timed_steps']} timed ones)",
-        *([] if memory is None else [f"memory      {_size(memory)} at the peak so far"]),
-        f"disk        about {_size(cost['disk_bytes'])} ({of_disk})",
+        *([] if memory is None else [f"memory      {size_text(memory)} at the peak so far"]),
+        f"disk        about {size_text(cost['disk_bytes'])} ({of_disk})",
     ]
 
 
@@ -214,5 +216,5 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _size(bytes: float) -> str:
+def size_text(bytes: float) -> str:
     return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.1f} MB"

@@ -122,6 +122,12 @@ class LanguageModel:
         dtype = torch.bfloat16 if self.reduced_precision else None
         self.engine = make_engine(engine, self.network, self._output, dtype, self.device)
 
+    def memory_bytes(self) -> float:
+        """Memory of the device that the model is on."""
+        if self.device.type != "cuda":
+            return parallel.memory_bytes()
+        return float(torch.cuda.get_device_properties(self.device).total_memory)
+
     def head_chunk(self) -> int:
         """Tokens per pass of the head where nobody has set them."""
         if self.device.type != "cuda":
@@ -129,8 +135,7 @@ class LanguageModel:
         size = 2 if self.reduced_precision else 4
         # The fused loss has one buffer; torch's own keeps float32 logits, log-probabilities and a gradient.
         per_token = self.vocab_size * (size if self.kernels is not None else size + 12)
-        memory = torch.cuda.get_device_properties(self.device).total_memory
-        return max(HEAD_CHUNK_TOKENS, int(HEAD_MEMORY_SHARE * memory / per_token))
+        return max(HEAD_CHUNK_TOKENS, int(HEAD_MEMORY_SHARE * self.memory_bytes() / per_token))
 
     def zero_grad(self) -> None:
         """Clear the gradient of θ."""

@@ -29,7 +29,7 @@ class Metric:
     @property
     def deterministic(self) -> bool:
         """Whether two runs with one seed and one thread count log equal values: not wall time, not memory."""
-        return self.unit not in ("seconds", "windows/s", "bytes")
+        return self.unit not in ("seconds", "windows/s", "tokens/s", "bytes", "of peak")
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,11 @@ time/probe | seconds | Measurements before the update: effects, paired reward.
 time/evaluate | seconds | Measuring the validation loss.
 time/checkpoint | seconds | Saving, when the previous step ended with a save.
 time/windows_per_second | windows/s | Candidates over the step's wall time.
+perf/tokens_per_second | tokens/s | Tokens of the windows that were trained on, over the step's wall time.
+perf/mfu | of peak | Operations of the step, as in `x/flops`, over its wall time and the peak of all devices
+    of the run: of their data sheets, or `--peak-tflops`. Absent where neither says one.
+perf/predicted_seconds | seconds | What this step was predicted to take, from the run's first steps, with the
+    share of a probe where it has one. Absent until they are measured.
 """)
 """The metrics of a step, one row of `metrics.jsonl`."""
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from curriq import langevin, select
+from curriq import langevin, parallel, select
 from curriq.config import RunConfig
 from curriq.data import Corpus
 from curriq.data.tokenizer import serialised
+from curriq.lm.hardware import peak_flops
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
 from curriq.lm.learner import Learner
@@ -139,8 +140,16 @@ def _meter(
         passes=learner.passes,
         trains=config.drawn or None,
         cost_per_window=method.cost + Cost(extra_flops=recomputed),
+        peak_flops=_peak(config, context.lm),
         signal=CreditSignal(),
     )
+
+
+def _peak(config: RunConfig, lm: LanguageModel) -> float | None:
+    """Peak of all devices of the run, operations per second."""
+    told = 1e12 * config.log.peak_tflops
+    one = told or peak_flops(lm.device, config.lm.precision)
+    return one and one * parallel.world_size()
 
 
 def _held_out(config: RunConfig, context: Context, method: Method, learner: Learner) -> HeldOut:

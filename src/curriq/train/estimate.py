@@ -12,6 +12,7 @@ import torch
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
 from curriq.train.build import Run
+from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics
 
 log = logging.getLogger("curriq")
@@ -62,23 +63,50 @@ def estimate(run: Run) -> Estimate:
     """
     config, session = run.config, run.session
     log.info(f"timing {TIMED_STEPS} steps of {config.method} …")
+    initial, evaluation = initial_loss(run)
+    rows = session.rehearse(min(1 + TIMED_STEPS, config.train.steps))
+    ordinary = [row["time/step"] - held_out_seconds(row) for row in rows]
+    usual = median(ordinary[1:] or ordinary)
+    measured = [held_out_seconds(row) for row in rows if "time/reward" in row]
+    per_step = usual + (measured[-1] / config.train.reward_every if measured else 0.0)
+    startup = max(0.0, ordinary[0] - usual)
+    return whole_run(run, config, rows, per_step, startup, initial, evaluation)
+
+
+def initial_loss(run: Run) -> tuple[float, float]:
+    """The validation loss of the model as it is, nats per token, and the seconds of measuring it; CurriqError
+    where it is not finite."""
     began = time.perf_counter()
-    initial = session.validate()
-    evaluation = time.perf_counter() - began
+    initial = run.session.validate()
     if not math.isfinite(initial):
         raise CurriqError(
             f"the validation loss before any training is {initial}: check --model and --precision."
         )
-    rows = session.rehearse(min(1 + TIMED_STEPS, config.train.steps))
-    ordinary = [row["time/step"] - _held_out(row) for row in rows]
-    usual = median(ordinary[1:] or ordinary)
-    measured = [_held_out(row) for row in rows if "time/reward" in row]
-    per_step = usual + (measured[-1] / config.train.reward_every if measured else 0.0)
-    startup = max(0.0, ordinary[0] - usual)
+    return initial, time.perf_counter() - began
+
+
+def whole_run(
+    run: Run,
+    config: RunConfig,
+    rows: list[Metrics],
+    per_step: float,
+    startup: float,
+    initial: float,
+    evaluation: float,
+) -> Estimate:
+    """The cost of all steps of `config`, from those that have been taken.
+
+    Args:
+        rows: of the steps that have been taken, the first one included.
+        per_step: seconds of a step.
+        startup: seconds of the first step beyond that.
+        initial: validation loss before any step.
+        evaluation: seconds of one evaluation.
+    """
     test = evaluation * len(run.corpus.held_out.test) / len(run.corpus.held_out.validation)
     evaluations = evaluation * (1 + config.train.steps / config.log.eval_every) + test
     weights = {id(p): p.numel() * p.element_size() for p in run.lm.network.parameters() if _saved(config, p)}
-    checkpoint = sum(weights.values()) + session.state_bytes()
+    checkpoint = sum(weights.values()) + run.session.state_bytes()
     logged = _log_bytes(config, rows)
     return Estimate(
         timed_steps=max(1, len(rows) - 1),
@@ -92,11 +120,6 @@ def estimate(run: Run) -> Estimate:
         disk_bytes=(config.log.checkpoint_keep + 1) * checkpoint + logged,
         initial_validation_loss=initial,
     )
-
-
-def _held_out(row: Metrics) -> float:
-    """Seconds of what a step measured on held-out text."""
-    return row.get("time/reward", 0.0) + row.get("time/probe", 0.0)
 
 
 def _saved(config: RunConfig, parameter: torch.nn.Parameter) -> bool:

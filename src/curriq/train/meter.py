@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from statistics import median
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,10 @@ from curriq.train.loop import HeldOut
 from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Stateful, Step
 
 log = logging.getLogger("curriq")
+
+
+PREDICTING_STEPS = 10
+"""Steps from which the later ones are predicted."""
 
 
 @runtime_checkable
@@ -43,6 +48,7 @@ class Meter(Saved):
         signal: how much of the measured effects Q recovers.
         cost_per_window: what a forwarded window costs beside these passes: a reference model, recomputation
             under gradient checkpointing.
+        peak_flops: operations per second that all devices of the run can do at most; None where nobody knows.
     """
 
     SAVED = (
@@ -67,6 +73,7 @@ class Meter(Saved):
     passes: int = 1
     trains: int | None = None
     cost_per_window: Cost = NO_COST
+    peak_flops: float | None = None
     signal: Signal
 
     def __post_init__(self) -> None:
@@ -84,7 +91,9 @@ class Meter(Saved):
         effective = effective_batch_size(weights).item()
         weight_share = self._by_source(step.trained.windows.source, weights)
         read = torch.bincount(step.offer.sources_read, minlength=len(self.source_names))
+        flops, trained = self.flops, self.windows_trained
         self._count(step.cost + self.cost_per_window * scored, scored)
+        flops, trained = self.flops - flops, self.windows_trained - trained
         self.windows_proposed += proposed
         self.effective_windows += effective
         self.seconds += seconds
@@ -106,7 +115,10 @@ class Meter(Saved):
             "policy/kl_from_uniform": kl,
             "time/step": seconds,
             "time/windows_per_second": proposed / max(seconds, 1e-9),
+            "perf/tokens_per_second": trained * self.window / max(seconds, 1e-9),
         }
+        if self.peak_flops is not None:
+            metrics["perf/mfu"] = flops / max(seconds, 1e-9) / self.peak_flops
         if step.offer.epoch is not None:
             self.epoch = metrics["data/epoch"] = float(step.offer.epoch)
         families = {"weight_share": weight_share}
@@ -196,6 +208,35 @@ class Timed(Saved):
         """The seconds of the step that has just ended."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+class Prediction:
+    """What a run's steps will take, from its first ones."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._ordinary: list[float] = []
+        self._held_out: list[float] = []
+
+    def metrics(self, row: Metrics) -> Metrics:
+        """`perf/predicted_seconds` of a step, once it is known, from the rows before this one."""
+        measures, found = "time/reward" in row, {}
+        ready = len(self._ordinary) >= PREDICTING_STEPS and (self._held_out or not measures)
+        if ready:
+            extra = median(self._held_out) if measures else 0.0
+            found = {"perf/predicted_seconds": median(self._ordinary) + extra}
+        if self._seen >= 1:  # the first step allocates, compiles and reads ahead
+            if len(self._ordinary) < PREDICTING_STEPS:
+                self._ordinary.append(row["time/step"] - held_out_seconds(row))
+            if measures and len(self._held_out) < PREDICTING_STEPS:
+                self._held_out.append(held_out_seconds(row))
+        self._seen += 1
+        return found
+
+
+def held_out_seconds(row: Metrics) -> float:
+    """Seconds of what a step measured on held-out text."""
+    return row.get("time/reward", 0.0) + row.get("time/probe", 0.0)
 
 
 class TaskProbe:

@@ -43,7 +43,7 @@ from curriq.train.checkpoint import (
 from curriq.train.hub import push
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
-from curriq.train.meter import Meter, peak_memory
+from curriq.train.meter import Meter, Prediction, peak_memory
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, on_host, open_logs, test_columns
 from curriq.types import Metrics, Step, WindowLosses, merge, readings_of, status_of
@@ -137,6 +137,7 @@ class Session:
     _promise: Promise = field(default_factory=dict)
     _checkpointer: Checkpointer | None = None
     _save_seconds: float | None = None
+    _prediction: Prediction = field(default_factory=Prediction)
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.config.log.run_dir)
@@ -281,6 +282,7 @@ class Session:
             row["validation/initial_loss"] = self.initial_validation
         for probe in self.probes:
             row = merge(row, probe.measure(done))
+        row = merge(row, self._prediction.metrics(row))
         if self._save_seconds is not None:
             row["time/checkpoint"], self._save_seconds = self._save_seconds, None
         return done, row

@@ -1,0 +1,204 @@
+"""What the parts of a step cost on this machine, from a few steps of a run, and what other steps would take.
+
+A step is reading, passes over the windows, measurements on held-out text, and the rest: Q, the policy, the
+meter. Passes are timed on few windows and on three times as many, and measurements on held-out text more
+often than the run makes them, so that a step of many windows is known from steps of few.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median
+
+from curriq.config import RunConfig
+from curriq.train.build import Run
+from curriq.train.meter import held_out_seconds
+from curriq.types import Metrics, Offer, Proposer
+
+CALIBRATION_STEPS = 10
+"""Steps that are timed, after the first ones."""
+WARM_UP = 4
+"""Steps before: what is allocated, compiled or read once, and the optimizer's first moments."""
+PROBE_EVERY = 3
+"""Steps between measurements on held-out text while parts are timed: in one step they are made, in the next Q
+learns from them, and the third has neither."""
+READING_SECONDS = 1.0
+"""For which the stream alone is read, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A cost that grows by `slope` per unit beside what it costs always, in seconds."""
+
+    fixed: float
+    slope: float
+
+    def at(self, amount: float) -> float:
+        return self.fixed + self.slope * amount
+
+    @staticmethod
+    def through(points: Sequence[tuple[float, float]]) -> "Line":
+        """The line through the medians at the smallest and the greatest amount; through 0 where there is one
+        amount, or where what it costs always would be negative."""
+        amounts = [amount for amount, _ in points]
+        low, high = min(amounts), max(amounts)
+        below, above = (median(cost for amount, cost in points if amount == end) for end in (low, high))
+        slope = (above - below) / (high - low) if high > low else above / high if high else 0.0
+        fixed = above - slope * high
+        if slope < 0:
+            return Line(fixed=above, slope=0.0)
+        return Line(fixed=fixed, slope=slope) if fixed >= 0 else Line(fixed=0.0, slope=above / high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Costs of the parts of a step, in seconds.
+
+    Attributes:
+        windows: N of the configuration.
+        read_per_step: windows that a step reads.
+        propose: of a step, reading included.
+        passes: forward and backward, by windows.
+        held_out: of a step that has them, by forward passes of a window.
+        held_out_forwards: of a step of N windows that has measurements; 0 where none has.
+        reward_every: steps between them.
+        rest: Q, the policy and the meter, by windows, in a step in which Q learns nothing.
+        learning: what Q and the policy take beside that for each measurement.
+        reading_rate: windows per second that a core reads, without choosing among them.
+    """
+
+    windows: int
+    read_per_step: float
+    propose: float
+    passes: Line
+    held_out: Line
+    held_out_forwards: float
+    reward_every: int
+    rest: Line
+    learning: float
+    reading_rate: float
+
+    @property
+    def held_out_per_step(self) -> float:
+        """Seconds of measuring on held-out text and of learning from it, spread over the steps between."""
+        if not self.held_out_forwards:
+            return 0.0
+        return (self.held_out.at(self.held_out_forwards) + self.learning) / self.reward_every
+
+    @property
+    def seconds_per_step(self) -> float:
+        return (
+            self.propose + self.passes.at(self.windows) + self.held_out_per_step + self.rest.at(self.windows)
+        )
+
+    @property
+    def plain_seconds_per_step(self) -> float:
+        """The same of training on as many windows as they come."""
+        read = self.propose * min(1.0, self.windows / max(1.0, self.read_per_step))
+        return read + self.passes.at(self.windows)
+
+    @property
+    def overhead(self) -> float:
+        """Seconds per step over those of plain training."""
+        return self.seconds_per_step / self.plain_seconds_per_step
+
+
+class Trimmed:
+    """Offers the first windows of what another proposer offers."""
+
+    def __init__(self, inner: Proposer, windows: int) -> None:
+        self._inner = inner
+        self.windows = windows
+
+    def propose(self, step: int) -> Offer:
+        return self._inner.propose(step).take(slice(self.windows))
+
+
+def for_calibration(config: RunConfig) -> RunConfig:
+    """The run that is built to be calibrated: `config`, with more frequent measurements on held-out text."""
+    every = min(PROBE_EVERY, config.train.reward_every)
+    return config.override(reward_every=every)
+
+
+def calibrate(run: Run, config: RunConfig) -> tuple[Calibration, list[Metrics]]:
+    """The costs of the steps of `config`, from a run that was built `for_calibration`, and the rows of the
+    steps that were taken. The session is used up.
+
+    Raises:
+        ArithmeticError: a loss or a score is not finite.
+        CurriqError: the stream cannot be read.
+    """
+    session, n = run.session, config.train.num_candidates
+    original = session.components
+    on_gpu = run.lm.device.type == "cuda"
+    trimmed = Trimmed(original.proposer, n if on_gpu else _few(run, config))  # a GPU's size is chosen for N
+    session.components = replace(original, proposer=trimmed)
+    rows = session.rehearse(1)
+    few = _few(run, config)
+    sizes = few, min(n, 3 * few)
+    timed: list[tuple[int, Metrics]] = []
+    for k in range(1, WARM_UP + CALIBRATION_STEPS):
+        trimmed.windows = sizes[k // PROBE_EVERY % 2]  # each with and without a measurement
+        (row,) = session.rehearse(1)
+        rows.append(row)
+        if k >= WARM_UP:
+            timed.append((trimmed.windows, row))
+    session.components = original
+    return _fitted(timed, config, _reading_rate(run)), rows
+
+
+def _few(run: Run, config: RunConfig) -> int:
+    """Windows of a small step: a full pass, and not less than the method chooses."""
+    least = max(run.lm.pieces.micro_batch, config.drawn, config.select.random_k * _random_k(config))
+    return min(config.train.num_candidates, least)
+
+
+def _random_k(config: RunConfig) -> bool:
+    return config.select.selector == "random-k"
+
+
+def _fitted(timed: list[tuple[int, Metrics]], config: RunConfig, reading_rate: float) -> Calibration:
+    n = config.train.num_candidates
+    held_out = [(m, row) for m, row in timed if "time/reward" in row]
+    forwards = [(row["held_out/forwards"], held_out_seconds(row)) for _, row in held_out]
+    largest = max((m for m, _ in timed), default=n)
+    more = min(n, config.critic.probe_windows) - min(largest, config.critic.probe_windows)
+    # Where the run measures as often as here, every step counts as it is.
+    spread = config.train.reward_every >= PROBE_EVERY and bool(held_out)
+    quiet = [(m, row) for m, row in timed if not spread or row["step"] % PROBE_EVERY == PROBE_EVERY - 1]
+    rest = Line.through([(m, _rest(row)) for m, row in quiet])
+    learning = 0.0
+    if spread:
+        beyond = [(row["step"] % PROBE_EVERY, _rest(row) - rest.at(m)) for m, row in timed]
+        learning = sum(median(b for phase, b in beyond if phase == wanted) for wanted in (0, 1))
+    effects = any("time/probe" in row and row["time/probe"] > 0 for _, row in held_out)
+    return Calibration(
+        windows=n,
+        read_per_step=mean(row["data/windows_read"] for _, row in timed),
+        propose=mean(row["time/propose"] for _, row in timed),
+        passes=Line.through([(m, row["time/train"]) for m, row in timed]),
+        held_out=Line.through(forwards) if forwards else Line(fixed=0.0, slope=0.0),
+        held_out_forwards=max((f for f, _ in forwards), default=0.0) + (max(0, more) if effects else 0),
+        reward_every=config.train.reward_every,
+        rest=rest,
+        learning=max(0.0, learning),
+        reading_rate=reading_rate,
+    )
+
+
+def _rest(row: Metrics) -> float:
+    parts = row["time/propose"] + row["time/train"] + held_out_seconds(row)
+    return max(0.0, row["time/step"] - parts)
+
+
+def _reading_rate(run: Run) -> float:
+    """Windows per second that are read, tokenized and packed, by one core."""
+    size = max(1, run.config.train.num_candidates)
+    run.corpus.stream.read(size)
+    count, began = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - began) < READING_SECONDS:
+        read = len(run.corpus.stream.read(size))
+        if not read:
+            break
+        count += read
+    return count / max(seconds, 1e-9)
