@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("curriq")
 
 SNAPSHOT_BLOCKS = 4
-"""Blocks between two states that the worker sends along: at most so many are read again for a checkpoint."""
+"""Least number of blocks between two states that the worker sends along. A state holds the whole shuffle buffer,
+so between two there are at least as many windows as that: a state costs a part of what reading these does,
+and at most so many are read again for a checkpoint."""
 PATIENCE = 5.0
 """Seconds without a block after which the log says that the run waits for the worker."""
 
@@ -194,10 +196,11 @@ class _Blocks(IterableDataset):
 
     def __iter__(self) -> Iterator[Block]:
         captured = BufferingHandler(sys.maxsize)
+        every = max(SNAPSHOT_BLOCKS, -(-self._stream.buffer_size // self._size))
         _log.handlers[:] = [captured]  # the terminal belongs to the process that trains
         _log.propagate = False
         for number in itertools.count():
-            state = self._stream.state_dict() if number % SNAPSHOT_BLOCKS == 0 else None
+            state = self._stream.state_dict() if number % every == 0 else None
             try:
                 offer: Offer | CurriqError = self._stream.read(self._size)
             except CurriqError as error:

@@ -351,7 +351,7 @@ class WindowStream:
     ) -> None:
         self._readers = readers
         self._cumulative = list(accumulate(weights))
-        self._buffer_size = buffer_size
+        self.buffer_size = buffer_size
         self._generator = generator
         self.fingerprint = dict(fingerprint)
         self._labelled = labelled
@@ -391,7 +391,7 @@ class WindowStream:
         self._generator.set_state(state["generator"])
 
     def _next(self) -> Window:
-        while len(self._buffer) < self._buffer_size:
+        while len(self._buffer) < self.buffer_size:
             source = bisect.bisect_right(self._cumulative, self._uniform() * self._cumulative[-1])
             self._buffer.append(self._readers[source].next_window())
         slot = math.floor(self._uniform() * len(self._buffer))

@@ -229,5 +229,6 @@ def build(config: RunConfig, context: Context) -> Method:
         config,
         lambda offer: offer.known["prior"],
         context.generators,
+        context.lm.device,
     )
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

@@ -20,6 +20,8 @@ FULL = 1 / 16
 """Of the table of counts, and the share of them in use at which it begins afresh; the one before it is kept
 beside it. So a text is remembered for 65,536 windows at the least, and of a new window's passages hardly one
 in eight falls on a slot that others use."""
+MOST = 512
+"""More than two counts add up to."""
 RECENT = 512
 """Windows over which the least repeated tenth is measured."""
 LEAST_REPEATED = 0.1
@@ -37,27 +39,33 @@ class Repetitions(Saved):
             that of the least repeated tenth of its kind. Where all text is repeated alike, as in a second
             epoch, nothing is discounted.
         window: tokens of a window, about, which sets how many passages are sampled.
+        device: where passages are counted.
     """
 
     SAVED = ("_recent",)
 
-    def __init__(self, discount: float, window: int) -> None:
+    def __init__(self, discount: float, window: int, device: torch.device | str = "cpu") -> None:
         assert 0 < discount < 1, discount
         self.discount = discount
         self._every = max(1, (window - SHINGLE + 1) // PER_WINDOW)
         self._recent = History(RECENT)
-        self._counts = torch.zeros(2, SLOTS, dtype=torch.uint8)  # of the time before, and of now
+        # Of the time before, and of now. Integers: the same on every device.
+        self._counts = torch.zeros(2, SLOTS, dtype=torch.uint8, device=device)
         self._in_use = 0
 
     def count(self, windows: Windows) -> Float[Tensor, "n"]:
-        """Times that the text of each window has been trained on, 0 for one that is too short to tell."""
-        slots, sampled = self._passages(windows)
-        if not slots.numel():
-            return torch.zeros(len(windows), dtype=torch.float64)
-        counts = (self._counts[0, slots].short() + self._counts[1, slots]).masked_fill(~sampled, -1)
-        most_first = counts.sort(1, descending=True).values
-        place = (REPEATED * sampled.sum(1)).long()
-        return most_first.gather(1, place[:, None]).squeeze(1).clamp(min=0).double()
+        """Times that the text of each window has been trained on, 0 for one that is too short to tell. On the
+        CPU."""
+        window, slots = self._passages(windows)
+        counts = self._counts[0, slots].long() + self._counts[1, slots]
+        # The passages window by window, and within each the most repeated first.
+        in_order = (window * MOST + (MOST - 1 - counts)).sort().values
+        passages = torch.bincount(window, minlength=len(windows))
+        at = passages.cumsum(0) - passages + (REPEATED * passages).long()
+        found = torch.zeros(len(windows), dtype=torch.float64, device=slots.device)
+        known = passages > 0
+        found[known] = (MOST - 1 - in_order[at[known]] % MOST).double()
+        return found.cpu()
 
     def factor(self, windows: Windows, prob: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """Factor in (0, 1] on the acceptance probability of each window, given the others' `prob`: those that
@@ -70,8 +78,7 @@ class Repetitions(Saved):
 
     def add(self, windows: Windows) -> None:
         """These windows are trained on."""
-        slots, sampled = self._passages(windows)
-        used = slots[sampled]
+        _, used = self._passages(windows)
         if self._in_use + len(used) > FULL * SLOTS:
             self._counts = torch.stack([self._counts[1], torch.zeros_like(self._counts[1])])
             self._in_use = 0
@@ -79,9 +86,9 @@ class Repetitions(Saved):
         places, times = used.unique(return_counts=True)
         self._counts[1, places] = (self._counts[1, places].int() + times).clamp(max=255).to(torch.uint8)
 
-    def _passages(self, windows: Windows) -> tuple[Int[Tensor, "n p"], Tensor]:
-        """Slot of each passage, and whether it is one of those that are counted."""
-        tokens = windows.tokens.cpu()
+    def _passages(self, windows: Windows) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
+        """Of the passages that are counted, window by window: the row of each one's window, and its slot."""
+        tokens = windows.tokens.to(self._counts.device)
         key, factor, width = tokens[:, : 0 if tokens.shape[1] < SHINGLE else None], 1_000_003, 1
         while width < SHINGLE:  # the polynomial of twice as many tokens, from two neighbours
             key = key[:, :-width] * factor + key[:, width:]
@@ -89,22 +96,24 @@ class Repetitions(Saved):
         mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
         sampled = (mixed >> 40 & 0xFFFF) % self._every == 0
         if windows.learnt is not None:  # padding, and what others wrote, is no text that is repeated
-            learnt = windows.learnt.cpu()
+            learnt = windows.learnt.to(mixed.device)
             sampled &= learnt[:, : key.shape[1]] & learnt[:, SHINGLE - 1 :]
-        return mixed >> 20 & SLOTS - 1, sampled
+        window, place = sampled.nonzero(as_tuple=True)
+        return window, mixed[window, place] >> 20 & SLOTS - 1
 
     def state_dict(self) -> State:
         """Only what is counted: a short run has a small state."""
-        where = self._counts.nonzero()
+        counts = self._counts.cpu()
+        where = counts.nonzero()
         return super().state_dict() | {
             "in_use": self._in_use,
             "where": where.int(),
-            "counts": self._counts[where[:, 0], where[:, 1]],
+            "counts": counts[where[:, 0], where[:, 1]],
         }
 
     def load_state_dict(self, state: State) -> None:
-        where = state["where"].long()
+        where = state["where"].long().to(self._counts.device)
         self._counts.zero_()
-        self._counts[where[:, 0], where[:, 1]] = state["counts"]
+        self._counts[where[:, 0], where[:, 1]] = state["counts"].to(self._counts.device)
         self._in_use = state["in_use"]
         super().load_state_dict({"recent": state["recent"]})

@@ -201,7 +201,7 @@ def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None)
     )
     ahead = 0 if scored is None else LOOK_AHEAD
     stream = Unreadable(scored or context.corpus.stream, look_ahead=ahead)
-    proposer = filtered(stream, config, policy.accept_prob, context.generators)
+    proposer = filtered(stream, config, policy.accept_prob, context.generators, context.lm.device)
     shared = list(critic.online.parameters())
     return Method(proposer=proposer, selector=policy, critic=critic, shared=shared)
 

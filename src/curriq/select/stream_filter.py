@@ -300,8 +300,9 @@ def filtered(
     config: RunConfig,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
+    device: torch.device | str = "cpu",
 ) -> FilteredStream:
-    """The windows of a stream that a policy accepts, N per step."""
+    """The windows of a stream that a policy accepts, N per step; repetitions are counted on `device`."""
     discount = config.select.repeat_discount
     return FilteredStream(
         stream,
@@ -309,5 +310,5 @@ def filtered(
         max_read_ratio=config.train.max_read_ratio,
         accept_prob=accept_prob,
         generator=generators("steer"),
-        repetitions=Repetitions(discount, config.data.window) if discount < 1 else None,
+        repetitions=Repetitions(discount, config.data.window, device) if discount < 1 else None,
     )
