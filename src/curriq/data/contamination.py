@@ -40,8 +40,7 @@ _CHARACTERS = (
     "\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
 _LETTERS = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff"
-    "\uaa60-\uaadf"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
 )
 _UNSPACED = re.compile(f"[{_CHARACTERS}{_LETTERS}]")
 _UNIT = re.compile(rf"[{_CHARACTERS}{_LETTERS}]|[^\W{_CHARACTERS}{_LETTERS}]+")
