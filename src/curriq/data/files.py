@@ -228,7 +228,7 @@ def _walk(folder: Path, where: str) -> Iterator[Path]:
 
 
 def _leads_nowhere(file: Path) -> bool:
-    """Whether this is a link to nothing, which may stand for a folder of documents; a loop of links cannot."""
+    """Whether this is a link to nothing, perhaps for a folder of documents; a loop of links cannot be one."""
     try:
         file.stat()
     except FileNotFoundError:
