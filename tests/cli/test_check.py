@@ -92,7 +92,10 @@ class TestUsable:
         """Together with the faults of the data, and by `train` before the data are read."""
         Path("taken", "checkpoints", "step-00000004").mkdir(parents=True)
         Path("file").write_text("mine")
-        for folder, reason in (("taken", "holds a run already"), ("file/run", "cannot be the folder of a run")):
+        for folder, reason in (
+            ("taken", "holds a run already"),
+            ("file/run", "cannot be the folder of a run"),
+        ):
             named = ("--run-dir", folder, "--sources", "name=a,path=nothing.jsonl", "--target", "a")
             status, found = document(capsys, *named)
             assert status == 1

@@ -136,6 +136,24 @@ def test_a_damaged_older_part_is_named_with_its_steps(table, damage, run, capsys
         resume(run)
 
 
+def test_an_export_and_a_report_do_not_pass_over_a_part_that_is_gone(run, capsys, caplog, tmp_path):
+    """A curriculum with a gap would be replayed as if the steps after it had come at once."""
+    out = tmp_path / "curriculum.parquet"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    out.unlink()
+    gone = run / "candidates" / "part-00000000.parquet"
+    content = gone.read_bytes()
+    gone.unlink()
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert "candidates/part-00000000.parquet (steps 0 to 1) cannot be read" in capsys.readouterr().err
+    assert main(["report", str(run), "--no-figures", "--topics", "0"]) == 0
+    assert caplog.text.count("candidates lacks the steps 0 to 1: what follows is without them") == 1
+    gone.write_bytes(content[:-8] + content[-8:-4][::-1] + content[-4:])
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert "its SHA-256 is another" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_lost_configuration_is_written_again(run, finished, capsys):
     before = (run / "config.toml").read_bytes()
     (run / "config.toml").write_bytes(before[: len(before) // 2] + b"[")

@@ -156,8 +156,8 @@ def _refuse_revisions(folder: Path, where: str) -> None:
     revisions = sorted(at.name for at in snapshots.iterdir())
     if len(revisions) > 1:
         raise CurriqError(
-            f"{where} holds {len(revisions)} revisions of a data set ({', '.join(revisions)}): name the folder "
-            f"of one, such as path={snapshots / revisions[0]}."
+            f"{where} holds {len(revisions)} revisions of a data set ({', '.join(revisions)}): name the "
+            f"folder of one, such as path={snapshots / revisions[0]}."
         )
 
 
@@ -228,7 +228,7 @@ def _walk(folder: Path, where: str) -> Iterator[Path]:
 
 
 def _leads_nowhere(file: Path) -> bool:
-    """Whether this is a link to nothing, which may stand for a folder of documents; a loop of links does not."""
+    """Whether this is a link to nothing, perhaps for a folder of documents; a loop of links cannot be one."""
     try:
         file.stat()
     except FileNotFoundError:

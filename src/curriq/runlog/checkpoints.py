@@ -130,7 +130,8 @@ def require_new_run(folder: Path) -> None:
     """
     if checkpoint_folders(folder / "checkpoints"):
         raise CurriqError(
-            f"--run-dir {folder} holds a run already: go on with `curriq resume {folder}`, or give another folder."
+            f"--run-dir {folder} holds a run already: go on with `curriq resume {folder}`, or give another "
+            "folder."
         )
     try:
         at = folder.absolute()
@@ -147,8 +148,8 @@ def require_new_run(folder: Path) -> None:
 def unusable_folder(folder: Path, reason: str | None) -> CurriqError:
     """The error for a folder that the system refuses."""
     return CurriqError(
-        f"--run-dir {folder} cannot be the folder of a run ({reason}): give a new folder, or an empty one, in a "
-        "place where you may write."
+        f"--run-dir {folder} cannot be the folder of a run ({reason}): give a new folder, or an empty one, "
+        "in a place where you may write."
     )
 
 

@@ -19,6 +19,7 @@ from curriq.config import RunConfig, load_run_config, require, validated
 from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.runlog import read
+from curriq.runlog.promise import listed_parts, of_part
 from curriq.runlog.storage import replacing
 from curriq.runlog.writers import token_column
 
@@ -236,6 +237,12 @@ def _export(run: Path, out: Path) -> CurriculumAbout:
     environment = read.read_document(
         read.existing(run / "environment.json"), "restore it from a copy of the run"
     )
+    listed = listed_parts(run, "candidates", "windows")
+    if defect := next(filter(None, (of_part(run, part) for part in listed)), ""):
+        raise CurriqError(
+            f"{run}: {defect}, and a curriculum must have every step: restore the file from a copy of the "
+            "run."
+        )
     parts = read.part_paths(run, "candidates")
     kept = read.read_windows(run)
     if not parts or not len(kept):

@@ -66,6 +66,21 @@ def promised_parts(run_dir: Path, promise: Promise) -> Iterator[Part]:
                 yield Part(**json.loads(line))
 
 
+def listed_parts(run_dir: Path, *tables: str) -> Iterator[Part]:
+    """The parts of some tables that `parts.jsonl` lists, from its sound lines; none where it is missing."""
+    try:
+        lines = (run_dir / PARTS).read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            part = Part(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            continue  # `curriq verify` says so
+        if str(part.file).partition("/")[0] in tables:
+            yield part
+
+
 def broken(run_dir: Path, promise: Promise) -> list[str]:
     """What of a promised log is missing or damaged, by file and line; empty when all of it is there."""
     defects = [defect for name in promise if (defect := _of_extent(run_dir / name, Extent.of(promise, name)))]

@@ -4,20 +4,21 @@ Where a file is missing or damaged they raise CurriqError, which names the file 
 """
 
 import json
+import logging
 import os
 import tomllib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curriq.errors import CurriqError
-from curriq.runlog.promise import METRICS, TABLES
+from curriq.runlog.promise import METRICS, TABLES, listed_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +38,8 @@ CANDIDATE_NUMBERS = ("score", "weight", "loss", "q", "effect", "accept_prob", "s
 MOST_MEASURED = 8_000
 """Windows that averages over windows are taken from; a greater number changes no picture."""
 NGRAM = 4
+SHOWN = 3
+"""Parts that a warning names."""
 TAIL_BYTES = 1 << 16
 """More than the longest row of a log."""
 ADDED_LATER = ("effect", "accept_prob", "static_score")
@@ -73,7 +76,8 @@ def explained(folder: Path) -> Generator[None]:
 def existing(path: Path) -> Path:
     """The same path, when the file exists."""
     if not path.is_file():
-        raise CurriqError(f"{path} does not exist: give the folder of a run that has written one.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise CurriqError(f"{path} {what}: give the folder of a run that has written one.")
     return path
 
 
@@ -283,6 +287,22 @@ def part_paths(run_dir: str | Path, table: str) -> list[Path]:
     return sorted((Path(run_dir) / table).glob("part-*.parquet"))
 
 
+def _present_parts(run_dir: str | Path, table: str) -> list[Path]:
+    """`part_paths`, with a warning of parts that the log lists and that are gone."""
+    missing = [part for part in listed_parts(Path(run_dir), table) if not Path(run_dir, part.file).exists()]
+    if missing:
+        steps = ", ".join(f"{part.first_step} to {part.last_step}" for part in missing[:SHOWN])
+        steps += ", …" if len(missing) > SHOWN else ""
+        _warn_once(f"{Path(run_dir, table)} lacks the steps {steps}: what follows is without them.")
+    return part_paths(run_dir, table)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """One report reads a table several times."""
+    logging.getLogger("curriq").warning(message)
+
+
 def read_part(
     path: Path, columns: list[str] | None = None, fix: str = "delete it to read the others"
 ) -> "pa.Table":
@@ -324,7 +344,7 @@ def read_queries(run_dir: str | Path) -> "pa.Table":
 
 
 def _read_table(run_dir: str | Path, name: str, reason: str) -> "pa.Table":
-    paths = part_paths(run_dir, name)
+    paths = _present_parts(run_dir, name)
     if not paths:
         folder = Path(run_dir) / name
         raise CurriqError(f"{folder} holds no {name}: {reason}, or has saved no checkpoint yet.")
@@ -345,7 +365,7 @@ def read_queries_of(run_dir: str | Path, steps: np.ndarray) -> "pa.Table | None"
     Only the parts that hold such a step are read whole: the texts of a long run do not fit into memory.
     """
     found = []
-    for path in part_paths(run_dir, "queries"):
+    for path in _present_parts(run_dir, "queries"):
         wanted = np.isin(read_part(path, ["step"])["step"].to_numpy(), steps)
         if wanted.any():
             found.append(read_part(path).filter(wanted))
@@ -383,7 +403,7 @@ class CandidateRows:
 
 def candidate_parts(run_dir: str | Path) -> "Iterator[pa.Table]":
     """The candidates table part by part, so that a run of any length fits; none when the run logged none."""
-    return map(read_part, part_paths(run_dir, "candidates"))
+    return map(read_part, _present_parts(run_dir, "candidates"))
 
 
 def floats(column: Any) -> np.ndarray:
@@ -473,7 +493,7 @@ def repetition(tokens: np.ndarray) -> np.ndarray:
 
 def read_windows(run_dir: str | Path) -> KeptWindows:
     """All windows that the run kept; none when it kept none."""
-    parts = [read_part(path, ["window_id", "tokens"]) for path in part_paths(run_dir, "windows")]
+    parts = [read_part(path, ["window_id", "tokens"]) for path in _present_parts(run_dir, "windows")]
     if not parts:
         return KeptWindows(np.empty(0, np.int64), np.empty((0, 0), np.int32), None)
     ids = np.concatenate([part["window_id"].to_numpy() for part in parts])
