@@ -39,7 +39,7 @@ class TestLine:
 
 
 def calibration(**changed: Any) -> Calibration:
-    """64 windows of 10 ms each and 0.1 s beside, 320 windows read in 0.2 s, probes of 1.6 s each 16."""
+    """64 windows of 10 ms each and 0.1 s beside, 320 windows read in 0.2 s, probes of 1.6 s."""
     settings: dict[str, Any] = {
         "windows": 64,
         "read_per_step": 320.0,
