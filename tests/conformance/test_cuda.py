@@ -127,3 +127,12 @@ def test_the_device_is_found_and_named(tmp_path):
     about = json.loads((run.folder / "environment.json").read_text())
     assert about["device"].startswith("cuda")
     assert about["hardware"] == torch.cuda.get_device_name()
+
+
+def test_compiled_blocks_learn_the_same(tmp_path):
+    runs = {}
+    for way in ("off", "on"):
+        config = tiny(device="cuda", compile=way, micro_batch=4, selector="uniform", steps=12)
+        runs[way] = final(config, str(tmp_path / way))
+    for row, expected in zip(runs["on"].rows, runs["off"].rows, strict=True):
+        assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)

@@ -255,6 +255,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "subset": {"train_subset_size": 3, "credit": "counterfactual", "probe_windows": 4},
     "gpt2": {"model": "random:gpt2:hidden_size=32,num_hidden_layers=2,num_attention_heads=2"},
     "one window": {"selector": "random-single"},
+    "fused loss": {"cross_entropy": "fused"},
 }
 
 

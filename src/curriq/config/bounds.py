@@ -52,7 +52,7 @@ class WithinOrAuto(Within):
         )
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
-        return {"anyOf": [super().__get_pydantic_json_schema__(core, handler), {"const": "auto"}]}
+        return {"anyOf": [super().__get_pydantic_json_schema__(core, handler), {"enum": ["auto"]}]}
 
 
 # Every upper bound is far above what is of use, and below what overflows or takes the machine down.

@@ -23,7 +23,7 @@ from curriq import parallel
 from curriq.errors import CurriqError
 from curriq.lm.compute import CompiledBlocks, attention_kernel, blocks_of, compiles, row_kernels
 from curriq.lm.engine import Engine, OneProcess, make_engine
-from curriq.lm.linear_loss import linear_cross_entropy, padded_copy
+from curriq.lm.linear_loss import TORCH, linear_cross_entropy, padded_copy
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -162,9 +162,12 @@ class LanguageModel:
         Needs `kernels`.
         """
         assert self.kernels is not None
-        weight = self._output.weight
-        flat = hidden.flatten(0, 1), weight, self._compute_weight(), targets.flatten()
-        return linear_cross_entropy(*flat, self.kernels).view(targets.shape)
+        copy = self._compute_weight()
+        kernels = self.kernels if copy.dtype != torch.float64 else TORCH  # GPU kernels add up in float32
+        losses = linear_cross_entropy(
+            hidden.flatten(0, 1), self._output.weight, copy, targets.flatten(), kernels
+        )
+        return losses.view(targets.shape)
 
     def _compute_weight(self) -> Float[Tensor, "V2 d"]:
         """The head's weights as passes read them, made once per pass of the trunk."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from curriq.config import RunConfig
+from curriq.state import Saved
 from curriq.train.build import Run
 from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics, Offer, Proposer
@@ -103,8 +104,10 @@ class Calibration:
         return self.seconds_per_step / self.plain_seconds_per_step
 
 
-class Trimmed:
+class Trimmed(Saved):
     """Offers the first windows of what another proposer offers."""
+
+    SAVED = ("_inner",)
 
     def __init__(self, inner: Proposer, windows: int) -> None:
         self._inner = inner

@@ -55,8 +55,11 @@ def open_logs(
 def on_host(step: Step) -> Step:
     """The step with the columns that the meter, the probes and the log read on the CPU, brought there in one
     transfer; hidden states stay where they are."""
-    if step.weights.device.type == "cpu":
-        return step
+    return step if step.weights.device.type == "cpu" else in_one_transfer(step)
+
+
+def in_one_transfer(step: Step) -> Step:
+    """The same, whatever the device."""
     columns = [step.scores, step.weights, step.features.loss, *([] if step.q is None else [step.q])]
     scores, weights, loss, *q = torch.stack([column.double() for column in columns]).cpu()
     effects = step.effects

@@ -1,0 +1,211 @@
+"""What a run is predicted to take: from costs that are known, by hand, and of a real run, from its steps."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers import effects_of, random_offer
+from tests.runs import tiny
+from tests.steps import finished_step
+
+from curriq.evaluate.forecast import BACKWARD_SHARE, Costs, Memory, disk_speed, on_paper
+from curriq.presets import own_settings
+from curriq.runlog.read import read_metrics
+from curriq.train.calibrate import Calibration, Line, calibrate, for_calibration
+from curriq.train.meter import PREDICTING_STEPS, Prediction
+from curriq.train.record import in_one_transfer
+from curriq.train.run import prepare, train
+
+
+class TestLine:
+    def test_fixed_and_growing_part(self):
+        line = Line.through([(8, 1.8), (8, 1.9), (8, 9.0), (24, 3.5), (24, 3.5)])
+        assert (line.fixed, line.slope) == (pytest.approx(1.1), pytest.approx(0.1))
+        assert line.at(100) == pytest.approx(11.1)
+
+    def test_one_amount_is_proportional(self):
+        assert Line.through([(4, 2.0), (4, 4.0)]) == Line(fixed=0.0, slope=0.75)
+
+    def test_nothing_is_negative(self):
+        """Noise can make more windows cost less, or nothing cost less than nothing."""
+        assert Line.through([(1, 5.0), (2, 4.0)]) == Line(fixed=4.0, slope=0.0)
+        assert Line.through([(1, 1.0), (2, 3.0)]) == Line(fixed=0.0, slope=1.5)
+
+
+def calibration(**changed: Any) -> Calibration:
+    """64 windows of 10 ms each and 0.1 s beside, 320 windows read in 0.2 s, probes of 1.6 s."""
+    settings: dict[str, Any] = {
+        "windows": 64,
+        "read_per_step": 320.0,
+        "propose": 0.2,
+        "passes": Line(fixed=0.1, slope=0.01),
+        "held_out": Line(fixed=0.5, slope=0.01),
+        "held_out_forwards": 100.0,
+        "reward_every": 16,
+        "rest": Line(fixed=0.004, slope=0.0),
+        "learning": 0.1,
+        "reading_rate": 2000.0,
+    }
+    return Calibration(**settings | changed)
+
+
+class TestCalibration:
+    def test_a_step_is_the_sum_of_its_parts(self):
+        made = calibration()
+        assert made.held_out_per_step == pytest.approx((0.5 + 1.0 + 0.1) / 16)
+        assert made.seconds_per_step == pytest.approx(0.2 + 0.74 + 0.1 + 0.004)
+
+    def test_plain_training_reads_what_it_trains_on_and_measures_nothing(self):
+        made = calibration()
+        assert made.plain_seconds_per_step == pytest.approx(0.2 * 64 / 320 + 0.74)
+        assert made.overhead == pytest.approx(1.044 / 0.78)
+
+    def test_without_measurements(self):
+        assert calibration(held_out_forwards=0.0).held_out_per_step == 0
+
+    @pytest.mark.parametrize(
+        "settings", [{"selector": "uniform"}, {}, own_settings("weighted"), own_settings("recommended")]
+    )
+    def test_every_method_can_be_calibrated(self, settings):
+        config = tiny(**settings | {"num_candidates": 32, "sources": tiny().data.sources})
+        made, rows = calibrate(prepare(for_calibration(config)), config)
+        assert made.windows == 32
+        assert made.read_per_step >= 32
+        assert made.seconds_per_step > made.passes.at(32) > 0
+        assert made.reward_every == config.train.reward_every
+        assert bool(made.held_out_per_step) == any("time/reward" in row for row in rows)
+        assert made.overhead >= 1
+        assert made.reading_rate > 0
+
+    def test_steps_are_smaller_than_those_of_the_run(self):
+        config = tiny(num_candidates=100)
+        run = prepare(for_calibration(config))
+        _, rows = calibrate(run, config)
+        trained = {b["x/windows_trained"] - a["x/windows_trained"] for a, b in pairwise(rows)}
+        assert trained == {8, 24}
+
+    def test_forwards_of_a_probe_that_the_small_steps_cannot_fill(self):
+        """Of 30 probed windows a step of 24 has 24: the six others are one forward pass each."""
+        config = tiny(**own_settings("weighted") | {"num_candidates": 40, "probe_windows": 30})
+        config = config.override(reward_windows=4, reward_every=3)
+        made, rows = calibrate(prepare(for_calibration(config)), config)
+        largest = max(row["held_out/forwards"] for row in rows if "held_out/forwards" in row)
+        run = prepare(config)
+        actual = max(row.get("held_out/forwards", 0) for row in run.session.rehearse(7))
+        assert largest < made.held_out_forwards == actual
+
+
+class TestOnPaper:
+    memory = Memory(per_parameter=16, parameters=10**9, activations=8e9, fixed=0.0, device=80e9)
+    costs = Costs(calibration=calibration(), micro_batch=4, window=1024, weight_bytes=2, memory=memory)
+
+    def test_replicated_weights(self):
+        """8 windows each in 0.18 s, in two passes; 4 bytes per parameter go round, 7/8 of them twice: 7 GB in
+        0.14 s, beside the backward pass of the last micro-batch."""
+        made = on_paper(self.costs, 8, "ddp", 50e9)
+        assert made["windows_per_gpu"] == 8
+        assert made["sent_bytes_per_step"] == pytest.approx(7e9)
+        waited = 0.14 - BACKWARD_SHARE * 0.09
+        assert made["exposed_communication_seconds"] == pytest.approx(waited)
+        expected = 0.2 / 8 + 0.18 + 0.1 / 8 + 0.004 + waited
+        assert made["seconds_per_step"] == pytest.approx(expected)
+        assert made["tokens_per_second"] == pytest.approx(64 * 1024 / expected)
+        assert made["memory_bytes"] == 24e9
+
+    def test_sharded_weights(self):
+        """Two micro-batches: weights of 2 bytes come twice in each, gradients of 4 go once."""
+        made = on_paper(self.costs, 8, "fsdp", 50e9)
+        assert made["sent_bytes_per_step"] == pytest.approx(7 / 8 * 1e9 * (2 * 2 * 2 + 2 * 4))
+        assert made["memory_bytes"] == 2e9 + 8e9
+        assert made["largest_model"] > on_paper(self.costs, 8, "ddp", 50e9)["largest_model"]
+
+    def test_one_gpu_sends_nothing(self):
+        made = on_paper(self.costs, 1, "ddp", 1e9)
+        assert made["sent_bytes_per_step"] == 0
+        assert made["efficiency"] == pytest.approx(1)
+
+    def test_slow_links_are_waited_for(self):
+        fast, slow = (on_paper(self.costs, 8, "ddp", speed) for speed in (1e12, 1e9))
+        assert fast["exposed_communication_seconds"] == 0
+        assert slow["seconds_per_step"] > 7
+
+    def test_the_largest_model_fills_the_memory(self):
+        largest = self.memory.largest()
+        activations = 8e9 * (largest / 1e9) ** (2 / 3)
+        assert 16 * largest + activations == pytest.approx(80e9, rel=0.01)
+
+
+def test_disk_speed_is_measured_where_the_run_will_be(tmp_path):
+    written, hashed = disk_speed(tmp_path / "not" / "there")
+    assert written > 0
+    assert hashed > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestPrediction:
+    def test_the_first_steps_predict_the_later_ones(self):
+        prediction = Prediction()
+        rows = [{"time/step": 9.0}, *({"time/step": 1.0 + 0.1 * (k % 2)} for k in range(PREDICTING_STEPS))]
+        assert all(prediction.metrics(row) == {} for row in rows)
+        assert prediction.metrics({"time/step": 7.0})["perf/predicted_seconds"] == pytest.approx(1.05)
+
+    def test_steps_with_a_measurement_cost_more(self):
+        prediction = Prediction()
+        for k in range(2 * PREDICTING_STEPS):
+            measured = {"time/reward": 0.5, "time/probe": 1.5} if k % 5 == 0 else {}
+            prediction.metrics({"time/step": 3.0 if measured else 1.0} | measured)
+        said = prediction.metrics({"time/step": 1.0, "time/reward": 0.0})
+        assert said["perf/predicted_seconds"] == pytest.approx(3.0)
+
+    def test_it_is_in_the_log(self, tmp_path):
+        train(tiny(selector="uniform", steps=14, run_dir=str(tmp_path)))
+        rows = read_metrics(tmp_path)
+        assert [row["step"] for row in rows if "perf/predicted_seconds" in row] == [11, 12, 13]
+        for row in rows:
+            rate = row["perf/tokens_per_second"] * row["time/step"]
+            assert rate == pytest.approx(8 * 32)
+            assert "perf/mfu" not in row  # of a CPU no peak is known
+
+    def test_the_share_of_a_peak_that_is_told(self, tmp_path):
+        train(tiny(selector="uniform", steps=2, peak_tflops=0.001, run_dir=str(tmp_path)))
+        first, second = read_metrics(tmp_path)
+        flops = second["x/flops"] - first["x/flops"]
+        assert second["perf/mfu"] == pytest.approx(flops / second["time/step"] / 1e9)
+
+
+def test_a_step_comes_to_the_host_as_it_is():
+    offer = random_offer(3)
+    step = finished_step(0, offer, loss=torch.tensor([1.5, 2.5, 0.1]), q=torch.tensor([0.3, 0.2, 0.7]))
+    moved = in_one_transfer(step)
+    for name in ("scores", "weights", "q"):
+        assert torch.equal(getattr(moved, name), getattr(step, name))
+        assert getattr(moved, name).dtype == getattr(step, name).dtype
+    assert torch.equal(moved.features.loss, step.features.loss)
+    effects = effects_of(torch.tensor([0, 2]), torch.tensor([0.1, 0.2]))
+    assert torch.equal(
+        in_one_transfer(finished_step(0, offer, effects=effects)).effects.effect, effects.effect
+    )
+
+
+def test_the_command(tmp_path):
+    words = ["--preset", "smoke", "--threads", "1", "--gpus", "8", "16", "--bandwidth", "25", "--json"]
+    command = [sys.executable, "-m", "curriq", "plan", *words]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment)
+    plan = json.loads(done.stdout)
+    assert plan["format"] == 1
+    assert plan["bandwidth"] == 25e9
+    assert [(row["gpus"], row["engine"]) for row in plan["on_paper"]] == [
+        (8, "ddp"), (8, "fsdp"), (16, "ddp"), (16, "fsdp")
+    ]  # fmt: skip
+    parts = sum(plan["step"][name] for name in ("reading", "passes", "held_out", "rest"))
+    assert plan["step"]["seconds"] == pytest.approx(parts)
+    assert plan["run"]["windows_trained"] == 12 * 8
+    assert plan["run"]["break_even"] == pytest.approx(1 - 1 / plan["step"]["overhead"])
+    assert list(tmp_path.iterdir()) == []  # nothing is written
