@@ -437,8 +437,9 @@ class SelectConfig(Section):
     """Trust the label of the target's own source: all its windows are accepted, and others, the most
     target-like first, only where it does not fill a step within --max-read-ratio."""
     repeat_discount: Fraction = 1.0
-    """Factor on the probability that a stream filter accepts a window, for each time that its text, or a near
-    copy of it, has been trained on beyond that of the least repeated windows; 1 leaves repetitions alone."""
+    """Factor on the probability that a stream filter accepts a window, for each time, beyond the first four,
+    that its text or near copies of it have been trained on more often than the least repeated text; 1 leaves
+    repetitions alone."""
     static_encoder: str = "hashing"
     """Encoder of --static-score embedding: `hashing`, or a sentence-transformer by name or folder."""
     bandit_exploration: Annotated[float, Within("[0, 1]")] = 0.1

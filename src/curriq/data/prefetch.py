@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("curriq")
 
 SNAPSHOT_BLOCKS = 4
-"""Least number of blocks between two states that the worker sends along. A state holds the whole shuffle buffer,
-so between two there are at least as many windows as that: a state costs a part of what reading these does,
-and at most so many are read again for a checkpoint."""
+"""Least number of blocks between two states that the worker sends along. A state holds the whole shuffle
+buffer, so between two there are at least as many windows as that: a state costs a part of what reading these
+does, and at most so many are read again for a checkpoint."""
 PATIENCE = 5.0
 """Seconds without a block after which the log says that the run waits for the worker."""
 

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.select.base import History
+from curriq.select.static import FRESH
 from curriq.state import Saved, State
 from curriq.types import Windows
 
@@ -35,9 +36,10 @@ class Repetitions(Saved):
     every copy.
 
     Args:
-        discount: factor on a window's probability for each time that its text has been trained on beyond
-            that of the least repeated tenth of its kind. Where all text is repeated alike, as in a second
-            epoch, nothing is discounted.
+        discount: factor on a window's probability for each time, beyond the first `FRESH`, that its text has
+            been trained on more often than that of the least repeated tenth of its kind. Where all text is
+            repeated alike, as in a later epoch, nothing is discounted; nor are the phrases that recur in
+            every target, and should be learnt.
         window: tokens of a window, about, which sets how many passages are sampled.
         device: where passages are counted.
     """
@@ -74,7 +76,7 @@ class Repetitions(Saved):
         self._recent.extend(counts[prob >= 0.5])
         known = self._recent.values
         level = known.quantile(LEAST_REPEATED) if len(known) else torch.zeros((), dtype=torch.float64)
-        return self.discount ** (counts - level).clamp(min=0)
+        return self.discount ** (counts - level - FRESH).clamp(min=0)
 
     def add(self, windows: Windows) -> None:
         """These windows are trained on."""
