@@ -1,7 +1,7 @@
 """How well `curriq plan` predicts a step: six configurations, calibrated on small steps of their models.
 
     python benchmarks/plan.py             # some minutes on 2 cores
-    python benchmarks/plan.py --steps 32
+    python benchmarks/plan.py --steps 32 --cpu-time     # beside other programs, one thread
 
 A prediction comes from ten steps of few windows, with measurements in every third step
 (`train/calibrate.py`). Then a run of the whole configuration takes its own steps, in whole intervals between
@@ -11,6 +11,7 @@ predicted.
 
 import argparse
 import statistics
+import time
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -40,7 +41,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="steps of each run, in whole intervals")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of configurations, from 0")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor, where other programs run too"
+    )
     options = parser.parse_args()
+    if options.cpu_time:
+        time.perf_counter = time.process_time  # in all that is timed, on both sides of the comparison
     print(f"{'configuration':26} {'predicted':>10} {'measured':>10} {'off by':>9}  overhead  parts")
     errors = []
     chosen = [*CONFIGURATIONS.items()]
