@@ -52,6 +52,7 @@ class FilteredStream(Saved):
             with those that came nearest to being accepted.
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
+        announces: whether the first step says in the log what the filter does.
     """
 
     SAVED = ("stream", "generator")
@@ -63,6 +64,7 @@ class FilteredStream(Saved):
     max_read_ratio: int
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
+    announces: bool = True
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -82,8 +84,7 @@ class FilteredStream(Saved):
             batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
-            new = parallel.from_rank_zero(self.accept_prob(batch).double().cpu())
+            new = self.accept_prob(batch).double().cpu()
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
@@ -100,17 +101,23 @@ class FilteredStream(Saved):
         judged = replace(everything.take(slice(end)), sampled=Sampled(accept_prob=prob[:end]))
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
-        if step == 0:
-            logger.info(
-                f"the filter trains on {n} of the first {len(judged)} windows that it read; it reads at most "
-                f"{self.max_read_ratio} for each."
-            )
-        return replace(
+        offer = replace(
             judged.take(chosen),
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
         )
+        if step == 0 and self.announces:
+            announce(offer, self.max_read_ratio)
+        return offer
+
+
+def announce(offer: Offer, max_read_ratio: int) -> None:
+    """Say in the log what a filter makes of the first windows."""
+    logger.info(
+        f"the filter trains on {len(offer)} of the first {sum(map(len, offer.judged))} windows that it read; "
+        f"it reads at most {max_read_ratio} for each."
+    )
 
 
 @dataclass(eq=False)
@@ -286,11 +293,16 @@ def filtered(
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
 ) -> FilteredStream:
-    """The windows of a stream that a policy accepts, N per step."""
+    """The windows of a stream that a policy accepts, N per step, by rank 0's numbers."""
+
+    def of_rank_zero(offer: Offer) -> Float[Tensor, "n"]:
+        # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
+        return parallel.from_rank_zero(accept_prob(offer).double().cpu())
+
     return FilteredStream(
         stream,
         config.train.num_candidates,
         max_read_ratio=config.train.max_read_ratio,
-        accept_prob=accept_prob,
+        accept_prob=of_rank_zero,
         generator=generators("steer"),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from curriq import langevin, select
 from curriq.config import RunConfig
 from curriq.data import Corpus
+from curriq.data.shards import ShardedStream
 from curriq.data.tokenizer import serialised
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
@@ -93,7 +94,7 @@ def build_session(
         device=lm.device,
         shared=method.shared,
         replicas=() if lm.engine.sharded else lm.parameters,
-        sharded=lm.engine.sharded,
+        sharded=lm.engine.sharded or isinstance(corpus.stream, ShardedStream),
         gathered_lm=lm.gathered,
         tokenizer=serialised(corpus.tokenizer),
     )

@@ -103,7 +103,8 @@ class Session:
         fingerprint: of the data; a resume compares it.
         shared: φ, of which rank 0's numbers count.
         replicas: θ, where every rank holds the whole.
-        sharded: whether each rank holds a part of θ, so that all take part when it is saved.
+        sharded: whether each rank holds a part of θ or of the stream, so that all take part when the state is
+            saved.
         gathered_lm: a context in which rank 0 has all that `save_lm` writes; all ranks enter.
         files: path of every local file that a resume reads again → its size and SHA-256.
         skipped_rows: rows left out of each source that has left out any.
