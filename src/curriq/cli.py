@@ -31,7 +31,7 @@ from curriq.presets import PRESETS, preset
 from curriq.terminal import escaped_output
 
 if TYPE_CHECKING:
-    from curriq.train.session import RunResult
+    from curriq.train.result import RunResult
 
 USAGE = """curriq: a language model that learns which data to learn from.
 
@@ -305,6 +305,14 @@ def completion_command(arguments: list[str]) -> int:
     return 0
 
 
+def export_command(arguments: list[str]) -> int:
+    """Write what a run has learnt: its curriculum, or its model."""
+    from curriq.runlog.curriculum import main
+    from curriq.train.export import model_folder
+
+    return main(arguments, model_folder)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "check": check_command,
@@ -317,7 +325,7 @@ COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "eval": "curriq.evaluate.tasks",
     "report": report_command,
     "watch": "curriq.report.watch",
-    "export": "curriq.runlog.curriculum",
+    "export": export_command,
     "push": "curriq.train.hub",
     "runs": "curriq.report.runs",
     "presets": presets_command,

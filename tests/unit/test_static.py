@@ -14,8 +14,19 @@ from curriq.config import SelectConfig
 from curriq.data.split import gumbel_top_k
 from curriq.data.stream import Unreadable
 from curriq.select import static
-from curriq.select.rules import RULES, Resampling, Rule, TargetPosterior, TargetQuantile, TopShare
-from curriq.select.static import DOCUMENT_SHARE, OTHER_SOURCE, SAMPLE, RecentTotals, ScoredStream
+from curriq.select.static import (
+    DOCUMENT_SHARE,
+    OTHER_SOURCE,
+    RULES,
+    SAMPLE,
+    RecentTotals,
+    Resampling,
+    Rule,
+    ScoredStream,
+    TargetPosterior,
+    TargetQuantile,
+    TopShare,
+)
 from curriq.select.stream_filter import FilteredStream
 from curriq.state import Saved
 from curriq.types import Cost, Offer, Windows

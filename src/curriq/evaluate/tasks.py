@@ -14,7 +14,6 @@ from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
-from curriq.runlog.checkpoints import latest_model
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
 
@@ -96,7 +95,9 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
         of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
         return lm, lm.parents[2] if of_run else None
     if (path / "config.toml").exists():
-        return latest_model(path), path
+        from curriq.train.export import model_folder as model_of_run
+
+        return model_of_run(path), path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
         "config.json) or of its adapters (with adapter_config.json)."

@@ -229,7 +229,9 @@ time/step | seconds | The whole step, including candidates and reward.
 time/reward | seconds | Measuring the reward.
 time/probe | seconds | Measurements before the update: effects, paired reward.
 time/evaluate | seconds | Measuring the validation loss.
-time/checkpoint | seconds | Saving, when the previous step ended with a save.
+time/checkpoint | seconds | What training waited for saving, when the previous step ended with a save.
+time/checkpoint_written | seconds | Until a checkpoint that was written meanwhile was durable; once it is.
+checkpoint/bytes | bytes | Size of a checkpoint, of all processes together; once it is saved.
 time/windows_per_second | windows/s | Candidates over the step's wall time.
 """)
 """The metrics of a step, one row of `metrics.jsonl`."""

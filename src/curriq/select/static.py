@@ -5,18 +5,20 @@ and 1. Both together are a data filter of the usual kind, which `--selector filt
 prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π₀).
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
 from curriq import parallel
+from curriq.config import SelectConfig
 from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts
-from curriq.select.base import History
-from curriq.select.rules import Rule
+from curriq.select.base import History, RecentTotals
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
 
@@ -171,51 +173,6 @@ def _ones_at(ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]) -> tuple[Int[Te
     return where, torch.ones(len(where), dtype=torch.int32, device=where.device)
 
 
-class RecentTotals(Saved):
-    """Running totals by identity, of documents or windows.
-
-    A table of fixed size by the identity; where two share a slot, the later one begins afresh, so that memory
-    and checkpoints stay small however long the stream is.
-
-    Args:
-        slots: of the table.
-        columns: totals of each identity.
-    """
-
-    SAVED = ("_identity", "_totals")
-
-    def __init__(self, slots: int, columns: int) -> None:
-        self._identity = torch.full((slots,), -1, dtype=torch.int64)
-        self._totals = torch.zeros(slots, columns, dtype=torch.float64)
-
-    def add(
-        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """The totals of each row's identity before this batch, and with it."""
-        names, slots, place, before, after = self._with(identity, values)
-        self._identity[slots], self._totals[slots] = names, after
-        return before[place], after[place]
-
-    def preview(
-        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """What `add` would return; nothing is remembered."""
-        *_, place, before, after = self._with(identity, values)
-        return before[place], after[place]
-
-    def _with(
-        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Distinct identities, their slots, the place of each row's, and their totals before and after."""
-        names, place = identity.unique(return_inverse=True)
-        slots = names.remainder(len(self._identity))
-        before = self._totals[slots]
-        # Two identities of a batch may share a slot.
-        before[torch.isin(slots, slots[self._identity[slots] != names])] = 0
-        after = before + torch.zeros_like(before).index_add_(0, place, values.double())
-        return names, slots, place, before, after
-
-
 def documents_of(windows: Windows) -> Int[Tensor, "n"]:
     """Identity of each window's document; its own where documents are not known."""
     return windows.ids if windows.document is None else windows.document
@@ -273,6 +230,103 @@ def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Flo
         return_inverse=True, return_counts=True
     )
     return counts[place].double()
+
+
+# Acceptance rules: the probability of each score, from a sample of the stream's scores and the target's own.
+
+Scores = Float[Tensor, "n"]
+Rule = Callable[[Scores, Float[Tensor, "m"], Float[Tensor, "D"]], Scores]
+LEAST = 1e-100
+"""Least probability: its logarithm is finite, for interpolation and as a factor of weights."""
+SOFT_EDGE = 0.01
+"""Width of a threshold's edge, in standard deviations of the stream's scores: where a step runs out of
+windows to read, those nearest to the threshold fill it."""
+
+
+def _above(score: Scores, threshold: Tensor, sample: Float[Tensor, "m"]) -> Scores:
+    edge = SOFT_EDGE * sample.std(correction=0).clamp(min=1e-12)
+    return ((score - threshold) / edge).clamp(-600, 0).exp()
+
+
+@dataclass(frozen=True)
+class TopShare:
+    """Accepts the share of the stream that scores highest."""
+
+    share: float
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        return _above(score, sample.quantile(1 - self.share), sample)
+
+
+@dataclass(frozen=True)
+class TargetQuantile:
+    """Accepts what scores at least as high as this quantile of the target's own windows."""
+
+    quantile: float
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        return _above(score, target.quantile(self.quantile), sample)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Importance resampling as DSIR publishes it: without replacement, a share of the stream with probability
+    ∝ exp(total log-weight), by Gumbel noise on the log-weights.
+
+    Args:
+        terms: n-grams of a window, so that terms · score is the total log-weight.
+    """
+
+    share: float
+    terms: int
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        # Into the top k of log-weight + Gumbel noise with probability 1 − exp(−exp(log-weight − c)).
+        def entering(weight: Tensor, c: float) -> Tensor:
+            return -torch.expm1(-(weight - c).clamp(-600, 50).exp())
+
+        level = self.terms * sample
+        low, high = level.min().item() - 50, level.max().item() + 50
+        c = brentq(lambda c: entering(level, c).mean().item() - self.share, low, high)
+        return entering(self.terms * score, c)
+
+
+@dataclass(frozen=True)
+class TargetPosterior:
+    """Accepts with the probability that a window is of the target's kind, to the power `sharpness`.
+
+    The density ratio p_D(s)/p_S(s) of the scores grows with s; isotonic regression of "is the target's" on s
+    estimates it. On a stream that is target-like in part the ratio levels off at the inverse of this part.
+    Divided by that level, which the median of the target's own windows stands for, it is the posterior: 1 for
+    all windows where stream and target are alike, so that nothing is selected among equals, and the sharper,
+    the less the two overlap. No share has to be chosen.
+    """
+
+    sharpness: float = 1.0
+
+    def __call__(self, score: Scores, sample: Float[Tensor, "m"], target: Float[Tensor, "D"]) -> Scores:
+        # Equal scores are one point of the regression.
+        places, of = torch.cat([target, sample]).unique(return_inverse=True)
+        ours = torch.bincount(of[: len(target)], minlength=len(places)) / len(target)
+        theirs = torch.bincount(of[len(target) :], minlength=len(places)) / len(sample)
+        share = ours.double() / (ours + theirs)
+        share = torch.from_numpy(isotonic_regression(share.numpy(), weights=(ours + theirs).numpy()).x)
+        ratio = share / (1 - share).clamp(min=1e-6)
+
+        def at(s: Scores) -> Scores:
+            return ratio[torch.searchsorted(places, s).clamp(max=len(places) - 1)]
+
+        level = at(target).median().clamp(min=1e-12)
+        return ((at(score) / level).clamp(0.0, 1.0) ** self.sharpness).clamp(min=LEAST)
+
+
+RULES: dict[str, Callable[[SelectConfig, int], Rule]] = {
+    "share": lambda settings, window: TopShare(settings.static_share),
+    "resample": lambda settings, window: Resampling(settings.static_share, 2 * window - 1),
+    "quantile": lambda settings, window: TargetQuantile(settings.static_quantile),
+    "posterior": lambda settings, window: TargetPosterior(settings.static_sharpness),
+}
+"""The values of `--static-rule`, for windows of so many tokens."""
 
 
 SAMPLE = 4096

@@ -94,8 +94,10 @@ def build_session(
         device=lm.device,
         shared=method.shared,
         replicas=() if lm.engine.sharded else lm.parameters,
-        sharded=lm.engine.sharded or isinstance(corpus.stream, ShardedStream),
-        gathered_lm=lm.gathered,
+        sharded=lm.engine.sharded,
+        collective=isinstance(corpus.stream, ShardedStream),
+        lm_parts=lm.parts,
+        load_lm=lm.load_parts,
         tokenizer=serialised(corpus.tokenizer),
     )
     return session
