@@ -25,6 +25,11 @@ class Stored:
     key: str
 
 
+def find_stored(folder: Path, key: str) -> Stored:
+    """The tensor of this name in a folder; nothing is read."""
+    return Stored(folder, key)
+
+
 def read_stored(wanted: Sequence[tuple[Stored, Tensor]]) -> None:
     """Read tensors into others of their shapes, whole ones or those of which this process holds a part."""
     by_folder: dict[Path, dict[str, Tensor]] = {}

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from curriq import parallel
-from curriq.lm.stored import Stored, export_weights
+from curriq.lm.stored import export_weights, find_stored
 from curriq.runlog.checkpoints import sha256
 from curriq.runlog.storage import fsync
 from curriq.types import State
@@ -62,7 +62,7 @@ def joined(state: Any, folder: Path) -> Any:
     """A state with the tensors of a folder, not read as yet, in place of their marks."""
     if isinstance(state, dict):
         if state.keys() == {_MARK}:
-            return Stored(folder, state[_MARK])
+            return find_stored(folder, state[_MARK])
         return {key: joined(item, folder) for key, item in state.items()}
     if isinstance(state, list | tuple):
         return type(state)(joined(item, folder) for item in state)
@@ -176,7 +176,7 @@ class PartsWriter:
         try:
             written.result()
             files = self._digests(folder)
-        except Exception as error:  # all ranks must hear of it, whatever it is
+        except (Exception, CheckpointException) as error:  # all ranks must hear of it, whatever it is
             refusal = reason_of(error)
         everywhere: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(everywhere, (files, refusal), group=self._group)
@@ -217,10 +217,10 @@ class PartsWriter:
         return Outcome(path, refusal, size, time.perf_counter() - began)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Why a checkpoint could not be written: the operating system's message where it is one's."""
     if isinstance(error, CheckpointException):
-        error = next((e for e, _ in error.failures.values() if isinstance(e, Exception)), error)
+        error = next((failure for failure, _ in error.failures.values()), error)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):

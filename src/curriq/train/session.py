@@ -18,7 +18,6 @@ import curriq
 from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
-from curriq.lm.stored import Stored
 from curriq.rng import Generators, derive_seed
 from curriq.runlog.checkpoints import folder_size
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
@@ -26,6 +25,7 @@ from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
+from curriq.state import State
 from curriq.train.agreement import require_same_weights, share_policy
 from curriq.train.checkpoint import (
     Checkpointer,
@@ -97,7 +97,7 @@ class Session:
     sharded: bool = False
     collective: bool = False
     lm_parts: Callable[[], dict[str, torch.Tensor]] = dict
-    load_lm: Callable[[dict[str, Stored]], None] = lambda stored: None
+    load_lm: Callable[[State], None] = lambda stored: None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
