@@ -19,6 +19,7 @@ from curriq import parallel
 from curriq.cli import main
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
+from curriq.evaluate.tasks import model_folder as evaluated_folder
 from curriq.lm import stored
 from curriq.presets import own_settings
 from curriq.runlog.checkpoints import checkpoint_folders, has_weights, verify
@@ -105,6 +106,9 @@ def exported(run: Path) -> None:
         open_lm(str(newest / "lm"))
     assert main(["export", str(run), "--model"]) == 0
     assert model_folder(run) == newest / "lm"
+    older = checkpoint_folders(run / "checkpoints")[1]  # `curriq eval` of that one
+    assert evaluated_folder(older) == (older / "lm", run)
+    assert has_weights(verify(older))
     assert has_weights(verify(newest))
     assert main(["export", str(run), "--model"]) == 0
     assert not (newest / ".tmp-lm").exists()
@@ -160,7 +164,7 @@ def test_a_finished_run_is_pruned_to_its_model_and_one_process_goes_on(tmp_path,
     in_processes(2, go_on, run, 10)  # and two again, from a whole model
     assert latest_checkpoint(run).manifest["format"] == 4
     assert main(["verify", str(run)]) == 0
-    assert main(["runs", "prune", str(run), "--model-only"]) == 0
+    assert main(["runs", "prune", str(run), "--keep-model", "--yes"]) == 0
     left = checkpoint_folders(run / "checkpoints")[0]
     assert {path.name for path in left.iterdir()} == {"lm", "manifest.json"}
     assert weights_of(model_folder(run))

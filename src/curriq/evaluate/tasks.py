@@ -16,6 +16,8 @@ from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
+from curriq.train.export import model_folder as model_of_run
+from curriq.train.export import with_weights
 
 if TYPE_CHECKING:
     from curriq.types import Score
@@ -93,10 +95,8 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
     lm = (path if _is_model(path) else path / "lm").absolute()
     if _is_model(lm):
         of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
-        return lm, lm.parents[2] if of_run else None
+        return (with_weights(lm), lm.parents[2]) if of_run else (lm, None)
     if (path / "config.toml").exists():
-        from curriq.train.export import model_folder as model_of_run
-
         return model_of_run(path), path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "

@@ -49,7 +49,8 @@ class Engine(Protocol):
 
     Attributes:
         parameters: θ as the optimizer and the probe see it; the trainable ones.
-        sharded: whether each rank holds a part of θ, so that all must take part when it is read or saved.
+        sharded: whether each rank holds a part of θ, so that all must take part when it is read, and each
+            saves its own.
     """
 
     sharded: bool

@@ -83,7 +83,10 @@ def _print_places(console: "Console", run_dir: Path, summary: dict[str, Any]) ->
     if summary["checkpoint"] is not None:
         folder = run_dir / summary["checkpoint"]
         console.print(f"checkpoint  {folder}")
-        console.print(f"model       {folder / 'lm'}  (AutoModelForCausalLM opens it)")
+        how = "AutoModelForCausalLM opens it"
+        if (folder / "parts").is_dir() and not any((folder / "lm").glob("*.safetensors")):
+            how = f"`curriq export {run_dir} --model` writes its weights there"
+        console.print(f"model       {folder / 'lm'}  ({how})")
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

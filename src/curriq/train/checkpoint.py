@@ -9,7 +9,8 @@
 A checkpoint is written under a temporary name, forced to the disk and then renamed, so a folder called
 `step-…` is always complete; only then are older ones removed. Later damage shows in the hashes. The manifest
 also says how much of the run's log the checkpoint covers (`runlog/promise.py`). Between two saves a reserve
-file keeps room for the next one, so a disk that others fill up ends a run with everything saved.
+file keeps room for the next one, so a disk that others fill up ends a run with everything saved. Where
+processes hold parts of the model, each writes its own (`train/parts.py`), and the folder is finished here.
 """
 
 import errno

@@ -19,6 +19,14 @@ def model_folder(run: Path) -> Path:
     return latest_model(run, export)
 
 
+def with_weights(lm: Path) -> Path:
+    """The Hugging Face folder of a checkpoint, its weights written there first where only its parts have
+    them; any other folder as it is. It raises as `model_folder` does."""
+    if (lm.parent / "parts").is_dir() and not any(lm.glob("*.safetensors")):
+        export(lm.parent)
+    return lm
+
+
 def export(checkpoint: Path) -> None:
     """Write the weights that a checkpoint has in parts into its `lm/`, and add them to its manifest; after a
     kill at any moment it is as it was, or whole."""
