@@ -155,6 +155,7 @@ def test_parts_are_whole_hashed_exported_and_gone_on_from(tmp_path):
     assert all(row["checkpoint/bytes"] > 1e5 for row in written)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_pruned_to_its_model_and_one_process_goes_on(tmp_path, capsys):
     in_processes(2, train_once, tiny(**FSDP, model=LLAMA, run_dir=str(tmp_path / "run")))
     run = tmp_path / "run"
@@ -255,6 +256,7 @@ class KillAt:
         return {}
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_a_checkpoint_is_written(tmp_path):
     in_processes(2, goes_on_meanwhile, tmp_path, False)
 

@@ -197,6 +197,7 @@ def taken_after(first: Windows, judged: Windows) -> list[bool]:
     return after
 
 
+@SLOW
 def test_the_filter_in_shards_accepts_as_the_one_that_is_not_divided():
     """The same policy: of each source about the same share is accepted."""
     shares = {}
@@ -266,6 +267,7 @@ def test_runs_of_one_process(world, engine, names, tmp_path):
     assert rejected or "recommended" not in names
 
 
+@SLOW
 def test_one_process_interrupted_and_reading_ahead_equals_an_uninterrupted_one(tmp_path):
     config = tiny(**SHARDS | METHODS["recommended"])
     train(config.override(run_dir=str(tmp_path / "straight")))

@@ -22,6 +22,7 @@ from curriq.errors import CurriqError
 from curriq.lm.contract import train_what_text_reaches
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
+from curriq.runlog.checkpoints import lacks_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +62,7 @@ def load_language_model(
     entries = 1 + max(tokenizer.get_vocab().values())
     if config.model.startswith("random:"):
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
-    elif saved is not None and not config.lora_rank and not any(saved.glob("*.safetensors")):
+    elif saved is not None and lacks_weights(saved):
         network = _without_weights(config, window)
     else:
         network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
@@ -322,7 +323,7 @@ def _why_not(folder: Path, error: Exception) -> str:
     if not (folder / "config.json").exists():
         fix = "give a folder that save_pretrained wrote, or train from scratch with --model random:gpt2"
         return f"has no config.json, so it is no model: {fix}; a tokenizer is given by --tokenizer {folder}."
-    if (folder.parent / "parts").is_dir() and not any(folder.glob("*.safetensors")):
+    if lacks_weights(folder):
         run = folder.parents[2]
         return (
             f"has its weights in the parts of its checkpoint: `curriq export {run} --model` writes them here."

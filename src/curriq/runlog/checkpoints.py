@@ -100,6 +100,12 @@ def has_weights(manifest: dict[str, Any]) -> bool:
     return manifest["format"] == FORMAT or any(name.endswith(".safetensors") for name in manifest["files"])
 
 
+def lacks_weights(lm: Path) -> bool:
+    """Whether the Hugging Face folder of a checkpoint leaves its weights to the parts beside it."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (lm.parent / "parts").is_dir() and not any((lm / name).exists() for name in whole)
+
+
 def seal(path: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a checkpoint anew, with its own hash."""
     manifest["sha256"] = manifest_digest(manifest)

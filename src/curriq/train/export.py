@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from curriq.errors import CurriqError
-from curriq.runlog.checkpoints import latest_model, seal, sha256, verify
+from curriq.runlog.checkpoints import BadCheckpoint, lacks_weights, latest_model, seal, sha256, verify
 from curriq.runlog.storage import exclusive, fsync, make_folder
 
 
@@ -22,7 +22,7 @@ def model_folder(run: Path) -> Path:
 def with_weights(lm: Path) -> Path:
     """The Hugging Face folder of a checkpoint, its weights written there first where only its parts have
     them; any other folder as it is. It raises as `model_folder` does."""
-    if (lm.parent / "parts").is_dir() and not any(lm.glob("*.safetensors")):
+    if lacks_weights(lm):
         export(lm.parent)
     return lm
 
@@ -37,12 +37,17 @@ def export(checkpoint: Path) -> None:
     refusal = f"{run} is being trained, and its newest checkpoint has its weights in parts: wait for the end."
     aside = checkpoint / ".tmp-lm"
     with exclusive(run, refusal):
-        manifest = verify(checkpoint)
+        try:
+            manifest = verify(checkpoint)
+        except BadCheckpoint as defect:
+            raise CurriqError(
+                f"{checkpoint}: {defect}. `curriq export {run} --model` takes another."
+            ) from None
         shutil.rmtree(aside, ignore_errors=True)
         try:
             make_folder(aside)
             export_weights(checkpoint / PARTS, LM, aside)
-            written = sorted(aside.iterdir())
+            written = sorted(aside.iterdir())  # the index last: without it the pieces are no weights
             for path in written:
                 fsync(path)
                 named = f"lm/{path.name}"
