@@ -51,6 +51,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq report RUN…                    one page that shows what runs did, from their logs
   curriq watch RUN                      the same page while the run goes on, on this machine only
   curriq export RUN                     the learned order and weights, for curriq train --curriculum
+  curriq export RUN --model             the Hugging Face folder, where the model was saved in parts (fsdp)
   curriq push RUN OWNER/NAME            upload the trained model to the Hugging Face hub
   curriq runs list [FOLDER]             runs, how far they came, and what they take on the disk
   curriq runs prune RUN…                remove the checkpoints that nothing needs any more

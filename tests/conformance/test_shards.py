@@ -103,6 +103,26 @@ def test_the_embedded_corpus_in_shards_and_in_a_new_order_each_epoch():
     assert source.fingerprint() == open_source(config, 0).fingerprint()
 
 
+@pytest.mark.parametrize("count", [2, 3])  # of three files: by rows, and whole ones
+def test_a_hub_data_set_in_shards(count, tmp_path, monkeypatch):
+    import datasets
+
+    written(tmp_path, {f"{i}.jsonl": 11 for i in range(3)})
+    opened, files = datasets.load_dataset, [*map(str, sorted(tmp_path.glob("*.jsonl")))]
+    local = {"data_files": files, "split": "train", "streaming": True}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: opened("json", **local))
+    config = SourceConfig(name="hub", path="hub:owner/name", hub_revision="0" * 40)
+    parts = [keys(config, Shard(number, count)) for number in range(count)]
+    assert sum(parts, Counter()) == keys(config, Shard())
+    assert max(sum(part.values()) for part in parts) == -(-33 // count)
+    source, again = (open_source(config, 0, shard=Shard(1, count)) for _ in range(2))
+    for _ in range(4):
+        source.next_document()
+    again.load_state_dict(source.state_dict())
+    for _ in range(2):  # epochs
+        assert [d.key for d in read_epoch(again)] == [d.key for d in read_epoch(source)]
+
+
 def test_a_source_with_fewer_documents_than_shards_is_refused(tmp_path):
     config = written(tmp_path, {"few.jsonl": 2})
     with pytest.raises(CurriqError, match=r"'files' has no document with text for shard 2 of 4: low"):
