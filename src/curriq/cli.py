@@ -31,7 +31,7 @@ from curriq.presets import PRESETS, preset
 from curriq.terminal import escaped_output
 
 if TYPE_CHECKING:
-    from curriq.train.session import RunResult
+    from curriq.train.result import RunResult
 
 USAGE = """curriq: a language model that learns which data to learn from.
 
@@ -52,6 +52,7 @@ USAGE = """curriq: a language model that learns which data to learn from.
   curriq report RUN…                    one page that shows what runs did, from their logs
   curriq watch RUN                      the same page while the run goes on, on this machine only
   curriq export RUN                     the learned order and weights, for curriq train --curriculum
+  curriq export RUN --model             the Hugging Face folder, where the model was saved in parts (fsdp)
   curriq push RUN OWNER/NAME            upload the trained model to the Hugging Face hub
   curriq runs list [FOLDER]             runs, how far they came, and what they take on the disk
   curriq runs prune RUN…                remove the checkpoints that nothing needs any more
@@ -343,6 +344,14 @@ def completion_command(arguments: list[str]) -> int:
     return 0
 
 
+def export_command(arguments: list[str]) -> int:
+    """Write what a run has learnt: its curriculum, or its model."""
+    from curriq.runlog.curriculum import main
+    from curriq.train.export import model_folder
+
+    return main(arguments, model_folder)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "train": train_command,
     "check": check_command,
@@ -356,7 +365,7 @@ COMMANDS: dict[str, Callable[[list[str]], int] | str] = {
     "eval": "curriq.evaluate.tasks",
     "report": report_command,
     "watch": "curriq.report.watch",
-    "export": "curriq.runlog.curriculum",
+    "export": export_command,
     "push": "curriq.train.hub",
     "runs": "curriq.report.runs",
     "presets": presets_command,

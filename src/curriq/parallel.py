@@ -91,6 +91,24 @@ def from_rank_zero(value: Value) -> Value:
     return values[0]
 
 
+def gather_objects(value: Value) -> list[Value]:
+    """Every rank's value in the order of the ranks, on all of them; any object that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_to_rank_zero(value: Value) -> list[Value]:
+    """Every rank's value in the order of the ranks, on rank 0; on the others their own alone."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return [value] if values is None else values
+
+
 def adopt_(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """Put rank 0's numbers into the tensors of all ranks, in one message.
 
@@ -129,8 +147,7 @@ def require_same_rows(ids: Tensor, what: str) -> None:
     ids = ids.cpu().contiguous()
     if all_equal(ids.numpy().tobytes()):
         return
-    everywhere: list[Any] = [None] * world_size()
-    dist.all_gather_object(everywhere, ids.tolist())
+    everywhere = gather_objects(ids.tolist())
     apart = next(r for r, rows in enumerate(everywhere) if rows != everywhere[0])
     only = sorted(set(everywhere[apart]) - set(everywhere[0]))
     rows = f"{', '.join(map(str, only[:4]))} only on rank {apart}" if only else "another order or number"

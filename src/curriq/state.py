@@ -1,7 +1,7 @@
 """Checkpoint state of the parts of a run."""
 
 from collections import deque
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -9,6 +9,7 @@ State = dict[str, Any]
 """Plain containers, numbers, strings and tensors only, so that `torch.load(weights_only=True)` reads it."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Anything whose state a checkpoint must hold for a bitwise resume."""
 

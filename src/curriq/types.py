@@ -244,6 +244,7 @@ class Offer:
         cost: what it took to propose them.
         epoch: times that the most often repeated source has run out; None where there is no stream.
         metrics: what the proposer measured.
+        version: of the policy that proposed them: how often it had been updated.
     """
 
     windows: Windows
@@ -256,6 +257,7 @@ class Offer:
     cost: Cost = NO_COST
     epoch: int | None = None
     metrics: Metrics = field(default_factory=dict)
+    version: int = 0
 
     @staticmethod
     def of(windows: Windows, **attributes: Any) -> "Offer":

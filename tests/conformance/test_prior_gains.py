@@ -9,7 +9,7 @@ import curriq
 from curriq.config import EMBEDDED_SOURCES
 from curriq.presets import own_settings, preset
 from curriq.runlog.read import read_metrics
-from curriq.train.session import RunResult
+from curriq.train.result import RunResult
 
 
 def finished(folder: Path, **settings: Any) -> RunResult:

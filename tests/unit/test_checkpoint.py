@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from curriq.errors import CurriqError
-from curriq.runlog.checkpoints import latest_model
+from curriq.runlog.checkpoints import FORMATS, latest_model
 from curriq.runlog.writers import MetricsLog
 from curriq.train import checkpoint as module
 from curriq.train.checkpoint import (
@@ -186,9 +186,10 @@ class TestFallback:
         self.falls_back(run_dir, caplog, "checkpoint format zip")
 
     def test_newer_format_names_both_versions(self, run_dir, caplog):
-        rewrite_manifest(folder(run_dir, 20), format=FORMAT + 1, versions={"curriq": "9.9.9"})
-        self.falls_back(run_dir, caplog, f"format {FORMAT + 1} (written by curriq 9.9.9)")
-        assert f"reads format {FORMAT}: upgrade curriq" in caplog.text
+        newer = max(FORMATS) + 1
+        rewrite_manifest(folder(run_dir, 20), format=newer, versions={"curriq": "9.9.9"})
+        self.falls_back(run_dir, caplog, f"format {newer} (written by curriq 9.9.9)")
+        assert "reads the formats 3 and 4: upgrade curriq" in caplog.text
 
     def test_renamed_folder(self, run_dir, caplog):
         folder(run_dir, 10).rename(folder(run_dir, 30))

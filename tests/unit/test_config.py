@@ -58,6 +58,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (SourceConfig, "weight", [-0.1, math.nan, math.inf], [0.0]),
     (DataConfig, "window", [1, 0, -5], [2]),
     (DataConfig, "shuffle_buffer", [0], [1]),
+    (DataConfig, "stream_shards", [0, -2], [1]),
     (DataConfig, "reward_set_size", [0], [1]),
     (DataConfig, "validation_set_size", [0], [1]),
     (DataConfig, "test_set_size", [0], [1]),

@@ -91,6 +91,8 @@ class TestRegistry:
             "time/probe",
             "time/evaluate",
             "time/checkpoint",
+            "time/checkpoint_written",
+            "checkpoint/bytes",
             "time/tasks",
             "time/windows_per_second",
             "perf/tokens_per_second",

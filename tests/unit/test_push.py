@@ -17,8 +17,8 @@ from curriq.runlog.checkpoints import latest_model
 from curriq.train import hub
 from curriq.train.hub import push
 from curriq.train.model_card import base_model, model_card
+from curriq.train.result import RunResult
 from curriq.train.run import train
-from curriq.train.session import RunResult
 
 REPO = "someone/tiny"
 

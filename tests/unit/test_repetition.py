@@ -1,6 +1,7 @@
 """Repetitions of text, against counting by dictionary; a filter that accepts them less."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from curriq.select import repetition
 from curriq.select.repetition import REPEATED, SHINGLE, Repetitions
 from curriq.select.static import FRESH
 from curriq.select.stream_filter import FilteredStream
-from curriq.types import IGNORED, Cost, Offer, Windows
+from curriq.types import IGNORED, Cost, Offer, Sampled, Windows
 
 T = 32
 
@@ -102,32 +103,42 @@ class TestCount:
         assert (counts[-150:] >= 1).all()
 
 
-class TestFactor:
-    def test_each_repetition_beyond_the_least_repeated_is_discounted(self) -> None:
+def offered(text: torch.Tensor, prob: torch.Tensor) -> Offer:
+    """Text that has been read and rejected, with the probabilities of being accepted."""
+    offer = replace(Offer.of(of(text)), sampled=Sampled(accept_prob=prob))
+    return replace(offer.take(slice(0, 0)), rejected=offer)
+
+
+class TestJudge:
+    def test_each_repetition_beyond_those_of_the_least_repeated_and_the_free_ones_is_discounted(self) -> None:
         text = random_text(200 * T, 7).view(-1, T)
         counter = Repetitions(0.5, T)
         for rows, times in ((50, FRESH), (100, 1), (200, 1)):
             for _ in range(times):
                 counter.add(of(text[:rows]))
         counter.add(of(text[:25]))
-        prob = torch.ones(200, dtype=torch.float64)
-        factor = counter.factor(of(text), prob)
-        assert factor.tolist() == [0.25] * 25 + [0.5] * 25 + [1.0] * 150
+        counter.take_in(offered(text, torch.ones(200, dtype=torch.float64)))
+        assert counter.judge(of(text)).tolist() == [0.25] * 25 + [0.5] * 25 + [1.0] * 150
 
     def test_where_all_is_repeated_alike_nothing_is(self) -> None:
         text = random_text(100 * T, 8).view(-1, T)
         counter = Repetitions(0.5, T)
         for _ in range(2 * FRESH):
             counter.add(of(text))
-        assert counter.factor(of(text), torch.ones(100, dtype=torch.float64)).tolist() == [1.0] * 100
+        assert counter.judge(of(text)).tolist() == [0.5**FRESH] * 100
+        # What was rejected for repetition alone counts for the level all the same.
+        counter.take_in(offered(text, torch.full((100,), 0.5**FRESH, dtype=torch.float64)))
+        assert counter.judge(of(text)).tolist() == [1.0] * 100
 
     def test_fresh_text_that_is_hardly_accepted_does_not_set_the_level(self) -> None:
         text = random_text(100 * T, 9).view(-1, T)
         counter = Repetitions(0.5, T)
         for _ in range(2 * FRESH):
             counter.add(of(text[:50]))
-        prob = torch.where(torch.arange(100) < 50, 1.0, 1e-6).double()
-        assert counter.factor(of(text), prob)[:50].tolist() == [1.0] * 50
+        repeated = torch.arange(100) < 50
+        prob = torch.where(repeated, 0.5**FRESH, 1e-6).double()
+        counter.take_in(offered(text, prob))
+        assert counter.judge(of(text))[:50].tolist() == [1.0] * 50
 
 
 class Text:

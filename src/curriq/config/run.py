@@ -145,6 +145,10 @@ def _sizes(config: RunConfig) -> Pairs:
     for name, bound in bounds.items():
         if config.value(name) > config.value(bound):
             yield name, bound, "no more can be drawn; lower the one or raise the other"
+    shards, n = config.data.stream_shards, config.train.num_candidates
+    if n % shards and config.langevin.proposer == "stream" and not config.data.curriculum:
+        use = f"use --num-candidates {n - n % shards or shards}, or a number of shards that divides {n}"
+        yield "stream_shards", "num_candidates", f"every shard gives as many windows to a step; {use}"
     if config.select.selector == "bandit" and config.train.reward_every > 1:
         yield "selector", "reward_every", "it learns from every step's reward; use --reward-every 1"
 
@@ -244,6 +248,10 @@ def _sharded(config: RunConfig) -> Pairs:
         yield "engine", "td_into_theta", f"its gradient takes another way into the model; {use}"
     if config.lm.lora_rank:
         yield "engine", "lora_rank", f"adapters are small, so there is nothing to share; {use}"
+    scores = config.select.prior or config.select.selector == "filter"
+    if scores and config.data.stream_shards > 1 and config.select.static_score == "rho":
+        why = "every process scores its own windows, and none can run a model in parts by itself"
+        yield "engine", "static_score", f"{why}; use --engine ddp, or --stream-shards 1"
     if config.tasks.eval_tasks:
         why = "the tasks are scored by one process, which holds a part of the model only"
         yield "engine", "eval_tasks", f"{why}; score a checkpoint with `curriq eval`, or use --engine ddp"

@@ -113,6 +113,10 @@ class DataConfig(Section):
     shuffle_buffer: Stock = 8192
     """Windows in the shuffle buffer; 1 keeps the order of the sources. Behind a filter only a part of it is
     trained on, so that a small one makes every batch of windows of a few documents."""
+    stream_shards: Size = 1
+    """Shards of the stream (S), each with its own part of the documents, its own shuffle buffer and its own
+    random draws. Several processes (torchrun) read S/W of them each, and a step takes N/S windows from each;
+    the windows do not depend on the number of processes. At 1 every process reads the whole stream."""
     held_out_share: Annotated[float, Within("(0, 1)")] = 0.25
     """Share of the target's documents, chosen by document hash, that never enter the stream."""
     split_seed: Seed = 0

@@ -12,9 +12,10 @@ from curriq.config import DataConfig, RunConfig, SourceConfig
 from curriq.data.cache import FileHash, file_hash
 from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
-from curriq.data.documents import DocumentSource, read_epoch, short_hash
+from curriq.data.documents import WHOLE, DocumentSource, Shard, read_epoch, short_hash
 from curriq.data.encoder import Encoder
 from curriq.data.prefetch import Prefetched
+from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
@@ -35,7 +36,7 @@ class Corpus:
     files that a resume reads again."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
-    stream: WindowStream | Prefetched
+    stream: WindowStream | Prefetched | ShardedStream
     held_out: HeldOutSets
     source_names: tuple[str, ...]
     files: dict[str, FileHash] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         CurriqError: a source, the tokenizer or the held-out sets cannot be had as asked.
     """
     data = config.data
+    own = own_shards(data.stream_shards)
     tokenizer = load_tokenizer(config.tokenizer, config.lm, lambda: training_texts(data))
     # In the split's order, not the run's, so that training seeds of one split share the held-out sets.
     for source in data.sources:
@@ -73,18 +75,23 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     if tokenizer.name_or_path:  # not trained here
         documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
         log_marks(tokenizer, [document.text for document in documents if document.messages is None])
-    readers = _open_readers(config, tokenizer, contamination)
-    stream: WindowStream | Prefetched = WindowStream(
-        readers,
-        [source.weight for source in data.sources],
-        data.shuffle_buffer,
-        torch.Generator().manual_seed(derive_seed(config.train.seed, "stream")),
-        data_fingerprint(config, tokenizer, readers, target, held_out),
-        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
-    )
-    if read_ahead:
+
+    def opened(shard: Shard) -> WindowStream | Prefetched:
+        readers = _open_readers(config, tokenizer, contamination, shard)
+        fingerprint = data_fingerprint(config, tokenizer, readers, target, held_out)
+        stream = _window_stream(config, readers, fingerprint, shard)
+        if not read_ahead:
+            return stream
         ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
-        stream = Prefetched(stream, tokenizer, block=config.train.num_candidates, ahead=ahead)
+        block = -(-config.train.num_candidates // shard.count)
+        return Prefetched(stream, tokenizer, block=block, ahead=ahead)
+
+    stream: WindowStream | Prefetched | ShardedStream
+    if data.stream_shards == 1:
+        stream = opened(WHOLE)
+    else:
+        count = data.stream_shards
+        stream = ShardedStream({number: opened(Shard(number, count)) for number in own}, count)
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
@@ -110,8 +117,27 @@ def input_files(config: RunConfig) -> list[Path]:
     return sorted({path.absolute() for path in paths})
 
 
+def _window_stream(
+    config: RunConfig, readers: Mapping[int, SourceReader], fingerprint: Mapping[str, str], shard: Shard
+) -> WindowStream:
+    """The windows of a shard; all shards together hold as many windows in their buffers as one stream."""
+    data = config.data
+    purpose = "stream" if shard == WHOLE else f"stream/{shard.number}"
+    return WindowStream(
+        readers,
+        [source.weight for source in data.sources],
+        -(-data.shuffle_buffer // shard.count),
+        torch.Generator().manual_seed(derive_seed(config.train.seed, purpose)),
+        fingerprint,
+        labelled=any(source.difficulty_field and source.weight > 0 for source in data.sources),
+    )
+
+
 def _open_readers(
-    config: RunConfig, tokenizer: "transformers.PreTrainedTokenizerBase", contamination: ContaminationFilter
+    config: RunConfig,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    contamination: ContaminationFilter,
+    shard: Shard,
 ) -> dict[int, SourceReader]:
     data, seed, target = config.data, config.train.seed, target_of(config.data)
     fields = ("path", "hub_split", "hub_revision")
@@ -119,8 +145,10 @@ def _open_readers(
     for position, source in enumerate(data.sources):
         if source.weight > 0:
             of_target = all(getattr(source, field) == getattr(target, field) for field in fields)
-            clean = DecontaminatedSource(open_source(source, seed), contamination, of_target=of_target)
-            documents = Duplicates(clean, seed) if source.corruption == "duplicates" else clean
+            repeated = source.corruption == "duplicates"
+            part = open_source(source, seed, shard=WHOLE if repeated else shard)
+            clean = DecontaminatedSource(part, contamination, of_target=of_target)
+            documents = Duplicates(clean, seed, shard=shard) if repeated else clean
             corruption, window = source.corruption, data.window
             readers[position] = SourceReader(documents, corruption, tokenizer, window, seed, position)
     return readers
@@ -184,4 +212,6 @@ def data_fingerprint(
         # The sets themselves too: an encoder on another device, say, may draw other topic-coherent windows.
         "held_out": short_hash(*(windows.tokens.numpy().tobytes() for windows in vars(held_out).values())),
         "seed": str(config.train.seed),
+        # Runs of versions that had no shards go on.
+        **({"stream_shards": str(data.stream_shards)} if data.stream_shards > 1 else {}),
     }

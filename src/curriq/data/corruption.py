@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from curriq.config import CorruptionName
-from curriq.data.documents import Document, DocumentSource, MemorySource, read_epoch
+from curriq.data.documents import WHOLE, Document, DocumentSource, MemorySource, Shard, read_epoch
 from curriq.rng import derive_seed
 
 OCR_ERROR_RATE = 0.08
@@ -98,13 +98,22 @@ class Duplicates(MemorySource):
     They are the first ones of that source (for an embedded source a random sample), and an epoch is one
     permutation of them. They are read again on resume, so the state is (epoch, position) alone. Nobody else
     may read from the source.
+
+    Every shard repeats the same documents, each in an order of its own: more of them would be less repeated.
     """
 
-    def __init__(self, source: DocumentSource, seed: int, distinct: int = DISTINCT_DUPLICATES) -> None:
+    def __init__(
+        self,
+        source: DocumentSource,
+        seed: int,
+        distinct: int = DISTINCT_DUPLICATES,
+        shard: Shard = WHOLE,
+    ) -> None:
         documents = tuple(itertools.islice(read_epoch(source), distinct))
-        super().__init__(source.name, documents, seed, purpose="/duplicates")
-        self._whole = source
-        self.skipped = source.skipped
+        purpose = "/duplicates" + (f"/{shard.number}" if shard != WHOLE else "")
+        super().__init__(source.name, documents, seed, purpose=purpose)
+        self._source = source
+        self.skipped = source.skipped if shard.number == 0 else 0
 
     def fingerprint(self) -> str:
-        return self._whole.fingerprint()
+        return self._source.fingerprint()

@@ -49,6 +49,25 @@ class Document:
         return int(document_key(self.key), 16) >> 1
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of a source: the documents are dealt out, each to one part."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.number < self.count, self
+
+    def first(self, row: int, offset: int = 0) -> int:
+        """The first row from this one on that is the shard's; rows are dealt out in turn, row 0 to the shard
+        of number `offset` (modulo the count)."""
+        return row + (self.number - offset - row) % self.count
+
+
+WHOLE = Shard()
+
+
 @runtime_checkable
 class DocumentSource(Stateful, Protocol):
     """An endless, exactly resumable sequence of documents in epochs.
@@ -90,20 +109,30 @@ class MemorySource:
     Args:
         documents: in an order that is the same in every process.
         version: what else the fingerprint covers, such as the version of the corpus.
+        shard: the part of them that is read; the fingerprint is that of all.
     """
 
     skipped = 0
 
     def __init__(
-        self, name: str, documents: Sequence[Document], seed: int, version: str = "", purpose: str = ""
+        self,
+        name: str,
+        documents: Sequence[Document],
+        seed: int,
+        version: str = "",
+        purpose: str = "",
+        shard: Shard = WHOLE,
     ) -> None:
         if not documents:
             raise CurriqError(f"source {name!r} holds no document with text: give it some, or leave it out.")
         self.name = name
-        self._documents = documents
+        self._whole = documents
+        self._documents = documents[shard.number :: shard.count]
+        if not self._documents:
+            raise too_few_documents(name, shard)
         self._seed = seed
         self._version = version
-        self._purpose = f"documents/{name}{purpose}"
+        self._purpose = f"documents/{name}{purpose}" + (f"/{shard.number}" if shard != WHOLE else "")
         self.load_state_dict({"epoch": 0, "position": 0})
 
     def next_document(self) -> Document | None:
@@ -114,7 +143,7 @@ class MemorySource:
         return self._documents[self._order[self._position - 1]]
 
     def fingerprint(self) -> str:
-        return short_hash(self._version, *(document.text for document in self._documents))
+        return short_hash(self._version, *(document.text for document in self._whole))
 
     def state_dict(self) -> State:
         return {"epoch": self.epoch, "position": self._position}
@@ -124,6 +153,14 @@ class MemorySource:
         self._position: int = state["position"]
         rng = np.random.default_rng(derive_seed(self._seed, f"{self._purpose}/{self.epoch}"))
         self._order = rng.permutation(len(self._documents)).tolist()
+
+
+def too_few_documents(name: str, shard: Shard) -> CurriqError:
+    """The error of a shard to which no document of a source with text was dealt."""
+    return CurriqError(
+        f"source {name!r} has no document with text for shard {shard.number} of {shard.count}: lower "
+        "--stream-shards (a new run can, a resumed one cannot), or give the source more documents."
+    )
 
 
 def short_hash(*parts: str | bytes) -> str:

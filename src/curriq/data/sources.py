@@ -8,6 +8,7 @@ disk, and the position is exact to the row. Documents come in the order of the f
 import abc
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from curriq.config import SourceConfig, did_you_mean
 from curriq.data.columns import document_of
-from curriq.data.documents import Document, DocumentSource, MemorySource, short_hash
+from curriq.data.documents import (
+    WHOLE,
+    Document,
+    DocumentSource,
+    MemorySource,
+    Shard,
+    short_hash,
+    too_few_documents,
+)
 from curriq.data.embedded import KINDS, corpus_version, embedded_documents
 from curriq.data.files import extension_of, find_files
 from curriq.data.hub import hub, is_hub_name
@@ -33,26 +42,29 @@ NAMED_ROWS = 5
 """Skipped rows of a source that are named in the log; the others are counted."""
 
 
-def open_source(config: SourceConfig, seed: int, *, named_rows: int = NAMED_ROWS) -> DocumentSource:
+def open_source(
+    config: SourceConfig, seed: int, *, named_rows: int = NAMED_ROWS, shard: Shard = WHOLE
+) -> DocumentSource:
     """The source that `config.path` names, at its beginning; the stream applies weight and corruption.
 
     Args:
         seed: decides the order of the embedded corpus; files keep theirs.
         named_rows: how many of the rows that are skipped are named in the log.
+        shard: the part of the documents that is read.
 
     Raises:
         CurriqError: nothing matches the path, its format is unknown, or it cannot be read.
     """
     scheme, _, kind = config.path.partition(":")
     if scheme == "hub":
-        return HubSource(config, named_rows)
+        return HubSource(config, named_rows, shard)
     if scheme != "embedded":
-        return LocalSource(config, named_rows)
+        return LocalSource(config, named_rows, shard)
     if kind not in KINDS:
         hint = did_you_mean(kind, KINDS, "embedded:{}")
         known = " and ".join(f"embedded:{known}" for known in KINDS)
         raise CurriqError(f"source {config.name!r}: there is no {config.path}.{hint} There are {known}.")
-    return MemorySource(config.name, embedded_documents(kind), seed, version=corpus_version())
+    return MemorySource(config.name, embedded_documents(kind), seed, corpus_version(), shard=shard)
 
 
 def local_paths(config: SourceConfig) -> list[Path]:
@@ -82,12 +94,13 @@ class StreamedSource(abc.ABC):
             not fit and is not to be skipped, and when an epoch ends without any document.
     """
 
-    def __init__(self, config: SourceConfig, named_rows: int) -> None:
+    def __init__(self, config: SourceConfig, named_rows: int, shard: Shard) -> None:
         self.name = config.name
         self.epoch = 0
         self.skipped = 0
         self._config = config
         self._named_rows = named_rows
+        self._shard = shard
         self._count = 0  # documents handed out in this epoch
 
     @abc.abstractmethod
@@ -139,6 +152,8 @@ class StreamedSource(abc.ABC):
         where = f"source {self.name!r} ({self._config.path})"
         rows = "1 row" if self.skipped == 1 else f"{self.skipped} rows"
         skipped = f", and {rows} skipped" if self.skipped else ""
+        if self._count == 0 and self._shard != WHOLE:
+            raise too_few_documents(self.name, self._shard)
         if self._count == 0:
             raise NoText(
                 f"{where} holds no document with text: every text is empty{skipped}. Give it a file with "
@@ -166,15 +181,21 @@ def describe(error: Exception) -> str:
 
 
 class LocalSource(StreamedSource):
-    """Documents of local files, one after another."""
+    """Documents of local files, one after another.
 
-    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS) -> None:
-        super().__init__(config, named_rows)
+    A shard reads whole files where these can be dealt out evenly, and otherwise every so many-th row of all
+    of them: it then passes over the other rows without parsing them.
+    """
+
+    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS, shard: Shard = WHOLE) -> None:
+        super().__init__(config, named_rows, shard)
         self._files = find_files(config)
         self._format = FORMATS[self._files.extension]
+        dealt = dealt_files(self._files.paths, shard)
+        self._paths, self._rows_of = (self._files.paths, shard) if dealt is None else (dealt, WHOLE)
         self._seek(0, 0)
         if self._format.check is not None:
-            for file in range(len(self._files.paths)):
+            for file in range(len(self._paths)):
                 self._seek(file, 0)
                 with self._explained():
                     self._format.check(self._path, config)
@@ -200,26 +221,47 @@ class LocalSource(StreamedSource):
 
     @property
     def _path(self) -> Path:
-        return self._files.readable(self._files.paths[self._file])
+        return self._files.readable(self._paths[self._file])
 
     def _next_row(self) -> Row | None:
-        while self._file < len(self._files.paths):
+        while self._file < len(self._paths):
+            ours = self._rows_of.first(self._row, self._file)
             with self._explained():
                 if self._rows is None:
-                    self._rows = self._format.read(self._path, self._config, self._row)
+                    rows = self._format.read(self._path, self._config, ours)
+                    self._rows = itertools.islice(rows, 0, None, self._rows_of.count)
                 raw = next(self._rows, _END)
             if raw is not _END:
-                self._row += 1
+                self._row = ours + 1
                 return self._format.parse(raw, self._config)
             self._seek(self._file + 1, 0)
         self._seek(0, 0)
         return None
 
     def _locate(self) -> str:
-        return f"{self._format.unit} {self._row} of {self._files.paths[self._file]}"
+        return f"{self._format.unit} {self._row} of {self._paths[self._file]}"
 
     def _explain(self, error: Exception) -> CurriqError:
-        return unreadable(self._config, self._files.paths[self._file], self._row, error)
+        return unreadable(self._config, self._paths[self._file], self._row, error)
+
+
+UNEVEN = 1.1
+"""Most bytes of a shard that reads whole files, over the mean: a shard with less text repeats it sooner."""
+
+
+def dealt_files(paths: list[Path], shard: Shard) -> list[Path] | None:
+    """The shard's files, the largest first to the shard with the fewest bytes; None where the files cannot be
+    dealt out evenly."""
+    if shard == WHOLE:
+        return paths
+    sizes = [path.stat().st_size for path in paths]
+    taken, owner = [0] * shard.count, dict[int, int]()
+    for file in sorted(range(len(paths)), key=lambda i: (-sizes[i], i)):
+        owner[file] = taken.index(min(taken))
+        taken[owner[file]] += sizes[file]
+    if min(taken) == 0 or max(taken) * shard.count > UNEVEN * sum(taken):
+        return None
+    return [path for file, path in enumerate(paths) if owner[file] == shard.number]
 
 
 def unreadable(config: SourceConfig, path: Path, row: int, error: Exception) -> CurriqError:
@@ -235,8 +277,8 @@ def unreadable(config: SourceConfig, path: Path, row: int, error: Exception) -> 
 class HubSource(StreamedSource):
     """Documents of a hub data set, at one revision: all epochs read it and the fingerprint names it."""
 
-    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS) -> None:
-        super().__init__(pin_revision(config), named_rows)
+    def __init__(self, config: SourceConfig, named_rows: int = NAMED_ROWS, shard: Shard = WHOLE) -> None:
+        super().__init__(pin_revision(config), named_rows, shard)
         with self._explained(), hub():
             self._dataset = self._open()
         self._start: State = {"row": 0, "dataset": self._dataset.state_dict()}
@@ -271,9 +313,15 @@ class HubSource(StreamedSource):
         config = self._config
         name, subset = _hub_name(config)
         subset, revision = subset or None, config.hub_revision or None
-        return datasets.load_dataset(
+        dataset = datasets.load_dataset(
             name, name=subset, split=config.hub_split, revision=revision, streaming=True
         )
+        if self._shard == WHOLE:
+            return dataset
+        from datasets.distributed import split_dataset_by_node
+
+        # Whole files where their number is a multiple of the shards', otherwise every so many-th row.
+        return split_dataset_by_node(dataset, rank=self._shard.number, world_size=self._shard.count)
 
     def _next_row(self) -> Row | None:
         with self._explained():

@@ -21,7 +21,7 @@ from curriq.presets import PRESETS, is_rule, rule_settings
 from curriq.runlog.read import AXES, read_document, read_metrics, read_summary
 
 if TYPE_CHECKING:
-    from curriq.train.session import RunResult
+    from curriq.train.result import RunResult
 
 log = logging.getLogger("curriq")
 

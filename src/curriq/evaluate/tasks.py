@@ -14,9 +14,10 @@ from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
-from curriq.runlog.checkpoints import latest_model
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
+from curriq.train.export import model_folder as model_of_run
+from curriq.train.export import with_weights
 
 if TYPE_CHECKING:
     from curriq.types import Score
@@ -94,9 +95,9 @@ def model_folder(path: Path) -> tuple[Path, Path | None]:
     lm = (path if _is_model(path) else path / "lm").absolute()
     if _is_model(lm):
         of_run = lm.name == "lm" and lm.parent.parent.name == "checkpoints"
-        return lm, lm.parents[2] if of_run else None
+        return (with_weights(lm), lm.parents[2]) if of_run else (lm, None)
     if (path / "config.toml").exists():
-        return latest_model(path), path
+        return model_of_run(path), path
     raise CurriqError(
         f"{path} holds no model: give the folder of a run, of a checkpoint, or of a Hugging Face model (with "
         "config.json) or of its adapters (with adapter_config.json)."

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curriq import parallel
 from curriq.config import require
+from curriq.lm.stored import Stored, read_stored
 
 Result = TypeVar("Result")
 
@@ -48,7 +49,8 @@ class Engine(Protocol):
 
     Attributes:
         parameters: θ as the optimizer and the probe see it; the trainable ones.
-        sharded: whether each rank holds a part of θ, so that all must take part when it is read or saved.
+        sharded: whether each rank holds a part of θ, so that all must take part when it is read, and each
+            saves its own.
     """
 
     sharded: bool
@@ -75,10 +77,6 @@ class Engine(Protocol):
 
     def clip(self, most: float) -> Tensor:
         """Norm of the gradient, which is at most `most` afterwards; a scalar on its device."""
-        ...
-
-    def whole(self) -> dict[str, Tensor] | None:
-        """θ by name, whole and on the CPU, where ranks hold parts of it; all ranks must ask."""
         ...
 
 
@@ -110,9 +108,6 @@ class OneProcess:
 
     def clip(self, most: float) -> Tensor:
         return nn.utils.clip_grad_norm_(self.parameters, most)
-
-    def whole(self) -> dict[str, Tensor] | None:
-        return None
 
 
 class _Root(nn.Module):
@@ -256,15 +251,6 @@ class Sharded(OneProcess):
             torch._foreach_mul_(gradients, factor)
         return torch.tensor(norm, device=gradients[0].device)
 
-    def whole(self) -> dict[str, Tensor]:
-        gathered: dict[int, Tensor] = {}  # tied weights stay one tensor
-        state = {}
-        for name, value in self.network.state_dict(keep_vars=True).items():
-            if id(value) not in gathered:
-                gathered[id(value)] = whole_value(value)
-            state[name] = gathered[id(value)]
-        return state
-
 
 def make_engine(
     name: str, network: nn.Module, head: nn.Module, precision: torch.dtype | None, device: torch.device
@@ -300,22 +286,22 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_value(value: Any) -> Any:
-    """A sharded tensor whole and on the CPU, on rank 0, which saves it, and empty on the others; all must
-    ask. Anything else as it is."""
-    if not isinstance(value, DTensor):
-        return value
-    whole = value.detach().full_tensor()
-    return whole.cpu() if parallel.rank() == 0 else torch.empty(0)
-
-
-def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor where another one of its shape lies: on its device, and sharded as it is."""
-    if isinstance(tensor, DTensor) or not isinstance(other, DTensor):
-        return tensor.to(other.device)
-    mesh = other.device_mesh
-    # Every rank has loaded the whole, so nothing has to be sent.
-    return distribute_tensor(tensor.to(mesh.device_type), mesh, other.placements, src_data_rank=None)
+def placed_like(values: Sequence[Tensor | Stored], others: Sequence[Tensor]) -> list[Tensor]:
+    """Whole or stored tensors where others of their shapes lie: on their devices, and sharded as they are."""
+    placed, unread = list[Tensor](), list[tuple[Stored, Tensor]]()
+    for value, other in zip(values, others, strict=True):
+        if isinstance(value, Stored):
+            placed.append(torch.empty_like(other, requires_grad=False))
+            unread.append((value, placed[-1]))
+        elif isinstance(value, DTensor) or not isinstance(other, DTensor):
+            placed.append(value.to(other.device))
+        else:
+            mesh = other.device_mesh
+            # Every rank has loaded the whole, so nothing has to be sent.
+            whole = value.to(mesh.device_type)
+            placed.append(distribute_tensor(whole, mesh, other.placements, src_data_rank=None))
+    read_stored(unread)
+    return placed
 
 
 def total_norm(tensors: Sequence[Tensor]) -> float:

@@ -21,11 +21,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from curriq import parallel
 from curriq.config import RunConfig
 from curriq.errors import Diverged
-from curriq.lm.engine import placed_like, total_norm, whole_value
+from curriq.lm.engine import placed_like, total_norm
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
 from curriq.state import Saved, State
@@ -151,27 +152,33 @@ class AveragedGradient(Saved):
 
     Args:
         decay: share of the old average that stays at each update; 0 takes each gradient alone.
+        parameters: returns what the gradients are of.
     """
 
     SAVED = ("_average", "_updates")
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, parameters: Callable[[], Sequence[Tensor]]) -> None:
         self._decay = decay
+        self._parameters = parameters
         self._average: list[Tensor] = []
         self._updates = 0
 
     def state_dict(self) -> State:
-        """Whole, where ranks hold parts of it; then all must ask."""
-        average = [whole_value(piece).to("cpu", copy=True) for piece in self._average]
-        return {"average": average, "updates": self._updates}
+        """A copy, of each rank's parts where ranks hold parts of it."""
+        # Parts are copied when they are written.
+        pieces = [p if isinstance(p, DTensor) else p.to("cpu", copy=True) for p in self._average]
+        return {"average": pieces, "updates": self._updates}
+
+    def load_state_dict(self, state: State) -> None:
+        """An average that is whole, or stored in parts, into the parts that this rank holds."""
+        self._average = placed_like(state["average"], self._parameters()) if state["average"] else []
+        self._updates = state["updates"]
 
     def update(self, gradient: list[Tensor]) -> list[Tensor]:
         """The average with this gradient in it."""
         self._updates += 1
         if not self._average:
             self._average = [torch.zeros_like(piece) for piece in gradient]
-        # A loaded state is whole and lies on the CPU.
-        self._average = [placed_like(old, new) for old, new in zip(self._average, gradient, strict=True)]
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
 
@@ -249,7 +256,7 @@ class EffectProbe(Saved):
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        self._average = AveragedGradient(self.decay)
+        self._average = AveragedGradient(self.decay, lambda: self.learner.lm.parameters)
 
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         """Effects at θ_k; None in steps without a reward, and before the optimizer's first step.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import OptimConfig
-from curriq.lm.engine import local, placed_like, whole_value
+from curriq.lm.engine import local, placed_like
 from curriq.lm.mixture import (
     Draw,
     Reference,
@@ -257,32 +257,30 @@ class Learner(Saved):
         return preconditioned(self.optimizer, self.lm.parameters, gradients)
 
     def state_dict(self) -> State:
-        """Moments are whole, as in one process, so that any number of ranks and any engine can go on; where
-        ranks hold parts of them, all must ask."""
-        state = super().state_dict()
-        moments = state["optimizer"]["state"]
-        whole = {i: {name: whole_value(x) for name, x in entry.items()} for i, entry in moments.items()}
         # Another number of windows per pass would round differently.
-        micro_batch = self.lm.pieces.micro_batch if self._sized else 0
-        return state | {"optimizer": state["optimizer"] | {"state": whole}, "micro_batch": micro_batch}
+        return super().state_dict() | {"micro_batch": self.lm.pieces.micro_batch if self._sized else 0}
 
     def load_state_dict(self, state: State) -> None:
-        """Into the shards that this rank holds."""
+        """Moments that are whole, or stored in parts, into the parts that this rank holds, so that any number
+        of ranks and any engine can go on."""
         moments, parameters = state["optimizer"]["state"], self.lm.parameters
-
-        def placed(x: Tensor, parameter: Tensor) -> Tensor:
-            return placed_like(x, parameter) if x.shape == parameter.shape else x  # else the number of steps
-
-        placed_moments = {
-            i: {name: placed(x, parameters[i]) for name, x in entry.items()} for i, entry in moments.items()
-        }
+        # The number of steps is no moment.
+        keys = [
+            (i, name)
+            for i, entry in moments.items()
+            for name, x in entry.items()
+            if not isinstance(x, Tensor) or x.dim()
+        ]
+        values = placed_like([moments[i][name] for i, name in keys], [parameters[i] for i, _ in keys])
+        placed = {i: dict(entry) for i, entry in moments.items()}
+        for (i, name), value in zip(keys, values, strict=True):
+            placed[i][name] = value
         # A checkpoint of an earlier version has neither.
         state = {"reference": Reference().state_dict(), "micro_batch": 0, **state}
         micro_batch = state.pop("micro_batch")
         if not self._sized and micro_batch:
             self.lm.pieces, self._sized = self.lm.pieces._replace(micro_batch=micro_batch), True
-        optimizer = state["optimizer"] | {"state": placed_moments}
-        super().load_state_dict(state | {"optimizer": optimizer})
+        super().load_state_dict(state | {"optimizer": state["optimizer"] | {"state": placed}})
 
     def snapshot(self) -> None:
         """Keep a copy of θ and of the optimizer's moments for `restore`, unless there is one already."""

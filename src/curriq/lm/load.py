@@ -22,6 +22,7 @@ from curriq.errors import CurriqError
 from curriq.lm.contract import train_what_text_reaches
 from curriq.lm.model import LanguageModel, context_length, dropout_settings
 from curriq.rng import derive_seed
+from curriq.runlog.checkpoints import lacks_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,8 @@ def load_language_model(
     entries = 1 + max(tokenizer.get_vocab().values())
     if config.model.startswith("random:"):
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
+    elif saved is not None and lacks_weights(saved):
+        network = _without_weights(config, window)
     else:
         network = _pretrained(config, window, None if saved is None else _base_model(saved)[1])
         _stop_at(network, tokenizer.eos_token_id)
@@ -153,6 +156,17 @@ def _pretrained(config: LMConfig, window: int, revision: str | None) -> "PreTrai
             f"model, or train from scratch with random:{config.model}."
         )
     return network
+
+
+def _without_weights(config: LMConfig, window: int) -> "PreTrainedModel":
+    """The model of a folder that describes one, with weights that are still to be read from elsewhere."""
+    from transformers import AutoModelForCausalLM
+
+    hf_config = _open("AutoConfig", config.model)
+    hf_config.dtype = torch.float32
+    _prepare(hf_config, config, window)
+    with _seeded(0, "init"):
+        return AutoModelForCausalLM.from_config(hf_config)
 
 
 def _fit_vocabulary(network: "PreTrainedModel", entries: int, config: LMConfig, seed: int) -> None:
@@ -317,6 +331,11 @@ def _why_not(folder: Path, error: Exception) -> str:
     if not (folder / "config.json").exists():
         fix = "give a folder that save_pretrained wrote, or train from scratch with --model random:gpt2"
         return f"has no config.json, so it is no model: {fix}; a tokenizer is given by --tokenizer {folder}."
+    if lacks_weights(folder):
+        run = folder.parents[2]
+        return (
+            f"has its weights in the parts of its checkpoint: `curriq export {run} --model` writes them here."
+        )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return f"has a configuration but no weights: train it from scratch with --model random:{folder}."
     return f"cannot be read ({_first_line(error)}): give a folder that save_pretrained wrote, whole."

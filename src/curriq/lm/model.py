@@ -5,7 +5,7 @@ that scoring reads the hidden state alone and the head can be run on a few windo
 checked against the model's own logits when it is made.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from curriq.errors import CurriqError
 from curriq.lm.compute import CompiledBlocks, attention_kernel, blocks_of, compiles, row_kernels
 from curriq.lm.engine import Engine, OneProcess, make_engine
 from curriq.lm.linear_loss import TORCH, linear_cross_entropy, padded_copy
+from curriq.lm.stored import Stored, read_stored
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ class LanguageModel:
         self._copy: Tensor | None = None
         self.network = network.to(device).train()
         self.engine: Engine = OneProcess(self.network)
-        self._whole: dict[str, Tensor] | None = None
         self.device = device
         self.reduced_precision = precision == "bf16"
         self._trunk = network.get_decoder()
@@ -247,25 +247,31 @@ class LanguageModel:
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; of a `PeftModel` the adapters.
 
-        Where ranks hold parts of θ, all enter `gathered` before, and rank 0 saves within it.
+        Where ranks hold parts of θ the weights are left out: `parts` has them.
         """
-        # PEFT would otherwise ask the hub whether the base model's embeddings have been resized.
-        options: dict[str, Any] = {"save_embedding_layers": False} if self._has_adapters else {}
-        if self._whole is not None:
-            options["state_dict"] = self._whole
-        self.network.save_pretrained(folder, **options)
+        if self.engine.sharded:
+            config = self.network.config
+            config.architectures = [type(self.network).__name__]
+            for settings in filter(None, (config, getattr(self.network, "generation_config", None))):
+                settings.save_pretrained(folder)
+        else:
+            # PEFT would otherwise ask the hub whether the base model's embeddings have been resized.
+            options = {"save_embedding_layers": False} if self._has_adapters else {}
+            self.network.save_pretrained(folder, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
-    @contextmanager
-    def gathered(self) -> Generator[None]:
-        """θ whole on rank 0, for `save`; all ranks enter."""
-        whole = self.engine.whole()
-        self._whole = whole if parallel.rank() == 0 else None
-        try:
-            yield
-        finally:
-            self._whole = None
+    def parts(self) -> dict[str, Tensor]:
+        """θ and what else a folder of the model holds, by name: the parts of this rank where ranks hold parts
+        of it. Tied weights have one name."""
+        named = self.network.state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(named.items())}
+        return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
+
+    def load_parts(self, stored: Mapping[str, Stored]) -> None:
+        """Read what `parts` has given, whole or in parts, into the parts that this rank holds."""
+        parts = self.parts()
+        read_stored([(tensor, parts[name]) for name, tensor in stored.items()])
 
     def autocast(self) -> Any:
         """The precision of the forward pass, as a context."""

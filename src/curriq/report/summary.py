@@ -11,6 +11,7 @@ from curriq import terminal
 from curriq.errors import CurriqError
 from curriq.report.chart import Block, Code, Section, Table, fixed
 from curriq.report.figures import print_table
+from curriq.runlog.checkpoints import lacks_weights
 from curriq.runlog.read import read_document
 
 if TYPE_CHECKING:
@@ -83,7 +84,10 @@ def _print_places(console: "Console", run_dir: Path, summary: dict[str, Any]) ->
     if summary["checkpoint"] is not None:
         folder = run_dir / summary["checkpoint"]
         console.print(f"checkpoint  {folder}")
-        console.print(f"model       {folder / 'lm'}  (AutoModelForCausalLM opens it)")
+        how = "AutoModelForCausalLM opens it"
+        if lacks_weights(folder / "lm"):
+            how = f"`curriq export {run_dir} --model` writes its weights there"
+        console.print(f"model       {folder / 'lm'}  ({how})")
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

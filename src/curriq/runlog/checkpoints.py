@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ log = logging.getLogger("curriq")
 FORMAT = 3
 """Version of the layout in `train/checkpoint.py`. Raise it when an older curriq could not read what this
 one writes."""
+PARTS_FORMAT = 4
+"""Version of the layout in `train/parts.py`."""
+FORMATS = (FORMAT, PARTS_FORMAT)
 
 
 class BadCheckpoint(Exception):
@@ -36,12 +40,12 @@ def verify(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"manifest.json cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint("manifest.json is damaged") from error
-    if written != FORMAT:
-        fix = "upgrade curriq" if isinstance(written, int) and written > FORMAT else "it cannot be used"
+    if written not in FORMATS:
+        fix = "upgrade curriq" if isinstance(written, int) and written > max(FORMATS) else "it cannot be used"
         wrote = manifest.get("versions", {}).get("curriq", "unknown")
         raise BadCheckpoint(
             f"checkpoint format {written} (written by curriq {wrote}), while this curriq "
-            f"{curriq.__version__} reads format {FORMAT}: {fix}"
+            f"{curriq.__version__} reads the formats {FORMAT} and {PARTS_FORMAT}: {fix}"
         )
     if manifest.get("sha256") != manifest_digest(manifest) or manifest["step"] != step_of(path):
         raise BadCheckpoint("manifest.json is damaged")
@@ -56,10 +60,13 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def latest_model(run_dir: Path) -> Path:
+def latest_model(run_dir: Path, export: Callable[[Path], object] | None = None) -> Path:
     """The Hugging Face folder of the newest checkpoint of a run that is whole and has its model.
 
     A warning names the newer ones, if there are any.
+
+    Args:
+        export: writes the weights of a checkpoint that has them in parts into its folder.
 
     Raises:
         CurriqError: there is none; names what is wrong with each checkpoint.
@@ -72,6 +79,9 @@ def latest_model(run_dir: Path) -> Path:
             defects.append(f"{path.name}: {defect}")
             continue
         if any(name.startswith("lm/") for name in manifest["files"]):
+            if not has_weights(manifest):
+                assert export is not None, "weights in parts need somebody who reads them"
+                export(path)
             if defects:
                 log.warning(f"{run_dir}: taking the model of {path.name}; skipped {'; '.join(defects)}.")
             return path / "lm"
@@ -87,6 +97,23 @@ def latest_model(run_dir: Path) -> Path:
     )
 
 
+def has_weights(manifest: dict[str, Any]) -> bool:
+    """Whether a checkpoint's Hugging Face folder has the weights; otherwise its parts have them."""
+    return manifest["format"] == FORMAT or any(name.endswith(".safetensors") for name in manifest["files"])
+
+
+def lacks_weights(lm: Path) -> bool:
+    """Whether the Hugging Face folder of a checkpoint leaves its weights to the parts beside it."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (lm.parent / "parts").is_dir() and not any((lm / name).exists() for name in whole)
+
+
+def seal(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a checkpoint anew, with its own hash."""
+    manifest["sha256"] = manifest_digest(manifest)
+    write_atomically(path / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
 def strip_checkpoint(path: Path, kept: str = "") -> None:
     """Remove the files of a checkpoint but for those whose names begin with `kept`, and list them in its
     manifest, which still vouches for the log; BadCheckpoint when it is damaged."""
@@ -95,13 +122,13 @@ def strip_checkpoint(path: Path, kept: str = "") -> None:
     removed = [name for name in files if not (kept and name.startswith(kept))]
     manifest["pruned"] = sorted({*removed, *pruned(manifest)})
     manifest["files"] = {name: stated for name, stated in files.items() if name not in removed}
-    manifest["sha256"] = manifest_digest(manifest)
     # The manifest first: a file that it does not name is harmless, one that it names and lacks is damage.
-    write_atomically(path / "manifest.json", json.dumps(manifest, indent=1).encode())
+    seal(path, manifest)
     for name in manifest["pruned"]:
         (path / name).unlink(missing_ok=True)
-    if (path / "lm").is_dir() and not any((path / "lm").iterdir()):
-        (path / "lm").rmdir()
+    for folder in (path / "lm", path / "parts"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def pruned(manifest: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ the sources nor their order: only the tokenizer and the length of a window must 
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
@@ -208,8 +208,11 @@ def open_curriculum(
     return curriculum
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command `curriq export`; returns the exit status."""
+def main(arguments: Sequence[str], export_model: Callable[[Path], Path]) -> int:
+    """The command `curriq export`; returns the exit status.
+
+    `export_model` returns the Hugging Face folder of a run, written first where it has to be.
+    """
     parser = Parser(
         prog="curriq export",
         description="Write the candidates of a run and their weights, as one Parquet file. "
@@ -217,7 +220,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("RUN", type=Path, help="folder of the run")
     parser.add_argument("--out", type=Path, help="the file (default: curriculum.parquet in the run's folder)")
+    model_help = (
+        "write the model as a Hugging Face folder instead, where it was saved in parts (--engine fsdp)"
+    )
+    parser.add_argument("--model", action="store_true", help=model_help)
     options = parser.parse_args(list(arguments))
+    if options.model:
+        require(options.out is None, "--model with --out: the model is written into the run's checkpoint.")
+        print(f"model       {export_model(options.RUN)}")
+        return 0
     out = options.out or options.RUN / "curriculum.parquet"
     about = export(options.RUN, out)
     size = f"{about.steps} steps of {about.candidates} windows, {out.stat().st_size / 1e6:.1f} MB"

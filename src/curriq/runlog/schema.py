@@ -231,7 +231,9 @@ time/step | seconds | The whole step, including candidates and reward.
 time/reward | seconds | Measuring the reward.
 time/probe | seconds | Measurements before the update: effects, paired reward.
 time/evaluate | seconds | Measuring the validation loss.
-time/checkpoint | seconds | Saving, when the previous step ended with a save.
+time/checkpoint | seconds | What training waited for saving, when the previous step ended with a save.
+time/checkpoint_written | seconds | Until a checkpoint that was written meanwhile was durable; once it is.
+checkpoint/bytes | bytes | Size of a checkpoint, of all processes together; once it is saved.
 time/windows_per_second | windows/s | Candidates over the step's wall time.
 perf/tokens_per_second | tokens/s | Tokens of the windows that were trained on, over the step's wall time.
 perf/mfu | of peak | Operations of the step, as in `x/flops`, over its wall time and the peak of all devices

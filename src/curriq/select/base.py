@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import RunConfig
@@ -147,6 +147,51 @@ class History(Saved):
 
     def extend(self, new: Float[Tensor, "n"]) -> None:
         self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
+
+
+class RecentTotals(Saved):
+    """Running totals by identity, of documents or windows.
+
+    A table of fixed size by the identity; where two share a slot, the later one begins afresh, so that memory
+    and checkpoints stay small however long the stream is.
+
+    Args:
+        slots: of the table.
+        columns: totals of each identity.
+    """
+
+    SAVED = ("_identity", "_totals")
+
+    def __init__(self, slots: int, columns: int) -> None:
+        self._identity = torch.full((slots,), -1, dtype=torch.int64)
+        self._totals = torch.zeros(slots, columns, dtype=torch.float64)
+
+    def add(
+        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """The totals of each row's identity before this batch, and with it."""
+        names, slots, place, before, after = self._with(identity, values)
+        self._identity[slots], self._totals[slots] = names, after
+        return before[place], after[place]
+
+    def preview(
+        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+        """What `add` would return; nothing is remembered."""
+        *_, place, before, after = self._with(identity, values)
+        return before[place], after[place]
+
+    def _with(
+        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Distinct identities, their slots, the place of each row's, and their totals before and after."""
+        names, place = identity.unique(return_inverse=True)
+        slots = names.remainder(len(self._identity))
+        before = self._totals[slots]
+        # Two identities of a batch may share a slot.
+        before[torch.isin(slots, slots[self._identity[slots] != names])] = 0
+        after = before + torch.zeros_like(before).index_add_(0, place, values.double())
+        return names, slots, place, before, after
 
 
 class UniformUntil(Saved):

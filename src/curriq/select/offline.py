@@ -16,7 +16,8 @@ from curriq.lm.mixture import window_features
 from curriq.lm.model import LanguageModel, window_losses
 from curriq.select.base import StreamProposer
 from curriq.select.documents import NgramScorer
-from curriq.select.static import DsirScore, ScoredStream
+from curriq.select.sharded import ShardedProposer
+from curriq.select.static import DsirScore, ScoredStream, WindowScorer
 from curriq.select.stream_filter import FilteredStream
 from curriq.softq.critic import TDCritic
 from curriq.types import Critic, Features, Offer, Proposer, Windows
@@ -62,7 +63,7 @@ def offline_policy(
     Raises:
         CurriqError: the run has no score by which documents could be ranked.
     """
-    scored = _scored_stream(proposer)
+    scored, stream_filter = _scorer_of(proposer), _filter_of(proposer)
     score = None if scored is None else scored.score
     ngrams = NgramScorer(score.counts()) if isinstance(score, DsirScore) else None
     if score is not None and ngrams is None:
@@ -73,9 +74,9 @@ def offline_policy(
     needs_no_pass = set(features) <= set(PRE_FORWARD_FEATURES)
     has_q = isinstance(critic, TDCritic)
     dsir = ("dsir",) if ngrams is not None else ()
-    if isinstance(proposer, FilteredStream) and (needs_no_pass or not has_q):
+    if stream_filter is not None and (needs_no_pass or not has_q):
         names = (*dsir, *(("q",) if has_q else ()), "policy")
-        return OfflinePolicy(names, ngrams, False, _Filter(proposer, critic, scored))
+        return OfflinePolicy(names, ngrams, False, _Filter(stream_filter, critic, scored))
     if has_q:
         return OfflinePolicy((*dsir, "q"), ngrams, True, _ReadingQ(critic, lm, scored))
     raise CurriqError(
@@ -84,13 +85,21 @@ def offline_policy(
     )
 
 
-def _scored_stream(proposer: Proposer) -> ScoredStream | None:
+def _filter_of(proposer: Proposer) -> FilteredStream | None:
+    """The filter of a proposer; of one in shards that of any, because one policy filters all of them."""
+    part = next(iter(proposer.parts.values())) if isinstance(proposer, ShardedProposer) else proposer
+    return part if isinstance(part, FilteredStream) else None
+
+
+def _scorer_of(proposer: Proposer) -> WindowScorer | None:
+    if isinstance(proposer, ShardedProposer):
+        return proposer.scorer
     stream = proposer.stream if isinstance(proposer, FilteredStream | StreamProposer) else None
     stream = stream.inner if isinstance(stream, Unreadable) else stream
     return stream if isinstance(stream, ScoredStream) else None
 
 
-def known_of(scored: ScoredStream | None, cut: Cut, given: Columns, source: Tensor) -> dict[str, Tensor]:
+def known_of(scored: WindowScorer | None, cut: Cut, given: Columns, source: Tensor) -> dict[str, Tensor]:
     """What is known of windows before a forward pass, by name."""
     if scored is None:
         return {}
@@ -105,7 +114,7 @@ class _Filter:
 
     proposer: FilteredStream
     critic: Critic
-    scored: ScoredStream | None
+    scored: WindowScorer | None
 
     def __call__(self, cut: Cut, given: Columns, source: Int[Tensor, "w"]) -> Columns:
         n = len(source)
@@ -123,7 +132,7 @@ class _ReadingQ:
 
     critic: Critic
     lm: LanguageModel
-    scored: ScoredStream | None
+    scored: WindowScorer | None
 
     def __call__(self, cut: Cut, given: Columns, source: Int[Tensor, "w"]) -> Columns:
         known = known_of(self.scored, cut, given, source)

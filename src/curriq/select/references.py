@@ -14,22 +14,22 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.encoder import Encoder, load_encoder
-from curriq.data.stream import Unreadable
+from curriq.data.shards import ShardedStream
 from curriq.lm.model import forward_flops
 from curriq.select.base import Context, Method, NoCritic, Uniform
 from curriq.select.loss import load_reference
+from curriq.select.sharded import stream_proposer
 from curriq.select.static import (
-    LOOK_AHEAD,
     NO_NGRAM,
     RULES,
     DsirScore,
+    LearningScore,
     ScoredStream,
     StaticScore,
+    WindowScorer,
     documents_of,
     hashed_ngrams,
 )
-from curriq.select.stream_filter import filtered
-from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Windows
 
 CLASSIFIER_FOLDS = 4
@@ -38,7 +38,7 @@ CLASSIFIER_DECAY = 1e-3
 
 
 @dataclass(eq=False)
-class ClassifierScore(Saved):
+class ClassifierScore(LearningScore):
     """Log-odds that a window is the target's and not the stream's, from a linear model of its n-grams.
 
     Logistic regression on hashed unigrams and bigrams, as the fastText filter of DCLM (Li et al. 2024,
@@ -56,9 +56,11 @@ class ClassifierScore(Saved):
     cost: Cost = field(default=NO_COST, init=False)
     _weights: Tensor = field(default_factory=lambda: torch.zeros(0), init=False)
 
-    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+    def learn(self, windows: Windows) -> None:
         if not len(self._weights):
             self._weights = self._fitted(windows)
+
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
         return self._log_odds(windows)
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -102,7 +104,7 @@ NEAREST = 8
 
 
 @dataclass(eq=False)
-class EmbeddingScore(Saved):
+class EmbeddingScore(LearningScore):
     """Mean cosine similarity of a window's embedding to the nearest windows of the target, after BETR
     (Mizrahi et al. 2025, "Language Models Improve When Pretraining Data Matches Target Tasks").
 
@@ -120,7 +122,7 @@ class EmbeddingScore(Saved):
     def __post_init__(self) -> None:
         self._target = self._embedded(self.target)
 
-    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
         return self._nearness(self._embedded(windows) @ self._target.T)
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -136,7 +138,7 @@ class EmbeddingScore(Saved):
 
 
 @dataclass(eq=False)
-class ReferenceLoss(Saved):
+class ReferenceLoss(LearningScore):
     """Minus the loss of a window under a model of the target's text, nats per token: low perplexity is good
     (Wenzek et al. 2020, "CCNet").
 
@@ -151,7 +153,7 @@ class ReferenceLoss(Saved):
     cost: Cost
     base: Callable[[Windows], Float[Tensor, "n"]] | None = None
 
-    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
         score = -self.reference(windows)
         return (score if self.base is None else score + self.base(windows)).cpu()
 
@@ -160,14 +162,14 @@ class ReferenceLoss(Saved):
 
 
 @dataclass(eq=False)
-class SourceLabel(Saved):
+class SourceLabel(LearningScore):
     """1 for a window of the target's own source, 0 for any other: what the labels of the sources say."""
 
     target: Windows
     target_source: int
     cost: Cost = field(default=NO_COST, init=False)
 
-    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
         return (windows.source == self.target_source).double()
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -206,29 +208,23 @@ SCORES: dict[str, Callable[[RunConfig, Context], StaticScore]] = {
 """The values of `--static-score`."""
 
 
-def scored_stream(config: RunConfig, context: Context) -> ScoredStream:
-    """The corpus's stream with the static score that the configuration names, and with the probabilities of
-    its acceptance rule where they are asked for."""
-    settings, names = config.select, context.corpus.source_names
+def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
+    """The static score that the configuration names, with the probabilities of its acceptance rule where they
+    are asked for: on the corpus's stream, or of all shards where it is read in several."""
+    settings, names, stream = config.select, context.corpus.source_names, context.corpus.stream
     own = names.index(config.data.target)
     trusted = settings.accept_target_source and config.data.sources[own].weight > 0
     accepts = settings.prior or settings.selector == "filter"
-    return ScoredStream(
-        context.corpus.stream,
-        SCORES[settings.static_score](config, context),
-        RULES[settings.static_rule](settings, config.data.window) if accepts else None,
-        context.corpus.held_out.reference,
-        own_source=own if trusted else -1,
-    )
+    score = SCORES[settings.static_score](config, context)
+    rule = RULES[settings.static_rule](settings, config.data.window) if accepts else None
+    target, own = context.corpus.held_out.reference, own if trusted else -1
+    if isinstance(stream, ShardedStream):
+        return WindowScorer(score, rule, target, own_source=own)
+    return ScoredStream(stream, score, rule, target, own_source=own)
 
 
 def build(config: RunConfig, context: Context) -> Method:
     """`--selector filter`: a static filter, nothing learned."""
-    proposer = filtered(
-        Unreadable(scored_stream(config, context), look_ahead=LOOK_AHEAD),
-        config,
-        lambda offer: offer.known["prior"],
-        context.generators,
-        context.lm.device,
-    )
+    scorer = window_scorer(config, context)
+    proposer = stream_proposer(config, context, scorer, lambda offer: offer.known["prior"])
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curriq.config import RunConfig
 from curriq.select.base import History
 from curriq.select.static import FRESH
 from curriq.state import Saved, State
-from curriq.types import Windows
+from curriq.types import Metrics, Offer, Windows
 
 SHINGLE = 8
 """Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
@@ -69,11 +70,24 @@ class Repetitions(Saved):
         found[known] = (MOST - 1 - in_order[at[known]] % MOST).double()
         return found.cpu()
 
-    def factor(self, windows: Windows, prob: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """Factor in (0, 1] on the acceptance probability of each window, given the others' `prob`: those that
-        are rather accepted than not set the level."""
-        counts = self.count(windows)
-        self._recent.extend(counts[prob >= 0.5])
+    def judge(self, windows: Windows) -> Float[Tensor, "n"]:
+        """Factor in (0, 1] on the acceptance probability of each window, by the level as it stands; nothing
+        is remembered until `take_in`."""
+        return self._discounted(self.count(windows))
+
+    def take_in(self, offer: Offer) -> Metrics:
+        """What was accepted is trained on now; of all that was judged, the windows that would rather have
+        been accepted than not, but for repetitions, set the level. The metric is how often the text of what
+        was accepted had been trained on before."""
+        times = self.count(offer.windows).mean().item()
+        for part in offer.judged:
+            assert part.sampled is not None
+            counts = self.count(part.windows)
+            self._recent.extend(counts[part.sampled.accept_prob >= 0.5 * self._discounted(counts)])
+        self.add(offer.windows)
+        return {"policy/repetitions": times}
+
+    def _discounted(self, counts: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         known = self._recent.values
         level = known.quantile(LEAST_REPEATED) if len(known) else torch.zeros((), dtype=torch.float64)
         return self.discount ** (counts - level - FRESH).clamp(min=0)
@@ -119,3 +133,9 @@ class Repetitions(Saved):
         self._counts[where[:, 0], where[:, 1]] = state["counts"].to(self._counts.device)
         self._in_use = state["in_use"]
         super().load_state_dict({"recent": state["recent"]})
+
+
+def build_repetitions(config: RunConfig, device: torch.device | str = "cpu") -> Repetitions | None:
+    """The count of repetitions that `--repeat-discount` asks for, on `device`; None without one."""
+    discount = config.select.repeat_discount
+    return Repetitions(discount, config.data.window, device) if discount < 1 else None

@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import CriticConfig, RunConfig
-from curriq.data.stream import Unreadable
 from curriq.lm.held_out import REJECTED_SHARE
 from curriq.lm.learner import ReforwardedAction, TDIntoTheta
 from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
 from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, plain
-from curriq.select.references import scored_stream
-from curriq.select.static import LOOK_AHEAD, ScoredStream
-from curriq.select.stream_filter import build_filter, filtered
+from curriq.select.references import window_scorer
+from curriq.select.sharded import stream_proposer
+from curriq.select.static import WindowScorer
+from curriq.select.stream_filter import build_filter
 from curriq.softq.critic import PreviousAction, QInputs, TDCritic
 from curriq.softq.temperature import (
     Temperature,
@@ -146,17 +146,18 @@ def build(config: RunConfig, context: Context) -> Method:
     if warning := few_probes(config):
         logger.warning(warning)
     reads_score = config.select.prior or "static_score" in settings.q_features
-    scored = scored_stream(config, context) if reads_score else None
+    scorer = window_scorer(config, context) if reads_score else None
     if config.train.max_read_ratio > 1:
-        return _filtering(config, context, scored)
+        return _filtering(config, context, scorer)
     policy, critic = _weighting(config, context)
     selector: Selector = policy
     if not settings.q_weighting:
         selector = Uniform()
     if concentration := settings.dirichlet_concentration:
         selector = DirichletNoise(selector, concentration, context.generators("jitter"))
-    stream = None if scored is None else Unreadable(scored, look_ahead=LOOK_AHEAD)
-    method = plain(selector, config, context, stream=stream)
+    method = plain(selector, config, context)
+    if scorer is not None:
+        method = replace(method, proposer=stream_proposer(config, context, scorer))
     return replace(method, critic=critic, shared=list(critic.online.parameters()))
 
 
@@ -190,18 +191,16 @@ def few_probes(config: RunConfig) -> str:
     )
 
 
-def _filtering(config: RunConfig, context: Context, scored: ScoredStream | None) -> Method:
+def _filtering(config: RunConfig, context: Context, scorer: WindowScorer | None) -> Method:
     """The policy before the forward pass; what it accepts is weighed evenly."""
     policy, critic = build_filter(
         config,
         len(context.corpus.source_names),
         context.generators,
-        target=None if scored is None else scored.of_target,
+        target=None if scorer is None else scorer.of_target,
         device=context.lm.device,
     )
-    ahead = 0 if scored is None else LOOK_AHEAD
-    stream = Unreadable(scored or context.corpus.stream, look_ahead=ahead)
-    proposer = filtered(stream, config, policy.accept_prob, context.generators, context.lm.device)
+    proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy)
     shared = list(critic.online.parameters())
     return Method(proposer=proposer, selector=policy, critic=critic, shared=shared)
 

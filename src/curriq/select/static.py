@@ -6,7 +6,7 @@ prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π
 """
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
+from curriq import parallel
 from curriq.config import SelectConfig
 from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts
-from curriq.select.base import History
+from curriq.select.base import History, RecentTotals
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
 
@@ -49,7 +50,35 @@ class StaticScore(Stateful, Protocol):
         ...
 
 
-class DsirScore(Saved):
+@runtime_checkable
+class SharedScore(StaticScore, Protocol):
+    """A static score that takes windows in and scores them in two separate moves, so that what each of
+    several processes has read can be taken in by all of them."""
+
+    def learn(self, windows: Windows) -> None:
+        """Take in windows of the stream, the same on all ranks."""
+        ...
+
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
+        """Scores of windows, of which nothing is remembered."""
+        ...
+
+
+class LearningScore(Saved):
+    """Scores windows after taking them in; a subclass adds `score` and, where it learns, `learn`."""
+
+    def learn(self, windows: Windows) -> None:
+        pass
+
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
+        raise NotImplementedError
+
+    def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
+        self.learn(windows)
+        return self.score(windows)
+
+
+class DsirScore(LearningScore):
     """The importance weight of a window by its n-grams, in nats per n-gram.
 
     The weight is that of DSIR (Xie et al. 2023, "Data Selection for Language Models via Importance
@@ -87,13 +116,34 @@ class DsirScore(Saved):
         self._totals = torch.zeros(NO_NGRAM + 1, dtype=torch.int32, device=device)
 
     def __call__(self, windows: Windows) -> Float[Tensor, "n"]:
-        ngrams = hashed_ngrams(windows, self._device)
+        ngrams, fold = self._ngrams_and_fold(windows)  # once for both
+        self._count(ngrams, fold)
+        return self._scored(ngrams, fold)
+
+    def learn(self, windows: Windows) -> None:
+        # Every rank counts its part of the windows, which are the same on all.
+        ngrams, fold = self._ngrams_and_fold(windows.take(parallel.shard()))
+        counted = torch.zeros_like(self._seen)
+        counted.view(-1).index_add_(0, *_ones_at(ngrams, fold))
+        counted[:, NO_NGRAM] = 0
+        self._seen += parallel.reduce_sum_(counted)
+        self._totals = self._seen.sum(0, dtype=torch.int32)
+
+    def score(self, windows: Windows) -> Float[Tensor, "n"]:
+        return self._scored(*self._ngrams_and_fold(windows))
+
+    def _ngrams_and_fold(self, windows: Windows) -> tuple[Int[Tensor, "n g"], Int[Tensor, "n"]]:
         fold = documents_of(windows).to(self._device).remainder(FOLDS)
-        ones = torch.ones(ngrams.numel(), dtype=torch.int32, device=self._device)
-        self._seen.view(-1).index_add_(0, (ngrams + (NO_NGRAM + 1) * fold[:, None]).flatten(), ones)
+        return hashed_ngrams(windows, self._device), fold
+
+    def _count(self, ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]) -> None:
+        where, ones = _ones_at(ngrams, fold)
+        self._seen.view(-1).index_add_(0, where, ones)
         self._totals.index_add_(0, ngrams.flatten(), ones)
         self._seen[:, NO_NGRAM] = 0
         self._totals[NO_NGRAM] = 0
+
+    def _scored(self, ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
         return _log_ratio(ngrams, self._target[ngrams], self._target.sum(), *self._others(ngrams, fold))
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -117,34 +167,10 @@ class DsirScore(Saved):
         return seen.double(), (self._totals.sum() - self._seen.sum(1))[fold].double()
 
 
-class RecentTotals(Saved):
-    """Running totals by identity, of documents or windows.
-
-    A table of fixed size by the identity; where two share a slot, the later one begins afresh, so that memory
-    and checkpoints stay small however long the stream is.
-
-    Args:
-        slots: of the table.
-        columns: totals of each identity.
-    """
-
-    SAVED = ("_identity", "_totals")
-
-    def __init__(self, slots: int, columns: int) -> None:
-        self._identity = torch.full((slots,), -1, dtype=torch.int64)
-        self._totals = torch.zeros(slots, columns, dtype=torch.float64)
-
-    def add(
-        self, identity: Int[Tensor, "n"], values: Float[Tensor, "n c"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-        """The totals of each row's identity before this batch, and with it."""
-        names, place = identity.unique(return_inverse=True)
-        slots = names.remainder(len(self._identity))
-        self._totals[slots[self._identity[slots] != names]] = 0
-        before = self._totals[slots]
-        after = before + torch.zeros_like(before).index_add_(0, place, values.double())
-        self._identity[slots], self._totals[slots] = names, after
-        return before[place], after[place]
+def _ones_at(ngrams: Int[Tensor, "n g"], fold: Int[Tensor, "n"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
+    """The place of each n-gram in a table of counts by fold, and a 1 for each."""
+    where = (ngrams + (NO_NGRAM + 1) * fold[:, None]).flatten()
+    return where, torch.ones(len(where), dtype=torch.int32, device=where.device)
 
 
 def documents_of(windows: Windows) -> Int[Tensor, "n"]:
@@ -324,9 +350,8 @@ GRID = 1024
 """Points at which the rule is evaluated."""
 
 
-@dataclass(eq=False)
-class ScoredStream(Saved):
-    """The windows of a stream with what a static score says of them, as `known` columns.
+class WindowScorer(Saved):
+    """What a static score and an acceptance rule say of windows, as `known` columns.
 
     `static_score`: in standard deviations of the stream's latest scores from their mean, clipped at ±3.
     `prior`: the probability in [0, 1] with which the rule accepts the window; absent without a rule.
@@ -344,39 +369,73 @@ class ScoredStream(Saved):
     """
 
     SAVED = (
-        *("stream", "score", "_documents", "_reads", "_recent_reads"),
+        *("score", "_documents", "_reads", "_recent_reads"),
         *("_recent", "_scored", "_fitted_at", "_target", "_curve"),
     )
 
-    stream: WindowSource
-    score: StaticScore
-    rule: Rule | None
-    target: Windows
-    _: KW_ONLY
-    own_source: int = -1
-    _documents: RecentTotals = field(default_factory=lambda: RecentTotals(DOCUMENTS, 2), init=False)
-    _reads: RecentTotals = field(default_factory=lambda: RecentTotals(WINDOWS, 1), init=False)
-    _recent_reads: History = field(default_factory=lambda: History(RECENT), init=False)
-    _recent: History = field(default_factory=lambda: History(SAMPLE), init=False)
-    _scored: int = field(default=0, init=False)
-    _fitted_at: int = field(default=0, init=False)
-    _target: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64), init=False)
-    _curve: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64), init=False)
+    def __init__(
+        self, score: StaticScore, rule: Rule | None, target: Windows, *, own_source: int = -1
+    ) -> None:
+        self.score = score
+        self.rule = rule
+        self.target = target
+        self.own_source = own_source
+        self._documents = RecentTotals(DOCUMENTS, 2)
+        self._reads = RecentTotals(WINDOWS, 1)
+        self._recent_reads = History(RECENT)
+        self._recent = History(SAMPLE)
+        self._scored = self._fitted_at = 0
+        self._target = torch.zeros(0, dtype=torch.float64)
+        self._curve = torch.zeros(2, 0, dtype=torch.float64)
 
-    def read(self, n: int) -> Offer:
-        offer = self.stream.read(n)
-        if not len(offer):
-            return offer
-        raw = self._pooled(offer.windows)
-        self._recent.extend(raw)
-        self._scored += len(raw)
-        if self._scored > self._fitted_at * (1 + 1 / REFIT):
-            self._fit()
-        known = {**offer.known, "static_score": self._standardised(raw)}
-        if self.rule is not None:
-            prior = self._accepted(raw)
-            known["prior"] = prior if self.own_source < 0 else self._by_label(offer.windows, prior)
-        return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
+    @property
+    def shared_score(self) -> SharedScore:
+        """The score, which must be able to learn from windows that another process has scored."""
+        assert isinstance(self.score, SharedScore), type(self.score)
+        return self.score
+
+    def judge(self, windows: Windows) -> dict[str, Float[Tensor, "n"]]:
+        """What is known of windows by the score and the rule as they stand. Nothing is remembered, so `raw`
+        and `pooled` hand the score on to `take_in`, alone and with that of the document."""
+        raw = self.shared_score.score(windows).double()
+        pooled = _pooled(raw, self._documents.preview(*_of_documents(windows, raw)))
+        return {**self._known(windows, pooled, self._reads_of(windows)), "raw": raw, "pooled": pooled}
+
+    def begin(self, windows: Windows, raw: Float[Tensor, "n"]) -> dict[str, Float[Tensor, "n"]]:
+        """What is known of the first windows of the stream, with these scores, once they are taken in. Their
+        `raw` is NaN, so that `take_in` passes them over."""
+        pooled = _pooled(raw, self._documents.preview(*_of_documents(windows, raw)))
+        reads = self._reads_of(windows)
+        self._remember(windows, raw, pooled)
+        self._fit_if_due()
+        gone = torch.full_like(raw, torch.nan)
+        return {**self._known(windows, pooled, reads), "raw": gone, "pooled": gone}
+
+    def take_in(self, offer: Offer) -> Offer:
+        """The offer without `raw` and `pooled`, after learning from its windows, accepted and rejected: from
+        each once, when a step has judged it."""
+        for part in offer.judged:
+            new = (~part.known["raw"].isnan()).nonzero().squeeze(1)
+            windows = part.windows.take(new)
+            if len(new):
+                self.shared_score.learn(windows)
+                self._remember(windows, part.known["raw"][new], part.known["pooled"][new])
+        self._fit_if_due()
+        return _without_scores(offer)
+
+    @property
+    def fitted(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "2 g"]]:
+        """What the last fit has found: the target's scores, and the curve of the rule."""
+        return self._target, self._curve
+
+    @fitted.setter
+    def fitted(self, found: tuple[Float[Tensor, "D"], Float[Tensor, "2 g"]]) -> None:
+        self._target, self._curve = found
+
+    @property
+    def fitted_at(self) -> int:
+        """Windows that had been scored at the last fit."""
+        return self._fitted_at
 
     def describe(
         self, score: Float[Tensor, "n"], of_document: Float[Tensor, "n"], source: Int[Tensor, "n"]
@@ -396,24 +455,54 @@ class ScoredStream(Saved):
                 known["prior"] = torch.where(source == self.own_source, 1.0, OTHER_SOURCE * prior)
         return known
 
+    def of_target(self) -> Float[Tensor, "D"]:
+        """The target's own scores as `static_score` gives them."""
+        return self._standardised(self._target)
+
+    def _known(
+        self, windows: Windows, pooled: Float[Tensor, "n"], reads: Float[Tensor, "n"]
+    ) -> dict[str, Float[Tensor, "n"]]:
+        known = {"static_score": self._standardised(pooled)}
+        if self.rule is not None:
+            prior = self._accepted(pooled)
+            known["prior"] = prior if self.own_source < 0 else self._by_label(windows, prior, reads)
+        return known
+
     def _accepted(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """The rule's probability, before any label."""
         return _interpolated(raw, *self._curve).exp()
 
-    def _by_label(self, windows: Windows, prior: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def _by_label(
+        self, windows: Windows, prior: Float[Tensor, "n"], reads: Float[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
         """The target's own source first, as long as it is not read over and over again."""
-        own = windows.source == self.own_source
-        reads = torch.zeros(len(windows), dtype=torch.float64)
-        before, _ = self._reads.add(windows.ids[own], torch.ones(int(own.sum()), 1))
-        reads[own] = before[:, 0]
-        self._recent_reads.extend(reads)
-        excess = reads - self._recent_reads.values.mean()
-        staleness = ((excess - FRESH) / (STALE - FRESH)).clamp(min=0)
-        return torch.where(own, OTHER_SOURCE**staleness, OTHER_SOURCE * prior)
+        average = self._recent_reads.values.mean() if len(self._recent_reads.values) else 0.0
+        staleness = ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
+        return torch.where(windows.source == self.own_source, OTHER_SOURCE**staleness, OTHER_SOURCE * prior)
 
-    def of_target(self) -> Float[Tensor, "D"]:
-        """The target's own scores as `static_score` gives them."""
-        return self._standardised(self._target)
+    def _reads_of(self, windows: Windows, *, count: bool = False) -> Float[Tensor, "n"]:
+        """How often each window of the target's own source has been read before; with `count`, these readings
+        are remembered."""
+        reads = torch.zeros(len(windows), dtype=torch.float64)
+        if self.rule is None or self.own_source < 0:
+            return reads
+        own = windows.source == self.own_source
+        add = self._reads.add if count else self._reads.preview
+        before, _ = add(windows.ids[own], torch.ones(int(own.sum()), 1))
+        reads[own] = before[:, 0]
+        if count:
+            self._recent_reads.extend(reads)
+        return reads
+
+    def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
+        self._documents.add(*_of_documents(windows, raw))
+        self._reads_of(windows, count=True)
+        self._recent.extend(pooled)
+        self._scored += len(pooled)
+
+    def _fit_if_due(self) -> None:
+        if self._scored > self._fitted_at * (1 + 1 / REFIT):
+            self._fit()
 
     def _fit(self) -> None:
         """The rule on a grid of scores: it is monotone, and one fit serves many windows."""
@@ -428,17 +517,62 @@ class ScoredStream(Saved):
         prior = self.rule(grid, self._recent.values, self._target).log()
         self._curve = torch.stack([grid, prior])
 
-    def _pooled(self, windows: Windows) -> Float[Tensor, "n"]:
-        score = self.score(windows).double()
-        # A corrupted copy has its clean document's identity, and is of another kind.
-        document = documents_of(windows) * 1_000_003 + windows.source
-        _, totals = self._documents.add(document, torch.stack([score, torch.ones_like(score)], 1))
-        return torch.lerp(score, totals[:, 0] / totals[:, 1], DOCUMENT_SHARE)
-
     def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         recent = self._recent.values
         spread = recent.std(correction=0).clamp(min=1e-12)
         return ((raw - recent.mean()) / spread).clamp(-3.0, 3.0).float()
+
+
+class ScoredStream(WindowScorer):
+    """The windows of a stream with what a `WindowScorer` says of them, each batch taken in before it is
+    judged."""
+
+    SAVED = ("stream", *WindowScorer.SAVED)
+
+    def __init__(
+        self,
+        stream: WindowSource,
+        score: StaticScore,
+        rule: Rule | None,
+        target: Windows,
+        *,
+        own_source: int = -1,
+    ) -> None:
+        super().__init__(score, rule, target, own_source=own_source)
+        self.stream = stream
+
+    def read(self, n: int) -> Offer:
+        offer = self.stream.read(n)
+        if not len(offer):
+            return offer
+        windows = offer.windows
+        raw = self.score(windows).double()
+        pooled = _pooled(raw, self._documents.add(*_of_documents(windows, raw)))
+        self._recent.extend(pooled)
+        self._scored += len(pooled)
+        self._fit_if_due()
+        known = self._known(windows, pooled, self._reads_of(windows, count=True))
+        return replace(offer, known={**offer.known, **known}, cost=offer.cost + self.score.cost * len(offer))
+
+
+def _of_documents(windows: Windows, raw: Float[Tensor, "n"]) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 2"]]:
+    """What `WindowScorer` adds up by document: scores and windows."""
+    # A corrupted copy has its clean document's identity, and is of another kind.
+    return documents_of(windows) * 1_000_003 + windows.source, torch.stack([raw, torch.ones_like(raw)], 1)
+
+
+def _pooled(
+    raw: Float[Tensor, "n"], totals: tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]
+) -> Float[Tensor, "n"]:
+    """Each window's score with the mean of its document, from the totals before this batch and with it."""
+    _, after = totals
+    return torch.lerp(raw, after[:, 0] / after[:, 1], DOCUMENT_SHARE)
+
+
+def _without_scores(offer: Offer) -> Offer:
+    known = {name: column for name, column in offer.known.items() if name not in ("raw", "pooled")}
+    rejected = None if offer.rejected is None else _without_scores(offer.rejected)
+    return replace(offer, known=known, rejected=rejected)
 
 
 def _interpolated(

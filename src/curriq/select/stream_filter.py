@@ -19,7 +19,7 @@ from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
 from curriq.rng import Generators
 from curriq.select.base import Uniform
-from curriq.select.repetition import Repetitions
+from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
@@ -54,6 +54,7 @@ class FilteredStream(Saved):
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
         repetitions: what has been trained on, to accept repetitions of it less; None leaves them alone.
+        announces: whether the first step says in the log what the filter does.
     """
 
     SAVED = ("stream", "generator", "repetitions")
@@ -66,6 +67,7 @@ class FilteredStream(Saved):
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
     repetitions: Repetitions | None = None
+    announces: bool = True
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -85,10 +87,9 @@ class FilteredStream(Saved):
             batch = self.stream.read(min(wanted, most - len(keys)))
             if ended := not len(batch):
                 break
-            # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
-            new = parallel.from_rank_zero(self.accept_prob(batch).double().cpu())
+            new = self.accept_prob(batch).double().cpu()
             if self.repetitions is not None:
-                new = new * self.repetitions.factor(batch.windows, new)
+                new = new * self.repetitions.judge(batch.windows)
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
@@ -105,27 +106,25 @@ class FilteredStream(Saved):
         judged = replace(everything.take(slice(end)), sampled=Sampled(accept_prob=prob[:end]))
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
-        if step == 0:
-            logger.info(
-                f"the filter trains on {n} of the first {len(judged)} windows that it read; it reads at most "
-                f"{self.max_read_ratio} for each."
-            )
-        trained = judged.take(chosen)
-        return replace(
-            trained,
+        offer = replace(
+            judged.take(chosen),
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
-            metrics=self._repeated(trained),
         )
+        if self.repetitions is not None:
+            offer = replace(offer, metrics=self.repetitions.take_in(offer))
+        if step == 0 and self.announces:
+            announce(offer, self.max_read_ratio)
+        return offer
 
-    def _repeated(self, trained: Offer) -> Metrics:
-        """How often the text of what is trained on now has been trained on before; from now on once more."""
-        if self.repetitions is None:
-            return {}
-        times = self.repetitions.count(trained.windows).mean().item()
-        self.repetitions.add(trained.windows)
-        return {"policy/repetitions": times}
+
+def announce(offer: Offer, max_read_ratio: int) -> None:
+    """Say in the log what a filter makes of the first windows."""
+    logger.info(
+        f"the filter trains on {len(offer)} of the first {sum(map(len, offer.judged))} windows that it read; "
+        f"it reads at most {max_read_ratio} for each."
+    )
 
 
 @dataclass(eq=False)
@@ -302,13 +301,21 @@ def filtered(
     generators: Generators,
     device: torch.device | str = "cpu",
 ) -> FilteredStream:
-    """The windows of a stream that a policy accepts, N per step; repetitions are counted on `device`."""
-    discount = config.select.repeat_discount
+    """The windows of a stream that a policy accepts, N per step, by rank 0's numbers.
+
+    Args:
+        device: where repetitions are counted.
+    """
+
+    def of_rank_zero(offer: Offer) -> Float[Tensor, "n"]:
+        # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
+        return parallel.from_rank_zero(accept_prob(offer).double().cpu())
+
     return FilteredStream(
         stream,
         config.train.num_candidates,
         max_read_ratio=config.train.max_read_ratio,
-        accept_prob=accept_prob,
+        accept_prob=of_rank_zero,
         generator=generators("steer"),
-        repetitions=Repetitions(discount, config.data.window, device) if discount < 1 else None,
+        repetitions=build_repetitions(config, device),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from curriq import langevin, parallel, select
 from curriq.config import RunConfig
 from curriq.data import Corpus
+from curriq.data.shards import ShardedStream
 from curriq.data.tokenizer import serialised
 from curriq.lm.hardware import peak_flops
 from curriq.lm.harness import Harness
@@ -95,7 +96,9 @@ def build_session(
         shared=method.shared,
         replicas=() if lm.engine.sharded else lm.parameters,
         sharded=lm.engine.sharded,
-        gathered_lm=lm.gathered,
+        collective=isinstance(corpus.stream, ShardedStream),
+        lm_parts=lm.parts,
+        load_lm=lm.load_parts,
         tokenizer=serialised(corpus.tokenizer),
     )
     return session

@@ -9,7 +9,8 @@
 A checkpoint is written under a temporary name, forced to the disk and then renamed, so a folder called
 `step-…` is always complete; only then are older ones removed. Later damage shows in the hashes. The manifest
 also says how much of the run's log the checkpoint covers (`runlog/promise.py`). Between two saves a reserve
-file keeps room for the next one, so a disk that others fill up ends a run with everything saved.
+file keeps room for the next one, so a disk that others fill up ends a run with everything saved. Where
+processes hold parts of the model, each writes its own (`train/parts.py`), and the folder is finished here.
 """
 
 import errno
@@ -22,8 +23,8 @@ import pickle
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,6 +37,7 @@ import curriq
 from curriq.errors import CurriqError
 from curriq.runlog.checkpoints import (
     FORMAT,
+    PARTS_FORMAT,
     BadCheckpoint,
     checkpoint_folders,
     folder_size,
@@ -48,6 +50,7 @@ from curriq.runlog.checkpoints import (
 )
 from curriq.runlog.promise import Promise, broken
 from curriq.runlog.storage import fsync, make_folder
+from curriq.train.parts import PARTS, joined, parts_size, split
 from curriq.types import State
 
 STATE = "state.pt"
@@ -91,13 +94,17 @@ class Checkpointer:
 
     Args:
         about: what else the manifests say, for instance the settings.
+        exported: bytes that the last checkpoint takes beyond the others.
     """
 
-    def __init__(self, run_dir: Path, keep: int, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, keep: int, about: Mapping[str, Any] | None = None, exported: int = 0
+    ) -> None:
         assert keep >= 1, keep
         self.folder = run_dir / "checkpoints"
         self.keep = keep
         self.reserve = Reserve(self.folder / ".reserve")
+        self.exported = exported
         self._about = about or {}
         self._last_size = 0
         for leftover in self.folder.glob(".tmp-*"):
@@ -118,29 +125,66 @@ class Checkpointer:
             NotSaved: the disk refused it; the earlier checkpoints are untouched.
         """
         require_plain(state)
-        about = {**self._about, "log": log or {}}
-        final = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".tmp-{final.name}"
+        with self._refusals(step):
+            temporary = self.begin(step, save_lm, log)
+            if temporary is None:
+                return self._final(step)
+            # Through a Python file, because torch's own writer hides the operating system's error.
+            with (temporary / STATE).open("wb") as file:
+                torch.save(state, file)
+            return self.finish(step, log)
+
+    def begin(self, step: int, save_lm: Callable[[Path], object], log: Promise | None = None) -> Path | None:
+        """A folder with the language model in it, for the rest of a checkpoint; None where there is the same
+        checkpoint already, which is not risked to write it again: a run is deterministic."""
         self.reserve.release()
-        try:
-            make_folder(self.folder)
-            with suppress(BadCheckpoint):
-                # A run is deterministic: do not risk a sound copy to write the same again.
-                if verify(final)["log"] == about["log"]:
-                    return final
-            shutil.rmtree(temporary, ignore_errors=True)
-            write_checkpoint(temporary, step, state, save_lm, about)
-            self.set_aside_from(step)
-            temporary.rename(final)
-            fsync(self.folder)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            refusal = disk_error(error)
-            if refusal is None:
-                raise
-            raise NotSaved(self._refused(step, refusal)) from error
+        make_folder(self.folder)
+        with suppress(BadCheckpoint):
+            if verify(self._final(step))["log"] == (log or {}):
+                return None
+        temporary = self._temporary(step)
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "lm").mkdir(parents=True)
+        save_lm(temporary / "lm")
+        return temporary
+
+    def finish(
+        self, step: int, log: Promise | None = None, parts: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Path:
+        """Make the folder that `begin` gave a checkpoint; all but the `keep` newest are removed.
+
+        Args:
+            parts: files that others have written, forced to the disk and hashed.
+        """
+        temporary, final = self._temporary(step), self._final(step)
+        write_manifest(temporary, step, {**self._about, "log": log or {}}, parts)
+        self.set_aside_from(step)
+        temporary.rename(final)
+        fsync(self.folder)
         self._prune()
         return final
+
+    def refuse(self, step: int, reason: str) -> str:
+        """Remove what there is of a checkpoint that could not be written; returns the message."""
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        return self._refused(step, reason)
+
+    @contextmanager
+    def _refusals(self, step: int) -> Generator[None]:
+        try:
+            yield
+        except BaseException as error:
+            refusal = disk_error(error)
+            if refusal is None:
+                shutil.rmtree(self._temporary(step), ignore_errors=True)
+                raise
+            raise NotSaved(self.refuse(step, refusal)) from error
+
+    def _final(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".tmp-step-{step:08d}"
 
     def hold_room(self, saved: Path, state: State | None = None) -> None:
         """Keep room for the checkpoint after `saved`, the newest one.
@@ -157,7 +201,7 @@ class Checkpointer:
         self._last_size = size
         if state is not None:
             size = folder_size(saved / "lm") + saved_size(state)
-        size += growth + SLACK
+        size += growth + SLACK + self.exported
         missing = max(1, self.keep + 1 - len(checkpoint_folders(self.folder)))
         free = shutil.disk_usage(self.folder).free + self.reserve.size
         try:
@@ -200,6 +244,36 @@ class Checkpointer:
             f"the checkpoint of step {step} could not be written to {self.folder}: {refusal}. {needed}"
             f"{filesize.decimal(shutil.disk_usage(existing).free)} are free; {kept}"
         )
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What makes a folder in which all ranks have written their parts a checkpoint. It works in a thread of
+    rank 0, and reads nothing that a step changes.
+
+    Args:
+        state: content of the file of everything else.
+        promise: what the checkpoint promises of the log.
+    """
+
+    checkpointer: Checkpointer
+    step: int
+    state: bytes
+    promise: Promise
+
+    def __call__(self, folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> tuple[Path, str]:
+        """The checkpoint; and why the next one has no room, if it has none."""
+        (folder / STATE).write_bytes(self.state)
+        path = self.checkpointer.finish(self.step, self.promise, parts)
+        try:
+            self.checkpointer.hold_room(path)
+        except NoRoom as error:
+            return path, str(error)
+        return path, ""
+
+    def refused(self, reason: str) -> str:
+        """The message where it could not be written, of which nothing stays."""
+        return self.checkpointer.refuse(self.step, reason)
 
 
 class Reserve:
@@ -259,6 +333,8 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
             if lost := broken(run_dir, manifest["log"]):
                 raise BadCheckpoint(f"the log that it covers is not whole: {'; '.join(lost)}")
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+            if manifest["format"] == PARTS_FORMAT:
+                state = joined(state, path / PARTS)
         except BadCheckpoint as defect:
             defects.append(f"{path.name}: {defect}")
             continue
@@ -287,31 +363,30 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     )
 
 
-def write_checkpoint(
-    folder: Path, step: int, state: State, save_lm: Callable[[Path], object], about: Mapping[str, Any]
+def write_manifest(
+    folder: Path,
+    step: int,
+    about: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Fill a new folder with a checkpoint, whose manifest says `about` too, and force it to the disk."""
-    (folder / "lm").mkdir(parents=True)
-    save_lm(folder / "lm")
-    # Through a Python file, because torch's own writer hides the operating system's error.
-    with (folder / STATE).open("wb") as file:
-        torch.save(state, file)
+    """Write the manifest of a checkpoint, which says `about` too, and force all but the parts to the disk."""
     transformers = importlib.metadata.version("transformers")  # its import would take seconds
+    own = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    named = {path.relative_to(folder).as_posix(): path for path in own}
+    ours = {name: path for name, path in named.items() if name not in (parts or {})}
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if parts is None else PARTS_FORMAT,
         "step": step,
         "versions": {"curriq": curriq.__version__, "torch": torch.__version__, "transformers": transformers},
         "threads": torch.get_num_threads(),
         **about,
-        "files": {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
+        "files": {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in ours.items()}
+        | {name: dict(stated) for name, stated in (parts or {}).items()},
     }
     manifest["sha256"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in (*folder.rglob("*"), folder):
+    folders = [path for path in folder.rglob("*") if path.is_dir()]
+    for path in (*ours.values(), folder / "manifest.json", *folders, folder):
         fsync(path)
 
 
@@ -351,7 +426,8 @@ def disk_error(error: BaseException) -> str | None:
 
 
 def saved_size(state: State) -> int:
-    """Bytes that a state takes in a checkpoint."""
+    """Bytes that a state takes in a checkpoint, with the parts of all processes."""
+    plain, tensors = split(state)
     counter = _Counter()
-    torch.save(state, cast(IO[bytes], counter))
-    return counter.size
+    torch.save(plain, cast(IO[bytes], counter))
+    return counter.size + parts_size(tensors)

@@ -8,8 +8,9 @@ from typing import Any
 from curriq.config import load_run_config, require
 from curriq.errors import CurriqError
 from curriq.parser import Parser
-from curriq.runlog.checkpoints import checkpoint_folders, latest_model
+from curriq.runlog.checkpoints import checkpoint_folders
 from curriq.runlog.read import read_summary
+from curriq.train.export import model_folder
 
 _LATER = "The run stays as it is; push it later."
 
@@ -53,7 +54,7 @@ def push(run: Path, repo: str, *, private: bool = False, license: str = "", api:
     from curriq.train.model_card import base_model  # with torch, which `--help` need not wait for
 
     _require_name(repo)
-    lm = latest_model(run)
+    lm = model_folder(run)
     require(
         lm.parent == checkpoint_folders(run / "checkpoints")[0],
         f"{run}: its newest checkpoint is damaged, and an older model is not pushed instead. `curriq resume "

@@ -24,7 +24,8 @@ from curriq.runlog.read import read_document
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
-from curriq.train.session import Probe, RunResult
+from curriq.train.result import RunResult
+from curriq.train.session import Probe
 
 logger = logging.getLogger("curriq")
 

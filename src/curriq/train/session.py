@@ -1,17 +1,13 @@
 """Carries the loop from the first step to the last: logs, evaluations, checkpoints, interruptions."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
-import os
-import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,29 +19,33 @@ from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
-from curriq.runlog.checkpoints import require_new_run, unusable_folder
-from curriq.runlog.notebook import run_html
+from curriq.runlog.checkpoints import folder_size, require_new_run, unusable_folder
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
 from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
+from curriq.state import State
 from curriq.train.agreement import require_same_weights, share_policy
 from curriq.train.checkpoint import (
     Checkpointer,
+    Finish,
     LoadedCheckpoint,
     NoRoom,
     NotSaved,
     checkpoint_folders,
+    require_plain,
     saved_size,
     step_of,
 )
-from curriq.train.hub import push
+from curriq.train.environment import environment
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter, Prediction, peak_memory
+from curriq.train.parts import PartsWriter, parts_size, pickled, split
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, on_host, open_logs, test_columns
+from curriq.train.result import RunResult
 from curriq.types import Metrics, Step, WindowLosses, merge, readings_of, status_of
 
 log = logging.getLogger("curriq")
@@ -56,40 +56,6 @@ class Probe(Protocol):
     """Measures something of every step for the log."""
 
     def measure(self, step: Step) -> Metrics: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """How a run ended: its folder, the content of `summary.json` (docs/metrics.md defines the fields), and
-    whether the last step was reached (False after Ctrl-C)."""
-
-    run_dir: Path
-    summary: dict[str, Any]
-    finished: bool
-
-    @property
-    def model_dir(self) -> Path | None:
-        """Folder that `AutoModelForCausalLM.from_pretrained` opens: the language model as it is now."""
-        checkpoint = self.summary["checkpoint"]
-        return None if checkpoint is None else self.run_dir / checkpoint / "lm"
-
-    def push_to_hub(self, repo: str, *, private: bool = False, license: str = "", api: Any = None) -> str:
-        """Upload the model to the Hugging Face hub; returns the address of the commit.
-
-        Args:
-            repo: `OWNER/NAME`, made where it is missing.
-            private: make it visible to its owner alone.
-            license: identifier for the model card; that of the base model when empty.
-            api: a `huggingface_hub.HfApi` of one's own.
-
-        Raises:
-            CurriqError: the run holds no whole model, nobody is logged in, or the hub cannot be reached or
-                refuses.
-        """
-        return push(self.run_dir, repo, private=private, license=license, api=api)
-
-    def _repr_html_(self) -> str:
-        return run_html(self.run_dir, self.summary)
 
 
 @dataclass(kw_only=True)
@@ -104,8 +70,10 @@ class Session:
         fingerprint: of the data; a resume compares it.
         shared: φ, of which rank 0's numbers count.
         replicas: θ, where every rank holds the whole.
-        sharded: whether each rank holds a part of θ, so that all take part when it is saved.
-        gathered_lm: a context in which rank 0 has all that `save_lm` writes; all ranks enter.
+        sharded: whether each rank holds a part of θ, so that each writes its own and reads its own.
+        collective: whether each rank holds a part of any state, so that all must be asked for it.
+        lm_parts: θ by name, in parts, where it is sharded.
+        load_lm: reads such parts from a checkpoint.
         files: path of every local file that a resume reads again → its size and SHA-256.
         skipped_rows: rows left out of each source that has left out any.
         tokenizer: content of its `tokenizer.json`, for the log of windows; empty when it has none.
@@ -127,7 +95,9 @@ class Session:
     shared: Sequence[torch.Tensor] = ()
     replicas: Sequence[torch.Tensor] = ()
     sharded: bool = False
-    gathered_lm: Callable[[], AbstractContextManager] = nullcontext
+    collective: bool = False
+    lm_parts: Callable[[], dict[str, torch.Tensor]] = dict
+    load_lm: Callable[[State], None] = lambda stored: None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
     run_dir: Path = field(init=False)
@@ -136,8 +106,9 @@ class Session:
     _last_saved: Path | None = None
     _promise: Promise = field(default_factory=dict)
     _checkpointer: Checkpointer | None = None
-    _save_seconds: float | None = None
     _prediction: Prediction = field(default_factory=Prediction)
+    _parts: PartsWriter | None = None
+    _saved: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.config.log.run_dir)
@@ -147,6 +118,7 @@ class Session:
         saved = checkpoint.state
         self.state = LoopState.from_state_dict(saved["loop"], self.device)
         try:
+            self.load_lm(saved.get("lm", {}))  # in parts; whole weights are in its folder
             for name, part in self._stateful().items():
                 part.load_state_dict(saved[name])
         except (KeyError, RuntimeError, ValueError, AssertionError) as error:
@@ -185,8 +157,12 @@ class Session:
                 except OSError as error:
                     raise unusable_folder(self.run_dir, error.strerror) from error
                 about = {"settings": to_dict(self.config)}
-                self._checkpointer = Checkpointer(self.run_dir, self.config.log.checkpoint_keep, about)
+                exported = parts_size(self.lm_parts()) if self.sharded else 0
+                keep = self.config.log.checkpoint_keep
+                self._checkpointer = Checkpointer(self.run_dir, keep, about, exported)
                 held.callback(self._checkpointer.reserve.release)
+            if self.sharded:
+                self._parts = PartsWriter()
             try:
                 return self._train(primary)
             except BrokenPipeError:
@@ -210,6 +186,7 @@ class Session:
             self._validate_initially()
             if self._last_saved is None:
                 self._save(logs)  # a disk that is full shows now, and every later failure can be resumed
+                self._settle()
             if not self._finished:
                 self._hold_room()
             while not self._finished and not parallel.any_rank(stop()):
@@ -217,6 +194,8 @@ class Session:
                 if logs is not None:
                     logs.write(log_entry(done, row))
                 progress.update(row, ". ".join(filter(None, map(status_of, self._deciding))))
+                if self._written():
+                    self._settle()  # a checkpoint that was refused stops the run now
                 if self._finished:
                     self._save(logs)
                 elif self.state.step % config.log.checkpoint_every == 0:
@@ -226,6 +205,7 @@ class Session:
                     self._hold_room(measured=True)  # moments and buffers are there from the first step on
             if not self._finished:
                 self._save(logs)
+            self._settle()
         tested = self.test() if self._finished else None  # the test set is touched here and nowhere else
         summary = self._summary(tested)
         if primary:
@@ -283,9 +263,8 @@ class Session:
         for probe in self.probes:
             row = merge(row, probe.measure(done))
         row = merge(row, self._prediction.metrics(row))
-        if self._save_seconds is not None:
-            row["time/checkpoint"], self._save_seconds = self._save_seconds, None
-        return done, row
+        saved, self._saved = self._saved, {}
+        return done, merge(row, saved)
 
     def _validate_initially(self) -> None:
         """The validation loss of θ_0, before any step, so that a run can say what training has changed; it
@@ -307,49 +286,100 @@ class Session:
 
     def _save(self, logs: RunLogs | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
-        the disk refuses either, CurriqError on all ranks."""
+        the disk refuses either, CurriqError on all ranks. Of parts the writing is begun, see `_settle`."""
+        self._settle()
         began = time.perf_counter()
         try:
             require_same_weights(self.replicas)
         except parallel.RanksDiffer as error:
             raise self._ranks_differ(error, self.state.step, logs) from error
-        state = self._gathered_state()
-        with self.gathered_lm():
-            refusal = self._write(state, logs)
-        self._agree(refusal)
-        self._save_seconds = time.perf_counter() - began
+        state = self._collected_state()
+        if self._parts is None:
+            self._agree(self._write(state, logs))
+        else:
+            self._begin_parts(self._parts, state, logs)
+        self._saved["time/checkpoint"] = time.perf_counter() - began
 
     def _write(self, state: dict[str, Any], logs: RunLogs | None) -> str | None:
         """Log and checkpoint, on the rank that writes them; why the disk refused them, if it did."""
-        refusal = None
-        if self._checkpointer is not None and logs is not None:
-            self._checkpointer.reserve.release()
+        if self._checkpointer is None or logs is None:
+            return None
+        self._checkpointer.reserve.release()
+        try:
+            promise = logs.flush()
+            self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
+            self._saved["checkpoint/bytes"] = float(folder_size(self._last_saved))
+        except (NotSaved, OSError) as error:
+            return self._not_saved(described(error) if isinstance(error, OSError) else str(error))
+        return None
+
+    def _begin_parts(self, parts: PartsWriter, state: dict[str, Any], logs: RunLogs | None) -> None:
+        """Begin to write a checkpoint of which each rank writes its parts."""
+        plain, tensors = split(state)
+        step, checkpointer, finish = self.state.step, self._checkpointer, None
+        folder, refusal = None, None
+        if checkpointer is not None and logs is not None:
+            require_plain(plain)
             try:
                 promise = logs.flush()
-                self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
-            except (NotSaved, OSError) as error:
-                reason = described(error) if isinstance(error, OSError) else str(error)
-                refusal = f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
-        return refusal
+                folder = checkpointer.begin(step, self.save_lm, promise)
+                finish = Finish(checkpointer, step, pickled(plain), promise)
+            except OSError as error:
+                refusal = self._not_saved(checkpointer.refuse(step, described(error)))
+        self._agree(refusal)
+        folder = parallel.from_rank_zero(folder)
+        if folder is not None:  # else the same checkpoint is there already
+            parts.begin(folder, tensors, finish, export=self._finished)
+
+    @property
+    def _writing(self) -> bool:
+        """Whether a checkpoint is being written while training goes on; the same on all ranks."""
+        return self._parts is not None and self._parts.running
+
+    def _written(self) -> bool:
+        """Whether a checkpoint that was being written has ended on all ranks."""
+        return self._writing and not parallel.any_rank(self._parts is not None and not self._parts.done)
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is being written, if any; where it was refused, or the next one has no
+        room, CurriqError on all ranks."""
+        if self._parts is None or not self._parts.running:
+            return
+        outcome = self._parts.wait()
+        if outcome.path is None:
+            raise CurriqError(self._not_saved(outcome.refusal))
+        if self._checkpointer is not None:
+            self._last_saved = outcome.path
+        self._saved |= {"time/checkpoint_written": outcome.seconds, "checkpoint/bytes": float(outcome.size)}
+        if outcome.refusal and not self._finished:
+            raise CurriqError(self._no_room(outcome.refusal))
 
     def _hold_room(self, *, measured: bool = False) -> None:
         """Keep room on the disk for the next checkpoint, `measured` on the state as it is now; where there
         is none, CurriqError on all ranks."""
         refusal = None
-        state = self._gathered_state() if measured else None
-        if self._checkpointer is not None and self._last_saved is not None:
+        state = self._collected_state() if measured else None
+        # Where a checkpoint is being written, the room is taken when that has ended.
+        if self._checkpointer is not None and self._last_saved is not None and not self._writing:
             try:
                 self._checkpointer.hold_room(self._last_saved, state)
             except NoRoom as error:
-                less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
-                saved = ", which is saved" if step_of(self._last_saved) == self.state.step else ""
-                refusal = f"{self._stopped()}{saved}: {error}{less}. {self._go_on()}"
+                refusal = self._no_room(str(error))
         self._agree(refusal)
 
     def _agree(self, refusal: str | None) -> None:
         """Raise what stops one rank on all of them."""
         if parallel.any_rank(refusal is not None):
             raise CurriqError(refusal or "stopped: rank 0 says why.")
+
+    def _no_room(self, reason: str) -> str:
+        assert self._last_saved is not None or self._checkpointer is None
+        less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
+        here = self._last_saved is not None and step_of(self._last_saved) == self.state.step
+        return f"{self._stopped()}{', which is saved' if here else ''}: {reason}{less}. {self._go_on()}"
+
+    def _not_saved(self, reason: str) -> str:
+        return f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
 
     def _stopped(self) -> str:
         return "trained" if self._finished else f"stopped at step {self.state.step}"
@@ -360,9 +390,9 @@ class Session:
         step = step_of(self._last_saved)
         return f"Free some space and go on from step {step} with `curriq resume {self.run_dir}`."
 
-    def _gathered_state(self) -> dict[str, Any]:
-        """The whole state, on the rank that saves it; where ranks hold parts of it, all must ask."""
-        return self._state() if self._checkpointer is not None or self.sharded else {}
+    def _collected_state(self) -> dict[str, Any]:
+        """The state on the rank that saves it, and where ranks hold parts of it on all, which must ask."""
+        return self._state() if self._checkpointer is not None or self.sharded or self.collective else {}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -370,6 +400,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "initial_validation": self.initial_validation,
             "validation": self.last_validation,
+            **({"lm": self.lm_parts()} if self.sharded else {}),
             **{name: part.state_dict() for name, part in self._stateful().items()},
         }
 
@@ -389,6 +420,8 @@ class Session:
 
     def _stopped_by(self, error: ArithmeticError, step: int, logs: RunLogs | None) -> CurriqError:
         """The error of a step that met a number that is not finite; the log is kept."""
+        with suppress(CurriqError):  # this one comes first
+            self._settle()
         if logs is not None:
             with suppress(OSError):  # the rows from the last checkpoint on, which a resume repeats
                 logs.flush()
@@ -505,29 +538,3 @@ class Session:
 def described(error: OSError) -> str:
     """The operating system's message and the file that it is about."""
     return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """The program, its libraries and the machine, for `environment.json`."""
-    return {
-        "curriq": curriq.__version__,
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "device": str(device),
-        "hardware": _hardware(device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")
-        },
-    }
-
-
-def _hardware(device: torch.device) -> str:
-    """Name of the accelerator or of the processor, as far as the system reports it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"
