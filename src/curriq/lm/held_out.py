@@ -171,7 +171,11 @@ class AveragedGradient(Saved):
 
     def load_state_dict(self, state: State) -> None:
         """An average that is whole, or stored in parts, into the parts that this rank holds."""
-        self._average = placed_like(state["average"], self._parameters()) if state["average"] else []
+        average = [piece.clone() if isinstance(piece, Tensor) else piece for piece in state["average"]]
+        parameters = self._parameters()
+        # A loop of the user's own may load before it has shown its model: then `update` places it.
+        known = len(average) == len(parameters)
+        self._average = placed_like(average, parameters) if known else average
         self._updates = state["updates"]
 
     def update(self, gradient: list[Tensor]) -> list[Tensor]:
@@ -179,6 +183,7 @@ class AveragedGradient(Saved):
         self._updates += 1
         if not self._average:
             self._average = [torch.zeros_like(piece) for piece in gradient]
+        self._average = placed_like(self._average, gradient)
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
 
