@@ -379,6 +379,7 @@ class TestRows:
             (gzip.compress(b"{}"), r"must end in \.gz"),
             (zstandard.compress(b"{}"), r"must end in \.zst"),
         ],
+        ids=["utf-16", "latin-1", "gzip", "zstd"],  # the compressed bytes hold the time
     )
     @pytest.mark.parametrize("extension", [".jsonl", ".txt"])
     def test_what_a_file_may_be_instead(self, content: bytes, advice: str, extension: str) -> None:
