@@ -1,4 +1,4 @@
-"""Which threads and precision `curriq plan` names as the fastest: from clocks that are known, and for real."""
+"""Which threads and precision `curriq plan` names as the fastest: from known clocks, and for real."""
 
 import os
 import subprocess
@@ -86,6 +86,16 @@ class TestCompare:
         assert clock.count(BF16[1], False) == TRIES
         assert clock.count(BF16[1], True) == clock.count(FP32[32], True) == 0
 
+    def test_a_program_that_disturbs_the_first_tries_decides_nothing(self):
+        clock = Clock({FP32[2]: 1.0, FP32[1]: 0.8})
+        held_up = iter([9.0, 7.0])
+
+        def disturbed(setting: Setting, whole: bool) -> float:
+            took = clock(setting, whole)
+            return took * next(held_up, 1.0) if setting == FP32[1] else took
+
+        assert compare(FP32[2], [FP32[1]], disturbed)[FP32[1]] == pytest.approx(0.8)
+
     def test_too_many_threads_say_nothing_of_fewer(self):
         clock = Clock({FP32[4]: 1.0, FP32[8]: 3.0, FP32[2]: 0.7})
         assert compare(FP32[4], [FP32[8], FP32[2]], clock)[FP32[2]] == pytest.approx(0.7)
@@ -109,17 +119,22 @@ class TestStep:
         assert Alternative(**settings, step=0.8).faster
 
 
-class TestLine:
-    slow = {"flags": "--threads 1", "step": 1.3, "faster": False}
-    fast = {"flags": "--precision bf16", "step": 0.814, "faster": True}
+SLOW = {"flags": "--threads 1", "step": 1.3, "faster": False}
+FAST = {"flags": "--precision bf16", "step": 0.814, "faster": True}
 
+
+class TestLine:
     def test_the_fastest_is_named(self):
-        (line,) = faster_text([self.fast, self.slow])
+        (line,) = faster_text([FAST, SLOW])
         assert line.startswith("faster here --precision bf16: 0.81 of the time")
 
     def test_what_was_tried_is_named_where_nothing_is_faster(self):
-        (line,) = faster_text([self.slow])
+        (line,) = faster_text([SLOW])
         assert line == "faster here nothing that was tried (of the time: --threads 1 1.30)"
+
+    def test_what_was_given_up_has_no_exact_share(self):
+        (line,) = faster_text([SLOW, SLOW | {"flags": "--threads 8", "step": 46.03}])
+        assert line.endswith("--threads 1 1.30, --threads 8 over 2)")
 
     def test_none_where_nothing_was_tried(self):
         assert faster_text([]) == []
@@ -128,12 +143,14 @@ class TestLine:
 class TestMeasured:
     @pytest.fixture
     def machine(self, monkeypatch):
-        """Four cores, and bfloat16 products or none."""
+        """Two cores, and bfloat16 products or none; few tries, since a busy machine may take seconds for each."""
 
         def set_to(bf16: bool) -> None:
-            monkeypatch.setattr(alternatives.parallel, "cores", lambda: 4)
+            monkeypatch.setattr(alternatives.parallel, "cores", lambda: 2)
             monkeypatch.setattr(alternatives, "physical_cores", lambda: 2)
             monkeypatch.setattr(alternatives, "cpu_has_bf16", lambda: bf16)
+            for name, least in {"PATIENCE": 0.0, "ENOUGH_SECONDS": 0.0, "TRIES": 1, "ROUNDS": 1}.items():
+                monkeypatch.setattr(alternatives, name, least)
 
         return set_to
 
@@ -142,10 +159,7 @@ class TestMeasured:
         run = prepare(tiny(threads=1, num_candidates=2))
         before = [p.detach().clone() for p in run.lm.parameters]
         found = timed_alternatives(run, calibration(windows=2))
-        assert {(f.threads, f.precision) for f in found} <= {
-            (2, "fp32"), (4, "fp32"), (1, "bf16"), (2, "bf16"), (4, "bf16")
-        }  # fmt: skip
-        assert len(found) >= 3
+        assert {(f.threads, f.precision) for f in found} == {(2, "fp32"), (1, "bf16"), (2, "bf16")}
         assert [f.step for f in found] == sorted(f.step for f in found)
         assert all(f.passes > 0 for f in found)
         assert torch.get_num_threads() == 1
@@ -156,7 +170,8 @@ class TestMeasured:
     def test_nothing_of_bfloat16_on_other_processors(self, machine):
         machine(bf16=False)
         run = prepare(tiny(threads=1, num_candidates=2))
-        assert {f.precision for f in timed_alternatives(run, calibration(windows=2))} <= {"fp32"}
+        (found,) = timed_alternatives(run, calibration(windows=2))
+        assert found.flags == "--threads 2"
 
     def test_compiled_blocks_are_not_compiled_again(self, machine):
         machine(bf16=True)

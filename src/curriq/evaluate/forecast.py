@@ -331,7 +331,8 @@ def faster_text(alternatives: Sequence[Json]) -> list[str]:
     best = alternatives[0]
     if best["faster"]:
         return [f"faster here {best['flags']}: {best['step']:.2f} of the time (to other last bits)"]
-    listed = ", ".join(f"{other['flags']} {other['step']:.2f}" for other in alternatives)
+    shares = [f"{other['step']:.2f}" if other["step"] < 2 else "over 2" for other in alternatives]
+    listed = ", ".join(f"{other['flags']} {share}" for other, share in zip(alternatives, shares, strict=True))
     return [f"faster here nothing that was tried (of the time: {listed})"]
 
 

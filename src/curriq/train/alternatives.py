@@ -22,8 +22,8 @@ from curriq.types import Windows
 HOPELESS = 2.0
 """Times what the present settings take for one window, beyond which an alternative is given up: one thread of
 sixty-four would take minutes for nothing."""
-TRIES = 3
-"""Passes over one window in each setting, of which the fastest counts."""
+TRIES, PATIENCE = 3, 0.5
+"""Passes over one window, and seconds of them, at least, before a setting is given up."""
 ROUNDS = 3
 """Passes over a micro-batch in each setting, at least; ratios are taken within a round."""
 MOST_ROUNDS = 15
@@ -68,27 +68,24 @@ def compare(
     others: Sequence[Setting],
     seconds: Callable[[Setting, bool], float],
 ) -> dict[Setting, float]:
-    """Seconds of a pass in each setting over those in the present one: medians over interleaved rounds, for
-    settings that are hopeless on one window of that window, and fewer threads than hopeless ones are left out.
+    """Seconds of a pass in each setting over those in the present one, medians over interleaved rounds.
+
+    Of settings that are hopeless it is the ratio on one window; still fewer threads are left out.
 
     Args:
         seconds: of a forward and backward pass in a setting, over one window or, if the flag is set, over a
             whole micro-batch.
     """
-
-    def one_window(setting: Setting) -> float:
-        return min(seconds(setting, False) for _ in range(TRIES))  # the first pays for what is made once
-
-    present_one = one_window(present)
+    seconds(present, False)  # pays for what is allocated once
     ratios: dict[Setting, list[float]] = {}
     hopeless: dict[Setting, list[float]] = {}
     for setting in others:
         fewer = [h for h in hopeless if setting.threads < h.threads < present.threads]
         if any(h.precision == setting.precision for h in fewer):
             continue  # with fewer threads than were too few it gets no better
-        ratio = one_window(setting) / present_one
-        if ratio > HOPELESS:
-            hopeless[setting] = [ratio]
+        tried = _tries(present, setting, seconds)
+        if min(tried) > HOPELESS:
+            hopeless[setting] = tried
         else:
             ratios[setting] = []
     hopeful = list(ratios)
@@ -99,6 +96,19 @@ def compare(
             ratios[setting].append(took[setting] / took[present])
         spent, rounds = spent + sum(took.values()), rounds + 1
     return {setting: median(values) for setting, values in (ratios | hopeless).items()}
+
+
+def _tries(present: Setting, setting: Setting, seconds: Callable[[Setting, bool], float]) -> list[float]:
+    """Seconds for one window over those in the present settings, until once they are not hopeless: another
+    program may have had the processor for a while."""
+    ratios, spent = [], 0.0
+    while len(ratios) < TRIES or spent < PATIENCE:
+        here, there = seconds(present, False), seconds(setting, False)
+        ratios.append(there / here)
+        if ratios[-1] <= HOPELESS:
+            break
+        spent += here + there
+    return ratios
 
 
 @dataclass(frozen=True, kw_only=True)
