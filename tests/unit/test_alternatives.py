@@ -143,7 +143,7 @@ class TestLine:
 class TestMeasured:
     @pytest.fixture
     def machine(self, monkeypatch):
-        """Two cores, and bfloat16 products or none; few tries, since a busy machine may take seconds for each."""
+        """Two cores, and bfloat16 products or none; few tries: a busy machine takes seconds."""
 
         def set_to(bf16: bool) -> None:
             monkeypatch.setattr(alternatives.parallel, "cores", lambda: 2)
