@@ -180,16 +180,7 @@ def forecast(
         "alternatives": [asdict(other) | {"faster": other.faster} for other in timed],
         "parameters": costs.memory.parameters,
         "calibration": asdict(made),
-        "step": {
-            "seconds": made.seconds_per_step,
-            "reading": made.propose,
-            "passes": made.passes.at(n),
-            "held_out": made.held_out_per_step,
-            "rest": made.rest.at(n),
-            "plain_seconds": made.plain_seconds_per_step,
-            "overhead": made.overhead,
-            "tokens_per_second": n * config.data.window / made.seconds_per_step,
-        },
+        "step": step_of(made, config),
         "run": {
             "steps": steps,
             "seconds": cost.seconds + (1 + saves) * stall,
@@ -219,6 +210,21 @@ def forecast(
         "on_paper": [
             on_paper(costs, count, engine, bandwidth) for count in gpus for engine in ("ddp", "fsdp")
         ],
+    }
+
+
+def step_of(made: "Calibration", config: RunConfig) -> Json:
+    """A step of a calibrated run: seconds of it and of its parts, tokens per second, and the overhead."""
+    n = config.train.num_candidates
+    return {
+        "seconds": made.seconds_per_step,
+        "reading": made.propose,
+        "passes": made.passes.at(n),
+        "held_out": made.held_out_per_step,
+        "rest": made.rest.at(n),
+        "plain_seconds": made.plain_seconds_per_step,
+        "overhead": made.overhead,
+        "tokens_per_second": n * config.data.window / made.seconds_per_step,
     }
 
 
