@@ -4,12 +4,13 @@
     torchrun --nproc-per-node 2 benchmarks/scale.py --engine ddp --preset recommended --reward-every 4
     torchrun --nproc-per-node 2 benchmarks/scale.py --preset recommended --stream-shards 4
     python benchmarks/scale.py                                # one process, for comparison
+    python benchmarks/scale.py --costs                        # cost against N, T, V, M, I and K instead
 
 For two steps, the second of them with a probe where the preset has one: collectives and bytes per parameter
 that a rank hands to them, by kind. Then the bytes per parameter that a rank holds between steps, what reading
 takes of a rank (windows that it reads, tokenizes and scores itself, and processor time), and windows per
 second. Any setting of `curriq train` can be given; the defaults are a small Llama on the embedded corpus.
-Counts and bytes are exact; rates need a machine that does nothing else.
+Counts and bytes are exact; rates need a machine that does nothing else. `--costs` is growth.py.
 """
 
 import statistics
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from common import synchronise
+from growth import report_costs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from curriq import parallel
@@ -150,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report_costs() if sys.argv[1:] == ["--costs"] else main()

@@ -195,11 +195,12 @@ def test_a_step_comes_to_the_host_as_it_is():
 
 def test_the_command(tmp_path):
     words = ["--preset", "smoke", "--threads", "1", "--gpus", "8", "16", "--bandwidth", "25", "--json"]
-    command = [sys.executable, "-m", "curriq", "plan", *words]
+    command = [sys.executable, "-m", "curriq", "plan", *words, "--no-alternatives"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment)
     plan = json.loads(done.stdout)
     assert plan["format"] == 1
+    assert plan["alternatives"] == []
     assert plan["bandwidth"] == 25e9
     assert [(row["gpus"], row["engine"]) for row in plan["on_paper"]] == [
         (8, "ddp"), (8, "fsdp"), (16, "ddp"), (16, "fsdp")

@@ -134,16 +134,20 @@ def on_paper(costs: Costs, gpus: int, engine: str, bandwidth: float) -> Json:
     }
 
 
-def forecast(config: RunConfig, gpus: Sequence[int] = GPUS, bandwidth: float = 50e9) -> Json:
+def forecast(
+    config: RunConfig, gpus: Sequence[int] = GPUS, bandwidth: float = 50e9, *, alternatives: bool = True
+) -> Json:
     """What `curriq plan --json` prints; docs/plan.md lists its fields.
 
     Args:
         bandwidth: of a GPU's links, bytes per second.
+        alternatives: whether other threads and another precision are timed too, on a CPU.
 
     Raises:
         CurriqError: the run cannot be built, or a loss or a score is not finite.
     """
     from curriq.lm.load import pick_device
+    from curriq.train.alternatives import timed_alternatives
     from curriq.train.calibrate import CALIBRATION_STEPS, calibrate, for_calibration
     from curriq.train.estimate import initial_loss, whole_run
     from curriq.train.meter import peak_memory
@@ -167,23 +171,16 @@ def forecast(config: RunConfig, gpus: Sequence[int] = GPUS, bandwidth: float = 5
     saves = math.ceil(config.train.steps / config.log.checkpoint_every)
     costs = costs_of(run, config, made, rows, fixed)
     n, steps = config.train.num_candidates, config.train.steps
+    timed = timed_alternatives(run, made) if alternatives else []
     return {
         "format": FORMAT,
         "curriq": curriq.__version__,
         "device": str(run.lm.device),
         "threads": run.config.train.threads,
+        "alternatives": [asdict(other) | {"faster": other.faster} for other in timed],
         "parameters": costs.memory.parameters,
         "calibration": asdict(made),
-        "step": {
-            "seconds": made.seconds_per_step,
-            "reading": made.propose,
-            "passes": made.passes.at(n),
-            "held_out": made.held_out_per_step,
-            "rest": made.rest.at(n),
-            "plain_seconds": made.plain_seconds_per_step,
-            "overhead": made.overhead,
-            "tokens_per_second": n * config.data.window / made.seconds_per_step,
-        },
+        "step": step_of(made, config),
         "run": {
             "steps": steps,
             "seconds": cost.seconds + (1 + saves) * stall,
@@ -213,6 +210,21 @@ def forecast(config: RunConfig, gpus: Sequence[int] = GPUS, bandwidth: float = 5
         "on_paper": [
             on_paper(costs, count, engine, bandwidth) for count in gpus for engine in ("ddp", "fsdp")
         ],
+    }
+
+
+def step_of(made: "Calibration", config: RunConfig) -> Json:
+    """A step of a calibrated run: seconds of it and of its parts, tokens per second, and the overhead."""
+    n = config.train.num_candidates
+    return {
+        "seconds": made.seconds_per_step,
+        "reading": made.propose,
+        "passes": made.passes.at(n),
+        "held_out": made.held_out_per_step,
+        "rest": made.rest.at(n),
+        "plain_seconds": made.plain_seconds_per_step,
+        "overhead": made.overhead,
+        "tokens_per_second": n * config.data.window / made.seconds_per_step,
     }
 
 
@@ -287,7 +299,7 @@ def report(plan: Json, *, as_json: bool = False) -> int:
         f"checkpoint  {size_text(checkpoint['bytes'])}, {seconds_text(checkpoint['seconds'])} each: "
         f"{100 * checkpoint['share_of_time']:.1f} % of the time",
     ]
-    for line in lines:
+    for line in [*lines, *faster_text(plan["alternatives"])]:
         console.print(line)
     if plan["on_paper"]:
         title = f"On paper, with links of {plan['bandwidth'] / 1e9:g} GB/s; nothing of this is measured"
@@ -316,6 +328,18 @@ def _row(made: Json) -> list[str]:
 def seconds_text(seconds: float) -> str:
     """`3.2 s` or `45 ms`."""
     return f"{seconds:.3g} s" if seconds >= 0.1 or seconds == 0 else f"{1e3 * seconds:.3g} ms"
+
+
+def faster_text(alternatives: Sequence[Json]) -> list[str]:
+    """The line that names the fastest settings, of alternatives that were timed; none if none were."""
+    if not alternatives:
+        return []
+    best = alternatives[0]
+    if best["faster"]:
+        return [f"faster here {best['flags']}: {best['step']:.2f} of the time (to other last bits)"]
+    shares = [f"{other['step']:.2f}" if other["step"] < 2 else "over 2" for other in alternatives]
+    listed = ", ".join(f"{other['flags']} {share}" for other, share in zip(alternatives, shares, strict=True))
+    return [f"faster here nothing that was tried (of the time: {listed})"]
 
 
 def cores_text(reading: Json) -> str:

@@ -1,5 +1,8 @@
 """What devices can do at most, from their data sheets."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 PEAKS: dict[str, tuple[float, float]] = {
@@ -47,3 +50,22 @@ def named_peak(name: str, precision: str) -> float | None:
         return None
     bf16, fp32 = PEAKS[max(known, key=len)]
     return 1e12 * (bf16 if precision == "bf16" else fp32)
+
+
+BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Names that torch has for bfloat16 products of a CPU: of x86, and of ARM."""
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; False where torch cannot tell."""
+    capabilities = _cpu_capabilities()
+    return any(capabilities.get(name) for name in BF16_PRODUCTS)
+
+
+def physical_cores() -> int | None:
+    """Cores of this machine without hyperthreads; None where torch cannot tell."""
+    return _cpu_capabilities().get("num_physical_cores")
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # a recent addition

@@ -6,7 +6,7 @@ checked against the model's own logits when it is made.
 """
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -235,14 +235,18 @@ class LanguageModel:
         finally:
             self._attention = chosen
 
-    @contextmanager
-    def full_precision(self) -> Generator[None]:
+    def full_precision(self) -> AbstractContextManager[None]:
         """No autocast: for differences of losses that bfloat16 would round away."""
-        reduced, self.reduced_precision = self.reduced_precision, False
+        return self.in_precision("fp32")
+
+    @contextmanager
+    def in_precision(self, precision: str) -> Generator[None]:
+        """Forward passes in this precision, `fp32` or `bf16`; restores the one that it found."""
+        before, self.reduced_precision = self.reduced_precision, precision == "bf16"
         try:
             yield
         finally:
-            self.reduced_precision = reduced
+            self.reduced_precision = before
 
     def save(self, folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; of a `PeftModel` the adapters.
