@@ -4,8 +4,8 @@
     CURRIQ_DEV_DATA=FOLDER python experiments/h100.py --tiny          # the same at the size of a CPU, minutes
 
 First the correctness sections of `benchmarks/gpu.py`; where one fails, nothing else is begun. Then the runs
-of `h100.toml`, seed by seed, for as long as the time allows. What is begun is saved, the next call goes on from
-there, and when all are finished `curriq compare` prints its tables.
+of `h100.toml`, seed by seed, for as long as the time allows. What is begun is saved, the next call goes on
+from there, and when all are finished `curriq compare` prints its tables.
 """
 
 import argparse

@@ -300,7 +300,8 @@ def placed_like(values: Sequence[Tensor | Stored], others: Sequence[Tensor]) -> 
             # Every rank has loaded the whole, so nothing has to be sent.
             whole = value.to(mesh.device_type)
             placed.append(distribute_tensor(whole, mesh, other.placements, src_data_rank=None))
-    read_stored(unread)
+    if unread:
+        read_stored(unread)
     return placed
 
 
