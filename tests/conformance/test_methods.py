@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conformance.compositions import RAG, RECOMMENDED
+from tests.helpers import random_offer
 from tests.runs import Finished, tiny
 
 from curriq import langevin
@@ -91,7 +92,12 @@ def test_the_filter_of_the_stream_is_the_selector(name, context):
     method = build(name, context)
     assert isinstance(method.proposer, FilteredStream)
     assert isinstance(method.selector, StreamFilter)
-    assert method.proposer.accept_prob == method.selector.accept_prob  # a method of this very object
+    columns = dict.fromkeys(("static_score", "prior"), torch.full((4,), 0.5))
+    offer = dataclasses.replace(random_offer(4, 8, seed=0), known=columns)
+    assert torch.equal(method.proposer.accept_prob(offer), method.selector.accept_prob(offer))
+    del method.selector.trust
+    with pytest.raises(AttributeError, match="trust"):  # it is this very object that is asked
+        method.proposer.accept_prob(offer)
     assert method.selector.critic is method.critic
     assert method.selector.temperature is method.critic.temperature
 

@@ -323,7 +323,7 @@ class EvenTokens(Packer):
     """Learns the tokens of even number."""
 
     def add(self, tokens, difficulty=math.nan, learnt=None, document=0):
-        return super().add(tokens, difficulty, [token % 2 == 0 for token in tokens], document)
+        return super().add(tokens, difficulty, [int(token) % 2 == 0 for token in tokens], document)
 
 
 def half_labelled_stream(tokenizer) -> WindowStream:
