@@ -1,5 +1,7 @@
 """How often the text of a window has been trained on: what a static score cannot see."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -73,21 +75,26 @@ class Repetitions(Saved):
     def judge(self, windows: Windows) -> Float[Tensor, "n"]:
         """Factor in (0, 1] on the acceptance probability of each window, by the level as it stands; nothing
         is remembered until `take_in`."""
-        return self._discounted(self.count(windows))
+        return self.factor(self.count(windows))
 
-    def take_in(self, offer: Offer) -> Metrics:
+    def take_in(self, offer: Offer, counts: Sequence[Float[Tensor, "_"]] | None = None) -> Metrics:
         """What was accepted is trained on now; of all that was judged, the windows that would rather have
         been accepted than not, but for repetitions, set the level. The metric is how often the text of what
-        was accepted had been trained on before."""
-        times = self.count(offer.windows).mean().item()
-        for part in offer.judged:
-            assert part.sampled is not None
-            counts = self.count(part.windows)
-            self._recent.extend(counts[part.sampled.accept_prob >= 0.5 * self._discounted(counts)])
-        self.add(offer.windows)
-        return {"policy/repetitions": times}
+        was accepted had been trained on before.
 
-    def _discounted(self, counts: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        Args:
+            counts: of what was accepted, and of what was rejected, where they are known already.
+        """
+        if counts is None:
+            counts = [self.count(part.windows) for part in offer.judged]
+        for part, times in zip(offer.judged, counts, strict=True):
+            assert part.sampled is not None
+            self._recent.extend(times[part.sampled.accept_prob >= 0.5 * self.factor(times)])
+        self.add(offer.windows)
+        return {"policy/repetitions": counts[0].mean().item()}
+
+    def factor(self, counts: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The factor of windows with these counts."""
         known = self._recent.values
         level = known.quantile(LEAST_REPEATED) if len(known) else torch.zeros((), dtype=torch.float64)
         return self.discount ** (counts - level - FRESH).clamp(min=0)

@@ -80,6 +80,7 @@ class FilteredStream(Saved):
         prob = torch.ones(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
+        counts = torch.zeros(0, dtype=torch.float64)
         ended = False
         while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
@@ -89,7 +90,8 @@ class FilteredStream(Saved):
                 break
             new = self.accept_prob(batch).double().cpu()
             if self.repetitions is not None:
-                new = new * self.repetitions.judge(batch.windows)
+                counts = torch.cat([counts, self.repetitions.count(batch.windows)])
+                new = new * self.repetitions.factor(counts[-len(batch) :])
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob = torch.cat([prob, new])
@@ -113,7 +115,8 @@ class FilteredStream(Saved):
             cost=replace(everything.cost, windows_read=len(judged)),
         )
         if self.repetitions is not None:
-            offer = replace(offer, metrics=self.repetitions.take_in(offer))
+            known = [counts[:end][rows] for rows in (chosen, rejected)]
+            offer = replace(offer, metrics=self.repetitions.take_in(offer, known))
         if step == 0 and self.announces:
             announce(offer, self.max_read_ratio)
         return offer
