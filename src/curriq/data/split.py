@@ -130,12 +130,11 @@ def _fill_pools(
 
     held_out = (d for d in read_epoch(source) if contamination.rule.side(d) != "train")
     # A file may be sorted, by date or by topic: its beginning would not represent it. The number is a hash.
+    encoded = Encoded(tokenizer, most_bytes=0)  # no document comes twice
     mixed = iter(sorted(islice(held_out, MIXED_DOCUMENTS), key=lambda document: document.number))
     held_out = chain(mixed, held_out)
     while not all(map(is_full, wanted)) and (documents := list(islice(held_out, _BATCH_DOCUMENTS))):
-        for document, (ids, learnt) in zip(
-            documents, encode_documents(Encoded(tokenizer), documents), strict=True
-        ):
+        for document, (ids, learnt) in zip(documents, encode_documents(encoded, documents), strict=True):
             side = contamination.place(document)
             if side is not None and not is_full(side):
                 contamination.add(document, side)
