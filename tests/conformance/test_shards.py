@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import open_lm
+from tests.helpers import open_lm, random_offer
 from tests.ranks import in_processes
 from tests.runs import Finished, InterruptAt, assert_same_run, tiny
 
@@ -24,10 +24,11 @@ from curriq.presets import own_settings
 from curriq.rng import Generators
 from curriq.select import references, soft_q
 from curriq.select.base import Context
-from curriq.select.sharded import ShardedProposer
-from curriq.select.static import DsirScore
+from curriq.select.repetition import Repetitions
+from curriq.select.sharded import ShardedProposer, _discounting
+from curriq.select.static import FRESH, DsirScore
 from curriq.train.run import Own, load_run, prepare, resume, train
-from curriq.types import Windows
+from curriq.types import Offer, Windows
 
 SLOW = pytest.mark.slow
 SHARDS: dict[str, Any] = {"stream_shards": 4, "shuffle_buffer": 32, "log_windows_mb": 200.0}
@@ -361,3 +362,13 @@ def test_processes_read_their_own_and_stop_together(tmp_path):
 
 def test_a_source_that_breaks_on_one_process_stops_all_with_its_message(tmp_path):
     in_processes(2, a_source_breaks, tmp_path)
+
+
+def test_a_shard_accepts_repeated_text_less():
+    """By the count of all shards as it stands, beyond the free repetitions."""
+    windows = random_offer(8, 32, seed=0).windows
+    counter = Repetitions(0.5, 32)
+    for _ in range(FRESH + 2):
+        counter.add(windows)
+    accept_prob = _discounting(lambda offer: torch.ones(len(offer)), counter)
+    assert accept_prob(Offer.of(windows)).tolist() == [0.25] * 8
