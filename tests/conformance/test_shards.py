@@ -44,7 +44,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "prior": {"prior": True, "q_features": ("last", "static_score")},
     "filter": {"selector": "filter", "max_read_ratio": 4},
     "classifier": {"selector": "filter", "max_read_ratio": 4, "static_score": "classifier"},
-    "recommended": own_settings("recommended") | PROBED | {"sources": tiny().data.sources},
+    "recommended": own_settings("recommended")
+    | PROBED
+    | {"sources": tiny().data.sources, "sharp_start": 2060},  # it ends within the run, after the look-ahead
 }
 
 
