@@ -28,6 +28,7 @@ def recommended() -> RunConfig:
         prior=True,
         accept_target_source=True,
         max_read_ratio=8,
+        sharp_start=20_000,
         repeat_discount=0.5,
         accept_fraction=0.5,
         q_features=("source", "static_score"),

@@ -221,9 +221,12 @@ class Sampled(Batch):
 
     Attributes:
         accept_prob: probability of being accepted, for each window.
+        repetitions: times that its text had been trained on; NaN where the window was rejected without asking
+            (`accept_prob` is then what it would be without the discount), None where nobody asks.
     """
 
     accept_prob: Float[Tensor, "n"]
+    repetitions: Float[Tensor, "n"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,16 +19,19 @@ from curriq.data.documents import Shard, read_epoch
 from curriq.data.prefetch import Prefetched
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import open_source
+from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.presets import own_settings
 from curriq.rng import Generators
 from curriq.select import references, soft_q
 from curriq.select.base import Context
 from curriq.select.repetition import Repetitions
-from curriq.select.sharded import ShardedProposer, _discounting
+from curriq.select.sharded import ShardedProposer
 from curriq.select.static import FRESH, DsirScore
+from curriq.select.stream_filter import ShardFilter
+from curriq.state import Saved
 from curriq.train.run import Own, load_run, prepare, resume, train
-from curriq.types import Offer, Windows
+from curriq.types import Cost, Offer, Windows
 
 SLOW = pytest.mark.slow
 SHARDS: dict[str, Any] = {"stream_shards": 4, "shuffle_buffer": 32, "log_windows_mb": 200.0}
@@ -41,7 +44,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "prior": {"prior": True, "q_features": ("last", "static_score")},
     "filter": {"selector": "filter", "max_read_ratio": 4},
     "classifier": {"selector": "filter", "max_read_ratio": 4, "static_score": "classifier"},
-    "recommended": own_settings("recommended") | PROBED | {"sources": tiny().data.sources},
+    "recommended": own_settings("recommended")
+    | PROBED
+    | {"sources": tiny().data.sources, "sharp_start": 2060},  # it ends within the run, after the look-ahead
 }
 
 
@@ -364,11 +369,36 @@ def test_a_source_that_breaks_on_one_process_stops_all_with_its_message(tmp_path
     in_processes(2, a_source_breaks, tmp_path)
 
 
-def test_a_shard_accepts_repeated_text_less():
-    """By the count of all shards as it stands, beyond the free repetitions."""
+class Endless(Saved):
+    """The same windows again and again."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def read(self, n: int) -> Offer:
+        return Offer.of(self.windows.take(torch.arange(n) % len(self.windows)), cost=Cost(windows_read=n))
+
+
+def test_a_shard_discounts_repetitions_of_all_shards_and_leaves_counting_to_the_proposer():
+    """By the count as it stands, beyond the free repetitions."""
     windows = random_offer(8, 32, seed=0).windows
     counter = Repetitions(0.5, 32)
     for _ in range(FRESH + 2):
         counter.add(windows)
-    accept_prob = _discounting(lambda offer: torch.ones(len(offer)), counter)
-    assert accept_prob(Offer.of(windows)).tolist() == [0.25] * 8
+    shard = ShardFilter(
+        Unreadable(Endless(windows)),
+        4,
+        max_read_ratio=8,
+        accept_prob=lambda offer: torch.ones(len(offer)),
+        generator=torch.Generator().manual_seed(0),
+        repetitions=counter,
+    )
+    offers = [shard.propose(step) for step in range(2)]
+    for offer in offers:
+        for part in offer.judged:
+            assert part.sampled.accept_prob.tolist() == [0.25] * len(part)
+            assert part.sampled.repetitions.tolist() == [FRESH + 2] * len(part)
+        assert not offer.metrics
+    assert "repetitions" not in shard.state_dict()
+    assert counter.take_in(offers[0]) == {"policy/repetitions": FRESH + 2}
+    assert shard.propose(2).sampled.accept_prob.tolist() == [1.0] * 4

@@ -103,13 +103,19 @@ class TestCount:
         assert (counts[-150:] >= 1).all()
 
 
-def offered(text: torch.Tensor, prob: torch.Tensor) -> Offer:
-    """Text that has been read and rejected, with the probabilities of being accepted."""
-    offer = replace(Offer.of(of(text)), sampled=Sampled(accept_prob=prob))
-    return replace(offer.take(slice(0, 0)), rejected=offer)
+def offered(counter: Repetitions, text: torch.Tensor, prob: torch.Tensor, accepted: int = 0) -> Offer:
+    """Text that has been read, with the probabilities of being accepted; the first windows were."""
+    windows = of(text)
+    sampled = Sampled(accept_prob=prob, repetitions=counter.count(windows))
+    offer = replace(Offer.of(windows), sampled=sampled)
+    return replace(offer.take(slice(accepted)), rejected=offer.take(slice(accepted, None)))
 
 
-class TestJudge:
+def factors(counter: Repetitions, text: torch.Tensor) -> list[float]:
+    return counter.factor(counter.count(of(text))).tolist()
+
+
+class TestFactor:
     def test_each_repetition_beyond_those_of_the_least_repeated_and_the_free_ones_is_discounted(self) -> None:
         text = random_text(200 * T, 7).view(-1, T)
         counter = Repetitions(0.5, T)
@@ -117,18 +123,18 @@ class TestJudge:
             for _ in range(times):
                 counter.add(of(text[:rows]))
         counter.add(of(text[:25]))
-        counter.take_in(offered(text, torch.ones(200, dtype=torch.float64)))
-        assert counter.judge(of(text)).tolist() == [0.25] * 25 + [0.5] * 25 + [1.0] * 150
+        counter.take_in(offered(counter, text, torch.ones(200, dtype=torch.float64)))
+        assert factors(counter, text) == [0.25] * 25 + [0.5] * 25 + [1.0] * 150
 
     def test_where_all_is_repeated_alike_nothing_is(self) -> None:
         text = random_text(100 * T, 8).view(-1, T)
         counter = Repetitions(0.5, T)
         for _ in range(2 * FRESH):
             counter.add(of(text))
-        assert counter.judge(of(text)).tolist() == [0.5**FRESH] * 100
+        assert factors(counter, text) == [0.5**FRESH] * 100
         # What was rejected for repetition alone counts for the level all the same.
-        counter.take_in(offered(text, torch.full((100,), 0.5**FRESH, dtype=torch.float64)))
-        assert counter.judge(of(text)).tolist() == [1.0] * 100
+        counter.take_in(offered(counter, text, torch.full((100,), 0.5**FRESH, dtype=torch.float64)))
+        assert factors(counter, text) == [1.0] * 100
 
     def test_fresh_text_that_is_hardly_accepted_does_not_set_the_level(self) -> None:
         text = random_text(100 * T, 9).view(-1, T)
@@ -137,8 +143,36 @@ class TestJudge:
             counter.add(of(text[:50]))
         repeated = torch.arange(100) < 50
         prob = torch.where(repeated, 0.5**FRESH, 1e-6).double()
-        counter.take_in(offered(text, prob))
-        assert counter.judge(of(text))[:50].tolist() == [1.0] * 50
+        counter.take_in(offered(counter, text, prob))
+        assert factors(counter, text)[:50] == [1.0] * 50
+
+    def test_accepted_and_rejected_are_judged_by_one_level(self) -> None:
+        """What was accepted would move the level so far that what was rejected for repetition alone would no
+        longer seem so."""
+        text = random_text(20 * T, 11).view(-1, T)
+        counter = Repetitions(0.5, T)
+        for _ in range(2 * FRESH):
+            counter.add(of(text))
+        for _ in range(2):
+            counter.add(of(text[:10]))
+        prob = counter.factor(counter.count(of(text)))
+        counter.take_in(offered(counter, text, prob, accepted=10))
+        # The accepted ten are trained on once more; the level is the count of the rejected ten.
+        assert factors(counter, text) == [1.0] * 20
+        counter.add(of(text[:10]))
+        counter.add(of(text[:10]))
+        assert factors(counter, text) == [0.5] * 10 + [1.0] * 10
+
+    def test_what_was_not_counted_is_not_discounted(self) -> None:
+        counter = Repetitions(0.5, T)
+        assert counter.factor(torch.tensor([FRESH + 1.0, torch.nan]).double()).tolist() == [0.5, 1.0]
+
+    def test_only_what_is_likely_or_drawn_is_counted(self) -> None:
+        text = random_text(3 * T, 12).view(-1, T)
+        counter = Repetitions(0.5, T)
+        counter.add(of(text))
+        prob, draws = torch.tensor([0.5, 0.4, 0.4]).double(), torch.tensor([0.9, 0.4, 0.41]).double()
+        assert counter.count_likely(of(text), prob, draws).isnan().tolist() == [False, False, True]
 
 
 class Text:
@@ -160,12 +194,18 @@ class Text:
         self.generator.set_state(state["generator"])
 
 
-def filtering(discount: float) -> FilteredStream:
+def filtering(discount: float, prob: tuple[float, float] = (1.0, 1.0)) -> FilteredStream:
+    """Accepts new text, and the common one, with these probabilities, but for repetitions."""
+    stream, (new, common) = Text(), prob
+
+    def accept_prob(offer: Offer) -> torch.Tensor:
+        return torch.where((offer.windows.tokens == stream.common).all(1), common, new).double()
+
     return FilteredStream(
-        Unreadable(Text()),
+        Unreadable(stream),
         16,
         max_read_ratio=8,
-        accept_prob=lambda offer: torch.ones(len(offer), dtype=torch.float64),
+        accept_prob=accept_prob,
         generator=torch.Generator().manual_seed(1),
         repetitions=Repetitions(discount, T) if discount < 1 else None,
     )
@@ -185,6 +225,26 @@ def test_a_filter_trains_on_new_text_first() -> None:
     repetitions = [hardly.propose(k).metrics["policy/repetitions"] for k in range(3)]
     assert repetitions[0] == 0
     assert repetitions[2] > repetitions[1] > 1
+
+
+class CountsAll(Repetitions):
+    def count_likely(self, windows: Windows, prob: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        return self.count(windows)
+
+
+def test_a_step_that_is_filled_is_that_of_a_filter_that_counts_every_window() -> None:
+    """With so small probabilities all windows that may be read are; the rest are those that came nearest."""
+    some, every = filtering(0.5, (0.02, 0.1)), filtering(0.5, (0.02, 0.1))
+    every.repetitions = CountsAll(0.5, T)
+    uncounted = 0
+    for k in range(20):
+        mine, wanted = some.propose(k), every.propose(k)
+        assert mine.cost.windows_read == 8 * 16
+        assert mine.windows.tokens.equal(wanted.windows.tokens)
+        for name in ("accept_prob", "repetitions"):
+            assert getattr(mine.sampled, name).equal(getattr(wanted.sampled, name))
+        uncounted += int(mine.rejected.sampled.repetitions.isnan().sum())
+    assert uncounted > 20 * 20
 
 
 def test_a_filter_goes_on_as_if_it_had_not_been_interrupted() -> None:

@@ -19,6 +19,7 @@ from curriq.select.static import (
     OTHER_SOURCE,
     RULES,
     SAMPLE,
+    START_QUANTILE,
     RecentTotals,
     Resampling,
     Rule,
@@ -241,10 +242,10 @@ def target_windows(n: int, documents: int | None = None) -> Windows:
 
 
 def scored(
-    stream: Drawn, rule: Rule | None = None, *, target: Tensor | None = None, own_source: int = -1
+    stream: Drawn, rule: Rule | None = None, *, target: Tensor | None = None, **settings: int
 ) -> ScoredStream:
     target = normal(200, 77) if target is None else target
-    return ScoredStream(stream, Given(target), rule, target_windows(len(target)), own_source=own_source)
+    return ScoredStream(stream, Given(target), rule, target_windows(len(target)), **settings)
 
 
 def read(stream: ScoredStream, n: int, size: int = 256) -> Offer:
@@ -320,6 +321,27 @@ class TestScoredStream:
         assert trusted[own].tolist() == [1.0] * int(own.sum())
         assert torch.allclose(trusted[~own], OTHER_SOURCE * prior[~own], rtol=1e-12)
 
+    def test_a_start_accepts_the_most_target_like_text_of_any_source(self):
+        """A third of the stream is like the target. The rule accepts it all, the start its best part; then
+        the label counts."""
+        target = normal(200, 77, 3.0)
+        stream = scored(
+            Drawn(0.0, 3.0, 0.0), TargetPosterior(4.0), target=target, own_source=0, sharp_start=1100
+        )
+        share = read(scored(Drawn(0.0, 3.0, 0.0), TargetPosterior(4.0), target=target), 2048).known["prior"]
+        start = stream.read(1024)
+        raw = start.windows.tokens[:, 0].double() / 1000
+        threshold = target.quantile(START_QUANTILE * (1 - share.mean().item()))
+        accepted = start.known["prior"] > 0.5
+        assert (accepted == (raw > threshold)).double().mean() > 0.98
+        assert 0.1 < accepted.double().mean() < 0.2
+        later = stream.read(256)
+        assert later.known["prior"].gt(0.5).equal(later.windows.source == 0)
+
+    def test_a_start_rejects_nothing_of_a_stream_that_is_like_the_target(self):
+        offer = read(scored(Drawn(0.0), TargetPosterior(4.0), sharp_start=10**6), 2048)
+        assert (offer.known["prior"] > 0.5).double().mean() > 0.95
+
     def test_a_source_that_is_read_over_and_over_yields_to_target_like_text(self):
         """Twenty windows of the target's own come again and again among new ones of another source, all of
         which are as target-like as can be."""
@@ -362,7 +384,10 @@ class TestScoredStream:
         assert found.tolist() == [-1.0, 1.0] * 32
 
     def test_continues_bitwise_from_its_state(self):
-        one, other = (scored(Drawn(0.0, 2.0, size=4), TargetPosterior(4.0), own_source=0) for _ in range(2))
+        one, other = (
+            scored(Drawn(0.0, 2.0, size=4), TargetPosterior(4.0), own_source=0, sharp_start=300)
+            for _ in range(2)
+        )
         read(one, 700, 100)
         buffer = io.BytesIO()
         torch.save(one.state_dict(), buffer)

@@ -440,6 +440,9 @@ class SelectConfig(Section):
     accept_target_source: bool = False
     """Trust the label of the target's own source: all its windows are accepted, and others, the most
     target-like first, only where it does not fill a step within --max-read-ratio."""
+    sharp_start: CountOrZero = 0
+    """Windows read at the beginning of which only the most target-like are accepted, wherever they are from:
+    the fewer, the less of the stream is like the target; 0 for the rule and the label at once."""
     repeat_discount: Fraction = 1.0
     """Factor on the probability that a stream filter accepts a window, for each time, beyond the first four,
     that its text or near copies of it have been trained on more often than the least repeated text; 1 leaves

@@ -258,7 +258,8 @@ loss | float32 | ℓ_i at θ_k, nats per token; null when not forwarded.
 q | float32 | Q_φ(h_i) at φ_k; null when not forwarded or when the method has no Q-network.
 effect | float32 | Measured first-order effect of a step on this window alone on the held-out
     log-probability, nats per token, positive is good; null when not probed.
-accept_prob | float32 | Acceptance probability of the stream filter; null without one.
+accept_prob | float32 | Acceptance probability of the stream filter; null without one. The discount on
+    repetitions is in it where it could decide: not for windows that were rejected without it.
 static_score | float32 | How target-like the window is by `--static-score`, in standard deviations of the
     stream's latest scores; null where nothing reads it.
 

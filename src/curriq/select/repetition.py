@@ -1,7 +1,5 @@
 """How often the text of a window has been trained on: what a static score cannot see."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,6 +27,8 @@ MOST = 512
 RECENT = 512
 """Windows over which the least repeated tenth is measured."""
 LEAST_REPEATED = 0.1
+LIKELY = 0.5
+"""Windows that are accepted at least with this probability, but for repetitions, set the level."""
 
 
 class Repetitions(Saved):
@@ -57,6 +57,7 @@ class Repetitions(Saved):
         # Of the time before, and of now. Integers: the same on every device.
         self._counts = torch.zeros(2, SLOTS, dtype=torch.uint8, device=device)
         self._in_use = 0
+        self._level = 0.0
 
     def count(self, windows: Windows) -> Float[Tensor, "n"]:
         """Times that the text of each window has been trained on, 0 for one that is too short to tell. On the
@@ -72,32 +73,43 @@ class Repetitions(Saved):
         found[known] = (MOST - 1 - in_order[at[known]] % MOST).double()
         return found.cpu()
 
-    def judge(self, windows: Windows) -> Float[Tensor, "n"]:
-        """Factor in (0, 1] on the acceptance probability of each window, by the level as it stands; nothing
-        is remembered until `take_in`."""
-        return self.factor(self.count(windows))
-
-    def take_in(self, offer: Offer, counts: Sequence[Float[Tensor, "_"]] | None = None) -> Metrics:
-        """What was accepted is trained on now; of all that was judged, the windows that would rather have
-        been accepted than not, but for repetitions, set the level. The metric is how often the text of what
-        was accepted had been trained on before.
+    def count_likely(
+        self, windows: Windows, prob: Float[Tensor, "n"], draws: Float[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """`count` where it matters, NaN elsewhere: a window that its draw rejects anyway, and that does not
+        set the level, needs none.
 
         Args:
-            counts: of what was accepted, and of what was rejected, where they are known already.
+            prob: of being accepted, but for repetitions.
+            draws: a window is accepted where its probability is not below this number.
         """
-        if counts is None:
-            counts = [self.count(part.windows) for part in offer.judged]
-        for part, times in zip(offer.judged, counts, strict=True):
-            assert part.sampled is not None
-            self._recent.extend(times[part.sampled.accept_prob >= 0.5 * self.factor(times)])
+        counts = torch.full((len(windows),), torch.nan, dtype=torch.float64)
+        likely = ((prob >= LIKELY) | (prob >= draws)).nonzero().squeeze(1)
+        if len(likely):
+            counts[likely] = self.count(windows.take(likely))
+        return counts
+
+    def take_in(self, offer: Offer) -> Metrics:
+        """What was accepted is trained on now; of all that was judged, the windows that would rather have
+        been accepted than not, but for repetitions, set the level. The metric is how often the text of what
+        was accepted had been trained on before."""
+        judged = [_judged(part) for part in offer.judged]
+        # All by the level that their probabilities had, before it moves on.
+        likely = [counts[prob >= LIKELY * self.factor(counts)] for prob, counts in judged]
+        self._recent.extend(torch.cat(likely))
+        self._set_level()
         self.add(offer.windows)
-        return {"policy/repetitions": counts[0].mean().item()}
+        _, trained = judged[0]
+        return {"policy/repetitions": trained.mean().item()}
 
     def factor(self, counts: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The factor of windows with these counts."""
+        """Factor in (0, 1] on the acceptance probability of windows with these counts, by the level as it
+        stands; 1 where a count is NaN."""
+        return self.discount ** (counts - self._level - FRESH).clamp(min=0).nan_to_num(0.0)
+
+    def _set_level(self) -> None:
         known = self._recent.values
-        level = known.quantile(LEAST_REPEATED) if len(known) else torch.zeros((), dtype=torch.float64)
-        return self.discount ** (counts - level - FRESH).clamp(min=0)
+        self._level = known.quantile(LEAST_REPEATED).item() if len(known) else 0.0
 
     def add(self, windows: Windows) -> None:
         """These windows are trained on."""
@@ -140,6 +152,14 @@ class Repetitions(Saved):
         self._counts[where[:, 0], where[:, 1]] = state["counts"].to(self._counts.device)
         self._in_use = state["in_use"]
         super().load_state_dict({"recent": state["recent"]})
+        self._set_level()
+
+
+def _judged(offer: Offer) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """The windows' acceptance probabilities and counts."""
+    assert offer.sampled is not None
+    assert offer.sampled.repetitions is not None
+    return offer.sampled.accept_prob, offer.sampled.repetitions
 
 
 def build_repetitions(config: RunConfig, device: torch.device | str = "cpu") -> Repetitions | None:

@@ -24,7 +24,7 @@ from curriq.rng import derive_seed
 from curriq.select.base import Context, StreamProposer
 from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.select.static import LOOK_AHEAD, ScoredStream, WindowScorer
-from curriq.select.stream_filter import FilteredStream, announce, filtered
+from curriq.select.stream_filter import ShardFilter, announce, filtered
 from curriq.state import Saved, State, Stateful
 from curriq.types import NO_COST, Cost, Offer, Proposer, Reading, Windows, WindowSource, readings_of
 
@@ -194,15 +194,14 @@ def stream_proposer(
     repetitions = None
     if accept_prob is not None:
         repetitions = build_repetitions(config, context.lm.device)
-        accept_prob = _discounting(accept_prob, repetitions)
         parts = {
-            number: FilteredStream(
+            number: ShardFilter(
                 shard,
                 each,
                 max_read_ratio=config.train.max_read_ratio,
                 accept_prob=accept_prob,
                 generator=torch.Generator().manual_seed(derive_seed(config.train.seed, f"steer/{number}")),
-                announces=False,
+                repetitions=repetitions,
             )
             for number, shard in streams.items()
         }
@@ -216,12 +215,3 @@ def stream_proposer(
         ahead=each * -(-LOOK_AHEAD // n),
         most=config.train.max_read_ratio,
     )
-
-
-def _discounting(
-    accept_prob: Callable[[Offer], Float[Tensor, "n"]], repetitions: Repetitions | None
-) -> Callable[[Offer], Float[Tensor, "n"]]:
-    """The probabilities, less for what repeats text that has been trained on."""
-    if repetitions is None:
-        return accept_prob
-    return lambda offer: accept_prob(offer).double().cpu() * repetitions.judge(offer.windows)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import brentq, isotonic_regression
 from torch import Tensor
 
@@ -232,10 +232,9 @@ def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Flo
     return counts[place].double()
 
 
-# Acceptance rules: the probability of each score, from a sample of the stream's scores and the target's own.
-
 Scores = Float[Tensor, "n"]
 Rule = Callable[[Scores, Float[Tensor, "m"], Float[Tensor, "D"]], Scores]
+"""The probability of each score, from a sample of the stream's scores and the target's own."""
 LEAST = 1e-100
 """Least probability: its logarithm is finite, for interpolation and as a factor of weights."""
 SOFT_EDGE = 0.01
@@ -328,7 +327,6 @@ RULES: dict[str, Callable[[SelectConfig, int], Rule]] = {
 }
 """The values of `--static-rule`, for windows of so many tokens."""
 
-
 SAMPLE = 4096
 """Scores of the stream that are remembered, the latest ones."""
 LOOK_AHEAD = 2048
@@ -346,6 +344,9 @@ STALE = 16
 little of its worth is left (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")."""
 DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
+START_QUANTILE = 0.8
+"""Quantile of the target's own scores that a window must reach at the start, where the rule rejects nearly
+all of the stream; less in proportion where it rejects less, so that nothing is selected among equals."""
 GRID = 1024
 """Points at which the rule is evaluated."""
 
@@ -366,6 +367,8 @@ class WindowScorer(Saved):
             score, and others only where it does not fill a step, the most target-like first. A window that
             has been read `FRESH` times more often than those of the stream on average begins to lose this
             privilege, and has lost it at `STALE` times. −1 for none, and the score decides.
+        sharp_start: windows read before that. Of these the most target-like are accepted, wherever they are
+            from: an untrained model gains most from them, and breadth pays later.
     """
 
     SAVED = (
@@ -374,19 +377,26 @@ class WindowScorer(Saved):
     )
 
     def __init__(
-        self, score: StaticScore, rule: Rule | None, target: Windows, *, own_source: int = -1
+        self,
+        score: StaticScore,
+        rule: Rule | None,
+        target: Windows,
+        *,
+        own_source: int = -1,
+        sharp_start: int = 0,
     ) -> None:
         self.score = score
         self.rule = rule
         self.target = target
         self.own_source = own_source
+        self.sharp_start = sharp_start
         self._documents = RecentTotals(DOCUMENTS, 2)
         self._reads = RecentTotals(WINDOWS, 1)
         self._recent_reads = History(RECENT)
         self._recent = History(SAMPLE)
         self._scored = self._fitted_at = 0
         self._target = torch.zeros(0, dtype=torch.float64)
-        self._curve = torch.zeros(2, 0, dtype=torch.float64)
+        self._curve = torch.zeros(3, 0, dtype=torch.float64)
 
     @property
     def shared_score(self) -> SharedScore:
@@ -424,12 +434,12 @@ class WindowScorer(Saved):
         return _without_scores(offer)
 
     @property
-    def fitted(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "2 g"]]:
-        """What the last fit has found: the target's scores, and the curve of the rule."""
+    def fitted(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "3 g"]]:
+        """What the last fit has found: the target's scores, and the curves of the rule and of the start."""
         return self._target, self._curve
 
     @fitted.setter
-    def fitted(self, found: tuple[Float[Tensor, "D"], Float[Tensor, "2 g"]]) -> None:
+    def fitted(self, found: tuple[Float[Tensor, "D"], Float[Tensor, "3 g"]]) -> None:
         self._target, self._curve = found
 
     @property
@@ -440,7 +450,8 @@ class WindowScorer(Saved):
     def describe(
         self, score: Float[Tensor, "n"], of_document: Float[Tensor, "n"], source: Int[Tensor, "n"]
     ) -> dict[str, Float[Tensor, "n"]]:
-        """What `read` would say now of windows with these scores, `known` by name; nothing is remembered.
+        """What `read` would say now of windows with these scores, once the start is over, `known` by name;
+        nothing is remembered.
 
         Args:
             score: what the static score says of each window.
@@ -464,21 +475,24 @@ class WindowScorer(Saved):
     ) -> dict[str, Float[Tensor, "n"]]:
         known = {"static_score": self._standardised(pooled)}
         if self.rule is not None:
-            prior = self._accepted(pooled)
-            known["prior"] = prior if self.own_source < 0 else self._by_label(windows, prior, reads)
+            known["prior"] = self._prior(windows.source == self.own_source, pooled, reads)
         return known
 
     def _accepted(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """The rule's probability, before any label."""
-        return _interpolated(raw, *self._curve).exp()
+        return _interpolated(raw, self._curve[0], self._curve[1]).exp()
 
-    def _by_label(
-        self, windows: Windows, prior: Float[Tensor, "n"], reads: Float[Tensor, "n"]
+    def _prior(
+        self, own: Bool[Tensor, "n"], raw: Float[Tensor, "n"], reads: Float[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        """The target's own source first, as long as it is not read over and over again."""
+        """At the start, 1 for the most target-like text; then the rule's probability, or the target's own
+        source first where its label is trusted, as long as it is not read over and over again."""
         average = self._recent_reads.values.mean() if len(self._recent_reads.values) else 0.0
-        staleness = ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
-        return torch.where(windows.source == self.own_source, OTHER_SOURCE**staleness, OTHER_SOURCE * prior)
+        fresh = OTHER_SOURCE ** ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
+        if self._scored < self.sharp_start:
+            return fresh * _interpolated(raw, self._curve[0], self._curve[2]).exp()
+        prior = self._accepted(raw)
+        return prior if self.own_source < 0 else torch.where(own, fresh, OTHER_SOURCE * prior)
 
     def _reads_of(self, windows: Windows, *, count: bool = False) -> Float[Tensor, "n"]:
         """How often each window of the target's own source has been read before; with `count`, these readings
@@ -514,8 +528,11 @@ class WindowScorer(Saved):
             return
         both = torch.cat([self._recent.values, self._target])
         grid = torch.linspace(both.min().item(), both.max().item(), GRID, dtype=torch.float64)
-        prior = self.rule(grid, self._recent.values, self._target).log()
-        self._curve = torch.stack([grid, prior])
+        recent = self._recent.values
+        prior = self.rule(grid, recent, self._target).log()
+        rejected = 1 - _interpolated(recent, grid, prior).exp().mean().item()
+        start = _above(grid, self._target.quantile(START_QUANTILE * rejected), recent).log()
+        self._curve = torch.stack([grid, prior, start])
 
     def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         recent = self._recent.values
@@ -537,8 +554,9 @@ class ScoredStream(WindowScorer):
         target: Windows,
         *,
         own_source: int = -1,
+        sharp_start: int = 0,
     ) -> None:
-        super().__init__(score, rule, target, own_source=own_source)
+        super().__init__(score, rule, target, own_source=own_source, sharp_start=sharp_start)
         self.stream = stream
 
     def read(self, n: int) -> Offer:

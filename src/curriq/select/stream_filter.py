@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
@@ -54,7 +54,6 @@ class FilteredStream(Saved):
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
         repetitions: what has been trained on, to accept repetitions of it less; None leaves them alone.
-        announces: whether the first step says in the log what the filter does.
     """
 
     SAVED = ("stream", "generator", "repetitions")
@@ -67,7 +66,6 @@ class FilteredStream(Saved):
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
     repetitions: Repetitions | None = None
-    announces: bool = True
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -75,51 +73,74 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
+        offer = self.draw()
+        if self.repetitions is not None:
+            offer = replace(offer, metrics=self.repetitions.take_in(offer))
+        if step == 0:
+            announce(offer, self.max_read_ratio)
+        return offer
+
+    def draw(self) -> Offer:
+        """As `propose`, by what was trained on before; the offer is not counted yet, nor announced."""
         most = self.max_read_ratio * self.n
         read: list[Offer] = []
-        prob = torch.ones(0, dtype=torch.float64)
+        prob = draws = counts = torch.zeros(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
-        keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
-        counts = torch.zeros(0, dtype=torch.float64)
         ended = False
-        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < most:
+        while (missing := self.n - int(accepted.sum())) > 0 and len(prob) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
-            batch = self.stream.read(min(wanted, most - len(keys)))
+            batch = self.stream.read(min(wanted, most - len(prob)))
             if ended := not len(batch):
                 break
             new = self.accept_prob(batch).double().cpu()
-            if self.repetitions is not None:
-                counts = torch.cat([counts, self.repetitions.count(batch.windows)])
-                new = new * self.repetitions.factor(counts[-len(batch) :])
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
+            if self.repetitions is not None:
+                times = self.repetitions.count_likely(batch.windows, new, drawn)
+                counts, new = torch.cat([counts, times]), new * self.repetitions.factor(times)
             read.append(batch)
-            prob = torch.cat([prob, new])
-            keys = torch.cat([keys, new.log() - drawn.log()])
-            accepted = keys >= 0
+            prob, draws = torch.cat([prob, new]), torch.cat([draws, drawn])
+            accepted = prob >= draws
         if not read:
             raise StreamEnded
         everything = Offer.cat(read)
         # What came after the last window that was needed is judged in the next step, with a new draw.
         end = int((accepted.cumsum(0) < self.n).sum()) + 1
         self.stream.unread(everything.take(slice(end, None)))
+        everything = everything.take(slice(end))
+        prob, draws, counts = prob[:end], draws[:end], counts[:end]
         n = int(accepted.sum()) if ended else self.n
-        chosen = keys[:end].topk(n).indices.sort().values
-        judged = replace(everything.take(slice(end)), sampled=Sampled(accept_prob=prob[:end]))
+        chosen = _nearest(prob, draws, n)
+        # What fills a step may not have been counted yet, and once it is, other windows may come nearer.
+        while self.repetitions is not None and len(new := chosen[counts[chosen].isnan()]):
+            counts[new] = self.repetitions.count(everything.windows.take(new))
+            prob[new] *= self.repetitions.factor(counts[new])
+            chosen = _nearest(prob, draws, n)
+        sampled = Sampled(accept_prob=prob, repetitions=None if self.repetitions is None else counts)
+        judged = replace(everything, sampled=sampled)
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
-        offer = replace(
+        return replace(
             judged.take(chosen),
             rows=torch.arange(n),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
         )
-        if self.repetitions is not None:
-            known = [counts[:end][rows] for rows in (chosen, rejected)]
-            offer = replace(offer, metrics=self.repetitions.take_in(offer, known))
-        if step == 0 and self.announces:
-            announce(offer, self.max_read_ratio)
-        return offer
+
+
+class ShardFilter(FilteredStream):
+    """The filter of one shard of a stream. Repetitions are those of all shards, and whoever puts the shards'
+    offers together counts, saves and announces for all of them."""
+
+    SAVED = ("stream", "generator")
+
+    def propose(self, step: int) -> Offer:
+        return self.draw()
+
+
+def _nearest(prob: Float[Tensor, "m"], draws: Float[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
+    """The n windows that were accepted by the widest margin, or came nearest to it, in the stream's order."""
+    return (prob.log() - draws.log()).topk(n).indices.sort().values
 
 
 def announce(offer: Offer, max_read_ratio: int) -> None:
@@ -224,7 +245,7 @@ class StreamFilter(Uniform):
         likely = prior >= 0.5
         if not likely.any():
             return
-        new = Features.before_forward(offer.take(likely.nonzero().squeeze(1)))
+        new = Features.before_forward(offer).take(likely.nonzero().squeeze(1))
         both = new if self._sample is None else Features.cat([self._sample, new])
         self._sample = both.take(slice(-self.sample_size, None))
 
