@@ -10,6 +10,7 @@ from curriq.langevin.energy import Energy, hidden_state_vectors
 from curriq.langevin.retrieval import QueryRetriever
 from curriq.langevin.ring_buffer import RingBuffer, TorchIndex
 from curriq.langevin.samplers import IdentitySampler, Vocabulary
+from curriq.langevin.search import StringSearch
 from curriq.lm.embeddings import InputEmbeddings
 from curriq.rng import Generators
 from curriq.softq.critic import QInputs, QNetwork
@@ -56,16 +57,21 @@ def test_the_direction_of_a_linear_q_retrieves_the_windows_of_greatest_q(
 def found(vectors: np.ndarray, query: np.ndarray) -> set[int]:
     """Windows retrieved where every query is embedded as `query`, as after a search that has found it."""
     vocabulary = Vocabulary(torch.arange(VOCAB), "cpu")
-    retriever = QueryRetriever(
+    search = StringSearch(
         sampler=IdentitySampler(),
         energy=None,
         initial_sequences=lambda buffer: torch.zeros(BEST, 4, dtype=torch.long),
         vocabulary=vocabulary,
         decode=decode,
         encode=lambda tokens: np.tile(query, (len(tokens), 1)),
+        baseline_generator=torch.Generator().manual_seed(1),
+        flops=0,
+    )
+    retriever = QueryRetriever(
+        search=search,
+        decode=decode,
         config=RetrievalConfig(centre_queries=True, retrieval_top_k=BEST),
         generator=torch.Generator().manual_seed(0),
-        baseline_generator=torch.Generator().manual_seed(1),
     )
     return set(retriever.retrieve(full_buffer(vectors)).slots.tolist())
 

@@ -481,10 +481,13 @@ def test_environment_variables_in_the_path_of_a_source(monkeypatch: pytest.Monke
         path_of("${NOWHERE}/a")
 
 
-def test_environment_variables_in_the_name_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", ["model", "tokenizer", "encoder", "reference_model", "run_dir"])
+def test_environment_variables_in_the_name_of_a_file_or_folder(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
     monkeypatch.setenv("MODELS", "/big/disk")
     monkeypatch.delenv("NOWHERE", raising=False)
-    assert RunConfig().override(model="${MODELS}/stories").lm.model == "/big/disk/stories"
+    assert RunConfig().override(**{setting: "${MODELS}/stories"}).value(setting) == "/big/disk/stories"
     with pytest.raises(CurriqError, match=r"model = '\$\{NOWHERE\}/a': .* \$\{NOWHERE:-data\}"):
         RunConfig().override(model="${NOWHERE}/a")
 

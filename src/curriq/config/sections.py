@@ -198,7 +198,7 @@ class LMConfig(Section):
     model: str = DEFAULT_MODEL
     """Hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...], where
     WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name. `${NAME}` stands
-    for an environment variable, as in the path of a source."""
+    for an environment variable, as in the path of a source and in every other name of a file or a folder."""
     dropout: Share = 0.0
     """Dropout rate throughout the model; above 0, scoring takes a forward pass of its own without dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"

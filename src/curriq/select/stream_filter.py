@@ -75,14 +75,25 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
-        most = self.max_read_ratio * self.n
+        offer = self.read(self.n)
+        if step == 0 and self.announces:
+            announce(offer, self.max_read_ratio)
+        return offer
+
+    def read(self, n: int) -> Offer:
+        """The next n windows that are accepted, or fewer at the end of a stream that ends.
+
+        Raises:
+            StreamEnded: no window is left.
+        """
+        most = self.max_read_ratio * n
         read: list[Offer] = []
         prob = torch.ones(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         keys = torch.zeros(0, dtype=torch.float64)  # a window is accepted where its key is not negative
         counts = torch.zeros(0, dtype=torch.float64)
         ended = False
-        while (missing := self.n - int(accepted.sum())) > 0 and len(keys) < most:
+        while (missing := n - int(accepted.sum())) > 0 and len(keys) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
             batch = self.stream.read(min(wanted, most - len(keys)))
@@ -101,24 +112,22 @@ class FilteredStream(Saved):
             raise StreamEnded
         everything = Offer.cat(read)
         # What came after the last window that was needed is judged in the next step, with a new draw.
-        end = int((accepted.cumsum(0) < self.n).sum()) + 1
+        end = int((accepted.cumsum(0) < n).sum()) + 1
         self.stream.unread(everything.take(slice(end, None)))
-        n = int(accepted.sum()) if ended else self.n
-        chosen = keys[:end].topk(n).indices.sort().values
+        count = int(accepted.sum()) if ended else n
+        chosen = keys[:end].topk(count).indices.sort().values
         judged = replace(everything.take(slice(end)), sampled=Sampled(accept_prob=prob[:end]))
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         offer = replace(
             judged.take(chosen),
-            rows=torch.arange(n),
+            rows=torch.arange(count),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
         )
         if self.repetitions is not None:
             known = [counts[:end][rows] for rows in (chosen, rejected)]
             offer = replace(offer, metrics=self.repetitions.take_in(offer, known))
-        if step == 0 and self.announces:
-            announce(offer, self.max_read_ratio)
         return offer
 
 
