@@ -278,6 +278,74 @@ def test_warm_up_draws_from_the_buffer_and_does_not_search(tmp_path) -> None:
     assert not set(orders[0]) & set(orders[1])  # drawn at random, and marked used
 
 
+FILTERED: dict[str, Any] = {"prior": True, "max_read_ratio": 4, "q_weighting": False}
+
+
+def test_only_what_the_prior_accepts_comes_into_the_buffer(tmp_path) -> None:
+    """The filter's own draws, in the stream's order; everything that it read is counted and offered."""
+    static = {"selector": "filter", "max_read_ratio": 4, "static_share": 0.3, "static_rule": "share"}
+    buffered = proposer(tmp_path / "a", **static, proposer="uniform-buffer")
+    streamed = proposer(tmp_path / "b", **static, proposer="stream", num_candidates=48)
+    ours, theirs = buffered.propose(0), streamed.propose(0)
+    assert buffered.buffer.window_ids(torch.arange(48)).tolist()[:36] == theirs.windows.ids.tolist()[:36]
+    assert ours.cost.windows_read == len(ours.ingested) > 2 * 60
+    assert ours.cost.windows_read - 60 <= 3 * 60  # at most four are read for one that comes in
+
+
+def test_the_prior_of_a_search_is_not_a_weight_too(tmp_path) -> None:
+    run = prepare(tiny(**(LANGEVIN | FILTERED | {"q_weighting": True, "run_dir": str(tmp_path)})))
+    assert not run.session.components.critic.weighs_by_prior
+    run.session.train()
+    rows = read_metrics(tmp_path)
+    assert all(row["data/windows_read"] > 12 for row in rows)
+
+
+def test_queries_are_reused_until_the_next_search(tmp_path) -> None:
+    rag = proposer(tmp_path, search_every=3)
+    offers = [rag.propose(step) for step in range(7)]
+    assert ["time/search" in offer.metrics for offer in offers] == [k % 3 == 0 for k in range(7)]
+    texts = [offer.queries.text for offer in offers]
+    assert texts[0] == texts[1] == texts[2] != texts[3] == texts[5] != texts[6]
+    assert [offer.cost.extra_flops > 0 for offer in offers] == [k % 3 == 0 for k in range(7)]
+    ids = [i for offer in offers for i in offer.windows.ids.tolist()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_rows_are_embedded_again_only_as_fast_as_they_move(tmp_path) -> None:
+    settings = HIDDEN | {"refresh": 32, "refresh_below": 0.99}
+    run = prepare(tiny(**(LANGEVIN | settings | {"run_dir": str(tmp_path)})))
+    rag = run.session.components.proposer
+
+    def refreshed(step: int) -> float:
+        return rag.propose(step).metrics["buffer/refreshed"]
+
+    still = [refreshed(step) for step in range(5)]
+    assert still[1] > still[2] > still[3] > still[4]  # θ stands still
+    with torch.no_grad():
+        for parameter in run.lm.parameters:
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    moving = [refreshed(step) for step in range(5, 12)]  # a row may have come in since
+    assert max(moving) >= 8 > moving[0]
+
+
+def test_held_out_windows_as_queries(tmp_path) -> None:
+    run = prepare(tiny(**(LANGEVIN | HIDDEN | {"proposer": "reward-queries", "run_dir": str(tmp_path)})))
+    queries = run.session.components.proposer.propose(0).queries
+    held_out = {run.corpus.tokenizer.decode(t.tolist()) for t in run.corpus.held_out.reward.tokens}
+    assert set(queries.text) <= held_out
+
+
+def test_chains_begin_at_the_best_of_the_pool(tmp_path) -> None:
+    settings = {"query_start": "best", "direct_pool": 0, "langevin_step_size": 1e-9, "langevin_steps": 1}
+    run = prepare(tiny(**(LANGEVIN | settings | {"langevin_noise_scale": 0.0, "run_dir": str(tmp_path)})))
+    rag = run.session.components.proposer
+    queries = rag.propose(0).queries
+    assert queries.changed.max() == 0
+    everything = rag.buffer.take(torch.arange(len(rag.buffer))).tokens[:, :5]
+    energy = rag.phase(1).search.energy
+    assert sorted(queries.start_q.tolist())[0] >= energy.hard(everything).topk(8).values.min() - 1e-6
+
+
 def test_windows_can_be_retrieved_again_where_the_paper_has_it_so(tmp_path) -> None:
     settings = {"proposer": "uniform-buffer", "buffer_size": 8, "ingest": 1}
     rag = proposer(tmp_path, **settings, mark_used=False)

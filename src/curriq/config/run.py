@@ -252,6 +252,8 @@ def _langevin_rag(config: RunConfig) -> Pairs:
     if langevin.query_start != "random" and langevin.query_tokens > config.data.window:
         start = f"--query-start {langevin.query_start}"
         yield "query_tokens", "window", f"{start} takes tokens of a window; lower --query-tokens"
+    if langevin.query_start == "best" and langevin.proposer in search.WITHOUT_Q:
+        yield "query_start", "proposer", "the best beginnings are those of greatest Q; use another start"
     if langevin.proposer == "vector-langevin":
         if retrieval.encoder != "hidden-state":
             why = "Q is a function of the retriever's vectors only where these are what Q reads"
@@ -259,7 +261,7 @@ def _langevin_rag(config: RunConfig) -> Pairs:
         elif not config.critic.q_layer_norm:
             why = "Q of a vector needs inputs of one length"
             yield "proposer", "q_layer_norm", f"{why}; use --q-layer-norm"
-        if langevin.query_start == "random":
+        if langevin.query_start in ("random", "best"):
             why = "chains of vectors begin at rows of the buffer or at reward windows"
             yield "query_start", "proposer", f"{why}; use --query-start buffer or reward"
     if config.queries > (retrieval.buffer_initial or retrieval.buffer_size):

@@ -211,13 +211,14 @@ class BufferProposer(Saved):
         return ingested, encoded
 
     def _refreshed(self) -> tuple[Metrics, int]:
-        """Embed the next rows of the buffer again; returns how far they had moved, and how many they were."""
-        count = min(math.ceil(self.refresh * self._pace), len(self.buffer))
-        slots = (self._next_row + torch.arange(count)) % len(self.buffer)
-        self._next_row = (self._next_row + count) % len(self.buffer)
-        slots = slots[self.buffer.live[slots]]
+        """Embed the next live rows of the buffer again, round and round; returns how far they had moved, and
+        how many they were."""
+        live = self.buffer.live.nonzero().flatten()
+        in_turn = live[((live - self._next_row) % len(self.buffer)).argsort()]
+        slots = in_turn[: math.ceil(self.refresh * self._pace)]
         if not len(slots):
             return {}, 0
+        self._next_row = (int(slots[-1]) + 1) % len(self.buffer)
         before, after = self.buffer.vectors(slots), self.fresh.encode(self.buffer.take(slots).tokens)
         self.buffer.reembed(slots, after)
         cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after)).mean().item()
