@@ -29,7 +29,7 @@ class Metric:
     @property
     def deterministic(self) -> bool:
         """Whether two runs with one seed and one thread count log equal values: not wall time, not memory."""
-        return self.unit not in ("seconds", "windows/s", "tokens/s", "bytes", "of peak")
+        return self.unit not in ("seconds", "windows/s", "tokens/s", "bytes", "of peak", "of time")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ log that differ between two runs with one seed.
 memory/peak | bytes | Most memory so far: allocated by torch on a GPU, otherwise resident in the process.
 time/propose | seconds | Getting the candidates.
 time/train | seconds | Forward and backward passes over the candidates, and the optimizer's step.
-time/propose_share | – | `time/propose` over `time/step`.
+time/propose_share | of time | `time/propose` over `time/step`.
 time/ingest | seconds | Fresh windows into the buffer, encoding included.
 time/search | seconds | Searching the queries, or measuring Q of the pool.
 time/retrieve | seconds | Encoding the queries, searching the buffer, drawing.
