@@ -13,7 +13,6 @@ from curriq.config import RunConfig
 from curriq.errors import CurriqError
 from curriq.langevin.proposer import BufferProposer
 from curriq.train.build import Run
-from curriq.train.checkpoint import saved_size
 from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics
 
@@ -124,7 +123,8 @@ def whole_run(
     proposer = run.session.components.proposer
     missing = 0.0
     if isinstance(proposer, BufferProposer):
-        row = saved_size(proposer.buffer.state_dict()) / max(1, len(proposer.buffer))
+        table = proposer.buffer.state_dict()["table"]
+        row = sum(column.nbytes for column in table.values()) / max(1, len(proposer.buffer))
         missing = (fill - 1) * proposer.initial * row
     startup *= fill
     test = evaluation * len(run.corpus.held_out.test) / len(run.corpus.held_out.validation)
