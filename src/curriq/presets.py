@@ -169,7 +169,8 @@ def paper_langevin() -> RunConfig:
 
 
 def langevin_rag() -> RunConfig:
-    """Algorithm 2 on the embedded corpus, with settings at which the search changes tokens; minutes."""
+    """Algorithm 2 on the embedded corpus, over a buffer of what a static prior accepts, with settings at which
+    the search changes tokens; minutes."""
     return small().override(
         **MEASURED_CREDIT,
         steps=200,
@@ -177,7 +178,7 @@ def langevin_rag() -> RunConfig:
         eval_every=50,
         checkpoint_every=100,
         reward_windows=16,
-        reward_every=2,
+        reward_every=4,
         q_weighting=False,
         q_features=("mean",),
         q_hidden=0,
@@ -188,11 +189,15 @@ def langevin_rag() -> RunConfig:
         langevin_gradient="position",
         langevin_step_size=8.0,
         query_start="buffer",
-        buffer_size=1024,
-        ingest=64,
+        search_every=2,
+        prior=True,
+        max_read_ratio=8,
+        buffer_size=512,
+        ingest=32,
         encoder="hidden-state",
         centre_queries=True,
-        refresh=256,
+        refresh=64,
+        refresh_below=0.97,
         retrieval_probe=16,
     )
 
