@@ -169,7 +169,7 @@ def paper_langevin() -> RunConfig:
 
 
 def langevin_rag() -> RunConfig:
-    """Algorithm 2 on the embedded corpus, over a buffer of what a static prior accepts, with settings at which
+    """Algorithm 2 on the embedded corpus, with a buffer of what a static prior accepts and settings at which
     the search changes tokens; minutes."""
     return small().override(
         **MEASURED_CREDIT,

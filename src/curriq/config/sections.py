@@ -421,7 +421,8 @@ class SelectConfig(Section):
     reference_model: str = ""
     """Folder or hub name of a model of the target text, for rho and for --static-score perplexity and rho."""
     prior: bool = False
-    """Take the static filter as the prior π₀ of soft-q: π ∝ π₀ exp(Q/β). Off, π₀ is uniform (the paper)."""
+    """Take the static filter as the prior π₀ of soft-q: π ∝ π₀ exp(Q/β). Off, π₀ is uniform (the paper).
+    With --proposer langevin and the like, it decides which windows come into the buffer."""
     static_score: Literal["dsir", "classifier", "embedding", "perplexity", "rho", "labels"] = "dsir"
     """How target-like a window is, known without training: `dsir`, n-gram importance weights; `classifier`, a
     linear model of n-grams; `embedding`, similarity to windows of the target; `perplexity` under
