@@ -178,7 +178,7 @@ def langevin_rag() -> RunConfig:
         eval_every=50,
         checkpoint_every=100,
         reward_windows=16,
-        reward_every=4,
+        reward_every=2,
         q_weighting=False,
         q_features=("mean",),
         q_hidden=0,
@@ -189,7 +189,6 @@ def langevin_rag() -> RunConfig:
         langevin_gradient="position",
         langevin_step_size=8.0,
         query_start="buffer",
-        search_every=2,
         prior=True,
         max_read_ratio=8,
         buffer_size=512,
@@ -197,7 +196,6 @@ def langevin_rag() -> RunConfig:
         encoder="hidden-state",
         centre_queries=True,
         refresh=64,
-        refresh_below=0.97,
         retrieval_probe=16,
     )
 

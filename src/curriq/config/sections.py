@@ -481,9 +481,10 @@ class TrainConfig(Section):
     num_candidates: Size = 32
     """Windows proposed per step (N)."""
     max_read_ratio: Size = 1
-    """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
-    rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
-    are accepted weigh the same. --q-features may then be source and static_score only."""
+    """Maximum number of windows read per window trained on, or per window that comes into a buffer. Above 1
+    the policy filters the stream, so that rejected windows cost no forward pass: the higher its Q, the
+    likelier a window is accepted, and all that are accepted weigh the same. --q-features may then be source
+    and static_score only."""
     train_on: Literal["mixture", "action"] = "mixture"
     """What soft-q trains on: `mixture`, all windows, weighted by the policy (the paper); `action`, the one
     window that is drawn from the policy and credited with the reward (the single-action formulation)."""
