@@ -170,7 +170,8 @@ def paper_langevin() -> RunConfig:
 
 
 def langevin_rag() -> RunConfig:
-    """Algorithm 2 on the embedded corpus, with settings at which the search changes tokens; minutes."""
+    """Algorithm 2 on the embedded corpus, with a buffer of what a static prior accepts and settings at which
+    the search changes tokens; minutes."""
     return small().override(
         **MEASURED_CREDIT,
         steps=200,
@@ -189,11 +190,13 @@ def langevin_rag() -> RunConfig:
         langevin_gradient="position",
         langevin_step_size=8.0,
         query_start="buffer",
-        buffer_size=1024,
-        ingest=64,
+        prior=True,
+        max_read_ratio=8,
+        buffer_size=512,
+        ingest=32,
         encoder="hidden-state",
         centre_queries=True,
-        refresh=256,
+        refresh=64,
         retrieval_probe=16,
     )
 

@@ -150,6 +150,16 @@ class TestEstimate:
         tokenizer = sum(path.stat().st_size for path in (folder / "lm").glob("tokenizer*"))
         assert said.checkpoint_bytes == pytest.approx(size - tokenizer, rel=0.15)
 
+    def test_a_large_buffer_is_not_filled_to_say_what_it_costs(self, monkeypatch: pytest.MonkeyPatch):
+        settings = {"proposer": "uniform-buffer", "selector": "uniform", "buffer_size": 2000, "ingest": 16}
+        monkeypatch.setattr("curriq.train.estimate.REHEARSED_FILL", 200)
+        run = prepare(tiny(**settings))
+        said = estimate(run)
+        assert len(run.session.components.proposer.buffer) <= 200 + 16 * 4
+        monkeypatch.setattr("curriq.train.estimate.REHEARSED_FILL", 2000)
+        whole = estimate(prepare(tiny(**settings)))
+        assert said.checkpoint_bytes == pytest.approx(whole.checkpoint_bytes, rel=0.25)
+
     def test_rare_measurements_count_by_their_share(self, monkeypatch: pytest.MonkeyPatch):
         """Steps of 2 s, with 32 s more in every 16th: 4 s per step in the mean."""
         run = prepare(tiny(reward_every=16, steps=100))

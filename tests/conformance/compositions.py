@@ -81,6 +81,20 @@ EXTRAS: dict[str, dict[str, Any]] = {
     | {"proposer": "langevin", "encoder": "hidden-state", "centre_queries": True, "refresh": 10}
     | {"q_features": ("mean",), "q_layer_norm": True, "q_hidden": 0, "q_standardise": True}
     | {"credit": "counterfactual", "reward": "paired", "q_replay_size": 64, "q_lr": 0.1},
+    "langevin on what the prior accepts": RAG
+    | {"proposer": "langevin", "prior": True, "max_read_ratio": 4, "query_start": "best", "direct_pool": 16}
+    | {"retrieval_draw": "set", "search_every": 3, "q_weighting": False},
+    "vector-langevin": RAG
+    | {
+        "proposer": "vector-langevin",
+        "encoder": "hidden-state",
+        "q_features": ("mean",),
+        "q_layer_norm": True,
+    }
+    | {"query_start": "buffer", "langevin_step_size": 0.2, "refresh": 10, "refresh_below": 0.999}
+    | {"search_every": 2},
+    "reward-queries": RAG | {"proposer": "reward-queries", "selector": "uniform"},
+    "static filter over the buffer": RAG | STATIC | {"proposer": "uniform-buffer"},
     "embedding-langevin": RAG | {"proposer": f"{CONTROLS}:embedding_langevin", "encode_ahead": False},
     "swaps": RAG | {"proposer": f"{CONTROLS}:swaps"},
     "best-of-random": RAG | {"proposer": "best-of-random", "random_strings": 3},

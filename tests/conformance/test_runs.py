@@ -129,6 +129,8 @@ class TestEveryComposition:
             "probe": ("held_out", "generator"),
             "critic/replay": ("critic", "replay", "generator"),
         }
+        if "fresh" in state["proposer"]:  # the filter reads into the buffer
+            owners["steer"] = ("proposer", "fresh", "stream", "generator")
         for purpose, generator_state in state["generators"].items():
             own: Any = state
             for key in owners.get(purpose, ("generators", purpose)):

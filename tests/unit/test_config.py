@@ -130,6 +130,8 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LangevinConfig, "bridge_temperature_start", [0.0], [1e-9]),
     (LangevinConfig, "bridge_temperature_end", [0.0], [1e-9]),
     (LangevinConfig, "fluency", [-0.1, math.nan], [0.0]),
+    (LangevinConfig, "target_pull", [-0.1, math.nan], [0.0]),
+    (LangevinConfig, "search_every", [0], [1]),
     (LangevinConfig, "random_strings", [0], [1]),
     (RetrievalConfig, "buffer_size", [0], [32]),
     (RetrievalConfig, "buffer_initial", [-1], [0, 2048]),
@@ -139,6 +141,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (RetrievalConfig, "direct_pool", [-1], [0]),
     (RetrievalConfig, "retrieval_probe", [-1], [0]),
     (RetrievalConfig, "refresh", [-1], [0]),
+    (RetrievalConfig, "refresh_below", [0.0, 1.1, math.nan], [1e-9, 1.0]),
     (TrainConfig, "steps", [0], [1]),
     (TrainConfig, "num_candidates", [0, -1], [1]),
     (TrainConfig, "reward_windows", [0], [1]),
@@ -259,6 +262,44 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (
         lambda: RunConfig().override(proposer="langevin", query_start="buffer", query_tokens=129),
         ["--query-start buffer", "--query-tokens 129", "--window 128", "lower"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="langevin", prior=True),
+        ["--prior", "--max-read-ratio 1", "--max-read-ratio 8"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="langevin", max_read_ratio=4),
+        ["--max-read-ratio 4", "--proposer langevin", "add --prior"],
+    ),
+    (
+        lambda: RunConfig().override(
+            proposer="uniform-buffer", selector="filter", max_read_ratio=4, stream_shards=2
+        ),
+        ["--stream-shards 2", "--proposer uniform-buffer", "--stream-shards 1"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="langevin", q_features=("mean", "static_score")),
+        ["--q-features mean static_score", "--proposer langevin"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="random-queries", query_start="best"),
+        ["--query-start best", "--proposer random-queries", "greatest Q"],
+    ),
+    (
+        lambda: RunConfig().override(proposer="vector-langevin", query_start="buffer"),
+        ["--proposer vector-langevin", "--encoder", "hidden-state"],
+    ),
+    (
+        lambda: RunConfig().override(
+            proposer="vector-langevin", encoder="hidden-state", query_start="buffer"
+        ),
+        ["--proposer vector-langevin", "--no-q-layer-norm", "use --q-layer-norm"],
+    ),
+    (
+        lambda: RunConfig().override(
+            proposer="vector-langevin", encoder="hidden-state", q_layer_norm=True, q_features=("mean",)
+        ),
+        ["--query-start random", "--proposer vector-langevin", "buffer or reward"],
     ),
     (
         lambda: RunConfig().override(engine="fsdp", proposer="langevin"),
@@ -482,10 +523,13 @@ def test_environment_variables_in_the_path_of_a_source(monkeypatch: pytest.Monke
         path_of("${NOWHERE}/a")
 
 
-def test_environment_variables_in_the_name_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", ["model", "tokenizer", "encoder", "reference_model", "run_dir"])
+def test_environment_variables_in_the_name_of_a_file_or_folder(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
     monkeypatch.setenv("MODELS", "/big/disk")
     monkeypatch.delenv("NOWHERE", raising=False)
-    assert RunConfig().override(model="${MODELS}/stories").lm.model == "/big/disk/stories"
+    assert RunConfig().override(**{setting: "${MODELS}/stories"}).value(setting) == "/big/disk/stories"
     with pytest.raises(CurriqError, match=r"model = '\$\{NOWHERE\}/a': .* \$\{NOWHERE:-data\}"):
         RunConfig().override(model="${NOWHERE}/a")
 

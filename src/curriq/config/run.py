@@ -62,6 +62,13 @@ class RunConfig(Section):
         replays = bool(self.data.curriculum) and self.data.curriculum_weights
         return "replay" if replays else self.select.selector
 
+    @property
+    def filters_by_q(self) -> bool:
+        """Whether Q decides before the forward pass which windows of the stream are taken. Where candidates
+        come from a buffer, what is read into it is filtered by the prior alone."""
+        streams = self.langevin.proposer == "stream"
+        return self.method == "soft-q" and self.train.max_read_ratio > 1 and streams
+
     def override(self, **values: Any) -> "RunConfig":
         """A copy with fields replaced by their flat names: `config.override(beta=0.1, steps=50)`; CurriqError
         for an unknown name, a value of the wrong type, or one that its component refuses."""
@@ -70,9 +77,8 @@ class RunConfig(Section):
         for name, value in _completed(self, rename_settings(values, self.train.max_read_ratio)).items():
             refuse_unknown([name], owners)
             section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
-            section[name] = _source_tables(value) if name == "sources" else value
-            if name == "model" and isinstance(value, str):
-                section[name] = _expanded(name, value)
+            plain_value = _expanded(name, value) if isinstance(value, str) else value
+            section[name] = _source_tables(value) if name == "sources" else plain_value
         made, errors = dict[str, Any](), list[CurriqError]()
         for name, settings in changed.items():
             try:  # `dataclasses.replace` alone would not check the types
@@ -155,16 +161,30 @@ def _sizes(config: RunConfig) -> Pairs:
 
 def _stream_inputs(config: RunConfig) -> Pairs:
     """What needs the stream, when candidates come from elsewhere."""
-    other = [name for name in ("proposer", "curriculum") if config.value(name) not in ("stream", "")]
+    if config.method not in ("soft-q", "filter"):
+        return
     why = "a static score compares each window with the stream that it is read from"
-    for name in other if config.method in ("soft-q", "filter") else ():
+    if config.data.curriculum:
         if "static_score" in config.critic.q_features:
-            yield "q_features", name, f"{why}; use other --q-features, or drop the latter"
+            yield "q_features", "curriculum", f"{why}; use other --q-features, or drop the latter"
         if config.select.prior:
-            yield "prior", name, f"{why}; drop either"
+            yield "prior", "curriculum", f"{why}; drop either"
         if config.train.max_read_ratio > 1:
             why = "the filter needs a stream to read; drop the latter, or use --max-read-ratio 1"
-            yield "max_read_ratio", name, why
+            yield "max_read_ratio", "curriculum", why
+    if config.langevin.proposer == "stream":
+        return
+    if "static_score" in config.critic.q_features:
+        yield "q_features", "proposer", f"{why}; use other --q-features, or drop the latter"
+    ratio, filters = config.train.max_read_ratio, config.select.prior or config.method == "filter"
+    if filters and config.data.stream_shards > 1:
+        yield "stream_shards", "proposer", "one filter reads into the buffer; use --stream-shards 1"
+    if config.select.prior and ratio == 1:
+        why = "the prior decides which windows come into the buffer"
+        yield "prior", "max_read_ratio", f"{why}; use --max-read-ratio 8, or drop --prior"
+    if ratio > 1 and not filters:
+        why = "only a prior filters what is read into the buffer"
+        yield "max_read_ratio", "proposer", f"{why}; add --prior, or use --max-read-ratio 1"
 
 
 def _trained(config: RunConfig) -> Pairs:
@@ -194,7 +214,7 @@ def _stream_filter(config: RunConfig) -> Pairs:
     if config.select.repeat_discount < 1 and train.max_read_ratio == 1:
         why = "repetitions are rejected before the forward pass"
         yield "repeat_discount", this, f"{why}; use --max-read-ratio 8, or --repeat-discount 1"
-    if config.method != "soft-q" or train.max_read_ratio == 1:
+    if not config.filters_by_q:
         return
     late = " and ".join(name for name in critic.q_features if name not in sections.PRE_FORWARD_FEATURES)
     if late:
@@ -229,8 +249,21 @@ def _langevin_rag(config: RunConfig) -> Pairs:
         yield "q_features", "proposer", f"a string that is searched {last_mean}"
     if retrieval.encoder == "hidden-state" and unknown:
         yield "encoder", "q_features", f"it embeds the inputs of Q, and a query {last_mean}"
-    if langevin.query_start == "buffer" and langevin.query_tokens > config.data.window:
-        yield "query_tokens", "window", "--query-start buffer takes tokens of a window; lower --query-tokens"
+    if langevin.query_start != "random" and langevin.query_tokens > config.data.window:
+        start = f"--query-start {langevin.query_start}"
+        yield "query_tokens", "window", f"{start} takes tokens of a window; lower --query-tokens"
+    if langevin.query_start == "best" and langevin.proposer in search.WITHOUT_Q:
+        yield "query_start", "proposer", "the best beginnings are those of greatest Q; use another start"
+    if langevin.proposer == "vector-langevin":
+        if retrieval.encoder != "hidden-state":
+            why = "Q is a function of the retriever's vectors only where these are what Q reads"
+            yield "proposer", "encoder", f"{why}; use --encoder hidden-state"
+        elif not config.critic.q_layer_norm:
+            why = "Q of a vector needs inputs of one length"
+            yield "proposer", "q_layer_norm", f"{why}; use --q-layer-norm"
+        if langevin.query_start in ("random", "best"):
+            why = "chains of vectors begin at rows of the buffer or at reward windows"
+            yield "query_start", "proposer", f"{why}; use --query-start buffer or reward"
     if config.queries > (retrieval.buffer_initial or retrieval.buffer_size):
         chains = "chains" if langevin.chains else "num_candidates"
         held = "buffer_initial" if retrieval.buffer_initial else "buffer_size"

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from curriq.config.bounds import (
     OVERFLOWS,
+    Fraction,
     NonNegative,
     Pairs,
     Positive,
@@ -18,9 +19,12 @@ from curriq.config.bounds import (
 from curriq.config.checks import require_known
 from curriq.config.sections import MINILM
 
-PROPOSERS = ("stream", "langevin", "best-of-random", "random-queries", "direct-q", "uniform-buffer")
+PROPOSERS = (
+    *("stream", "langevin", "vector-langevin"),
+    *("best-of-random", "random-queries", "reward-queries", "direct-q", "uniform-buffer"),
+)
 """The built-in proposers."""
-WITHOUT_Q = ("stream", "random-queries", "uniform-buffer")
+WITHOUT_Q = ("stream", "random-queries", "reward-queries", "uniform-buffer")
 """Proposers that read no Q; a sampler of the user's own may read it."""
 WITHOUT_QUERY = ("direct-q", "uniform-buffer")
 """Proposers that take windows of the buffer without a query, so that nothing is embedded."""
@@ -32,15 +36,19 @@ class LangevinConfig(Section):
 
     proposer: str = "stream"
     """Where candidates come from. `stream`: the next N windows (Algorithm 1). `langevin`: Algorithm 2.
-    Controls: `best-of-random` (no gradient), `random-queries` (no search), `direct-q` (Q of a pool of
-    windows, no query), `uniform-buffer` (no Q). `package.module:function` or `path/to/file.py:function`:
-    Algorithm 2 with the sampler of queries that this function builds."""
+    `vector-langevin`: the search takes place in the retriever's own space. Controls: `best-of-random` (no
+    gradient), `random-queries` (no search), `reward-queries` (held-out windows as queries, no Q), `direct-q`
+    (Q of a pool of windows, no query), `uniform-buffer` (no Q). `package.module:function` or
+    `path/to/file.py:function`: Algorithm 2 with the sampler of queries that this function builds."""
     chains: SizeOrZero = 0
     """Chains per step, each of which gives one query (K); 0 takes as many as --num-candidates."""
     query_tokens: Size = 16
     """Tokens of a query (L)."""
-    query_start: Literal["random", "buffer"] = "random"
-    """Initial tokens of the chains: uniform over the vocabulary, or the first tokens of buffered windows."""
+    query_start: Literal["random", "buffer", "best", "reward"] = "random"
+    """Initial tokens of the chains: uniform over the vocabulary; beginnings of buffered windows, by chance or
+    those of greatest Q among --direct-pool windows; or beginnings of held-out reward windows."""
+    search_every: Size = 1
+    """Steps from one search to the next; between them the same queries are used."""
     langevin_steps: Size = 20
     """Steps of a search (T_max)."""
     langevin_step_size: Positive = 20.0
@@ -62,6 +70,9 @@ class LangevinConfig(Section):
     relaxed string is close to the mean embedding and unlike any text."""
     bridge_temperature_end: Positive = 0.5
     """Temperature τ_end of the softmax bridge in the last step."""
+    target_pull: NonNegative = 1.0
+    """Weight of the prior in the energy of vector-langevin: how likely a query is among the embeddings of the
+    reward windows, on the scale of q/τ_sgld; 0 for none."""
     fluency: NonNegative = 0.0
     """Weight of the fluency prior, the model's own predictions, on the scale of q/τ_sgld; 0 for none."""
     bridge_precision: Literal["fp32", "bf16"] = "fp32"
@@ -96,8 +107,9 @@ class RetrievalConfig(Section):
     """Nearest windows of a query, of which one is drawn (k)."""
     retrieval_temperature: Annotated[float, Within("[1e-30, 1e9]", above=OVERFLOWS)] = 0.1
     """Softmax temperature τ_rag over the cosine similarity (Eq. 16)."""
-    retrieval_draw: Literal["softmax", "top-1"] = "softmax"
-    """Draw one of the top k by Eq. 16, or take the nearest."""
+    retrieval_draw: Literal["softmax", "top-1", "set"] = "softmax"
+    """Draw one of the top k by Eq. 16, take the nearest, or draw a set: each window for what it tells of the
+    queries beyond those drawn before it, with τ_rag as the variance of its noise."""
     retrieval_duplicates: Literal["redraw", "drop"] = "redraw"
     """If two queries of a step draw the same window: redraw from the rest of the second's top k, so that R =
     K, or drop it (the paper), so that R ≤ K."""
@@ -108,6 +120,9 @@ class RetrievalConfig(Section):
     """Subtract the buffer's mean embedding from the queries, to ignore what all windows have in common."""
     refresh: SizeOrZero = 0
     """Rows of the buffer re-embedded per step, in turn, as hidden states change (--encoder hidden-state)."""
+    refresh_below: Fraction = 1.0
+    """Re-embed only as many of them as it takes: half as many as in the step before where their mean cosine
+    with their previous values was above this, twice as many where it was below; 1 re-embeds all of them."""
     direct_pool: SizeOrZero = 256
     """Windows that direct-q draws uniformly from the buffer per step to evaluate Q on; 0 takes all."""
     retrieval_probe: SizeOrZero = 0

@@ -198,7 +198,7 @@ class LMConfig(Section):
     model: str = DEFAULT_MODEL
     """Hub name or folder of a pretrained model; or, to train from scratch, random:WHAT[:KEY=VALUE,...], where
     WHAT is an architecture (gpt2, llama, gpt_neox, qwen2, opt, ...), a folder or a hub name. `${NAME}` stands
-    for an environment variable, as in the path of a source."""
+    for an environment variable, as in the path of a source and in every other name of a file or a folder."""
     dropout: Share = 0.0
     """Dropout rate throughout the model; above 0, scoring takes a forward pass of its own without dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -421,7 +421,8 @@ class SelectConfig(Section):
     reference_model: str = ""
     """Folder or hub name of a model of the target text, for rho and for --static-score perplexity and rho."""
     prior: bool = False
-    """Take the static filter as the prior π₀ of soft-q: π ∝ π₀ exp(Q/β). Off, π₀ is uniform (the paper)."""
+    """Take the static filter as the prior π₀ of soft-q: π ∝ π₀ exp(Q/β). Off, π₀ is uniform (the paper).
+    With --proposer langevin and the like, it decides which windows come into the buffer."""
     static_score: Literal["dsir", "classifier", "embedding", "perplexity", "rho", "labels"] = "dsir"
     """How target-like a window is, known without training: `dsir`, n-gram importance weights; `classifier`, a
     linear model of n-grams; `embedding`, similarity to windows of the target; `perplexity` under
@@ -483,9 +484,10 @@ class TrainConfig(Section):
     num_candidates: Size = 32
     """Windows proposed per step (N)."""
     max_read_ratio: Size = 1
-    """Maximum number of windows read per window trained on. Above 1 the policy filters the stream, so that
-    rejected windows cost no forward pass: the higher its Q, the likelier a window is accepted, and all that
-    are accepted weigh the same. --q-features may then be source and static_score only."""
+    """Maximum number of windows read per window trained on, or per window that comes into a buffer. Above 1
+    the policy filters the stream, so that rejected windows cost no forward pass: the higher its Q, the
+    likelier a window is accepted, and all that are accepted weigh the same. --q-features may then be source
+    and static_score only."""
     train_on: Literal["mixture", "action"] = "mixture"
     """What soft-q trains on: `mixture`, all windows, weighted by the policy (the paper); `action`, the one
     window that is drawn from the policy and credited with the reward (the single-action formulation)."""

@@ -149,7 +149,7 @@ def forecast(
     from curriq.lm.load import pick_device
     from curriq.train.alternatives import timed_alternatives
     from curriq.train.calibrate import CALIBRATION_STEPS, calibrate, for_calibration
-    from curriq.train.estimate import initial_loss, whole_run
+    from curriq.train.estimate import initial_loss, shorten_fill, whole_run
     from curriq.train.meter import peak_memory
     from curriq.train.run import prepare
 
@@ -157,6 +157,7 @@ def forecast(
     fixed = peak_memory(device).get("memory/peak", 0.0) if device.type == "cpu" else 0.0
     log.info(f"timing {CALIBRATION_STEPS} small steps of {config.method} …")
     run = prepare(for_calibration(config))
+    fill = shorten_fill(run)
     initial, evaluation = initial_loss(run)
     try:
         made, rows = calibrate(run, config)
@@ -165,7 +166,7 @@ def forecast(
             f"{error} in a step of the untrained model: check --model, --precision and --beta."
         ) from error
     startup = max(0.0, rows[0]["time/step"] - made.seconds_per_step)
-    cost = whole_run(run, config, rows, made.seconds_per_step, startup, initial, evaluation)
+    cost = whole_run(run, config, rows, made.seconds_per_step, startup, initial, evaluation, fill)
     written, hashed = disk_speed(Path(config.log.run_dir or "."))
     stall = cost.checkpoint_bytes * (1 / written + 1 / hashed)
     saves = math.ceil(config.train.steps / config.log.checkpoint_every)

@@ -2,6 +2,7 @@
 candidates of the step. The loop that trains on them is that of Algorithm 1."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from curriq.errors import CurriqError, StreamEnded
 from curriq.langevin.energy import Encode, Energy
 from curriq.langevin.retrieval import Retriever, uniform_slots
 from curriq.langevin.ring_buffer import RingBuffer
+from curriq.langevin.search import RepeatedSearch
 from curriq.rng import Generators
 from curriq.state import Saved, State
 from curriq.types import Cost, Metrics, Offer, Reading, Windows
@@ -29,8 +31,18 @@ FILL_BATCH = 256
 """Windows that are read and encoded at a time while the buffer is filled."""
 FILL_REPORT_SECONDS = 10.0
 
-Encoded = tuple[Offer, Float[np.ndarray, "n e"]]
-"""Windows of the stream and their embeddings."""
+PROPOSING = Reading("search", "time/propose_share", "{:.0%}")
+"""Share of a step's seconds that goes to the buffer, the search and the retrieval."""
+LEAST_REFRESH = 1 / 32
+"""Share of `--refresh` that is re-embedded at the least, to notice when rows move again."""
+
+
+class Encoded(NamedTuple):
+    """Windows of the stream, their embeddings, and how many of them had to be encoded."""
+
+    offer: Offer
+    vectors: Float[np.ndarray, "n e"]
+    encoded: int
 
 
 @dataclass(kw_only=True)
@@ -41,6 +53,7 @@ class FreshWindows:
     for them. The numbers do not depend on it: the same windows are encoded together either way.
 
     Attributes:
+        stream: the corpus's, or what a filter accepts of it.
         count: n_ingest.
         known: returns the embeddings of those windows that need no encoding, by their ids.
     """
@@ -99,7 +112,7 @@ class FreshWindows:
             if new:
                 encoded = self.encode(offer.windows.tokens[new])
                 vectors.update(zip((ids[row] for row in new), encoded, strict=True))
-            return offer, np.stack([vectors[window] for window in ids])
+            return Encoded(offer, np.stack([vectors[window] for window in ids]), len(new))
 
         return work
 
@@ -111,40 +124,40 @@ class FreshWindows:
         self._future = None
 
 
-class Phase(NamedTuple):
-    """How the windows of a step are retrieved, and the operations of the language model that it takes."""
-
-    retriever: Retriever
-    flops: int
-
-
 @dataclass(kw_only=True)
 class BufferProposer(Saved):
     """Ingest, retrieve, mark as used (Algorithm 2, lines 4–18).
 
     Attributes:
         initial: windows in the buffer before the first search.
-        refresh: rows embedded again in each step; 0 where embeddings do not follow θ.
-        flops: operations of the language model per step that embed windows.
-        phase: how the windows of a step are retrieved.
+        refresh: rows embedded again in each step, at most; 0 where embeddings do not follow θ.
+        refresh_below: mean cosine of the rows embedded again with what they were, above which half as many
+            are in the next step, and below which twice as many.
+        flops: operations of the language model that embed one window.
+        phase: retrieves the windows of a step, given its number.
+        searching: the retriever whose state a checkpoint keeps; None where it has none.
         mark_used: whether a window is retrieved once only.
         probe: measures Q of retrieved windows for the log; None measures none.
         generators: everything that the parts draw from.
         readings: what the retrieval shows of itself while the run goes on.
     """
 
-    SAVED = ("buffer", "fresh", "generators")
+    SAVED = ("buffer", "fresh", "generators", "searching", "_pace", "_next_row")
 
     buffer: RingBuffer
     fresh: FreshWindows
     initial: int
     refresh: int
+    refresh_below: float
     flops: int
-    phase: Callable[[int], Phase]
+    phase: Callable[[int], Retriever]
     mark_used: bool
     probe: Callable[[RingBuffer, Windows], Metrics] | None
     generators: Generators
+    searching: RepeatedSearch | None = None
     readings: tuple[Reading, ...] = ()
+    _pace: float = field(default=1.0, init=False)
+    _next_row: int = field(default=0, init=False)
 
     def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.
@@ -153,18 +166,17 @@ class BufferProposer(Saved):
             CurriqError: the buffer has no window left that has not been used.
         """
         began = time.perf_counter()
-        ingested = self._ingest(step)
-        metrics = self._refreshed(step)
+        ingested, encoded = self._ingest(step)
+        metrics, refreshed = self._refreshed()
         metrics["time/ingest"] = time.perf_counter() - began
         if not self.buffer.live.any():
             raise CurriqError(
                 f"step {step}: every window of the buffer has been used. Raise --ingest above the windows "
                 "that a step retrieves (--chains; --num-candidates when that is 0), or raise --buffer-size."
             )
-        phase = self.phase(step)
         # A search amplifies rounding until it ends at other windows, so rank 0's counts; the others search
         # too, because a search forwards the model, and keep their generators in step.
-        found = phase.retriever.retrieve(self.buffer)
+        found = self.phase(step).retrieve(self.buffer)
         slots = parallel.from_rank_zero(found.slots.cpu())
         windows = self.buffer.take(slots)
         metrics |= {
@@ -180,36 +192,40 @@ class BufferProposer(Saved):
         self.fresh.begin_next()
         return Offer.of(
             windows,
-            ingested=torch.cat([offer.windows.source for offer in ingested]),
+            ingested=torch.cat([part.windows.source for offer in ingested for part in offer.judged]),
             queries=found.queries,
             cost=sum((offer.cost for offer in ingested), found.cost)
-            + Cost(extra_flops=self.flops + phase.flops),
+            + Cost(extra_flops=self.flops * (encoded + refreshed)),
             epoch=ingested[-1].epoch,
-            metrics=metrics | found.metrics,
+            metrics=ingested[-1].metrics | metrics | found.metrics,
         )
 
-    def _ingest(self, step: int) -> list[Offer]:
-        """Write fresh windows into the buffer; returns the readings that they came in, at least one."""
-        ingested = []
-        for offer, vectors in [self.fresh.next()] if len(self.buffer) else self.fresh.fill(self.initial):
-            self.buffer.write(offer.windows, vectors, step)
-            ingested.append(offer)
-        return ingested
+    def _ingest(self, step: int) -> tuple[list[Offer], int]:
+        """Write fresh windows into the buffer; returns the readings that they came in, at least one, and how
+        many windows were encoded."""
+        ingested, encoded = [], 0
+        for fresh in [self.fresh.next()] if len(self.buffer) else self.fresh.fill(self.initial):
+            self.buffer.write(fresh.offer.windows, fresh.vectors, step)
+            ingested.append(fresh.offer)
+            encoded += fresh.encoded
+        return ingested, encoded
 
-    def _refreshed(self, step: int) -> Metrics:
-        """Embed rows of the buffer again; returns how far they had moved.
-
-        Which rows follows from the step alone, so there is no state. A row is at most ⌈I/refresh⌉ steps old.
-        """
-        count = min(self.refresh, len(self.buffer))
-        slots = (step * count + torch.arange(count)) % len(self.buffer)
-        slots = slots[self.buffer.live[slots]]
+    def _refreshed(self) -> tuple[Metrics, int]:
+        """Embed the next live rows of the buffer again, round and round; returns how far they had moved, and
+        how many they were."""
+        live = self.buffer.live.nonzero().flatten()
+        in_turn = live[((live - self._next_row) % len(self.buffer)).argsort()]
+        slots = in_turn[: math.ceil(self.refresh * self._pace)]
         if not len(slots):
-            return {}
+            return {}, 0
+        self._next_row = (int(slots[-1]) + 1) % len(self.buffer)
         before, after = self.buffer.vectors(slots), self.fresh.encode(self.buffer.take(slots).tokens)
         self.buffer.reembed(slots, after)
-        cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after))
-        return {"buffer/refresh_cosine": cosine.mean().item()}
+        cosine = torch.nn.functional.cosine_similarity(before, torch.from_numpy(after)).mean().item()
+        if self.refresh_below < 1:
+            pace = self._pace / 2 if cosine > self.refresh_below else self._pace * 2
+            self._pace = min(max(pace, LEAST_REFRESH), 1.0)
+        return {"buffer/refresh_cosine": cosine, "buffer/refreshed": float(len(slots))}, len(slots)
 
 
 def retrieval_probe(

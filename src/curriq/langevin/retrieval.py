@@ -7,28 +7,16 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import RetrievalConfig
-from curriq.langevin.energy import Encode, Energy
+from curriq.langevin.energy import Energy
 from curriq.langevin.ring_buffer import RingBuffer
-from curriq.langevin.samplers import (
-    BASELINE_STRINGS,
-    QuerySampler,
-    Sample,
-    SearchAlarm,
-    Vocabulary,
-    random_strings,
-    search_metrics,
-)
-from curriq.types import NO_COST, Cost, Metrics, Queries, Reading
-
-SEARCHED = (
-    Reading("changed", "langevin/tokens_changed", "{:.0%}"),
-    Reading("query Q (sd)", "langevin/above_random_sd", "{:+.1f}"),
-)
-"""Of a search: tokens of the queries that it changed, and their Q above that of random strings."""
+from curriq.langevin.samplers import mean_pairwise
+from curriq.langevin.search import Search
+from curriq.types import NO_COST, Cost, Metrics, Queries, Reading, readings_of
 
 
 class Retrieved(NamedTuple):
@@ -63,121 +51,23 @@ class DirectRetriever:
     """The control without queries: the K = `count` windows of greatest Q in a pool of the buffer's windows.
 
     Q reads the model's hidden state, which no index holds, so each window of the pool is forwarded. The pool
-    is drawn uniformly by a CPU generator; `pool` = 0 takes the whole buffer.
+    is drawn uniformly by a CPU generator; `pool` = 0 takes the whole buffer. `flops` are the language model's
+    operations per window.
     """
 
     count: int
     pool: int
     energy: Energy
     generator: torch.Generator
+    flops: int
 
     def retrieve(self, buffer: RingBuffer) -> Retrieved:
         began = time.perf_counter()
         slots = uniform_slots(buffer, self.pool or len(buffer), self.generator)
         q = self.energy.hard(buffer.take(slots).tokens).cpu()
         best = q.topk(min(self.count, len(slots))).indices
-        return Retrieved(slots[best], {"time/search": time.perf_counter() - began})
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueryRetriever:
-    """Algorithm 2: search queries of high Q, embed them, draw from the windows nearest to them.
-
-    Attributes:
-        energy: Q; None where Q does not exist, and then no Q is reported.
-        initial_sequences: returns the initial tokens of the chains.
-        vocabulary: tokens of random strings.
-        encode: embeds the queries as it embedded the buffer's windows.
-        generator: CPU generator of the draws (Eq. 16).
-        baseline_generator: CPU generator of the random strings that the queries are compared with.
-        alarm: warns when the search is ineffective.
-    """
-
-    sampler: QuerySampler
-    energy: Energy | None
-    initial_sequences: Callable[[RingBuffer], Int[Tensor, "K L"]]
-    vocabulary: Vocabulary
-    decode: Callable[[Int[Tensor, "n T"]], list[str]]
-    encode: Encode
-    config: RetrievalConfig
-    generator: torch.Generator
-    baseline_generator: torch.Generator
-    alarm: SearchAlarm | None = None
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        return () if self.energy is None or self.alarm is None else SEARCHED
-
-    def retrieve(self, buffer: RingBuffer) -> Retrieved:
-        c, began = self.config, time.perf_counter()
-        start = self.initial_sequences(buffer)
-        sample = self.sampler.sample(start)
-        searched = time.perf_counter()
-        vectors = self.encode(sample.tokens)
-        if c.centre_queries:
-            vectors = vectors - buffer.centre()
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores, slots = buffer.search(vectors, c.retrieval_top_k)
-        ids = torch.where(slots < 0, -1, buffer.window_ids(slots))
-        drawn = draw_windows(
-            scores, ids, c.retrieval_temperature, self.generator, c.retrieval_draw, c.retrieval_duplicates
-        )
-        chosen, chosen_scores = (x[drawn.query, drawn.rank] for x in (slots, scores))
-        metrics = {
-            "time/search": searched - began,
-            "time/retrieve": time.perf_counter() - searched,
-            "retrieval/score": chosen_scores.mean().item(),
-            "retrieval/rank": drawn.rank.double().mean().item(),
-            "retrieval/collisions": drawn.collisions / len(start),
-        }
-        row = torch.full((len(start),), -1)
-        row[drawn.query] = torch.arange(len(chosen))
-        texts = self.decode(buffer.take(chosen).tokens)
-        q, start_q = self._q(sample.tokens), self._q(start)
-        queries = Queries(
-            text=tuple(self.decode(sample.tokens)),
-            q=q,
-            soft_q=torch.full_like(q, torch.nan) if sample.soft_q is None else sample.soft_q.float().cpu(),
-            start_q=start_q,
-            changed=(sample.tokens != start).float().mean(1).cpu(),
-            row=row,
-            score=torch.where(row < 0, torch.nan, chosen_scores[row]),
-            window_text=tuple(texts[r] if r >= 0 else "" for r in row.tolist()),
-            shortlist=ids,
-            shortlist_scores=scores,
-        )
-        metrics |= self._judged(start, sample, queries, vectors)
-        return Retrieved(chosen, metrics, queries, sample.cost)
-
-    def _judged(
-        self, start: Int[Tensor, "K L"], sample: Sample, queries: Queries, vectors: Float[np.ndarray, "K e"]
-    ) -> Metrics:
-        """Metrics of the search; none without Q."""
-        if self.energy is None:
-            return {}
-        others = random_strings(BASELINE_STRINGS, start.shape[1], self.vocabulary, self.baseline_generator)
-        metrics = sample.metrics | search_metrics(
-            start, sample.tokens, queries.start_q, queries.q, self._q(others), vectors
-        )
-        if self.alarm is not None:
-            self.alarm.look(metrics)
-        return metrics
-
-    def _q(self, strings: Int[Tensor, "m L"]) -> Float[Tensor, "m"]:
-        """Q of the strings on the CPU, NaN without Q."""
-        if self.energy is None:
-            return torch.full((len(strings),), torch.nan)
-        return self.energy.hard(strings).float().cpu()
-
-
-def uniform_slots(buffer: RingBuffer, count: int, generator: torch.Generator) -> Int[Tensor, "n"]:
-    """At most `count` live slots by chance, no window twice."""
-    live = buffer.live.nonzero().flatten()
-    shuffled = live[torch.randperm(len(live), generator=generator)]
-    slot_of: dict[int, int] = {}
-    for slot, window in zip(shuffled.tolist(), buffer.window_ids(shuffled).tolist(), strict=True):
-        slot_of.setdefault(window, slot)
-    return torch.tensor(list(slot_of.values())[:count], dtype=torch.long)
+        metrics = {"time/search": time.perf_counter() - began}
+        return Retrieved(slots[best], metrics, cost=Cost(extra_flops=self.flops * len(slots)))
 
 
 class Drawn(NamedTuple):
@@ -189,6 +79,85 @@ class Drawn(NamedTuple):
     query: Int[Tensor, "R"]
     rank: Int[Tensor, "R"]
     collisions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryRetriever:
+    """Algorithm 2, lines 16 and 17: the windows nearest to the queries of a search, one draw for each.
+
+    Attributes:
+        generator: CPU generator of the draws (Eq. 16).
+    """
+
+    search: Search
+    decode: Callable[[Int[Tensor, "n T"]], list[str]]
+    config: RetrievalConfig
+    generator: torch.Generator
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return readings_of(self.search)
+
+    def retrieve(self, buffer: RingBuffer) -> Retrieved:
+        c, found = self.config, self.search.search(buffer)
+        began, vectors = time.perf_counter(), found.vectors
+        if c.centre_queries:
+            vectors = vectors - buffer.centre()
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        scores, slots = buffer.search(vectors, c.retrieval_top_k)
+        ids = torch.where(slots < 0, -1, buffer.window_ids(slots))
+        drawn = self._drawn(buffer, vectors, scores, slots, ids)
+        chosen, chosen_scores = (x[drawn.query, drawn.rank] for x in (slots, scores))
+        metrics = {
+            "time/retrieve": time.perf_counter() - began + found.embed_seconds,
+            "retrieval/score": chosen_scores.mean().item(),
+            "retrieval/rank": drawn.rank.double().mean().item(),
+            "retrieval/collisions": drawn.collisions / len(vectors),
+            "langevin/cosine": mean_pairwise(torch.from_numpy(vectors @ vectors.T)),
+        }
+        row = torch.full((len(vectors),), -1)
+        row[drawn.query] = torch.arange(len(chosen))
+        texts = self.decode(buffer.take(chosen).tokens)
+        queries = Queries(
+            text=found.text,
+            q=found.q,
+            soft_q=found.soft_q,
+            start_q=found.start_q,
+            changed=found.changed,
+            row=row,
+            score=torch.where(row < 0, torch.nan, chosen_scores[row]),
+            window_text=tuple(texts[r] if r >= 0 else "" for r in row.tolist()),
+            shortlist=ids,
+            shortlist_scores=scores,
+        )
+        return Retrieved(chosen, metrics | found.metrics, queries, found.cost)
+
+    def _drawn(
+        self,
+        buffer: RingBuffer,
+        queries: Float[np.ndarray, "K e"],
+        scores: Float[Tensor, "K k"],
+        slots: Int[Tensor, "K k"],
+        ids: Int[Tensor, "K k"],
+    ) -> Drawn:
+        c = self.config
+        if c.retrieval_draw != "set":
+            return draw_windows(
+                scores, ids, c.retrieval_temperature, self.generator, c.retrieval_draw, c.retrieval_duplicates
+            )
+        centre = buffer.centre() if c.centre_queries else 0.0
+        rows = torch.from_numpy(buffer.vectors(slots.clamp(min=0)).numpy() - centre)
+        return draw_set(torch.from_numpy(queries), rows, scores, ids, c.retrieval_temperature)
+
+
+def uniform_slots(buffer: RingBuffer, count: int, generator: torch.Generator) -> Int[Tensor, "n"]:
+    """At most `count` live slots by chance, no window twice."""
+    live = buffer.live.nonzero().flatten()
+    shuffled = live[torch.randperm(len(live), generator=generator)]
+    slot_of: dict[int, int] = {}
+    for slot, window in zip(shuffled.tolist(), buffer.window_ids(shuffled).tolist(), strict=True):
+        slot_of.setdefault(window, slot)
+    return torch.tensor(list(slot_of.values())[:count], dtype=torch.long)
 
 
 def retrieval_probs(scores: Float[Tensor, "*batch k"], temperature: float) -> Float[Tensor, "*batch k"]:
@@ -240,3 +209,48 @@ def _pick(scores: Float[Tensor, "k"], temperature: float, uniform: Tensor, draw:
         return int(scores.argmax())
     cumulative = retrieval_probs(scores, temperature).cumsum(0)
     return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+
+
+def draw_set(
+    queries: Float[Tensor, "K e"],
+    rows: Float[Tensor, "K k e"],
+    scores: Float[Tensor, "K k"],
+    window_ids: Int[Tensor, "K k"],
+    noise: float,
+) -> Drawn:
+    """One window per query such that they tell most together, and no window twice.
+
+    A window is taken for a noisy observation, of variance `noise`, of a Gaussian process whose covariance is
+    the inner product of unit vectors. Each query in turn draws the window of its shortlist that most lowers
+    the posterior variance at the queries, summed over all of them, given the windows drawn before. What these
+    give already is subtracted: a second copy of the nearest window is worth little (Hübotter et al. 2024,
+    "SIFT"). The greater `noise` is, the less is subtracted.
+
+    Args:
+        rows: embeddings of the shortlists, of any length.
+        scores: inner products of query and window, best first; −∞ where there is no window.
+        window_ids: their windows; two slots with one id hold the same window.
+    """
+    first = {window: place for place, window in [*enumerate(window_ids.flatten().tolist())][::-1]}
+    places = torch.tensor(list(first.values()))
+    position = {window: at for at, window in enumerate(first)}
+    column = torch.tensor([[position[window] for window in ids] for ids in window_ids.tolist()])
+    candidates = F.normalize(rows.flatten(0, 1)[places].double(), dim=1)
+    among = candidates @ candidates.T
+    across = queries.double() @ candidates.T
+    free = torch.ones(len(places), dtype=torch.bool)
+    drawn = []
+    for query in range(len(queries)):
+        told = across.square().sum(0) / (among.diagonal() + noise)
+        worth = told[column[query]].masked_fill((scores[query] == -torch.inf) | ~free[column[query]], -1.0)
+        rank = int(worth.argmax())
+        if worth[rank] < 0:
+            continue
+        best = column[query, rank]
+        free[best] = False
+        drawn.append((query, rank))
+        gain = among[best] / (among[best, best] + noise)
+        across = across - across[:, best, None] * gain
+        among = among - among[:, best, None] * gain
+    taken, ranks = torch.tensor(drawn, dtype=torch.long).view(-1, 2).T
+    return Drawn(taken, ranks, 0)

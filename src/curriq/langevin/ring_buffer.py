@@ -197,7 +197,7 @@ class RingBuffer:
         """Step in which each window came."""
         return self._table["step"][slots]
 
-    def vectors(self, slots: Int[Tensor, "n"]) -> Float[Tensor, "n e"]:
+    def vectors(self, slots: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch e"]:
         """Embeddings as they were last written."""
         return self._table["vectors"][slots]
 

@@ -200,12 +200,11 @@ def search_metrics(
     start_q: Float[Tensor, "K"],
     hard_q: Float[Tensor, "K"],
     random_q: Float[Tensor, "m"],
-    vectors: Float[np.ndarray, "K e"],
 ) -> Metrics:
     """Metrics of a search that are judged on its hard tokens, the queries.
 
     `start_q` and `hard_q` are Q of the initial tokens and of the queries, `random_q` that of fresh random
-    strings of the same length, `vectors` the unit embeddings of the queries.
+    strings of the same length.
     """
     above = (hard_q.mean() - random_q.mean()).item()
     return {
@@ -218,7 +217,6 @@ def search_metrics(
         "langevin/above_random_sd": above / max(random_q.std().item(), 1e-12),
         "langevin/tokens_changed": (tokens != start).double().mean().item(),
         "langevin/distinct_tokens": distinct_share(tokens),
-        "langevin/cosine": mean_pairwise(torch.from_numpy(vectors @ vectors.T)),
         "langevin/jaccard": mean_pairwise(jaccard(tokens)),
     }
 

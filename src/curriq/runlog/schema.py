@@ -29,7 +29,7 @@ class Metric:
     @property
     def deterministic(self) -> bool:
         """Whether two runs with one seed and one thread count log equal values: not wall time, not memory."""
-        return self.unit not in ("seconds", "windows/s", "tokens/s", "bytes", "of peak")
+        return self.unit not in ("seconds", "windows/s", "tokens/s", "bytes", "of peak", "of time")
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,9 @@ topic/best_q | – | Of the candidate of greatest Q.
 topic/action | – | Of the sampled window a_k.
 
 # Langevin-RAG: the search
-Present where queries are searched (`--proposer langevin` and its other samplers) and, as far as they apply,
-with `random-queries`. All values of Q are of *hard* tokens unless the name says soft; soft ones are
+Present where queries are searched (`--proposer langevin`, `vector-langevin` and the other samplers) and, as
+far as they apply, with `random-queries` and `reward-queries`; only in steps that search, with
+`--search-every`. All values of Q are of *hard* tokens unless the name says soft; soft ones are
 compared at one temperature, τ_end. docs/langevin.md says how to read them.
 langevin/hard_q | nats per token | Mean Q of the queries' tokens.
 langevin/hard_q_gain | nats per token | `langevin/hard_q` minus the mean Q of the initial sequences.
@@ -198,6 +199,7 @@ langevin/entropy | nats | Mean entropy of p at τ_end after the last step.
 langevin/max_prob | – | Mean largest p at τ_end after the last step.
 langevin/grad_norm | – | Mean norm of a chain's gradient of the energy before it is clipped or scaled: with
     respect to λ for `langevin`, to the embeddings for the others.
+langevin/start_cosine | – | Mean cosine of a vector query with what its chain began with (`vector-langevin`).
 langevin/clip_fraction | – | Share of chains and steps above `--langevin-limit`.
 
 # Langevin-RAG: buffer and retrieval
@@ -205,6 +207,7 @@ Present with every `--proposer` but `stream`; Q, scores and ranks where there ar
 buffer/windows | windows | Windows in the ring buffer, including those marked used.
 buffer/live | windows | Windows in it that are not marked used.
 buffer/refresh_cosine | – | Mean cosine of rows embedded again (`--refresh`) with their previous values.
+buffer/refreshed | windows | Rows embedded again in this step.
 retrieval/windows | windows | R, windows retrieved.
 retrieval/age | steps | Mean time that they had been in the buffer.
 retrieval/score | – | Mean inner product of a query and its window.
@@ -224,6 +227,7 @@ log that differ between two runs with one seed.
 memory/peak | bytes | Most memory so far: allocated by torch on a GPU, otherwise resident in the process.
 time/propose | seconds | Getting the candidates.
 time/train | seconds | Forward and backward passes over the candidates, and the optimizer's step.
+time/propose_share | of time | `time/propose` over `time/step`.
 time/ingest | seconds | Fresh windows into the buffer, encoding included.
 time/search | seconds | Searching the queries, or measuring Q of the pool.
 time/retrieve | seconds | Encoding the queries, searching the buffer, drawing.

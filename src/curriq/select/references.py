@@ -30,7 +30,7 @@ from curriq.select.static import (
     documents_of,
     hashed_ngrams,
 )
-from curriq.types import NO_COST, Cost, Windows
+from curriq.types import NO_COST, Cost, Offer, Windows
 
 CLASSIFIER_FOLDS = 4
 CLASSIFIER_STEPS = 100
@@ -224,8 +224,13 @@ def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
     return ScoredStream(stream, score, rule, target, own_source=own, sharp_start=start)
 
 
+def accepted_by_prior(offer: Offer) -> Float[Tensor, "n"]:
+    """The probability with which the static filter accepts each window."""
+    return offer.known["prior"]
+
+
 def build(config: RunConfig, context: Context) -> Method:
     """`--selector filter`: a static filter, nothing learned."""
     scorer = window_scorer(config, context)
-    proposer = stream_proposer(config, context, scorer, lambda offer: offer.known["prior"])
+    proposer = stream_proposer(config, context, scorer, accepted_by_prior)
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

@@ -14,7 +14,7 @@ from curriq.lm.learner import ReforwardedAction, TDIntoTheta
 from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
 from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, plain
-from curriq.select.references import window_scorer
+from curriq.select.references import accepted_by_prior, window_scorer
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import WindowScorer
 from curriq.select.stream_filter import build_filter
@@ -147,7 +147,7 @@ def build(config: RunConfig, context: Context) -> Method:
         logger.warning(warning)
     reads_score = config.select.prior or "static_score" in settings.q_features
     scorer = window_scorer(config, context) if reads_score else None
-    if config.train.max_read_ratio > 1:
+    if config.filters_by_q:
         return _filtering(config, context, scorer)
     policy, critic = _weighting(config, context)
     selector: Selector = policy
@@ -157,14 +157,15 @@ def build(config: RunConfig, context: Context) -> Method:
         selector = DirichletNoise(selector, concentration, context.generators("jitter"))
     method = plain(selector, config, context)
     if scorer is not None:
-        method = replace(method, proposer=stream_proposer(config, context, scorer))
+        accept_prob = accepted_by_prior if config.train.max_read_ratio > 1 else None
+        method = replace(method, proposer=stream_proposer(config, context, scorer, accept_prob))
     return replace(method, critic=critic, shared=list(critic.online.parameters()))
 
 
 def few_probes(config: RunConfig) -> str:
     """A warning where a run has probably too few probes for its Q to have a say; empty elsewhere."""
     train, critic = config.train, config.critic
-    filters = train.max_read_ratio > 1
+    filters = config.filters_by_q
     gate = calibration_gate(critic, 1.0) if filters or critic.q_weighting else None
     if gate is None:
         return ""
@@ -214,7 +215,7 @@ def _weighting(config: RunConfig, context: Context) -> tuple[SoftQ, TDCritic]:
         context.generators,
         device=lm.device,
         previous_action=_previous_action(config, lm),
-        prior=config.select.prior,
+        prior=config.select.prior and config.train.max_read_ratio == 1,
     )
 
 

@@ -73,21 +73,30 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
-        offer = self.draw()
-        if self.repetitions is not None:
-            offer = replace(offer, metrics=self.repetitions.take_in(offer))
+        offer = self.read(self.n)
         if step == 0:
             announce(offer, self.max_read_ratio)
         return offer
 
-    def draw(self) -> Offer:
-        """As `propose`, by what was trained on before; the offer is not counted yet, nor announced."""
-        most = self.max_read_ratio * self.n
+    def read(self, n: int) -> Offer:
+        """The next n windows that are accepted, or fewer at the end of a stream that ends.
+
+        Raises:
+            StreamEnded: no window is left.
+        """
+        offer = self.draw(n)
+        if self.repetitions is not None:
+            offer = replace(offer, metrics=self.repetitions.take_in(offer))
+        return offer
+
+    def draw(self, n: int) -> Offer:
+        """As `read`, by what was trained on before; the offer is not counted yet."""
+        most = self.max_read_ratio * n
         read: list[Offer] = []
         prob = draws = counts = torch.zeros(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         ended = False
-        while (missing := self.n - int(accepted.sum())) > 0 and len(prob) < most:
+        while (missing := n - int(accepted.sum())) > 0 and len(prob) < most:
             # As many as it will probably accept; where all are accepted, none is read that is not needed now.
             wanted = missing if not len(prob) else math.ceil(missing / max(prob.mean().item(), 1e-6))
             batch = self.stream.read(min(wanted, most - len(prob)))
@@ -105,24 +114,24 @@ class FilteredStream(Saved):
             raise StreamEnded
         everything = Offer.cat(read)
         # What came after the last window that was needed is judged in the next step, with a new draw.
-        end = int((accepted.cumsum(0) < self.n).sum()) + 1
+        end = int((accepted.cumsum(0) < n).sum()) + 1
         self.stream.unread(everything.take(slice(end, None)))
         everything = everything.take(slice(end))
         prob, draws, counts = prob[:end], draws[:end], counts[:end]
-        n = int(accepted.sum()) if ended else self.n
-        chosen = _nearest(prob, draws, n)
+        count = int(accepted.sum()) if ended else n
+        chosen = _nearest(prob, draws, count)
         # What fills a step may not have been counted yet, and once it is, other windows may come nearer.
         while self.repetitions is not None and len(new := chosen[counts[chosen].isnan()]):
             counts[new] = self.repetitions.count(everything.windows.take(new))
             prob[new] *= self.repetitions.factor(counts[new])
-            chosen = _nearest(prob, draws, n)
+            chosen = _nearest(prob, draws, count)
         sampled = Sampled(accept_prob=prob, repetitions=None if self.repetitions is None else counts)
         judged = replace(everything, sampled=sampled)
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         return replace(
             judged.take(chosen),
-            rows=torch.arange(n),
+            rows=torch.arange(count),
             rejected=judged.take(rejected.nonzero().squeeze(1)),
             cost=replace(everything.cost, windows_read=len(judged)),
         )
@@ -135,7 +144,7 @@ class ShardFilter(FilteredStream):
     SAVED = ("stream", "generator")
 
     def propose(self, step: int) -> Offer:
-        return self.draw()
+        return self.draw(self.n)
 
 
 def _nearest(prob: Float[Tensor, "m"], draws: Float[Tensor, "m"], n: int) -> Int[Tensor, "n"]:

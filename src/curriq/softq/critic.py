@@ -187,6 +187,12 @@ class QInputs(Saved):
         self._loss_mean += (1 - LOSS_MEMORY) * (mean - self._loss_mean)
         self._loss_spread += (1 - LOSS_MEMORY) * (spread - self._loss_spread)
 
+    @property
+    def length(self) -> float | None:
+        """The length that all inputs have; None where it differs, as that of unnormalised hidden states."""
+        states = all(name in ("last", "mean") for name in self._names)
+        return STATE_SCALE * self.width**0.5 if states and self._layer_norm else None
+
     def _state(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return STATE_SCALE * F.layer_norm(hidden, hidden.shape[-1:]) if self._layer_norm else hidden
 
@@ -361,7 +367,11 @@ class TDCritic(Saved):
 
     def differentiable(self, features: Features) -> Float[Tensor, "n"]:
         """The same, with a gradient into φ and into the features."""
-        return self._in_nats(self.online(self.inputs(features)))
+        return self.of_inputs(self.inputs(features))
+
+    def of_inputs(self, inputs: Float[Tensor, "n w"]) -> Float[Tensor, "n"]:
+        """The same for rows of `inputs`, without the features that they are made of."""
+        return self._in_nats(self.online(inputs))
 
     def policy(self, q: Float[Tensor, "N"], features: Features) -> Float[Tensor, "N"]:
         """π ∝ π₀ exp(q/β), Eq. 6; π₀ is uniform where the prior has decided on the candidates already."""

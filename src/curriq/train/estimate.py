@@ -11,6 +11,7 @@ import torch
 
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
+from curriq.langevin.proposer import BufferProposer
 from curriq.train.build import Run
 from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics
@@ -19,6 +20,8 @@ log = logging.getLogger("curriq")
 
 TIMED_STEPS = 3
 """Steps that are timed, after one that pays for what is allocated or read once."""
+REHEARSED_FILL = 1024
+"""Windows that a buffer is filled with at the most to estimate how long it takes to fill it."""
 BYTES_PER_CANDIDATE = 30
 """Of a line of the candidates table on the disk: ids do not compress."""
 BYTES_PER_TOKEN = 2
@@ -63,6 +66,7 @@ def estimate(run: Run) -> Estimate:
     """
     config, session = run.config, run.session
     log.info(f"timing {TIMED_STEPS} steps of {config.method} …")
+    fill = shorten_fill(run)
     initial, evaluation = initial_loss(run)
     rows = session.rehearse(min(1 + TIMED_STEPS, config.train.steps))
     ordinary = [row["time/step"] - held_out_seconds(row) for row in rows]
@@ -70,7 +74,18 @@ def estimate(run: Run) -> Estimate:
     measured = [held_out_seconds(row) for row in rows if "time/reward" in row]
     per_step = usual + (measured[-1] / config.train.reward_every if measured else 0.0)
     startup = max(0.0, ordinary[0] - usual)
-    return whole_run(run, config, rows, per_step, startup, initial, evaluation)
+    return whole_run(run, config, rows, per_step, startup, initial, evaluation, fill)
+
+
+def shorten_fill(run: Run) -> float:
+    """How many times as many windows a buffer takes before the first step as it will take now, at least 1;
+    1 without a buffer."""
+    proposer = run.session.components.proposer
+    if not isinstance(proposer, BufferProposer):
+        return 1.0
+    whole = proposer.initial
+    proposer.initial = min(whole, max(REHEARSED_FILL, run.config.queries))
+    return whole / proposer.initial
 
 
 def initial_loss(run: Run) -> tuple[float, float]:
@@ -93,6 +108,7 @@ def whole_run(
     startup: float,
     initial: float,
     evaluation: float,
+    fill: float,
 ) -> Estimate:
     """The cost of all steps of `config`, from those that have been taken.
 
@@ -102,11 +118,19 @@ def whole_run(
         startup: seconds of the first step beyond that.
         initial: validation loss before any step.
         evaluation: seconds of one evaluation.
+        fill: `shorten_fill` of the run.
     """
+    proposer = run.session.components.proposer
+    missing = 0.0
+    if isinstance(proposer, BufferProposer):
+        table = proposer.buffer.state_dict()["table"]
+        row = sum(column.nbytes for column in table.values()) / max(1, len(proposer.buffer))
+        missing = (fill - 1) * proposer.initial * row
+    startup *= fill
     test = evaluation * len(run.corpus.held_out.test) / len(run.corpus.held_out.validation)
     evaluations = evaluation * (1 + config.train.steps / config.log.eval_every) + test
     weights = {id(p): p.numel() * p.element_size() for p in run.lm.network.parameters() if _saved(config, p)}
-    checkpoint = sum(weights.values()) + run.session.state_bytes()
+    checkpoint = sum(weights.values()) + run.session.state_bytes() + round(missing)
     logged = _log_bytes(config, rows)
     return Estimate(
         timed_steps=max(1, len(rows) - 1),

@@ -114,6 +114,7 @@ class Meter(Saved):
             "policy/max_weight": weights.max().item(),
             "policy/kl_from_uniform": kl,
             "time/step": seconds,
+            "time/propose_share": step.metrics.get("time/propose", 0.0) / max(seconds, 1e-9),
             "time/windows_per_second": proposed / max(seconds, 1e-9),
             "perf/tokens_per_second": trained * self.window / max(seconds, 1e-9),
         }
