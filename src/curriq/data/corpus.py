@@ -20,6 +20,7 @@ from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer, log_marks, serialised
+from curriq.data.words import FastEncoder
 from curriq.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
         log_marks(tokenizer, [document.text for document in documents if document.messages is None])
 
+    encoder = FastEncoder(tokenizer)
+
     def opened(shard: Shard) -> WindowStream | Prefetched:
-        readers = _open_readers(config, tokenizer, contamination, shard)
+        readers = _open_readers(config, encoder, contamination, shard)
         fingerprint = data_fingerprint(config, tokenizer, readers, target, held_out)
         stream = _window_stream(config, readers, fingerprint, shard)
         if not read_ahead:
@@ -135,7 +138,7 @@ def _window_stream(
 
 def _open_readers(
     config: RunConfig,
-    tokenizer: "transformers.PreTrainedTokenizerBase",
+    encoder: FastEncoder,
     contamination: ContaminationFilter,
     shard: Shard,
 ) -> dict[int, SourceReader]:
@@ -150,7 +153,9 @@ def _open_readers(
             clean = DecontaminatedSource(part, contamination, of_target=of_target)
             documents = Duplicates(clean, seed, shard=shard) if repeated else clean
             corruption, window = source.corruption, data.window
-            readers[position] = SourceReader(documents, corruption, tokenizer, window, seed, position)
+            readers[position] = SourceReader(
+                documents, corruption, encoder.tokenizer, window, seed, position, encoder
+            )
     return readers
 
 
