@@ -47,7 +47,7 @@ def opened(config):
 
 def worker_of(stream):
     """The process that reads."""
-    return stream._blocks._workers[0]
+    return stream._worker._blocks._workers[0]
 
 
 def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_the_others_state():

@@ -14,7 +14,7 @@ from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import WHOLE, DocumentSource, Shard, read_epoch, short_hash
 from curriq.data.encoder import Encoder
-from curriq.data.prefetch import Prefetched
+from curriq.data.prefetch import Prefetched, prefetched
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
@@ -77,28 +77,24 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
         log_marks(tokenizer, [document.text for document in documents if document.messages is None])
 
-    encoder = FastEncoder(tokenizer)
+    words = FastEncoder(tokenizer)
 
-    def opened(shard: Shard) -> WindowStream | Prefetched:
-        readers = _open_readers(config, encoder, contamination, shard)
+    def opened(shard: Shard) -> WindowStream:
+        readers = _open_readers(config, words, contamination, shard)
         fingerprint = data_fingerprint(config, tokenizer, readers, target, held_out)
-        stream = _window_stream(config, readers, fingerprint, shard)
-        if not read_ahead:
-            return stream
-        ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
-        block = -(-config.train.num_candidates // shard.count)
-        return Prefetched(stream, tokenizer, block=block, ahead=ahead)
+        return _window_stream(config, readers, fingerprint, shard)
 
-    stream: WindowStream | Prefetched | ShardedStream
-    if data.stream_shards == 1:
-        stream = opened(WHOLE)
-    else:
-        count = data.stream_shards
-        stream = ShardedStream({number: opened(Shard(number, count)) for number in own}, count)
+    count = data.stream_shards
+    shards: Mapping[int, WindowStream | Prefetched]
+    shards = {number: opened(WHOLE if count == 1 else Shard(number, count)) for number in own}
+    if read_ahead:
+        ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
+        block = -(-config.train.num_candidates // count)
+        shards = prefetched(shards, tokenizer, block=block, ahead=ahead)
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
-        stream=stream,
+        stream=shards[0] if count == 1 else ShardedStream(shards, count),
         held_out=held_out,
         source_names=names,
         target_skipped={target.name: target.skipped} if target.skipped else {},
@@ -138,7 +134,7 @@ def _window_stream(
 
 def _open_readers(
     config: RunConfig,
-    encoder: FastEncoder,
+    words: FastEncoder,
     contamination: ContaminationFilter,
     shard: Shard,
 ) -> dict[int, SourceReader]:
@@ -154,7 +150,7 @@ def _open_readers(
             documents = Duplicates(clean, seed, shard=shard) if repeated else clean
             corruption, window = source.corruption, data.window
             readers[position] = SourceReader(
-                documents, corruption, encoder.tokenizer, window, seed, position, encoder
+                documents, corruption, words.tokenizer, window, seed, position, words
             )
     return readers
 
