@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from curriq import parallel
 from curriq.data.stream import WindowStream
+from curriq.data.waiting import Watch
 from curriq.errors import CurriqError
 from curriq.state import State
 from curriq.types import Cost, Offer
@@ -105,6 +105,7 @@ class Worker:
         self._asked = _Turns([])
         self._blocks: Any = None
         self._ended: CurriqError | None = None
+        self._watch = Watch(self._waiting, PATIENCE, logging.WARNING)
 
     def next(self, number: int) -> Block:
         """The next block of a stream.
@@ -135,23 +136,19 @@ class Worker:
     def _wait(self) -> torch.Tensor:
         """The process's next message. While it does not come, the log says so every few seconds."""
         assert self._blocks is not None
-        began = time.monotonic()
-        while True:
-            try:
+        try:
+            with self._watch.waiting():
                 return next(self._blocks)
-            except (RuntimeError, EOFError, ConnectionError) as error:
-                if "timed out" in str(error):
-                    _log.warning(self._waiting(time.monotonic() - began))
-                    continue
-                ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
-                if not ended or "in DataLoader worker" in str(error):
-                    raise  # an error inside the worker
-                cause = error  # the last two: it ended in the middle of handing a block over
-            self._ended = CurriqError(
-                f"the process that reads the data has ended ({cause}). If it was killed, the machine may "
-                "have had too little memory."
-            )
-            raise self._ended from cause
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
+            if not ended or "in DataLoader worker" in str(error):
+                raise  # an error inside the worker
+            cause = error  # the last two: it ended in the middle of handing a block over
+        self._ended = CurriqError(
+            f"the process that reads the data has ended ({cause}). If it was killed, the machine may have "
+            "had too little memory."
+        )
+        raise self._ended from cause
 
     def _waiting(self, seconds: float) -> str:
         """What to say of a worker that has sent nothing for some seconds."""
@@ -176,7 +173,6 @@ class Worker:
             collate_fn=_as_it_is,
             num_workers=1,
             prefetch_factor=self._ahead * len(self._inner),
-            timeout=PATIENCE,
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=blocks.begin,
         )

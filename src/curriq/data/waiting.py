@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator
 
 _log = logging.getLogger("curriq")
@@ -31,6 +32,44 @@ def reporting(message: Callable[[float], str], every: float, level: int = loggin
     finally:
         ended.set()
         reporter.join()
+
+
+class Watch:
+    """Like `reporting`, for something that is waited for many times and mostly for a moment: one thread
+    serves all of them, and ends with this object."""
+
+    def __init__(self, message: Callable[[float], str], every: float, level: int) -> None:
+        self._message = message
+        self._every = every
+        self._level = level
+        self._began: float | None = None
+        self._said = 0
+        self._thread = threading.Thread(target=_watch, args=(weakref.ref(self), every / 5), daemon=True)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Generator[None]:
+        """Something is waited for until the end of the context."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._began, self._said = time.monotonic(), 0
+        try:
+            yield
+        finally:
+            self._began = None
+
+    def look(self) -> None:
+        """Log the message if it is due."""
+        began = self._began
+        if began is not None and (seconds := time.monotonic() - began) >= (self._said + 1) * self._every:
+            self._said += 1
+            _log.log(self._level, self._message(seconds))
+
+
+def _watch(watch: weakref.ReferenceType[Watch], every: float) -> None:
+    while (found := watch()) is not None:
+        found.look()
+        del found
+        time.sleep(every)
 
 
 def still_at_work(what: str) -> contextlib.AbstractContextManager[None]:
