@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -74,7 +75,8 @@ def prefetched(
     found: dict[int, Prefetched] = {}
     for worker in range(count):
         dealt = {number: streams[number] for number in numbers[worker::count]}
-        found |= Worker(dealt, tokenizer, block=block, ahead=ahead).streams
+        process = Worker(dealt, tokenizer, block=block, ahead=ahead)
+        found |= {number: Prefetched(stream, process, number) for number, stream in dealt.items()}
     return {number: found[number] for number in numbers}
 
 
@@ -82,10 +84,10 @@ class Worker:
     """A process that reads some streams ahead. It starts with the first read.
 
     It reads on in the stream of which fewest blocks wait, so that they are used up at different rates and
-    none waits long, or takes much memory.
+    none waits long, or takes much memory. It ends with the last of them that is in use.
 
     Attributes:
-        streams: what is read, by number.
+        readers: of the streams, by number.
     """
 
     def __init__(
@@ -96,8 +98,8 @@ class Worker:
         block: int,
         ahead: int,
     ) -> None:
-        self.streams = {number: Prefetched(stream, self, number) for number, stream in streams.items()}
-        self._inner = streams
+        self.readers = weakref.WeakValueDictionary[int, Prefetched]()
+        self._streams = streams
         self._tokenizer = tokenizer
         self._block = block
         self._ahead = ahead
@@ -105,7 +107,7 @@ class Worker:
         self._asked = _Turns([])
         self._blocks: Any = None
         self._ended: CurriqError | None = None
-        self._watch = Watch(self._waiting, PATIENCE, logging.WARNING)
+        self._watch = Watch(PATIENCE, logging.WARNING)
 
     def next(self, number: int) -> Block:
         """The next block of a stream.
@@ -129,15 +131,15 @@ class Worker:
     def stop(self) -> None:
         """End the process; each stream stands where its windows have been handed out."""
         if self._blocks is not None:
-            for stream in self.streams.values():
-                stream.settle()
+            for reader in self.readers.values():
+                reader.settle()
         self._blocks = self._ended = None
 
     def _wait(self) -> torch.Tensor:
         """The process's next message. While it does not come, the log says so every few seconds."""
         assert self._blocks is not None
         try:
-            with self._watch.waiting():
+            with self._watch.waiting(self._waiting):
                 return next(self._blocks)
         except (RuntimeError, EOFError, ConnectionError) as error:
             ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
@@ -161,18 +163,18 @@ class Worker:
         return f"waiting for the process {process.pid} that reads the data, {seconds:.0f} s so far{why}."
 
     def _start(self) -> Any:
-        for number, stream in self.streams.items():
-            self._inner[number].load_state_dict(stream.snapshot)
-        self._arrived = {number: deque() for number in self._inner}
-        self._asked = _Turns(self._inner)
-        blocks = _Blocks(self._inner, self._tokenizer, self._block)
+        for number, reader in self.readers.items():
+            self._streams[number].load_state_dict(reader.snapshot)
+        self._arrived = {number: deque() for number in self._streams}
+        self._asked = _Turns(self._streams)
+        blocks = _Blocks(self._streams, self._tokenizer, self._block)
         loader = DataLoader(
             blocks,
             batch_size=None,
             sampler=self._asked,
             collate_fn=_as_it_is,
             num_workers=1,
-            prefetch_factor=self._ahead * len(self._inner),
+            prefetch_factor=self._ahead * len(self._streams),
             multiprocessing_context="fork",  # nothing to import or to pickle; the worker never touches a GPU
             worker_init_fn=blocks.begin,
         )
@@ -200,6 +202,7 @@ class Prefetched:
         self._stream = stream
         self._worker = worker
         self._number = number
+        worker.readers[number] = self
         self._error: CurriqError | None = None
         self._rest: Offer | None = None
         self._snapshot: State | bytes = stream.state_dict()
