@@ -16,6 +16,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import OptimConfig
+from curriq.lm.beside import Beside
 from curriq.lm.engine import local, placed_like
 from curriq.lm.mixture import (
     Draw,
@@ -161,8 +162,13 @@ class Learner(Saved):
         )
         self._snapshot: State | None = None
 
-    def accumulate(self, offer: Offer, score: ScoreFunction, with_entropy: bool) -> Mixture:
+    def accumulate(
+        self, offer: Offer, score: ScoreFunction, with_entropy: bool, meanwhile: Beside | None = None
+    ) -> Mixture:
         """The candidates, scored and weighed at θ_k; in a single pass ∇θ Σ π_i ℓ_i (Eq. 7) is then on θ.
+
+        Args:
+            meanwhile: done while the device computes; the seconds that it waits for it are not training's.
 
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
@@ -176,15 +182,16 @@ class Learner(Saved):
         offer = offer.to(self.lm.device)
         self._size(offer.windows)
         self._scored = None
+        beside = meanwhile or (lambda: None)
         if self.passes == 1:
-            work = partial(single_pass, self.lm, offer, score, with_entropy, self.reference)
+            work = partial(single_pass, self.lm, offer, score, with_entropy, self.reference, beside)
             mixture = self._fitting(work)
         else:
             self.lm.zero_grad()
-            mixture = self._fitting(partial(score_pass, self.lm, offer, score, with_entropy))
+            mixture = self._fitting(partial(score_pass, self.lm, offer, score, with_entropy, beside))
             mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
             self._scored = offer.windows, mixture.weights
-        self._seconds = time.perf_counter() - began
+        self._seconds = time.perf_counter() - began - (meanwhile.waited if meanwhile else 0.0)
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture

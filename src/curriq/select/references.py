@@ -51,6 +51,7 @@ class ClassifierScore(LearningScore):
     """
 
     SAVED = ("_weights",)
+    steady = True
 
     target: Windows
     cost: Cost = field(default=NO_COST, init=False)
@@ -164,6 +165,8 @@ class ReferenceLoss(LearningScore):
 @dataclass(eq=False)
 class SourceLabel(LearningScore):
     """1 for a window of the target's own source, 0 for any other: what the labels of the sources say."""
+
+    steady = True
 
     target: Windows
     target_source: int

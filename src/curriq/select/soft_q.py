@@ -200,7 +200,12 @@ def _filtering(config: RunConfig, context: Context, scorer: WindowScorer | None)
         target=None if scorer is None else scorer.of_target,
         device=context.lm.device,
     )
-    proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy)
+    every = config.train.reward_every
+
+    def foreseeable(step: int, learns: bool) -> bool:
+        return not learns and step % every != 0  # Q and β stay as they are
+
+    proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy, foreseeable)
     shared = list(critic.online.parameters())
     return Method(proposer=proposer, selector=policy, critic=critic, shared=shared)
 

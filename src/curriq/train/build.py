@@ -77,6 +77,7 @@ def build_session(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
         act=trained_action if train.train_on == "action" else _sampled(method, context),
+        device=lm.device,
     )
     session = Session(
         config=config,
@@ -93,6 +94,7 @@ def build_session(
         validate=lambda: held_out_loss(lm, corpus.held_out.validation),
         test=lambda: held_out_losses(lm, corpus.held_out.test),
         device=lm.device,
+        foresees=lm.device.type == "cuda" and parallel.world_size() == 1,
         shared=method.shared,
         replicas=() if lm.engine.sharded else lm.parameters,
         sharded=lm.engine.sharded,
