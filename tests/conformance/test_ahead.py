@@ -1,5 +1,7 @@
 """The windows of a step proposed while the one before is computed: the same run, to the bit."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from curriq.data.corpus import open_corpus
 from curriq.data.prefetch import Prefetched
 from curriq.data.shards import ShardedStream
 from curriq.errors import CurriqError
+from curriq.lm.beside import Beside
 from curriq.presets import own_settings
 from curriq.select.base import StreamProposer
 from curriq.train.run import Own, load_run, prepare
@@ -35,10 +38,16 @@ EARLY = {"uniform": 7, "stream filter": 2}
 measurement, and after the step that learns from it."""
 
 
+def make_early(session) -> None:
+    """As on a GPU."""
+    session.components = replace(session.components, beside=partial(Beside, device=session.device))
+
+
 def finished(run, *, foresees: bool) -> tuple[Finished, int]:
     """The run at its end, and how many of its steps were proposed early."""
     session, early = run.session, 0
-    session.foresees = foresees
+    if foresees:
+        make_early(session)
 
     class Counting:
         def measure(self, step):
@@ -77,7 +86,7 @@ def test_checkpoints_and_a_stop_are_between_steps(tmp_path):
     own = Own(corpus=lambda config, **_: open_corpus(config, read_ahead=True))
     run = prepare(config.override(run_dir=str(tmp_path / "cut")), own=own)
     assert isinstance(run.corpus.stream, Prefetched)
-    run.session.foresees = True
+    make_early(run.session)
     run.session.probes.append(InterruptAt(5))
     assert not run.session.train().finished
     assert run.session.state.early is None
@@ -98,7 +107,7 @@ def test_an_error_belongs_to_the_step_that_it_prevents(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StreamProposer, "propose", propose)
     run = prepare(tiny(selector="uniform", steps=8, run_dir=str(tmp_path / "run")))
-    run.session.foresees = True
+    make_early(run.session)
     with pytest.raises(CurriqError, match="line 51 is broken"):
         run.session.train()
     assert run.session.state.step == 3

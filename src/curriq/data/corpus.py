@@ -14,7 +14,7 @@ from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import WHOLE, DocumentSource, Shard, read_epoch, short_hash
 from curriq.data.encoder import Encoder
-from curriq.data.prefetch import Prefetched, prefetched
+from curriq.data.prefetch import Prefetched, prefetched, reading_processes
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
@@ -33,8 +33,9 @@ LEAST_BLOCKS_AHEAD = 4
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """The text of a run: an endless stream of training windows, the held-out sets of the target, the sources'
-    names by `Windows.source`, the rows skipped while the target's held-out documents were read, and the local
-    files that a resume reads again."""
+    names by `Windows.source`, the rows skipped while the target's held-out documents were read, the local
+    files that a resume reads again, and the processes that read ahead of this one (0 where it reads
+    itself)."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched | ShardedStream
@@ -42,6 +43,7 @@ class Corpus:
     source_names: tuple[str, ...]
     files: dict[str, FileHash] = field(default_factory=dict)
     target_skipped: dict[str, int] = field(default_factory=dict)
+    readers: int = 0
 
     def skipped_rows(self) -> dict[str, int]:
         """Rows left out of each source that has left out any, by its name."""
@@ -88,18 +90,23 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     shards: Mapping[int, WindowStream | Prefetched]
     shards = {number: opened(WHOLE if count == 1 else Shard(number, count)) for number in own}
     if read_ahead:
-        ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
         block = -(-config.train.num_candidates // count)
-        shards = prefetched(shards, tokenizer, block=block, ahead=ahead)
+        shards = prefetched(shards, tokenizer, block=block, ahead=blocks_ahead(config))
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
         stream=shards[0] if count == 1 else ShardedStream(shards, count),
         held_out=held_out,
         source_names=names,
+        readers=reading_processes(len(shards)) if read_ahead else 0,
         target_skipped={target.name: target.skipped} if target.skipped else {},
         files={str(path): file_hash(path) for path in input_files(config)},
     )
+
+
+def blocks_ahead(config: RunConfig) -> int:
+    """Blocks of N windows that are read ahead of training where another process reads."""
+    return max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
 
 
 def input_files(config: RunConfig) -> list[Path]:

@@ -71,13 +71,19 @@ def prefetched(
         block: windows read at a time.
         ahead: blocks of each stream that may wait.
     """
-    numbers, count = list(streams), min(len(streams), max(1, parallel.cores() - 1))
+    numbers, count = list(streams), reading_processes(len(streams))
     found: dict[int, Prefetched] = {}
     for worker in range(count):
         dealt = {number: streams[number] for number in numbers[worker::count]}
         process = Worker(dealt, tokenizer, block=block, ahead=ahead)
         found |= {number: Prefetched(stream, process, number) for number, stream in dealt.items()}
     return {number: found[number] for number in numbers}
+
+
+def reading_processes(shards: int) -> int:
+    """Processes that read so many shards ahead: one each, as far as there are cores beside the one that feeds
+    the GPU."""
+    return min(shards, max(1, parallel.cores() - 1))
 
 
 class Worker:

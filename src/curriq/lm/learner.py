@@ -16,7 +16,6 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import OptimConfig
-from curriq.lm.beside import Beside
 from curriq.lm.engine import local, placed_like
 from curriq.lm.mixture import (
     Draw,
@@ -31,7 +30,7 @@ from curriq.lm.mixture import (
 from curriq.lm.model import LanguageModel, Pieces
 from curriq.lm.sizing import backing_off, fitting_micro_batch
 from curriq.state import Saved, State
-from curriq.types import NO_COST, Cost, Features, Metrics, Mixture, Offer, Step, Windows
+from curriq.types import NO_COST, Cost, Features, Meanwhile, Metrics, Mixture, Offer, Step, Windows
 
 logger = logging.getLogger("curriq")
 
@@ -163,7 +162,7 @@ class Learner(Saved):
         self._snapshot: State | None = None
 
     def accumulate(
-        self, offer: Offer, score: ScoreFunction, with_entropy: bool, meanwhile: Beside | None = None
+        self, offer: Offer, score: ScoreFunction, with_entropy: bool, meanwhile: Meanwhile | None = None
     ) -> Mixture:
         """The candidates, scored and weighed at θ_k; in a single pass ∇θ Σ π_i ℓ_i (Eq. 7) is then on θ.
 

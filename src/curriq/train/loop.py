@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from curriq.lm.beside import Beside
 from curriq.softq.equations import sample_action
 from curriq.state import Saved, State
 from curriq.types import (
@@ -18,6 +17,7 @@ from curriq.types import (
     Critic,
     Effects,
     Features,
+    Meanwhile,
     Metrics,
     Mixture,
     Offer,
@@ -34,7 +34,7 @@ class Learner(Protocol):
     """θ and its optimizer; `lm.learner.Learner` documents the methods."""
 
     def accumulate(
-        self, offer: Offer, score: Callable, with_entropy: bool, meanwhile: Beside | None = None
+        self, offer: Offer, score: Callable, with_entropy: bool, meanwhile: Meanwhile | None = None
     ) -> Mixture: ...
     def update(self, step: int) -> Metrics: ...
     def snapshot(self) -> None: ...
@@ -76,7 +76,8 @@ class Components:
         held_out: measures r_k, and effects where a method asks for them.
         theta_resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
         act: a_k, an index of the mixture's windows, given q_k.
-        device: of the learner.
+        beside: makes of some work that which the learner does while the device computes; None where nothing
+            is gained by that.
     """
 
     proposer: Proposer
@@ -86,7 +87,7 @@ class Components:
     held_out: HeldOut
     theta_resets: Callable[[int], bool]
     act: Callable[[Tensor, Mixture], int]
-    device: torch.device
+    beside: Callable[[Callable[[], object]], Meanwhile] | None = None
 
 
 @dataclass(kw_only=True)
@@ -151,8 +152,8 @@ def train_step(c: Components, state: LoopState, *, go_on: bool = False) -> Step:
     propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
     ahead = None
-    if go_on and foreseeable(c.proposer, k, learns=state.previous is not None):
-        ahead = Beside(partial(_propose_early, c, state), c.device)
+    if go_on and c.beside and foreseeable(c.proposer, k, learns=state.previous is not None):
+        ahead = c.beside(partial(_propose_early, c, state))
     mixture = _accumulate(c, k, trained, ahead)  #                                13–14, 24: H_k, q_k, π_k
     propose_seconds += 0.0 if ahead is None else ahead.waited
     q = c.critic.values(mixture.features)
@@ -217,7 +218,7 @@ def foreseeable(proposer: Proposer, step: int, *, learns: bool) -> bool:
     return answer(step, learns)
 
 
-def _accumulate(c: Components, k: int, trained: Offer, meanwhile: Beside | None) -> Mixture:
+def _accumulate(c: Components, k: int, trained: Offer, meanwhile: Meanwhile | None) -> Mixture:
     """The mixture of the offer's windows; leaves its gradient on θ."""
     losses: list[Tensor] = []
 

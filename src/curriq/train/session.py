@@ -68,8 +68,6 @@ class Session:
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
         fingerprint: of the data; a resume compares it.
-        foresees: whether the windows of a step may be proposed while the device computes the one before. That
-            gains time on a GPU alone, and of one process alone: ranks send each other theirs.
         shared: φ, of which rank 0's numbers count.
         replicas: θ, where every rank holds the whole.
         sharded: whether each rank holds a part of θ, so that each writes its own and reads its own.
@@ -94,7 +92,6 @@ class Session:
     validate: Callable[[], float]
     test: Callable[[], WindowLosses]
     device: torch.device
-    foresees: bool = False
     shared: Sequence[torch.Tensor] = ()
     replicas: Sequence[torch.Tensor] = ()
     sharded: bool = False
@@ -221,7 +218,7 @@ class Session:
     def rehearse(self, steps: int) -> list[Metrics]:
         """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
         then thrown away."""
-        return [self._step(None, go_on=self.foresees)[1] for _ in range(steps)]
+        return [self._step(None, go_on=True)[1] for _ in range(steps)]
 
     def state_bytes(self) -> int:
         """Bytes that a checkpoint of the session takes beside the language model's own folder."""
@@ -248,9 +245,9 @@ class Session:
         """Whether another step may be begun before this one has ended: it follows without a checkpoint."""
         following = self.state.step + 1
         saves = following % self.config.log.checkpoint_every == 0
-        return self.foresees and following < self.config.train.steps and not saves
+        return following < self.config.train.steps and not saves
 
-    def _step(self, logs: RunLogs | None, *, go_on: bool) -> tuple[Step, Metrics]:
+    def _step(self, logs: RunLogs | None, *, go_on: bool = False) -> tuple[Step, Metrics]:
         step = self.state.step
         try:
             began = time.perf_counter()
