@@ -527,6 +527,7 @@ class Proposer(Stateful, Protocol):
     def propose(self, step: int) -> Offer: ...
 
 
+@runtime_checkable
 class Meanwhile(Protocol):
     """Work that is done while the device computes a step; `waited`, seconds for which it waits for that."""
 
