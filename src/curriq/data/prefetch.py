@@ -49,7 +49,6 @@ class Block(NamedTuple):
 
     number: int  # of the stream
     offer: Offer | CurriqError  # the windows, or why there are none and will be none
-    state: bytes | None  # of the stream before them, in every few blocks
     messages: list[tuple[int, str]]  # level and text of what was logged meanwhile
     skipped: dict[str, int]  # the stream's
     template: str | dict[str, str] | None  # the tokenizer's chat template, which conversations may have set
@@ -109,14 +108,14 @@ class Worker:
         self._tokenizer = tokenizer
         self._block = block
         self._ahead = ahead
-        self._arrived: dict[int, deque[Block]] = {}
+        self._arrived: dict[int, deque[tuple[Block, torch.Tensor | None]]] = {}
         self._asked = _Turns([])
         self._blocks: Any = None
         self._ended: CurriqError | None = None
         self._watch = Watch(PATIENCE, logging.WARNING)
 
-    def next(self, number: int) -> Block:
-        """The next block of a stream.
+    def next(self, number: int) -> tuple[Block, torch.Tensor | None]:
+        """The next block of a stream and, with every few blocks, its state before that, packed.
 
         Raises:
             CurriqError: the process has ended.
@@ -126,11 +125,12 @@ class Worker:
         if self._blocks is None:
             self._blocks = self._start()
         while not self._arrived[number]:
-            block: Block = pickle.loads(self._wait().numpy())
+            packed, state = self._wait()
+            block: Block = _unpacked(packed)
             for level, message in block.messages:
                 _log.log(level, message)
             self._tokenizer.chat_template = block.template
-            self._arrived[block.number].append(block)
+            self._arrived[block.number].append((block, state))
         self._asked.counts[number] -= 1
         return self._arrived[number].popleft()
 
@@ -141,8 +141,9 @@ class Worker:
                 reader.settle()
         self._blocks = self._ended = None
 
-    def _wait(self) -> torch.Tensor:
-        """The process's next message. While it does not come, the log says so every few seconds."""
+    def _wait(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The process's next message, a block and a state, packed. While it does not come, the log says so
+        every few seconds."""
         assert self._blocks is not None
         try:
             with self._watch.waiting(self._waiting):
@@ -211,7 +212,7 @@ class Prefetched:
         worker.readers[number] = self
         self._error: CurriqError | None = None
         self._rest: Offer | None = None
-        self._snapshot: State | bytes = stream.state_dict()
+        self._snapshot: State | torch.Tensor = stream.state_dict()
         self._since = 0  # windows handed out since the snapshot
 
     def read(self, n: int) -> Offer:
@@ -233,7 +234,7 @@ class Prefetched:
     @property
     def snapshot(self) -> State:
         """The last state that the worker has sent, or that was loaded or asked for."""
-        return pickle.loads(self._snapshot) if isinstance(self._snapshot, bytes) else self._snapshot
+        return _unpacked(self._snapshot) if isinstance(self._snapshot, torch.Tensor) else self._snapshot
 
     def state_dict(self) -> State:
         """That of a `WindowStream` which has handed out the same windows: either can go on from it.
@@ -273,7 +274,7 @@ class Prefetched:
         if self._rest is not None:
             return self._rest
         try:
-            _, offer, state, _, self.skipped, _ = self._worker.next(self._number)
+            (_, offer, _, self.skipped, _), state = self._worker.next(self._number)
             if isinstance(offer, CurriqError):
                 raise offer
         except CurriqError as error:
@@ -324,24 +325,22 @@ class _Blocks(Dataset):
         _log.handlers[:] = [self._captured]  # the terminal belongs to the process that trains
         _log.propagate = False
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        number, stream, state = index, self._streams[index], None
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        stream, state = self._streams[index], None
         every = max(SNAPSHOT_BLOCKS, -(-stream.buffer_size // (4 * self._size)))
-        if number not in self._errors:
-            if self._done[number] % every == 0:
+        found: Offer | CurriqError | None = self._errors.get(index)
+        if found is None:
+            if self._done[index] % every == 0:
                 state = _packed(stream.state_dict())
-            self._done[number] += 1
+            self._done[index] += 1
             try:
-                offer: Offer | CurriqError = stream.read(self._size)
+                found = stream.read(self._size)
             except CurriqError as error:
-                self._errors[number] = error
+                found = self._errors[index] = error
         messages = [(record.levelno, record.getMessage()) for record in self._captured.buffer]
         self._captured.flush()
-        found = self._errors.get(number) or offer
-        block = Block(number, found, state, messages, stream.skipped, self._tokenizer.chat_template)
-        # One tensor, which travels in shared memory: each takes a message of its own, and a long message that
-        # is cut by the worker's death would be waited for.
-        return torch.frombuffer(bytearray(_packed(block)), dtype=torch.uint8)
+        block = Block(index, found, messages, stream.skipped, self._tokenizer.chat_template)
+        return _packed(block), state
 
 
 class _Pickler(pickle.Pickler):
@@ -351,10 +350,16 @@ class _Pickler(pickle.Pickler):
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
 
 
-def _packed(value: Any) -> bytes:
+def _packed(value: Any) -> torch.Tensor:
+    """In one tensor, which travels in shared memory: each of a batch's would take a message of its own, and a
+    long message that is cut by the worker's death would be waited for."""
     file = io.BytesIO()
     _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
-    return file.getvalue()
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+
+def _unpacked(value: torch.Tensor) -> Any:
+    return pickle.loads(value.numpy())
 
 
 def _as_it_is(value: Any) -> Any:
