@@ -16,7 +16,7 @@ from curriq.config import RunConfig
 from curriq.data.encoder import Encoder, load_encoder
 from curriq.data.shards import ShardedStream
 from curriq.lm.model import forward_flops
-from curriq.select.base import Context, Method, NoCritic, Uniform
+from curriq.select.base import Context, Method, NoCritic, Uniform, always
 from curriq.select.loss import load_reference
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import (
@@ -229,5 +229,7 @@ def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
 def build(config: RunConfig, context: Context) -> Method:
     """`--selector filter`: a static filter, nothing learned."""
     scorer = window_scorer(config, context)
-    proposer = stream_proposer(config, context, scorer, lambda offer: offer.known["prior"])
+    proposer = stream_proposer(
+        config, context, scorer, lambda offer: offer.known["prior"], foreseeable=always
+    )
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

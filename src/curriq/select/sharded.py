@@ -21,7 +21,7 @@ from curriq.config import RunConfig
 from curriq.data.shards import ShardedStream, from_all_shards, states_of_all, together
 from curriq.data.stream import Unreadable
 from curriq.rng import derive_seed
-from curriq.select.base import Context, Foreseeable, StreamProposer, always, never
+from curriq.select.base import Context, Foreseeable, StreamProposer, never
 from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.select.static import LOOK_AHEAD, ScoredStream, WindowScorer
 from curriq.select.stream_filter import FilteredStream, announce, filtered
@@ -172,7 +172,7 @@ def stream_proposer(
     scorer: WindowScorer | None,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]] | None = None,
     policy: Stateful | None = None,
-    foreseeable: Foreseeable = always,
+    foreseeable: Foreseeable = never,
 ) -> Proposer:
     """The N windows of a step from the corpus's stream, in shards or not.
 

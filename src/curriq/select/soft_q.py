@@ -13,7 +13,7 @@ from curriq.lm.held_out import REJECTED_SHARE
 from curriq.lm.learner import ReforwardedAction, TDIntoTheta
 from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
-from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, plain
+from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, always, plain
 from curriq.select.references import window_scorer
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import WindowScorer
@@ -157,7 +157,7 @@ def build(config: RunConfig, context: Context) -> Method:
         selector = DirichletNoise(selector, concentration, context.generators("jitter"))
     method = plain(selector, config, context)
     if scorer is not None:
-        method = replace(method, proposer=stream_proposer(config, context, scorer))
+        method = replace(method, proposer=stream_proposer(config, context, scorer, foreseeable=always))
     return replace(method, critic=critic, shared=list(critic.online.parameters()))
 
 
