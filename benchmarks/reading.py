@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from inspect import isfunction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,7 +59,7 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "packing": [(SourceReader, "next_window"), (Packer, "add")],
     "shuffling": [(WindowStream, "read")],
     "n-gram scores": [(ScoredStream, "read"), (WindowScorer, "judge"), (WindowScorer, "take_in")],
-    "repetitions": [(Repetitions, "count"), (Repetitions, "judge"), (Repetitions, "take_in")],
+    "repetitions": [(Repetitions, name) for name, value in vars(Repetitions).items() if isfunction(value)],
     "choice": [(FilteredStream, "propose"), (ShardedProposer, "propose")],
 }
 READ_AHEAD = ("files", "near-duplicates", "tokenizer", "packing", "shuffling")
