@@ -1,5 +1,8 @@
 """What the benchmarks share."""
 
+import random
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -17,6 +20,25 @@ class Vocabulary:
 
     def get_vocab(self) -> dict[str, int]:
         return {str(token): token for token in range(self._size)}
+
+
+SOURCES = ("target", "near", "far", "noise")
+"""Names of the sources of `write_corpus`; the first is the target."""
+
+
+def write_corpus(folder: Path, megabytes: int) -> None:
+    """Text of random words from four sources with vocabularies of their own; the same in every run."""
+    chance = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(chance.choices(letters, k=chance.randint(2, 9))) for _ in range(20_000)]
+    weights = [1 / (rank + 10) for rank in range(len(words))]
+    for number, name in enumerate(SOURCES):
+        own = words[2_000 * number :] + words[: 2_000 * number]
+        with (folder / f"{name}.txt").open("w", encoding="utf-8") as file:
+            while file.tell() < megabytes * 1_000_000 // len(SOURCES):
+                drawn = chance.choices(own, weights, k=120_000)
+                for start in range(0, len(drawn), 600):
+                    file.write(" ".join(drawn[start : start + 600]) + ".\n\n")
 
 
 def as_it_comes(lm: LanguageModel) -> nn.Module:

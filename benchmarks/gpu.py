@@ -7,8 +7,9 @@ Correctness: the fused loss against float64, the gradient of the single pass aga
 compiled against plain blocks, and a short run against the same run on the CPU. Then seconds, tokens/s and
 the share of the device's peak (MFU: 6 operations per parameter and token, and attention's, without
 halving it for causality) of plain training, the single pass with soft Q, the preset `recommended` with its
-reading, and a step of Langevin-RAG, beside a Hugging Face loop, the Hugging Face Trainer, and a tuned plain
-loop: compiled blocks, compiled loss, padded vocabulary, fused AdamW.
+reading, by one process and in four shards, and a step of Langevin-RAG. Beside them: plain training with
+cudnn's attention, a Hugging Face loop, the Hugging Face Trainer, and a tuned plain loop (compiled blocks,
+compiled loss, padded vocabulary, fused AdamW).
 
 Arms that are compared take turns in one process; a ratio is the median over rounds of the ratio within a
 round. Each section has its own try: what fails is named at the end, and the exit status is 1. No section
@@ -18,7 +19,6 @@ starts, and no round is taken, when the budget is spent.
 import argparse
 import dataclasses
 import math
-import random
 import statistics
 import sys
 import time
@@ -34,7 +34,7 @@ from typing import Any
 import step_time
 import torch
 import torch.nn.functional as F
-from common import Vocabulary, synchronise
+from common import SOURCES, Vocabulary, synchronise, write_corpus
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -62,6 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TUNED, TRAINER = "tuned plain loop", "Hugging Face Trainer"
+CUDNN = "curriq, plain, --attention cudnn"
 
 
 @dataclass
@@ -284,6 +285,9 @@ def steps_on_device(bench: Bench) -> None:
     wanted = (step_time.PLAIN, step_time.SINGLE, step_time.HF)
     arms = {name: built.arms[name] for name in wanted}
     arms[TUNED] = tuned(bench, built.lm, built.windows.tokens)
+    if bench.compute["attention"] != "cudnn":
+        with_cudnn = shape | {"compute": bench.compute | {"attention": "cudnn"}}
+        arms[CUDNN] = step_time.build(with_cudnn, bench.device).arms[step_time.PLAIN]
     for name in list(arms):
         began = time.perf_counter()
         try:
@@ -461,32 +465,13 @@ def hugging_face_trainer(bench: Bench) -> None:
 # Whole steps, with their data ---------------------------------------------------------------------------
 
 
-def write_corpus(bench: Bench) -> Path:
-    """Text of random words from four sources with vocabularies of their own; the same in every run."""
-    folder = bench.folder / "corpus"
-    if folder.exists():
-        return folder
-    folder.mkdir()
-    chance = random.Random(0)
-    letters = "etaoinshrdlucmfwypvbgk"
-    words = ["".join(chance.choices(letters, k=chance.randint(2, 9))) for _ in range(20_000)]
-    weights = [1 / (rank + 10) for rank in range(len(words))]
-    for number, name in enumerate(("target", "near", "far", "noise")):
-        own = words[2_000 * number :] + words[: 2_000 * number]
-        size = bench.size["corpus_mb"] * 1_000_000 // 4
-        with (folder / f"{name}.txt").open("w", encoding="utf-8") as file:
-            while file.tell() < size:
-                drawn = chance.choices(own, weights, k=120_000)
-                for start in range(0, len(drawn), 600):
-                    file.write(" ".join(drawn[start : start + 600]) + ".\n\n")
-    return folder
-
-
 def corpus_config(bench: Bench) -> RunConfig:
     """A run on the corpus; no logs, no evaluations between."""
-    folder = write_corpus(bench)
-    names = ("target", "near", "far", "noise")
-    sources = [{"name": name, "path": str(folder / f"{name}.txt"), "weight": 0.25} for name in names]
+    folder = bench.folder / "corpus"
+    if not folder.exists():
+        folder.mkdir()
+        write_corpus(folder, bench.size["corpus_mb"])
+    sources = [{"name": name, "path": str(folder / f"{name}.txt"), "weight": 0.25} for name in SOURCES]
     return RunConfig().override(
         sources=sources, target="target", window=bench.size["tokens"], steps=100_000,
         vocab_size=bench.size["trained_vocabulary"], near_duplicate_threshold=1.0,
@@ -510,13 +495,15 @@ def whole_config(bench: Bench) -> RunConfig:
 
 
 def recommended(bench: Bench) -> None:
-    """Whole intervals between probes: plain, a static filter with the same prior, `recommended`."""
+    """Whole intervals between probes: plain, a static filter with the same prior, `recommended` read by one
+    process and by as many as there are shards and cores."""
     base = whole_config(bench)
     prior = {"selector": "filter", "accept_target_source": True, "max_read_ratio": 8}
     changed = {
         "plain, with its reading": base.override(selector="uniform"),
         "static filter": base.override(**prior),
         "recommended": base.override(**own_settings("recommended")),
+        "recommended, in 4 shards": base.override(**own_settings("recommended"), stream_shards=4),
     }
     runs: dict[str, Run] = {}
     for name, config in changed.items():

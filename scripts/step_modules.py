@@ -59,10 +59,10 @@ def passed(preset: str, overrides: dict[str, Any]) -> dict[str, set[str]]:
         if path.is_relative_to(PACKAGE):
             found.setdefault(str(path.relative_to(PACKAGE)), set()).add(code.co_qualname)
 
-    def traced(components: loop.Components, state: loop.LoopState) -> Any:
+    def traced(components: loop.Components, state: loop.LoopState, **settings: Any) -> Any:
         sys.setprofile(trace)
         try:
-            return loop.train_step(components, state)
+            return loop.train_step(components, state, **settings)
         finally:
             sys.setprofile(None)
 

@@ -531,6 +531,15 @@ class Proposer(Stateful, Protocol):
 
 
 @runtime_checkable
+class Meanwhile(Protocol):
+    """Work that is done while the device computes a step; `waited`, seconds for which it waits for that."""
+
+    def __call__(self) -> None: ...
+    @property
+    def waited(self) -> float: ...
+
+
+@runtime_checkable
 class Selector(Stateful, Protocol):
     """Turns an offer into mixture log-weights; the method and every baseline are selectors.
 

@@ -5,6 +5,7 @@ The draws that choose windows come from CPU generators, so both see the same one
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.runs import SETTINGS, Finished, InterruptAt, tiny
 
 from curriq.config import RunConfig
 from curriq.lm.mixture import single_pass
+from curriq.presets import own_settings
 from curriq.train.run import prepare, resume, train
 
 pytestmark = [
@@ -127,6 +129,23 @@ def test_the_device_is_found_and_named(tmp_path):
     about = json.loads((run.folder / "environment.json").read_text())
     assert about["device"].startswith("cuda")
     assert about["hardware"] == torch.cuda.get_device_name()
+
+
+def test_windows_proposed_beside_the_passes_are_the_same(tmp_path):
+    """On a stream of their own, with counts that the step before has left on the device."""
+    settings = own_settings("recommended") | {"reward_every": 4, "probe_windows": 4, "repeat_discount": 0.5}
+    runs = {}
+    for beside in (True, False):
+        run = prepare(tiny(**settings, steps=16, device="cuda", run_dir=str(tmp_path / str(beside))))
+        assert run.session.components.beside is not None
+        if not beside:
+            run.session.components = replace(run.session.components, beside=None)
+        run.session.train()
+        runs[beside] = Finished(run.session.run_dir)
+    ours, theirs = (runs[way].candidates for way in (True, False))
+    assert ours["window_id"] == theirs["window_id"]
+    assert ours["accept_prob"] == theirs["accept_prob"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, nan_ok=True)
 
 
 def test_compiled_blocks_learn_the_same(tmp_path):

@@ -14,7 +14,15 @@ from tests.helpers import effects_of, random_offer
 from tests.runs import tiny
 from tests.steps import finished_step
 
-from curriq.evaluate.forecast import BACKWARD_SHARE, Costs, Memory, disk_speed, on_paper
+from curriq.evaluate.forecast import (
+    BACKWARD_SHARE,
+    Costs,
+    Memory,
+    cores_text,
+    disk_speed,
+    on_paper,
+    shards_needed,
+)
 from curriq.presets import own_settings
 from curriq.runlog.read import read_metrics
 from curriq.train.calibrate import Calibration, Line, calibrate, for_calibration
@@ -177,6 +185,32 @@ class TestPrediction:
         first, second = read_metrics(tmp_path)
         flops = second["x/flops"] - first["x/flops"]
         assert second["perf/mfu"] == pytest.approx(flops / second["time/step"] / 1e9)
+
+
+class TestReading:
+    """320 windows per step, of which a core reads 2,000 per second, in steps of 0.05 s without reading."""
+
+    def reading(self, processes: int, cores: int, windows: int = 64) -> str:
+        made = calibration(propose=0.1, passes=Line(fixed=0.046, slope=0.0), held_out_forwards=0.0)
+        config = tiny(num_candidates=windows)
+        return cores_text(
+            {
+                "cores_needed": made.reading_cores(made.seconds_per_step),
+                "cores": cores,
+                "processes": processes,
+                "shards_needed": shards_needed(made, config),
+            }
+        )
+
+    def test_a_gpu_that_waits_is_told_how_many_can_read_for_it(self):
+        assert self.reading(1, 16) == "the steps need 1.1 cores, and 1 reads: --stream-shards 4"
+        assert self.reading(2, 16, windows=60).endswith("and 2 read: --stream-shards 4")
+        assert self.reading(1, 16, windows=2).endswith("and 1 reads: --stream-shards 2")
+
+    def test_nothing_is_advised_that_would_not_help(self):
+        assert self.reading(4, 16) == "the steps need 1.1 cores"
+        assert self.reading(3, 4) == "the steps need 1.1 cores", "there are no more cores"
+        assert self.reading(0, 1) == "the steps need 1.1 cores; here are 1", "the process that trains reads"
 
 
 def test_a_step_comes_to_the_host_as_it_is():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def opened(config):
 
 def worker_of(stream):
     """The process that reads."""
-    return stream._blocks._workers[0]
+    return stream._worker._blocks._workers[0]
 
 
 def test_the_windows_are_those_that_one_process_reads_and_either_goes_on_from_the_others_state():
@@ -294,3 +295,32 @@ def test_a_stopped_worker_is_named_within_seconds_and_may_go_on(caplog, monkeypa
     assert f"it is stopped; `kill -CONT {worker.pid}` lets it go on" in caplog.text
     plain.read(4)
     assert_equal([ours], [plain.read(4000)])
+
+
+def test_processes_that_read_end_with_the_one_that_trains_however_that_ends():
+    script = """
+import curriq.parallel, time
+curriq.parallel.cores = lambda: 9
+from tests.runs import tiny
+from curriq.data import open_corpus
+stream = open_corpus(tiny(stream_shards=2), read_ahead=True).stream
+stream.read(8)
+print(*(shard._worker._blocks._workers[0].pid for shard in stream.shards.values()), flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as trains:
+        assert trains.stdout is not None
+        workers = [int(pid) for pid in trains.stdout.readline().split()]
+        assert len(set(workers)) == 2
+        trains.kill()
+    ends = time.monotonic() + 30
+    while any(map(runs, workers)):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False

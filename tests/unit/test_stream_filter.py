@@ -426,10 +426,8 @@ def test_a_baseline_accepts_the_settings_and_ignores_them():
     assert preset("smoke").override(**(FILTERED | {"selector": "uniform"})).train.max_read_ratio == 4
 
 
-@pytest.mark.parametrize(
-    "changes", [{"proposer": "uniform-buffer"}, {"curriculum": "a.parquet", "curriculum_weights": False}]
-)
-def test_static_scores_need_a_stream(changes):
+def test_static_scores_need_a_stream():
+    changes = {"curriculum": "a.parquet", "curriculum_weights": False}
     with pytest.raises(CurriqError, match="use other --q-features"):
         preset("smoke").override(selector="soft-q", q_features=("static_score",), **changes)
     with pytest.raises(CurriqError, match=r"--prior with .*drop either"):
@@ -438,9 +436,12 @@ def test_static_scores_need_a_stream(changes):
         preset("smoke").override(selector="filter", max_read_ratio=8, **changes)
 
 
-def test_the_prior_needs_a_stream_and_not_queries():
-    with pytest.raises(CurriqError, match="--prior with --proposer langevin: a static score compares"):
-        preset("langevin-rag").override(prior=True)
+def test_a_buffer_takes_a_prior_and_no_static_score():
+    with pytest.raises(CurriqError, match="use other --q-features"):
+        preset("smoke").override(selector="soft-q", q_features=("static_score",), proposer="uniform-buffer")
+    assert preset("langevin-rag").select.prior
+    static = preset("smoke").override(selector="filter", max_read_ratio=8, proposer="uniform-buffer")
+    assert not static.filters_by_q
 
 
 @pytest.mark.parametrize("selector", ["uniform", "filter", "high-loss"])

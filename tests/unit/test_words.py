@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from curriq.data import words
 from curriq.data.tokenizer import encode, serialised, train_tokenizer
 from curriq.data.words import FastEncoder, _merges_within_words, _word_pattern
 
@@ -80,3 +81,18 @@ def test_a_prefix_space_or_a_name_in_the_text_is_left_to_the_library(tokenizer):
     tokenizer = train_tokenizer(["other text " * 9], 300, 1000)
     tokenizer.add_tokens(["other"])  # matched inside texts before they are split into words
     assert not _merges_within_words(serialised(tokenizer))
+
+
+def test_a_text_with_a_character_of_another_kind_for_the_library_is_left_to_it(tokenizer, monkeypatch):
+    """As between versions of Unicode: here this side does not know that é is a letter."""
+    kinds = words._categories()
+    words._word_pattern.cache_clear()
+    monkeypatch.setattr(words, "_categories", lambda: kinds[:0xE9] + "C" + kinds[0xEA:])
+    try:
+        fast = FastEncoder(tokenizer)
+        for _ in range(2):
+            assert [ids.tolist() for ids in fast(TEXTS)] == encode(tokenizer, TEXTS)
+        assert fast._strange == ["é"]
+    finally:
+        monkeypatch.undo()
+        words._word_pattern.cache_clear()

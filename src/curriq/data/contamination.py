@@ -52,6 +52,8 @@ _MULTIPLIERS = np.array(
     np.uint64,
 )
 """Odd, so that each product is a bijection of the unit's hash modulo 2⁶⁴ and order counts."""
+_LOW = np.uint64(2**22 - 1)
+"""Bits of a shingle's hash by which most of those that no indexed document has are passed over."""
 
 Shingles = UInt64[np.ndarray, "k"]
 
@@ -63,7 +65,7 @@ def shingles(text: str) -> Shingles:
     shorter text is one shingle.
     """
     text = text.lower()
-    has_characters = _UNSPACED.search(text) is not None
+    has_characters = not text.isascii() and _UNSPACED.search(text) is not None
     units = (_UNIT if has_characters else _WORD).findall(text)
     # Python's salted hash will do: hashes are compared within one process and never stored.
     hashes = np.fromiter(map(hash, units), np.int64, len(units)).view(np.uint64)
@@ -107,10 +109,12 @@ class NearDuplicateIndex:
         self._documents: list[Shingles] = []  # distinct and sorted
         self._sizes: list[int] = []
         self._segments: list[tuple[np.ndarray, np.ndarray]] = []
+        self._indexed = np.zeros(int(_LOW) + 1, bool)  # whether a shingle with these low bits is
 
     def add(self, document: Shingles) -> int:
         """Index one document's shingles; returns its number, counted from 0."""
         number, distinct = len(self._sizes), np.unique(document)
+        self._indexed[distinct & _LOW] = True
         self._documents.append(distinct)
         self._sizes.append(len(distinct))
         self._segments.append((distinct, np.full(len(distinct), number, np.int32)))
@@ -126,10 +130,11 @@ class NearDuplicateIndex:
 
     def matches(self, document: Shingles) -> Int[np.ndarray, "m"]:
         """Numbers of the documents that this one is near to or contains, ascending."""
-        distinct = np.unique(document)
-        owned = [_owners(distinct, *segment) for segment in self._segments]
-        if not any(map(len, owned)):  # almost every unrelated document
+        perhaps = document[self._indexed[document & _LOW]]  # few, or none, of an unrelated document
+        owned = [_owners(np.unique(perhaps), *segment) for segment in self._segments]
+        if not any(map(len, owned)):
             return np.empty(0, np.int64)
+        distinct = np.unique(document)
         shared = np.bincount(np.concatenate(owned), minlength=len(self._sizes))
         sizes = np.array(self._sizes)
         matching = (shared > 0) & (shared >= self.threshold * (sizes + len(distinct) - shared))

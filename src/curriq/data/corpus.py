@@ -14,12 +14,13 @@ from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import WHOLE, DocumentSource, Shard, read_epoch, short_hash
 from curriq.data.encoder import Encoder
-from curriq.data.prefetch import Prefetched
+from curriq.data.prefetch import Prefetched, prefetched, reading_processes
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
 from curriq.data.split import HeldOutSets, build_held_out
 from curriq.data.stream import DecontaminatedSource, SourceReader, WindowStream
 from curriq.data.tokenizer import load_tokenizer, log_marks, serialised
+from curriq.data.words import FastEncoder
 from curriq.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ LEAST_BLOCKS_AHEAD = 4
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """The text of a run: an endless stream of training windows, the held-out sets of the target, the sources'
-    names by `Windows.source`, the rows skipped while the target's held-out documents were read, and the local
-    files that a resume reads again."""
+    names by `Windows.source`, the rows skipped while the target's held-out documents were read, the local
+    files that a resume reads again, and the processes that read ahead of this one (0 where it reads
+    itself)."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
     stream: WindowStream | Prefetched | ShardedStream
@@ -41,6 +43,7 @@ class Corpus:
     source_names: tuple[str, ...]
     files: dict[str, FileHash] = field(default_factory=dict)
     target_skipped: dict[str, int] = field(default_factory=dict)
+    readers: int = 0
 
     def skipped_rows(self) -> dict[str, int]:
         """Rows left out of each source that has left out any, by its name."""
@@ -76,31 +79,34 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
         documents = itertools.islice(read_epoch(open_source(wanted, data.split_seed, named_rows=0)), 8)
         log_marks(tokenizer, [document.text for document in documents if document.messages is None])
 
-    def opened(shard: Shard) -> WindowStream | Prefetched:
-        readers = _open_readers(config, tokenizer, contamination, shard)
-        fingerprint = data_fingerprint(config, tokenizer, readers, target, held_out)
-        stream = _window_stream(config, readers, fingerprint, shard)
-        if not read_ahead:
-            return stream
-        ahead = max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
-        block = -(-config.train.num_candidates // shard.count)
-        return Prefetched(stream, tokenizer, block=block, ahead=ahead)
+    words = FastEncoder(tokenizer)
 
-    stream: WindowStream | Prefetched | ShardedStream
-    if data.stream_shards == 1:
-        stream = opened(WHOLE)
-    else:
-        count = data.stream_shards
-        stream = ShardedStream({number: opened(Shard(number, count)) for number in own}, count)
+    def opened(shard: Shard) -> WindowStream:
+        readers = _open_readers(config, words, contamination, shard)
+        fingerprint = data_fingerprint(config, tokenizer, readers, target, held_out)
+        return _window_stream(config, readers, fingerprint, shard)
+
+    count = data.stream_shards
+    shards: Mapping[int, WindowStream | Prefetched]
+    shards = {number: opened(WHOLE if count == 1 else Shard(number, count)) for number in own}
+    if read_ahead:
+        block = -(-config.train.num_candidates // count)
+        shards = prefetched(shards, tokenizer, block=block, ahead=blocks_ahead(config))
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
-        stream=stream,
+        stream=shards[0] if count == 1 else ShardedStream(shards, count),
         held_out=held_out,
         source_names=names,
+        readers=reading_processes(len(shards)) if read_ahead else 0,
         target_skipped={target.name: target.skipped} if target.skipped else {},
         files={str(path): file_hash(path) for path in input_files(config)},
     )
+
+
+def blocks_ahead(config: RunConfig) -> int:
+    """Blocks of N windows that are read ahead of training where another process reads."""
+    return max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
 
 
 def input_files(config: RunConfig) -> list[Path]:
@@ -135,7 +141,7 @@ def _window_stream(
 
 def _open_readers(
     config: RunConfig,
-    tokenizer: "transformers.PreTrainedTokenizerBase",
+    words: FastEncoder,
     contamination: ContaminationFilter,
     shard: Shard,
 ) -> dict[int, SourceReader]:
@@ -150,7 +156,9 @@ def _open_readers(
             clean = DecontaminatedSource(part, contamination, of_target=of_target)
             documents = Duplicates(clean, seed, shard=shard) if repeated else clean
             corruption, window = source.corruption, data.window
-            readers[position] = SourceReader(documents, corruption, tokenizer, window, seed, position)
+            readers[position] = SourceReader(
+                documents, corruption, words.tokenizer, window, seed, position, words
+            )
     return readers
 
 

@@ -25,6 +25,7 @@ from curriq.data.documents import DocumentSource, read_epoch
 from curriq.data.encoder import Encoder, load_encoder
 from curriq.data.stream import Encoded, Packer, Window, batch, encode_documents
 from curriq.data.tokenizer import document_marks
+from curriq.data.words import FastEncoder
 from curriq.errors import CurriqError
 from curriq.rng import derive_seed
 from curriq.types import Windows
@@ -130,7 +131,7 @@ def _fill_pools(
 
     held_out = (d for d in read_epoch(source) if contamination.rule.side(d) != "train")
     # A file may be sorted, by date or by topic: its beginning would not represent it. The number is a hash.
-    encoded = Encoded(tokenizer, most_bytes=0)  # no document comes twice
+    encoded = Encoded(FastEncoder(tokenizer), most_bytes=0)  # no document comes twice
     mixed = iter(sorted(islice(held_out, MIXED_DOCUMENTS), key=lambda document: document.number))
     held_out = chain(mixed, held_out)
     while not all(map(is_full, wanted)) and (documents := list(islice(held_out, _BATCH_DOCUMENTS))):

@@ -23,7 +23,8 @@ from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
 from curriq.data.documents import Document, DocumentSource, read_epoch
-from curriq.data.tokenizer import document_marks, encode, ordinary_ids
+from curriq.data.tokenizer import document_marks, ordinary_ids
+from curriq.data.words import FastEncoder
 from curriq.errors import CurriqError
 from curriq.state import Saved, State
 from curriq.types import IGNORED, NO_COST, Cost, Offer, Windows, WindowSource
@@ -174,14 +175,14 @@ class Encoded:
     reading does.
 
     Args:
+        encoder: of the tokenizer.
         most_bytes: of ids that are remembered. The first texts stay, so that a corpus that does not fit is
             remembered in part.
     """
 
-    def __init__(
-        self, tokenizer: "transformers.PreTrainedTokenizerBase", most_bytes: int = 32 * 2**20
-    ) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: FastEncoder, most_bytes: int = 32 * 2**20) -> None:
+        self.tokenizer = encoder.tokenizer
+        self._encoder = encoder
         self._left = most_bytes
         self._ids: dict[bytes, np.ndarray] = {}
 
@@ -191,8 +192,7 @@ class Encoded:
             hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts
         ]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._ids}
-        encoded = (np.asarray(ids, np.int32) for ids in encode(self.tokenizer, list(new.values())))
-        found = dict(zip(new, encoded, strict=True))
+        found = dict(zip(new, self._encoder(list(new.values())), strict=True))
         ids = [self._ids[key] if key in self._ids else found[key] for key in keys]
         for key, value in found.items():
             if value.nbytes <= self._left:
@@ -201,9 +201,12 @@ class Encoded:
         return ids
 
 
+TokenIds = np.ndarray | Sequence[int]
+
+
 def encode_documents(
     encoded: Encoded, documents: Sequence[Document]
-) -> list[tuple[np.ndarray | list[int], list[bool] | None]]:
+) -> list[tuple[TokenIds, list[bool] | None]]:
     """Token ids of each document and which of them are learnt: all (None), or the assistant's turns of a
     conversation."""
     tokenizer = encoded.tokenizer
@@ -253,6 +256,7 @@ class SourceReader(Saved):
         corruption: how their text and tokens are corrupted, from `seed`.
         length: T, tokens per window.
         position: of the source in the configuration.
+        encoder: of the tokenizer, which several readers may share; one of its own when None.
     """
 
     SAVED = ("source", "_packer", "_pending", "_epoch_tokens")
@@ -265,11 +269,13 @@ class SourceReader(Saved):
         length: int,
         seed: int,
         position: int = 0,
+        encoder: FastEncoder | None = None,
     ) -> None:
         self.source = source
         self.corruption = corruption
+        encoder = encoder or FastEncoder(tokenizer)
         # Errors of a scan are new in every epoch.
-        self._encoded = Encoded(tokenizer) if corruption != "ocr" else Encoded(tokenizer, most_bytes=0)
+        self._encoded = Encoded(encoder) if corruption != "ocr" else Encoded(encoder, most_bytes=0)
         self._vocabulary = ordinary_ids(tokenizer)
         self._seed = seed
         self._packer = Packer(source.name, length, document_marks(tokenizer), position)
@@ -290,16 +296,22 @@ class SourceReader(Saved):
             characters += len(document.text)
             if len(documents) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
                 break
-        rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
-        noisy = [self._corrupted(document, rng) for document, rng in zip(documents, rngs, strict=True)]
-        for document, (clean, learnt), rng in zip(
-            documents, encode_documents(self._encoded, noisy), rngs, strict=True
-        ):
-            ids = corrupt_tokens(self.corruption, clean, self._vocabulary, rng)
+        noisy = self.corruption not in ("none", "duplicates")
+        encoded = self._noisy(documents, epoch) if noisy else encode_documents(self._encoded, documents)
+        for document, (ids, learnt) in zip(documents, encoded, strict=True):
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
             self._pending.extend(self._packer.add(ids, document.difficulty, learnt, document.number))
         if self.source.epoch > epoch:
             self._begin_epoch()
+
+    def _noisy(self, documents: Sequence[Document], epoch: int) -> list[tuple[TokenIds, list[bool] | None]]:
+        """The tokens of corrupted copies of documents, and which of them are learnt."""
+        rngs = [document_rng(self._seed, self.source.name, document, epoch) for document in documents]
+        copies = [self._corrupted(document, rng) for document, rng in zip(documents, rngs, strict=True)]
+        return [
+            (corrupt_tokens(self.corruption, clean, self._vocabulary, rng), learnt)
+            for (clean, learnt), rng in zip(encode_documents(self._encoded, copies), rngs, strict=True)
+        ]
 
     def _corrupted(self, document: Document, rng: np.random.Generator) -> Document:
         if document.messages is None:

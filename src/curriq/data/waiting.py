@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator
 
 _log = logging.getLogger("curriq")
@@ -31,6 +32,45 @@ def reporting(message: Callable[[float], str], every: float, level: int = loggin
     finally:
         ended.set()
         reporter.join()
+
+
+class Watch:
+    """Like `reporting`, for something that is waited for many times and mostly for a moment: one thread
+    serves all of them, and ends with this object."""
+
+    def __init__(self, every: float, level: int) -> None:
+        self._every = every
+        self._level = level
+        self._due: tuple[float, float, Callable[[float], str]] | None = None  # since when, seconds, message
+        self._thread = threading.Thread(target=_watch, args=(weakref.ref(self), every / 5), daemon=True)
+
+    @contextlib.contextmanager
+    def waiting(self, message: Callable[[float], str]) -> Generator[None]:
+        """Something is waited for until the end of the context."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._due = time.monotonic(), self._every, message
+        try:
+            yield
+        finally:
+            self._due = None
+
+    def look(self) -> None:
+        """Log the message if it is due."""
+        if (due := self._due) is None:
+            return
+        began, after, message = due
+        if (seconds := time.monotonic() - began) >= after:
+            _log.log(self._level, message(seconds))
+            if self._due is due:
+                self._due = began, after + self._every, message
+
+
+def _watch(watch: weakref.ReferenceType[Watch], every: float) -> None:
+    while (found := watch()) is not None:
+        found.look()
+        del found
+        time.sleep(every)
 
 
 def still_at_work(what: str) -> contextlib.AbstractContextManager[None]:

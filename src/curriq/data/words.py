@@ -8,9 +8,8 @@ the library, which keeps a small cache and tracks the place of each token.
 import functools
 import json
 import re
-import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +20,8 @@ from curriq.data.tokenizer import encode, serialised
 if TYPE_CHECKING:
     import transformers
 
-MOST_WORDS = 1 << 20
-"""Words that are remembered, some 150 MB; then the table begins afresh."""
+MOST_WORDS = 1 << 19
+"""Words that are remembered, some 75 MB; then the table begins afresh."""
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """White space as Unicode defines it: `\\s` of Python has four more control characters."""
 
@@ -47,19 +46,21 @@ class WordTable(dict[str, int]):
 class FastEncoder:
     """The token ids that `encode` gives, faster where the tokenizer is a byte-level BPE of GPT-2's kind.
 
-    For any other tokenizer `encode` itself is called. Letters and digits are those of Python's Unicode: the
-    library may split at a character that only a later version knows.
+    For any other tokenizer `encode` itself is called, and for a text with a character that only one of Python
+    and the library takes for a letter, say, because they know different versions of Unicode.
     """
 
     def __init__(self, tokenizer: "transformers.PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._by_word = _merges_within_words(serialised(tokenizer))
+        self._compared = {chr(code) for code in range(128)}  # characters whose kind has been compared
+        self._strange: list[str] = []  # those of another kind for the library
         self._forget()
 
     def __call__(self, texts: Sequence[str]) -> list[Int[np.ndarray, "t"]]:
         """Token ids of each text, without special tokens, int32."""
         if not self._by_word:
-            return [np.asarray(ids, np.int32) for ids in encode(self._tokenizer, list(texts))]
+            return self._by_library(texts)
         if len(self._table) > MOST_WORDS:
             self._forget()
         split = _word_pattern().findall
@@ -67,7 +68,14 @@ class FastEncoder:
         if self._table.new:
             self._learn()
         starts, counts, ids = self._starts, self._counts, self._ids
-        return [ids[_spans(starts[of_text], counts[of_text])] for of_text in numbers]
+        found = [ids[_spans(starts[of_text], counts[of_text])] for of_text in numbers]
+        for place, text in enumerate(texts if self._strange else ()):
+            if any(character in text for character in self._strange):
+                (found[place],) = self._by_library([text])
+        return found
+
+    def _by_library(self, texts: Sequence[str]) -> list[Int[np.ndarray, "t"]]:
+        return [np.asarray(ids, np.int32) for ids in encode(self.tokenizer, list(texts))]
 
     def _forget(self) -> None:
         self._table = WordTable()
@@ -77,13 +85,24 @@ class FastEncoder:
 
     def _learn(self) -> None:
         """Cut the new words into tokens."""
-        found = encode(self._tokenizer, self._table.new)
-        self._table.new = []
+        new, self._table.new = self._table.new, []
+        self._compare({*"".join(new)} - self._compared)
+        found = encode(self.tokenizer, new)
         counts = np.fromiter(map(len, found), np.int64, len(found))
         ids = np.fromiter((token for word in found for token in word), np.int32, int(counts.sum()))
         self._counts = np.concatenate([self._counts, counts])
         self._ids = np.concatenate([self._ids, ids])
         self._starts = self._counts.cumsum() - self._counts
+
+    def _compare(self, characters: set[str]) -> None:
+        """Look up whether the library takes characters for letters, digits, white space or none of them as
+        the pattern does."""
+        self._compared |= characters
+        for character in sorted(characters):
+            text = f"a{character}1{character}!{character} b"
+            pieces = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            if [text[slice(*span)] for _, span in pieces] != _word_pattern().findall(text):
+                self._strange.append(character)
 
 
 def _spans(starts: Int[np.ndarray, "m"], counts: Int[np.ndarray, "m"]) -> Int[np.ndarray, "t"]:
@@ -124,15 +143,12 @@ def _word_pattern() -> re.Pattern[str]:
 
 def _ranges(category: str) -> str:
     """The characters of a Unicode category and those below it, as the inside of a character class."""
+    runs = re.finditer(f"{category}+", _categories())
+    return "".join(rf"\U{run.start():08x}-\U{run.end() - 1:08x}" for run in runs)
 
-    def runs() -> Iterator[str]:
-        first = None
-        for code in range(sys.maxunicode + 2):
-            inside = code <= sys.maxunicode and unicodedata.category(chr(code)).startswith(category)
-            if inside and first is None:
-                first = code
-            elif not inside and first is not None:
-                yield f"\\U{first:08x}-\\U{code - 1:08x}"
-                first = None
 
-    return "".join(runs())
+@functools.cache
+def _categories() -> str:
+    """First letter of each character's Unicode category. Beyond these planes nothing but marks and private
+    characters is assigned."""
+    return "".join(unicodedata.category(chr(code))[0] for code in range(0x40000))

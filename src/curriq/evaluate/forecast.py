@@ -130,7 +130,7 @@ def on_paper(costs: Costs, gpus: int, engine: str, bandwidth: float) -> Json:
         "exposed_communication_seconds": exposed,
         "memory_bytes": costs.memory.needed(shards),
         "largest_model": costs.memory.largest(shards),
-        "reading_cores": made.read_per_step / made.reading_rate / seconds,
+        "reading_cores": made.reading_cores(seconds),
     }
 
 
@@ -198,8 +198,10 @@ def forecast(
         },
         "reading": {
             "windows_per_second_per_core": made.reading_rate,
-            "cores_needed": made.read_per_step / made.reading_rate / made.seconds_per_step,
+            "cores_needed": made.reading_cores(made.seconds_per_step),
             "cores": parallel.cores(),
+            "processes": run.corpus.readers,
+            "shards_needed": shards_needed(made, config),
         },
         "checkpoint": {
             "bytes": cost.checkpoint_bytes,
@@ -212,6 +214,14 @@ def forecast(
             on_paper(costs, count, engine, bandwidth) for count in gpus for engine in ("ddp", "fsdp")
         ],
     }
+
+
+def shards_needed(made: "Calibration", config: RunConfig) -> int:
+    """The least `--stream-shards` with which as many processes can read as steps need where reading does not
+    hold them up; N where that is not enough."""
+    n = config.train.num_candidates
+    needed = made.reading_cores(max(1e-9, made.seconds_per_step - made.propose))
+    return next(shards for shards in range(1, n + 1) if n % shards == 0 and (shards >= needed or shards == n))
 
 
 def step_of(made: "Calibration", config: RunConfig) -> Json:
@@ -345,5 +355,8 @@ def faster_text(alternatives: Sequence[Json]) -> list[str]:
 
 def cores_text(reading: Json) -> str:
     needed = f"the steps need {reading['cores_needed']:.2g} cores"
+    processes, shards = reading["processes"], reading["shards_needed"]
+    if 0 < processes < min(shards, reading["cores"] - 1):
+        return f"{needed}, and {processes} {'reads' if processes == 1 else 'read'}: --stream-shards {shards}"
     short = "" if reading["cores_needed"] <= reading["cores"] else f"; here are {reading['cores']}"
     return needed + short

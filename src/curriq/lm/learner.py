@@ -30,7 +30,7 @@ from curriq.lm.mixture import (
 from curriq.lm.model import LanguageModel, Pieces
 from curriq.lm.sizing import backing_off, fitting_micro_batch
 from curriq.state import Saved, State
-from curriq.types import NO_COST, Cost, Features, Metrics, Mixture, Offer, Step, Windows
+from curriq.types import NO_COST, Cost, Features, Meanwhile, Metrics, Mixture, Offer, Step, Windows
 
 logger = logging.getLogger("curriq")
 
@@ -161,8 +161,13 @@ class Learner(Saved):
         )
         self._snapshot: State | None = None
 
-    def accumulate(self, offer: Offer, score: ScoreFunction, with_entropy: bool) -> Mixture:
+    def accumulate(
+        self, offer: Offer, score: ScoreFunction, with_entropy: bool, meanwhile: Meanwhile | None = None
+    ) -> Mixture:
         """The candidates, scored and weighed at θ_k; in a single pass ∇θ Σ π_i ℓ_i (Eq. 7) is then on θ.
+
+        Args:
+            meanwhile: done while the device computes; the seconds that it waits for it are not training's.
 
         Raises:
             NonFiniteError: the mixture loss is NaN or infinite.
@@ -176,15 +181,16 @@ class Learner(Saved):
         offer = offer.to(self.lm.device)
         self._size(offer.windows)
         self._scored = None
+        beside = meanwhile or (lambda: None)
         if self.passes == 1:
-            work = partial(single_pass, self.lm, offer, score, with_entropy, self.reference)
+            work = partial(single_pass, self.lm, offer, score, with_entropy, self.reference, beside)
             mixture = self._fitting(work)
         else:
             self.lm.zero_grad()
-            mixture = self._fitting(partial(score_pass, self.lm, offer, score, with_entropy))
+            mixture = self._fitting(partial(score_pass, self.lm, offer, score, with_entropy, beside))
             mixture = mixture if self._draw is None else narrowed(mixture, self._draw)
             self._scored = offer.windows, mixture.weights
-        self._seconds = time.perf_counter() - began
+        self._seconds = time.perf_counter() - began - (meanwhile.waited if meanwhile else 0.0)
         if not math.isfinite(mixture.loss):
             raise NonFiniteError(f"the mixture loss is {mixture.loss}")
         return mixture

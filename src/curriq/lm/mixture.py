@@ -67,8 +67,10 @@ def single_pass(
     score: ScoreFunction,
     with_entropy: bool = False,
     reference: Reference | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Mixture:
-    """Leave the gradient of Σ π_i ℓ_i on θ (cleared before) and return the mixture.
+    """Leave the gradient of Σ π_i ℓ_i on θ (cleared before) and return the mixture; `meanwhile` is called
+    while the device computes it.
 
     Cost: one forward and one backward pass, as in plain training; twice that in a step whose maximum left the
     range around the reference.
@@ -78,6 +80,7 @@ def single_pass(
     """
     reference = Reference() if reference is None else reference
     c, seen = _weighted_pass(lm, offer, score, with_entropy, reference.c)
+    meanwhile()
     mixture, log_normaliser, peak = _mixture(lm, offer, seen, with_entropy)
     if reference.c is not None and not abs(peak - c) <= IN_RANGE and math.isfinite(peak):
         c, seen = _weighted_pass(lm, offer, score, with_entropy, None)
@@ -204,8 +207,15 @@ def gumbel_top(b: int, generator: torch.Generator) -> Draw:
     return draw
 
 
-def score_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entropy: bool = False) -> Mixture:
-    """Features, scores and weights of all windows, without a gradient and without dropout."""
+def score_pass(
+    lm: LanguageModel,
+    offer: Offer,
+    score: ScoreFunction,
+    with_entropy: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Mixture:
+    """Features, scores and weights of all windows, without a gradient and without dropout; `meanwhile` is
+    called while the device computes them."""
     mine = offer.take(parallel.shard())
     seen: Seen = []
 
@@ -221,6 +231,7 @@ def score_pass(lm: LanguageModel, offer: Offer, score: ScoreFunction, with_entro
         for round_ in lm.engine.rounds(len(mine), lm.pieces.micro_batch):
             idle = partial(lm.trunk, offer.windows.take(slice(1)).tokens)
             lm.engine.inside(idle if round_.idle else partial(work, mine.take(round_.rows)))
+    meanwhile()
     return _mixture(lm, offer, seen, with_entropy)[0]
 
 

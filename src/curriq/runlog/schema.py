@@ -225,7 +225,7 @@ own/<name> | – | Measured by a selector, sampler or probe that is not part of 
 Wall time of the parts of this step, and memory. These, `time/tasks` and `x/seconds` are the only numbers of a
 log that differ between two runs with one seed.
 memory/peak | bytes | Most memory so far: allocated by torch on a GPU, otherwise resident in the process.
-time/propose | seconds | Getting the candidates.
+time/propose | seconds | Getting the candidates; on a GPU what it waits for them beyond its passes.
 time/train | seconds | Forward and backward passes over the candidates, and the optimizer's step.
 time/propose_share | of time | `time/propose` over `time/step`.
 time/ingest | seconds | Fresh windows into the buffer, encoding included.

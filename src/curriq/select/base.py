@@ -1,7 +1,7 @@
 """What a method is made of, and the trivial parts of one: no selection, no Q."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,19 @@ class NoCritic(Saved):
         return {}, NO_COST
 
 
+Foreseeable = Callable[[int, bool], bool]
+"""Whether nothing that the windows of the step after this one depend on changes in this one once its own are
+admitted, given the step and whether Q learns in it: the method `foreseeable` of a proposer."""
+
+
+def never(step: int, learns: bool) -> bool:
+    return False
+
+
+def always(step: int, learns: bool) -> bool:
+    return True
+
+
 @dataclass(eq=False)
 class StreamProposer(Saved):
     """C_k = NEXTBATCH (Algorithm 1, line 3): the next n windows of the stream."""
@@ -89,6 +102,7 @@ class StreamProposer(Saved):
 
     stream: WindowSource
     n: int
+    foreseeable: Foreseeable = never
 
     def propose(self, step: int) -> Offer:
         offer = self.stream.read(self.n)
@@ -235,5 +249,6 @@ def plain(
     cost: Cost = NO_COST,
 ) -> Method:
     """The method that scores the windows of a stream, the corpus's own by default, and has no Q."""
-    proposer = StreamProposer(stream or context.corpus.stream, config.train.num_candidates)
+    n = config.train.num_candidates
+    proposer = StreamProposer(stream or context.corpus.stream, n, never if stream else always)
     return Method(proposer=proposer, selector=selector, critic=NoCritic(), cost=cost)

@@ -16,7 +16,7 @@ from curriq.config import RunConfig
 from curriq.data.encoder import Encoder, load_encoder
 from curriq.data.shards import ShardedStream
 from curriq.lm.model import forward_flops
-from curriq.select.base import Context, Method, NoCritic, Uniform
+from curriq.select.base import Context, Method, NoCritic, Uniform, always
 from curriq.select.loss import load_reference
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import (
@@ -51,6 +51,7 @@ class ClassifierScore(LearningScore):
     """
 
     SAVED = ("_weights",)
+    steady = True
 
     target: Windows
     cost: Cost = field(default=NO_COST, init=False)
@@ -165,6 +166,8 @@ class ReferenceLoss(LearningScore):
 class SourceLabel(LearningScore):
     """1 for a window of the target's own source, 0 for any other: what the labels of the sources say."""
 
+    steady = True
+
     target: Windows
     target_source: int
     cost: Cost = field(default=NO_COST, init=False)
@@ -232,5 +235,5 @@ def accepted_by_prior(offer: Offer) -> Float[Tensor, "n"]:
 def build(config: RunConfig, context: Context) -> Method:
     """`--selector filter`: a static filter, nothing learned."""
     scorer = window_scorer(config, context)
-    proposer = stream_proposer(config, context, scorer, accepted_by_prior)
+    proposer = stream_proposer(config, context, scorer, accepted_by_prior, foreseeable=always)
     return Method(proposer=proposer, selector=Uniform(), critic=NoCritic())

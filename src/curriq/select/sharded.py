@@ -21,7 +21,7 @@ from curriq.config import RunConfig
 from curriq.data.shards import ShardedStream, from_all_shards, states_of_all, together
 from curriq.data.stream import Unreadable
 from curriq.rng import derive_seed
-from curriq.select.base import Context, StreamProposer
+from curriq.select.base import Context, Foreseeable, StreamProposer, never
 from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.select.static import LOOK_AHEAD, ScoredStream, WindowScorer
 from curriq.select.stream_filter import ShardFilter, announce, filtered
@@ -61,6 +61,7 @@ class ShardedProposer:
         repetitions: what has been trained on, of all shards; None where it does not matter.
         ahead: windows of each shard that are scored before the first step.
         most: windows read per window accepted, at most.
+        foreseeable: as in `FilteredStream`.
 
     Attributes:
         version: updates of the policy so far.
@@ -74,6 +75,7 @@ class ShardedProposer:
     repetitions: Repetitions | None
     ahead: int
     most: int
+    foreseeable: Foreseeable = never
     version: int = 0
 
     @property
@@ -170,6 +172,7 @@ def stream_proposer(
     scorer: WindowScorer | None,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]] | None = None,
     policy: Stateful | None = None,
+    foreseeable: Foreseeable = never,
 ) -> Proposer:
     """The N windows of a step from the corpus's stream, in shards or not.
 
@@ -177,14 +180,18 @@ def stream_proposer(
         scorer: the scores that the windows come with, `references.window_scorer`; None without any.
         accept_prob: probability with which a window is accepted; None to take all as they come.
         policy: what learns it; None where nothing does.
+        foreseeable: whether the probabilities of the next step are known during this one.
     """
+    if scorer is not None and not getattr(scorer.score, "steady", False):
+        foreseeable = never
     stream, n = context.corpus.stream, config.train.num_candidates
     if not isinstance(stream, ShardedStream):
         assert scorer is None or isinstance(scorer, ScoredStream)
         readable = Unreadable(scorer or stream, look_ahead=LOOK_AHEAD if scorer else 0)
         if accept_prob is None:
-            return StreamProposer(readable, n)
-        return filtered(readable, config, accept_prob, context.generators, context.lm.device)
+            return StreamProposer(readable, n, foreseeable)
+        device = context.lm.device
+        return filtered(readable, config, accept_prob, context.generators, device, foreseeable)
     each = n // stream.count
     streams = {
         number: Unreadable(shard if scorer is None else _JudgedShard(shard, scorer))
@@ -214,4 +221,5 @@ def stream_proposer(
         # Whole steps, so that none is shorter than the others.
         ahead=each * -(-LOOK_AHEAD // n),
         most=config.train.max_read_ratio,
+        foreseeable=foreseeable,
     )

@@ -13,7 +13,7 @@ from curriq.lm.held_out import REJECTED_SHARE
 from curriq.lm.learner import ReforwardedAction, TDIntoTheta
 from curriq.lm.model import LanguageModel, trunk_flops
 from curriq.rng import Generators
-from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, plain
+from curriq.select.base import POLICY_SPREAD, Context, Method, PlainSelector, Uniform, always, plain
 from curriq.select.references import accepted_by_prior, window_scorer
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import WindowScorer
@@ -158,7 +158,8 @@ def build(config: RunConfig, context: Context) -> Method:
     method = plain(selector, config, context)
     if scorer is not None:
         accept_prob = accepted_by_prior if config.train.max_read_ratio > 1 else None
-        method = replace(method, proposer=stream_proposer(config, context, scorer, accept_prob))
+        proposer = stream_proposer(config, context, scorer, accept_prob, foreseeable=always)
+        method = replace(method, proposer=proposer)
     return replace(method, critic=critic, shared=list(critic.online.parameters()))
 
 
@@ -201,7 +202,12 @@ def _filtering(config: RunConfig, context: Context, scorer: WindowScorer | None)
         target=None if scorer is None else scorer.of_target,
         device=context.lm.device,
     )
-    proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy)
+    every = config.train.reward_every
+
+    def foreseeable(step: int, learns: bool) -> bool:
+        return not learns and step % every != 0  # Q and β stay as they are
+
+    proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy, foreseeable)
     shared = list(critic.online.parameters())
     return Method(proposer=proposer, selector=policy, critic=critic, shared=shared)
 

@@ -65,7 +65,13 @@ class SharedScore(StaticScore, Protocol):
 
 
 class LearningScore(Saved):
-    """Scores windows after taking them in; a subclass adds `score` and, where it learns, `learn`."""
+    """Scores windows after taking them in; a subclass adds `score` and, where it learns, `learn`.
+
+    Attributes:
+        steady: whether it runs no model, so that windows can be scored while the model trains.
+    """
+
+    steady: bool = False
 
     def learn(self, windows: Windows) -> None:
         pass
@@ -97,6 +103,7 @@ class DsirScore(LearningScore):
     """
 
     SAVED = ("_seen", "_totals")
+    steady = True
     cost = NO_COST
 
     def __init__(self, target: Windows, device: torch.device | str = "cpu") -> None:

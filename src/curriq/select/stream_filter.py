@@ -18,7 +18,7 @@ from curriq.config import RunConfig
 from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
 from curriq.rng import Generators
-from curriq.select.base import Uniform
+from curriq.select.base import Foreseeable, Uniform, never
 from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
@@ -54,6 +54,7 @@ class FilteredStream(Saved):
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
         repetitions: what has been trained on, to accept repetitions of it less; None leaves them alone.
+        foreseeable: whether the probabilities of the next step are known during this one.
     """
 
     SAVED = ("stream", "generator", "repetitions")
@@ -66,6 +67,7 @@ class FilteredStream(Saved):
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
     repetitions: Repetitions | None = None
+    foreseeable: Foreseeable = never
 
     def propose(self, step: int) -> Offer:
         """The accepted windows of a step: N, or fewer at the end of a stream that ends.
@@ -201,6 +203,7 @@ class StreamFilter(Uniform):
         self._least_beta = 0.0
         self._sample: Features | None = None
         self._prior_rejects = False
+        self._seen: Offer | None = None
 
     @property
     def beta(self) -> float:
@@ -227,10 +230,15 @@ class StreamFilter(Uniform):
         level = sample.mean()
         return prior * self.acceptance.prob((ours - level) / beta, (sample - level) / beta)
 
+    def admit(self, step: int, offer: Offer) -> Offer:
+        """All windows; the sample takes in what was read."""
+        self._see(offer)
+        return offer
+
     def observe(self, step: Step) -> Metrics:
-        """The sample takes in what was read; temperature and trust learn from the effects, before Q does."""
-        for offer in step.offer.judged:
-            self._remember(offer)
+        """The sample takes in what was read, unless `admit` has seen it; temperature and trust learn from the
+        effects, before Q does."""
+        self._see(step.offer)
         beta, effects = self.beta, step.effects
         metrics = {"policy/beta": beta} if math.isfinite(beta) else {}
         if effects is None:
@@ -247,6 +255,13 @@ class StreamFilter(Uniform):
         rows = torch.arange(len(self._sample), len(q))
         metrics |= self.temperature.observe(q, replace(effects, rows=rows, effect=effect[own]))
         return metrics if self.target is None else metrics | self._bound_by_target(self.target(), q)
+
+    def _see(self, offer: Offer) -> None:
+        if offer is self._seen:
+            return
+        self._seen = offer
+        for part in offer.judged:
+            self._remember(part)
 
     def _remember(self, offer: Offer) -> None:
         prior = _prior(offer.known, len(offer)) ** self.trust.exponent
@@ -333,11 +348,13 @@ def filtered(
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
     device: torch.device | str = "cpu",
+    foreseeable: Foreseeable = never,
 ) -> FilteredStream:
     """The windows of a stream that a policy accepts, N per step, by rank 0's numbers.
 
     Args:
         device: where repetitions are counted.
+        foreseeable: as in `FilteredStream`.
     """
 
     def of_rank_zero(offer: Offer) -> Float[Tensor, "n"]:
@@ -351,4 +368,5 @@ def filtered(
         accept_prob=of_rank_zero,
         generator=generators("steer"),
         repetitions=build_repetitions(config, device),
+        foreseeable=foreseeable,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from curriq import langevin, parallel, select
@@ -9,6 +10,7 @@ from curriq.config import RunConfig
 from curriq.data import Corpus
 from curriq.data.shards import ShardedStream
 from curriq.data.tokenizer import serialised
+from curriq.lm.beside import Beside
 from curriq.lm.hardware import peak_flops
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
@@ -67,6 +69,7 @@ def build_session(
     selector = method.selector
     if train.q_warmup_steps:
         selector = UniformUntil(selector, train.q_warmup_steps)
+    on_gpu = lm.device.type == "cuda"
     components = Components(
         proposer=method.proposer,
         selector=selector,
@@ -77,6 +80,8 @@ def build_session(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
         act=trained_action if train.train_on == "action" else _sampled(method, context),
+        # Ranks send each other what they propose, and the messages would wait for the gradient's.
+        beside=partial(Beside, device=lm.device) if on_gpu and parallel.world_size() == 1 else None,
     )
     session = Session(
         config=config,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from curriq.config import RunConfig
+from curriq.data.corpus import blocks_ahead
 from curriq.state import Saved
 from curriq.train.build import Run
 from curriq.train.meter import held_out_seconds
@@ -86,6 +87,10 @@ class Calibration:
             return 0.0
         return (self.held_out.at(self.held_out_forwards) + self.learning) / self.reward_every
 
+    def reading_cores(self, seconds: float) -> float:
+        """Cores that read as fast as steps of so many seconds use windows up."""
+        return reading_cores(self.read_per_step, seconds, self.reading_rate)
+
     @property
     def seconds_per_step(self) -> float:
         return (
@@ -102,6 +107,11 @@ class Calibration:
     def overhead(self) -> float:
         """Seconds per step over those of plain training."""
         return self.seconds_per_step / self.plain_seconds_per_step
+
+
+def reading_cores(windows: float, seconds: float, rate: float) -> float:
+    """Cores that read so many windows in so many seconds, where each reads `rate` per second."""
+    return windows / rate / seconds
 
 
 class Trimmed(Saved):
@@ -197,11 +207,13 @@ def _rest(row: Metrics) -> float:
 def _reading_rate(run: Run) -> float:
     """Windows per second that are read, tokenized and packed, by one core."""
     size = max(1, run.config.train.num_candidates)
-    run.corpus.stream.read(size)
+    # What has been read ahead would count as read at once.
+    for _ in range(blocks_ahead(run.config) if run.corpus.readers else 1):
+        run.corpus.stream.read(size)
     count, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < READING_SECONDS:
         read = len(run.corpus.stream.read(size))
         if not read:
             break
         count += read
-    return count / max(seconds, 1e-9)
+    return count / max(seconds, 1e-9) / max(1, run.corpus.readers)

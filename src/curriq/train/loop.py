@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from curriq.types import (
     Critic,
     Effects,
     Features,
+    Meanwhile,
     Metrics,
     Mixture,
     Offer,
@@ -31,7 +33,9 @@ from curriq.types import (
 class Learner(Protocol):
     """θ and its optimizer; `lm.learner.Learner` documents the methods."""
 
-    def accumulate(self, offer: Offer, score: Callable, with_entropy: bool) -> Mixture: ...
+    def accumulate(
+        self, offer: Offer, score: Callable, with_entropy: bool, meanwhile: Meanwhile | None = None
+    ) -> Mixture: ...
     def update(self, step: int) -> Metrics: ...
     def snapshot(self) -> None: ...
     def restore(self) -> None: ...
@@ -72,6 +76,8 @@ class Components:
         held_out: measures r_k, and effects where a method asks for them.
         theta_resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
         act: a_k, an index of the mixture's windows, given q_k.
+        beside: makes of some work that which the learner does while the device computes; None where nothing
+            is gained by that.
     """
 
     proposer: Proposer
@@ -81,6 +87,7 @@ class Components:
     held_out: HeldOut
     theta_resets: Callable[[int], bool]
     act: Callable[[Tensor, Mixture], int]
+    beside: Callable[[Callable[[], object]], Meanwhile] | None = None
 
 
 @dataclass(kw_only=True)
@@ -91,11 +98,14 @@ class LoopState:
         step: k, the step that comes next.
         previous: the step whose TD update is pending; None before the bootstrap step.
         proposed: the latest offer, so that the message about a failed step can name its windows.
+        early: the offer of the step that comes next, or why there is none, where it was proposed during the
+            step before. No checkpoint can be taken then: the proposer is a step ahead.
     """
 
     step: int = 0
     previous: Step | None = None
     proposed: Offer | None = None
+    early: Offer | Exception | None = None
 
     def state_dict(self) -> State:
         previous = None if self.previous is None else self.previous.state_dict()
@@ -121,8 +131,12 @@ class ScoresNotFinite(ArithmeticError):
     """The losses or Q are finite, the scores or the policy made of them are not."""
 
 
-def train_step(c: Components, state: LoopState) -> Step:
+def train_step(c: Components, state: LoopState, *, go_on: bool = False) -> Step:
     """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm are at the right.
+
+    Args:
+        go_on: whether step k + 1 will follow as this one leaves the components. Then its windows are proposed
+            while the device computes this one, where nothing that they depend on changes by then.
 
     Raises:
         ArithmeticError: a number is not finite: `Diverged` after the update of θ, `ScoresNotFinite` in the
@@ -134,10 +148,14 @@ def train_step(c: Components, state: LoopState) -> Step:
     else:
         c.learner.release()
     began = time.perf_counter()
-    state.proposed = offer = c.proposer.propose(k)  #                             12: C_k
+    state.proposed = offer = _proposed(c, state)  #                               12: C_k
     propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
-    mixture = _accumulate(c, k, trained)  #                                       13–14, 24: H_k, q_k, π_k
+    ahead = None
+    if go_on and c.beside and foreseeable(c.proposer, k, learns=state.previous is not None):
+        ahead = c.beside(partial(_propose_early, c, state))
+    mixture = _accumulate(c, k, trained, ahead)  #                                13–14, 24: H_k, q_k, π_k
+    propose_seconds += 0.0 if ahead is None else ahead.waited
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
     td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     16–22: V_k, TD step, Polyak
@@ -173,7 +191,34 @@ def train_step(c: Components, state: LoopState) -> Step:
     return step
 
 
-def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
+def _proposed(c: Components, state: LoopState) -> Offer:
+    """C_k: what was proposed during the step before, or is now."""
+    early, state.early = state.early, None
+    if isinstance(early, Exception):
+        raise early
+    return c.proposer.propose(state.step) if early is None else early
+
+
+def _propose_early(c: Components, state: LoopState) -> None:
+    """C_{k+1}. An error belongs to the step that it keeps from being taken, and not to the one under way."""
+    try:
+        state.early = c.proposer.propose(state.step + 1)
+    except Exception as error:
+        state.early = error
+
+
+def foreseeable(proposer: Proposer, step: int, *, learns: bool) -> bool:
+    """Whether nothing that the windows of the step after this one depend on changes in this one once its own
+    are admitted: the answer of the proposer's method `foreseeable`, no without one.
+
+    Args:
+        learns: whether Q learns in the step.
+    """
+    answer: Callable[[int, bool], bool] = getattr(proposer, "foreseeable", lambda step, learns: False)
+    return answer(step, learns)
+
+
+def _accumulate(c: Components, k: int, trained: Offer, meanwhile: Meanwhile | None) -> Mixture:
     """The mixture of the offer's windows; leaves its gradient on θ."""
     losses: list[Tensor] = []
 
@@ -182,7 +227,7 @@ def _accumulate(c: Components, k: int, trained: Offer) -> Mixture:
         return c.selector.score(k, part, features)
 
     try:
-        return c.learner.accumulate(trained, score, c.selector.needs_entropy)
+        return c.learner.accumulate(trained, score, c.selector.needs_entropy, meanwhile)
     except ArithmeticError as error:
         if all(loss.isfinite().all() for loss in losses):
             raise ScoresNotFinite("the losses of the candidates are finite, their scores are not") from error

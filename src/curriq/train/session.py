@@ -189,8 +189,9 @@ class Session:
                 self._settle()
             if not self._finished:
                 self._hold_room()
-            while not self._finished and not parallel.any_rank(stop()):
-                done, row = self._step(logs)
+            # What has been proposed early is trained on before the run stops.
+            while not self._finished and (self.state.early is not None or not parallel.any_rank(stop())):
+                done, row = self._step(logs, go_on=self._goes_on() and not stop())
                 if logs is not None:
                     logs.write(log_entry(done, row))
                 progress.update(row, ". ".join(filter(None, map(status_of, self._deciding))))
@@ -217,7 +218,7 @@ class Session:
     def rehearse(self, steps: int) -> list[Metrics]:
         """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
         then thrown away."""
-        return [self._step(None)[1] for _ in range(steps)]
+        return [self._step(None, go_on=True)[1] for _ in range(steps)]
 
     def state_bytes(self) -> int:
         """Bytes that a checkpoint of the session takes beside the language model's own folder."""
@@ -240,7 +241,13 @@ class Session:
     def _finished(self) -> bool:
         return self.state.step >= self.config.train.steps
 
-    def _step(self, logs: RunLogs | None) -> tuple[Step, Metrics]:
+    def _goes_on(self) -> bool:
+        """Whether another step may be begun before this one has ended: it follows without a checkpoint."""
+        following = self.state.step + 1
+        saves = following % self.config.log.checkpoint_every == 0
+        return following < self.config.train.steps and not saves
+
+    def _step(self, logs: RunLogs | None, *, go_on: bool = False) -> tuple[Step, Metrics]:
         step = self.state.step
         try:
             began = time.perf_counter()
@@ -248,7 +255,7 @@ class Session:
                 # Dropout draws from torch's global generator: a seed per step and rank needs no saved state.
                 seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
                 torch.manual_seed(seed)
-                done = train_step(self.components, self.state)
+                done = train_step(self.components, self.state, go_on=go_on)
             share_policy(self.shared, done)
             done = on_host(done)
             counted = self.meter.measure(done, time.perf_counter() - began)
@@ -287,6 +294,7 @@ class Session:
     def _save(self, logs: RunLogs | None) -> None:
         """A checkpoint of step s promises a complete log of the steps before s, so the log goes first; where
         the disk refuses either, CurriqError on all ranks. Of parts the writing is begun, see `_settle`."""
+        assert self.state.early is None, "the proposer is a step ahead"
         self._settle()
         began = time.perf_counter()
         try:

@@ -1,0 +1,77 @@
+"""Work beside the passes of a step: once, and on a GPU in the right order with them."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from curriq.lm.beside import Beside
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_it_is_done_once_and_a_cpu_waits_for_it(monkeypatch):
+    clock = iter([1.0, 3.5])
+    monkeypatch.setattr("curriq.lm.beside.time.perf_counter", lambda: next(clock))
+    done = []
+    beside = Beside(lambda: done.append(1), CPU)
+    assert (done, beside.waited) == ([], 0.0)
+    beside()
+    beside()  # passes that ran out of memory are run again
+    assert (done, beside.waited) == ([1], 2.5)
+
+
+class Gpu:
+    """A device that carries out what its streams hold only when somebody waits: it keeps the order in which
+    each stream would see records, waits and kernels."""
+
+    def __init__(self) -> None:
+        self.passes, self.side = [], []
+        self.now = self.passes
+
+    def stream(self, held: list) -> SimpleNamespace:
+        return SimpleNamespace(
+            held=held,
+            wait_event=lambda event: held.append(("after", event.place)),
+            wait_stream=lambda other: held.append(("after", (id(other.held), len(other.held)))),
+        )
+
+    def event(self, **settings):
+        made = SimpleNamespace(place=None, synchronize=lambda: None, elapsed_time=lambda other: 40.0)
+
+        def record(stream):
+            made.place = (id(stream.held), len(stream.held))
+
+        made.record = record
+        return made
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        @contextmanager
+        def running(stream):
+            before, self.now = self.now, stream.held
+            yield
+            self.now = before
+
+        patch.setattr(torch.cuda, "Event", self.event)
+        patch.setattr("curriq.lm.beside._side_stream", lambda device: self.stream(self.side))
+        patch.setattr(torch.cuda, "current_stream", lambda device: self.stream(self.now))
+        patch.setattr(torch.cuda, "stream", running)
+
+
+def test_on_a_gpu_it_sees_what_was_before_and_passes_go_on_beside_it(monkeypatch):
+    gpu = Gpu()
+    with monkeypatch.context() as patch:
+        gpu.install(patch)
+        gpu.now.append("update of the step before")
+        beside = Beside(lambda: gpu.now.append("scores"), GPU)
+        gpu.now.append("passes")
+        assert beside.waited == 0.0
+        beside()
+        gpu.now.append("policy")
+        waited = beside.waited
+    # Behind the first entry of the passes' stream and not the second.
+    assert gpu.side == [("after", (id(gpu.passes), 1)), "scores"]
+    whole = ("after", (id(gpu.side), 2))
+    assert gpu.passes == ["update of the step before", "passes", whole, "policy"]
+    assert waited == 0.04  # milliseconds between the end of the passes and that of the work
