@@ -41,8 +41,9 @@ from curriq.lm.user_model import (
 from curriq.presets import preset as preset_config
 from curriq.rng import Generators
 from curriq.select.base import NoCritic
+from curriq.select.rules import RULES
 from curriq.select.soft_q import SoftQ, build_weighting
-from curriq.select.static import LOOK_AHEAD, RULES, DsirScore, ScoredStream
+from curriq.select.static import LOOK_AHEAD, DsirScore, ScoredStream
 from curriq.select.stream_filter import build_filter, filtered
 from curriq.softq.critic import TDCritic
 from curriq.softq.equations import sample_action

@@ -14,19 +14,15 @@ from curriq.config import SelectConfig
 from curriq.data.split import gumbel_top_k
 from curriq.data.stream import Unreadable
 from curriq.select import static
+from curriq.select.rules import RULES, Resampling, TargetPosterior, TargetQuantile, TopShare
 from curriq.select.static import (
     DOCUMENT_SHARE,
     OTHER_SOURCE,
-    RULES,
     SAMPLE,
     START_QUANTILE,
     RecentTotals,
-    Resampling,
     Rule,
     ScoredStream,
-    TargetPosterior,
-    TargetQuantile,
-    TopShare,
 )
 from curriq.select.stream_filter import FilteredStream
 from curriq.state import Saved

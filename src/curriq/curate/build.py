@@ -23,7 +23,7 @@ from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, write_atomically
 from curriq.select.documents import NgramScorer
 from curriq.select.offline import offline_policy
-from curriq.select.static import TargetPosterior
+from curriq.select.rules import TargetPosterior
 from curriq.train.checkpoint import latest_checkpoint
 from curriq.train.run import load_run
 

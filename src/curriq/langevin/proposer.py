@@ -158,6 +158,7 @@ class BufferProposer(Saved):
     readings: tuple[Reading, ...] = ()
     _pace: float = field(default=1.0, init=False)
     _next_row: int = field(default=0, init=False)
+    _left_out: int = field(default=0, init=False)
 
     def propose(self, step: int) -> Offer:
         """The retrieved windows of step k, R ≤ K.
@@ -199,6 +200,19 @@ class BufferProposer(Saved):
             epoch=ingested[-1].epoch,
             metrics=ingested[-1].metrics | metrics | found.metrics,
         )
+
+    def shorten_fill(self, most: int) -> float:
+        """Fill the buffer with at most so many windows, to see what it costs; returns how many times as many
+        it takes otherwise, at least 1."""
+        whole, self.initial = self.initial, min(self.initial, most)
+        self._left_out = whole - self.initial
+        return whole / self.initial
+
+    @property
+    def left_out_bytes(self) -> int:
+        """What the windows that `shorten_fill` left out would add to a checkpoint."""
+        columns = self.buffer.state_dict()["table"].values()
+        return self._left_out * sum(column.nbytes for column in columns) // max(1, len(self.buffer))
 
     def _ingest(self, step: int) -> tuple[list[Offer], int]:
         """Write fresh windows into the buffer; returns the readings that they came in, at least one, and how

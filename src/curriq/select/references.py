@@ -18,10 +18,10 @@ from curriq.data.shards import ShardedStream
 from curriq.lm.model import forward_flops
 from curriq.select.base import Context, Method, NoCritic, Uniform, always
 from curriq.select.loss import load_reference
+from curriq.select.rules import RULES
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import (
     NO_NGRAM,
-    RULES,
     DsirScore,
     LearningScore,
     ScoredStream,

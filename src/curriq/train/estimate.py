@@ -11,7 +11,6 @@ import torch
 
 from curriq.config import RunConfig
 from curriq.errors import CurriqError
-from curriq.langevin.proposer import BufferProposer
 from curriq.train.build import Run
 from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics
@@ -80,12 +79,8 @@ def estimate(run: Run) -> Estimate:
 def shorten_fill(run: Run) -> float:
     """How many times as many windows a buffer takes before the first step as it will take now, at least 1;
     1 without a buffer."""
-    proposer = run.session.components.proposer
-    if not isinstance(proposer, BufferProposer):
-        return 1.0
-    whole = proposer.initial
-    proposer.initial = min(whole, max(REHEARSED_FILL, run.config.queries))
-    return whole / proposer.initial
+    shorten = getattr(run.session.components.proposer, "shorten_fill", None)
+    return 1.0 if shorten is None else shorten(max(REHEARSED_FILL, run.config.queries))
 
 
 def initial_loss(run: Run) -> tuple[float, float]:
@@ -120,17 +115,12 @@ def whole_run(
         evaluation: seconds of one evaluation.
         fill: `shorten_fill` of the run.
     """
-    proposer = run.session.components.proposer
-    missing = 0.0
-    if isinstance(proposer, BufferProposer):
-        table = proposer.buffer.state_dict()["table"]
-        row = sum(column.nbytes for column in table.values()) / max(1, len(proposer.buffer))
-        missing = (fill - 1) * proposer.initial * row
+    missing = getattr(run.session.components.proposer, "left_out_bytes", 0)
     startup *= fill
     test = evaluation * len(run.corpus.held_out.test) / len(run.corpus.held_out.validation)
     evaluations = evaluation * (1 + config.train.steps / config.log.eval_every) + test
     weights = {id(p): p.numel() * p.element_size() for p in run.lm.network.parameters() if _saved(config, p)}
-    checkpoint = sum(weights.values()) + run.session.state_bytes() + round(missing)
+    checkpoint = sum(weights.values()) + run.session.state_bytes() + missing
     logged = _log_bytes(config, rows)
     return Estimate(
         timed_steps=max(1, len(rows) - 1),
