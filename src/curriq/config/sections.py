@@ -232,6 +232,11 @@ class LMConfig(Section):
     lora_dropout: Share = 0.0
     """Dropout on the adapters' input."""
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the run begins with weights that have been trained."""
+        return not self.model.startswith("random:")
+
     def check(self) -> None:
         require(bool(self.model), "--model is empty: give a hub name, a folder or random:ARCHITECTURE.")
         require(bool(self.lora_targets), "--lora-targets is empty: name layers, or use all-linear.")
@@ -443,7 +448,8 @@ class SelectConfig(Section):
     target-like first, only where it does not fill a step within --max-read-ratio."""
     sharp_start: CountOrZero = 0
     """Windows read at the beginning of which only the most target-like are accepted, wherever they are from:
-    the fewer, the less of the stream is like the target; 0 for the rule and the label at once."""
+    the fewer, the less of the stream is like the target; 0 for the rule and the label at once. Without effect
+    on a pretrained model, which knows already what such text teaches."""
     repeat_discount: Fraction = 1.0
     """Factor on the probability that a stream filter accepts a window, for each time, beyond the first four,
     that its text or near copies of it have been trained on more often than the least repeated text; 1 leaves

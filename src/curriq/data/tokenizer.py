@@ -45,9 +45,8 @@ def load_tokenizer(
         CurriqError: the tokenizer cannot be read, has no EOS token, or there is no text to train on.
     """
     name = config.tokenizer
-    pretrained = not lm.model.startswith("random:")
     if name == "auto":
-        name = lm.model if pretrained else "train"
+        name = lm.model if lm.pretrained else "train"
     if name == "train":
         tokenizer = train_tokenizer(sample(), config.vocab_size, config.tokenizer_sample_bytes)
     else:

@@ -101,7 +101,7 @@ def _open(config: RunConfig, texts: list[tuple[str, ...]], result: Json) -> None
     network = run.lm.network
     result["model"] = {
         "name": config.lm.model,
-        "pretrained": not config.lm.model.startswith("random:"),
+        "pretrained": config.lm.pretrained,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "device": str(run.lm.device),
         "validation_loss": cost.pop("initial_validation_loss"),

@@ -177,9 +177,8 @@ def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
         each = f"{cost.seconds_per_step:.3g} s per step, {cost.evaluation_seconds:.3g} s per evaluation"
         log.info(f"{kind}: {each}, {once:.0f} s to start.")
         if kind == BASELINE:
-            pretrained = not config.lm.model.startswith("random:")
             what, loss = (
-                "the base model" if pretrained else "the untrained model",
+                "the base model" if config.lm.pretrained else "the untrained model",
                 cost.initial_validation_loss,
             )
             log.info(f"{what}: {loss:.4f} nats per token on the validation set of the target.")

@@ -60,7 +60,7 @@ def load_language_model(
         # The folder has the architecture too, so a resume needs no hub.
         config = dataclasses.replace(config, model=str(saved))
     entries = 1 + max(tokenizer.get_vocab().values())
-    if config.model.startswith("random:"):
+    if not config.pretrained:
         network = _random(config, entries, tokenizer.eos_token_id, window, seed)
     elif saved is not None and lacks_weights(saved):
         network = _without_weights(config, window)

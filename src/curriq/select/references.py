@@ -221,7 +221,7 @@ def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
     score = SCORES[settings.static_score](config, context)
     rule = RULES[settings.static_rule](settings, config.data.window) if accepts else None
     target, own = context.corpus.held_out.reference, own if trusted else -1
-    start = settings.sharp_start
+    start = 0 if config.lm.pretrained else settings.sharp_start
     if isinstance(stream, ShardedStream):
         return WindowScorer(score, rule, target, own_source=own, sharp_start=start)
     return ScoredStream(stream, score, rule, target, own_source=own, sharp_start=start)

@@ -94,7 +94,7 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
     # With LoRA a random base model is made again from the seed.
-    remade = bool(saved.lm.lora_rank) and saved.lm.model.startswith("random:")
+    remade = bool(saved.lm.lora_rank) and not saved.lm.pretrained
     fixed = (*FIXED, "seed") if remade else FIXED
     for name, after, before in differences(config, saved):
         require(
