@@ -52,7 +52,7 @@ def load_tokenizer(
     else:
         tokenizer = _from_pretrained(name, "--model" if config.tokenizer == "auto" else "--tokenizer")
     eos_id(tokenizer)
-    if pretrained and name != lm.model:
+    if lm.pretrained and name != lm.model:
         _compare_with_own(tokenizer, name, lm.model)
     return tokenizer
 
