@@ -334,6 +334,12 @@ class TestScoredStream:
         later = stream.read(256)
         assert later.known["prior"].gt(0.5).equal(later.windows.source == 0)
 
+    def test_a_start_that_is_blunter_than_the_label_is_none(self):
+        """All sources score alike: the scores would accept nearly everything, the label takes a third."""
+        stream = scored(Drawn(0.0, 0.0, 0.0), TargetPosterior(4.0), own_source=0, sharp_start=10**6)
+        offer = read(stream, 2048)
+        assert offer.known["prior"].gt(0.5).equal(offer.windows.source == 0)
+
     def test_a_start_rejects_nothing_of_a_stream_that_is_like_the_target(self):
         offer = read(scored(Drawn(0.0), TargetPosterior(4.0), sharp_start=10**6), 2048)
         assert (offer.known["prior"] > 0.5).double().mean() > 0.95

@@ -257,6 +257,9 @@ DOCUMENT_SHARE = 0.5
 START_QUANTILE = 0.8
 """Quantile of the target's own scores that a window must reach at the start, where the rule rejects nearly
 all of the stream; less in proportion where it rejects less, so that nothing is selected among equals."""
+BLUNT = 1.5
+"""A start that would accept more than so many times what the label does is dropped: scores hardly tell the
+stream from the target then, and the label does."""
 GRID = 1024
 """Points at which the rule is evaluated."""
 
@@ -278,12 +281,13 @@ class WindowScorer(Saved):
             has been read `FRESH` times more often than those of the stream on average begins to lose this
             privilege, and has lost it at `STALE` times. −1 for none, and the score decides.
         sharp_start: windows read before that. Of these the most target-like are accepted, wherever they are
-            from: an untrained model gains most from them, and breadth pays later.
+            from: an untrained model gains most from them, and breadth pays later. Not where that would be
+            blunter than a label that is trusted.
     """
 
     SAVED = (
         *("score", "_documents", "_reads", "_recent_reads"),
-        *("_recent", "_scored", "_fitted_at", "_target", "_curve"),
+        *("_recent", "_recent_own", "_scored", "_fitted_at", "_target", "_curve"),
     )
 
     def __init__(
@@ -303,7 +307,7 @@ class WindowScorer(Saved):
         self._documents = RecentTotals(DOCUMENTS, 2)
         self._reads = RecentTotals(WINDOWS, 1)
         self._recent_reads = History(RECENT)
-        self._recent = History(SAMPLE)
+        self._recent, self._recent_own = History(SAMPLE), History(SAMPLE)
         self._scored = self._fitted_at = 0
         self._target = torch.zeros(0, dtype=torch.float64)
         self._curve = torch.zeros(3, 0, dtype=torch.float64)
@@ -399,7 +403,7 @@ class WindowScorer(Saved):
         source first where its label is trusted, as long as it is not read over and over again."""
         average = self._recent_reads.values.mean() if len(self._recent_reads.values) else 0.0
         fresh = OTHER_SOURCE ** ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
-        if self._scored < self.sharp_start:
+        if self._scored < self.sharp_start and not self._curve[2, 0].isnan():
             return fresh * _interpolated(raw, self._curve[0], self._curve[2]).exp()
         prior = self._accepted(raw)
         return prior if self.own_source < 0 else torch.where(own, fresh, OTHER_SOURCE * prior)
@@ -421,7 +425,11 @@ class WindowScorer(Saved):
     def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
         self._documents.add(*_of_documents(windows, raw))
         self._reads_of(windows, count=True)
+        self._extend(windows, pooled)
+
+    def _extend(self, windows: Windows, pooled: Float[Tensor, "n"]) -> None:
         self._recent.extend(pooled)
+        self._recent_own.extend((windows.source == self.own_source).double())
         self._scored += len(pooled)
 
     def _fit_if_due(self) -> None:
@@ -442,6 +450,9 @@ class WindowScorer(Saved):
         prior = self.rule(grid, recent, self._target).log()
         rejected = 1 - _interpolated(recent, grid, prior).exp().mean().item()
         start = above(grid, self._target.quantile(START_QUANTILE * rejected), recent).log()
+        accepted = _interpolated(recent, grid, start).exp().mean()
+        if self.own_source >= 0 and accepted > BLUNT * self._recent_own.values.mean():
+            start.fill_(torch.nan)
         self._curve = torch.stack([grid, prior, start])
 
     def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -476,8 +487,7 @@ class ScoredStream(WindowScorer):
         windows = offer.windows
         raw = self.score(windows).double()
         pooled = _pooled(raw, self._documents.add(*_of_documents(windows, raw)))
-        self._recent.extend(pooled)
-        self._scored += len(pooled)
+        self._extend(windows, pooled)
         self._fit_if_due()
         known = self._known(windows, pooled, self._reads_of(windows, count=True))
         return replace(offer, known={**offer.known, **known}, cost=offer.cost + self.score.cost * len(offer))
