@@ -82,6 +82,7 @@ class TestRegistry:
             "x/seconds",
             "memory/peak",
             "time/propose",
+            "time/propose_share",
             "time/train",
             "time/ingest",
             "time/search",

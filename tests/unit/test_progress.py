@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from curriq.langevin.retrieval import SEARCHED
+from curriq.langevin.search import SEARCHED
 from curriq.select.base import POLICY_SPREAD, RandomK, Uniform, UniformUntil
 from curriq.select.loss import ByLoss
 from curriq.select.stream_filter import FilteredStream
