@@ -25,6 +25,11 @@ def ratios(arm: dict) -> dict[str, float]:
     return {seed: found["ratio"] for seed, found in arm["to_target"]["windows"]["by_seed"].items()}
 
 
+def losses(arm: dict) -> dict[int, float]:
+    """Test loss by seed, of the runs that are finished."""
+    return {run["seed"]: run["test_loss"] for run in arm["runs"] if run["finished"]}
+
+
 def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -42,8 +47,8 @@ def row(stream: str, arms: dict, ours: str) -> str:
     logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
     low, high = (math.nan if end is None else math.exp(end) for end in interval(logs))
     difference = arms[ours]["difference"]
-    losses = {run["seed"]: run["test_loss"] for run in arms["uniform"]["runs"] if run["finished"]}
-    worse = sum(run["test_loss"] > losses[run["seed"]] for run in arms[ours]["runs"] if run["finished"])
+    plain = losses(arms["uniform"])
+    worse = sum(loss > plain[seed] for seed, loss in losses(arms[ours]).items())
     # A comparison of an earlier version has the interval of its table under other names.
     ends = (difference.get(f"{end}_with_text", difference[end]) for end in ("low", "high"))
     low_change, high_change = (math.nan if end is None else end for end in ends)
@@ -51,7 +56,7 @@ def row(stream: str, arms: dict, ours: str) -> str:
     windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
     best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
     return (
-        f"{stream:<11} {change:<25} {worse}/{len(losses)}    {best_change:<19} {windows:<10} "
+        f"{stream:<11} {change:<25} {worse}/{len(plain)}    {best_change:<19} {windows:<10} "
         f"{math.exp(logs.mean()):.2f} [{low:.2f}, {high:.2f}]"
     )
 

@@ -4,9 +4,9 @@
     python experiments/langevin.py --set credit=sampled reward_every=1 q_replay_size=0 temperature=fixed
     python experiments/langevin.py --only "langevin, recommended" --set q_hidden=32
 
-For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream`) and then
-held fixed. Every arm proposes for some steps, each from the same stream, the same first strings and the same
-buffer.
+For each seed θ and φ are trained on the stream (preset `langevin-rag` with `--proposer stream` and without
+its prior) and then held fixed. Every arm proposes for some steps, each from the same stream, the same first
+strings and the same buffer, which holds whatever the stream brings, as in the paper.
 
 First printed: how well Q ranks windows, Spearman's ρ of Q and the measured effects of 256 windows that Q has
 not learnt from, on validation text, which it has not learnt from either. Then per arm, means over seeds and
@@ -75,6 +75,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "direct Q of 256 windows": {"proposer": "direct-q"},
     "uniform from the buffer": {"proposer": "uniform-buffer"},
 }
+WITHOUT_PRIOR: dict[str, Any] = {"prior": False, "max_read_ratio": 1, "buffer_size": 1024, "ingest": 64}
 RANDOM_BATCHES = 2
 """Batches of random windows per step whose mean effect the retrieved windows are compared with."""
 
@@ -83,6 +84,7 @@ def trained(folder: Path, seed: int, steps: int, settings: dict[str, Any]) -> Ru
     """θ and φ after a run on the stream, opened at its last checkpoint."""
     if not (folder / "summary.json").exists():
         config = curriq.preset("langevin-rag").override(
+            **WITHOUT_PRIOR,
             proposer="stream",
             refresh=0,
             steps=steps,

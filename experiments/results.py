@@ -31,6 +31,7 @@ COMPARISONS = (
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("hindsight.py", "{out}/static/comparison.json"), ("headline.py", "{out}/static")),
+    "langevin_rag": (("against.py", "{out}/langevin_rag/comparison.json", "--arm", "filter"),),
     "selected": (("selected.py", "--out", "{out}/selected"),),
 }
 """Scripts that print or draw what the documentation shows besides: after the comparison of that name, or of a

@@ -163,19 +163,20 @@ def _stream_inputs(config: RunConfig) -> Pairs:
     """What needs the stream, when candidates come from elsewhere."""
     if config.method not in ("soft-q", "filter"):
         return
+    searches = config.langevin.proposer != "stream"
+    other = {"proposer": searches, "curriculum": bool(config.data.curriculum)}
     why = "a static score compares each window with the stream that it is read from"
-    if config.data.curriculum:
+    for name in (name for name, given in other.items() if given):
         if "static_score" in config.critic.q_features:
-            yield "q_features", "curriculum", f"{why}; use other --q-features, or drop the latter"
+            yield "q_features", name, f"{why}; use other --q-features, or drop the latter"
+    if config.data.curriculum:
         if config.select.prior:
             yield "prior", "curriculum", f"{why}; drop either"
         if config.train.max_read_ratio > 1:
             why = "the filter needs a stream to read; drop the latter, or use --max-read-ratio 1"
             yield "max_read_ratio", "curriculum", why
-    if config.langevin.proposer == "stream":
+    if not searches:
         return
-    if "static_score" in config.critic.q_features:
-        yield "q_features", "proposer", f"{why}; use other --q-features, or drop the latter"
     ratio, filters = config.train.max_read_ratio, config.select.prior or config.method == "filter"
     if filters and config.data.stream_shards > 1:
         yield "stream_shards", "proposer", "one filter reads into the buffer; use --stream-shards 1"

@@ -207,17 +207,23 @@ def search_metrics(
     strings of the same length.
     """
     above = (hard_q.mean() - random_q.mean()).item()
-    return {
-        "langevin/hard_q": hard_q.mean().item(),
-        "langevin/hard_q_sd": hard_q.std(correction=0).item(),
-        "langevin/hard_q_best": hard_q.max().item(),
-        "langevin/hard_q_gain": (hard_q.mean() - start_q.mean()).item(),
+    return q_metrics(start_q, hard_q) | {
         "langevin/random_q": random_q.mean().item(),
         "langevin/above_random": above,
         "langevin/above_random_sd": above / max(random_q.std().item(), 1e-12),
         "langevin/tokens_changed": (tokens != start).double().mean().item(),
         "langevin/distinct_tokens": distinct_share(tokens),
         "langevin/jaccard": mean_pairwise(jaccard(tokens)),
+    }
+
+
+def q_metrics(start_q: Float[Tensor, "K"], q: Float[Tensor, "K"]) -> Metrics:
+    """Metrics of the queries' Q, and of what it was where the search began."""
+    return {
+        "langevin/hard_q": q.mean().item(),
+        "langevin/hard_q_sd": q.std(correction=0).item(),
+        "langevin/hard_q_best": q.max().item(),
+        "langevin/hard_q_gain": (q.mean() - start_q.mean()).item(),
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from curriq.config import LangevinConfig
 from curriq.langevin.dynamics import StepRule, gradient_scale
 from curriq.langevin.ring_buffer import RingBuffer
+from curriq.langevin.samplers import q_metrics
 from curriq.langevin.search import Found
 from curriq.types import Cost, Reading
 
@@ -66,12 +67,8 @@ class VectorSearch:
         with torch.no_grad():
             q, start_q = self.q(vectors).float().cpu(), self.q(start).float().cpu()
         unknown = torch.full_like(q, torch.nan)
-        metrics = {
+        metrics = q_metrics(start_q, q) | {
             "time/search": time.perf_counter() - began,
-            "langevin/hard_q": q.mean().item(),
-            "langevin/hard_q_sd": q.std(correction=0).item(),
-            "langevin/hard_q_best": q.max().item(),
-            "langevin/hard_q_gain": (q.mean() - start_q.mean()).item(),
             "langevin/grad_norm": torch.stack(norms).mean().item(),
             "langevin/start_cosine": (vectors * start).sum(1).mean().item(),
         }

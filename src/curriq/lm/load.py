@@ -98,11 +98,11 @@ def check_model_name(config: LMConfig) -> None:
     from transformers import CONFIG_MAPPING
 
     what = config.model.removeprefix("random:").partition(":")[0]
-    if what in CONFIG_MAPPING and config.model.startswith("random:"):
+    if what in CONFIG_MAPPING and not config.pretrained:
         return
-    _, is_local = locate("--model", what if config.model.startswith("random:") else config.model)
+    _, is_local = locate("--model", config.model if config.pretrained else what)
     require(
-        is_local or "/" in what or not config.model.startswith("random:"),
+        is_local or "/" in what or config.pretrained,
         f"--model {config.model!r}: transformers has no architecture {what!r}."
         f"{did_you_mean(what, CONFIG_MAPPING, 'random:{}')} A hub model is random:OWNER/NAME, a folder "
         "random:FOLDER.",
