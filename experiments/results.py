@@ -26,7 +26,16 @@ from curriq.train.session import environment
 FOLDER = Path(__file__).parent
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
-    *("paper_paired", "paper_few", "blind", "crossover", "h100", "langevin_rag", "langevin_ablations"),
+    *(
+        "paper_paired",
+        "paper_few",
+        "blind",
+        "crossover",
+        "h100",
+        "langevin_rag",
+        "langevin_ablations",
+        "recommended_ablations",
+    ),
 )
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -109,7 +109,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
     (TrainConfig, "reward_every", [0], [1]),
     (CriticConfig, "q_hidden", [-1], [0, 1]),
-    (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
+    (CriticConfig, "td_lambda", [-0.1, math.nan], [1.0]),
     (CriticConfig, "q_replay_size", [-1], [0]),
     (CriticConfig, "q_replay_batch", [0], [1]),
     (CriticConfig, "q_replay_updates", [0], [1]),
@@ -206,6 +206,11 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (
         lambda: CriticConfig(credit="mixture", q_replay_size=8),
         ["--credit mixture", "--q-replay-size 8", "--q-replay-size 0"],
+    ),
+    (lambda: CriticConfig(td_lambda=0.5), ["--td-lambda 0.5", "--td-into-theta", "--td-lambda 1"]),
+    (
+        lambda: RetrievalConfig(retrieval_draw="set", retrieval_duplicates="drop"),
+        ["--retrieval-duplicates drop", "--retrieval-draw set", "--retrieval-duplicates redraw"],
     ),
     (lambda: TrainConfig(num_candidates=0), ["--num-candidates = 0", "at least 1"]),
     (lambda: TokenizerConfig(vocab_size=100), ["--vocab-size = 100", "at least 257"]),

@@ -134,3 +134,6 @@ class RetrievalConfig(Section):
         for name in ("buffer_initial", "ingest"):
             if getattr(self, name) > self.buffer_size:
                 yield name, "buffer_size", "the buffer holds no more; lower the one or raise the other"
+        if self.retrieval_draw == "set" and self.retrieval_duplicates == "drop":
+            why = "a set has no window twice"
+            yield "retrieval_duplicates", "retrieval_draw", f"{why}; use --retrieval-duplicates redraw"

@@ -392,6 +392,9 @@ class CriticConfig(Section):
             if getattr(self, name) and self.credit != "sampled":
                 why = "only the sampled window is forwarded again"
                 yield name, "credit", f"{why}; use --credit sampled, or drop {flag(name)}"
+        if self.td_lambda != 1 and not self.td_into_theta:
+            why = "it scales a gradient that is not taken"
+            yield "td_lambda", "td_into_theta", f"{why}; use --td-into-theta, or --td-lambda 1"
         if self.q_replay_size and self.credit == "mixture":
             why = "replay keeps single windows with targets, and a mixture has one target for all"
             yield "q_replay_size", "credit", f"{why}; use another --credit, or --q-replay-size 0"

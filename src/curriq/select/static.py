@@ -5,6 +5,7 @@ and 1. Both together are a data filter of the usual kind, which `--selector filt
 prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π₀).
 """
 
+import math
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -245,7 +246,8 @@ with. They are not lost: the first steps train on them."""
 REFIT = 16
 """The rule is fitted again when the number of windows scored has grown by a 16th."""
 OTHER_SOURCE = 1e-6
-"""Factor on the prior of windows that the label says are not of the target's source."""
+"""Prior of the most target-like window that the label says is not of the target's source; the third power for
+the least. The range is wide, so that the better window fills a step, whatever it draws."""
 RECENT = 256
 """Windows over which the number of readings is averaged."""
 FRESH = 4
@@ -375,9 +377,7 @@ class WindowScorer(Saved):
         raw = torch.lerp(score.double(), of_document.double(), DOCUMENT_SHARE)
         known = {"static_score": self._standardised(raw)}
         if self.rule is not None:
-            known["prior"] = prior = self._accepted(raw)
-            if self.own_source >= 0:
-                known["prior"] = torch.where(source == self.own_source, 1.0, OTHER_SOURCE * prior)
+            known["prior"] = torch.where(source == self.own_source, 1.0, self._accepted(raw))
         return known
 
     def of_target(self) -> Float[Tensor, "D"]:
@@ -393,7 +393,7 @@ class WindowScorer(Saved):
         return known
 
     def _accepted(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The rule's probability, before any label."""
+        """The rule's probability; where a label is trusted, that of other sources' windows."""
         return _interpolated(raw, self._curve[0], self._curve[1]).exp()
 
     def _prior(
@@ -405,8 +405,7 @@ class WindowScorer(Saved):
         fresh = OTHER_SOURCE ** ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
         if self._scored < self.sharp_start and not self._curve[2, 0].isnan():
             return fresh * _interpolated(raw, self._curve[0], self._curve[2]).exp()
-        prior = self._accepted(raw)
-        return prior if self.own_source < 0 else torch.where(own, fresh, OTHER_SOURCE * prior)
+        return torch.where(own, fresh, self._accepted(raw))
 
     def _reads_of(self, windows: Windows, *, count: bool = False) -> Float[Tensor, "n"]:
         """How often each window of the target's own source has been read before; with `count`, these readings
@@ -437,7 +436,7 @@ class WindowScorer(Saved):
             self._fit()
 
     def _fit(self) -> None:
-        """The rule on a grid of scores: it is monotone, and one fit serves many windows."""
+        """The probabilities on a grid of scores: they are monotone, and one fit serves many windows."""
         own = self.score.of_target().double()
         _, document = documents_of(self.target).unique(return_inverse=True)
         mean = _sum_by(document, own) / torch.bincount(document)
@@ -450,9 +449,12 @@ class WindowScorer(Saved):
         prior = self.rule(grid, recent, self._target).log()
         rejected = 1 - _interpolated(recent, grid, prior).exp().mean().item()
         start = above(grid, self._target.quantile(START_QUANTILE * rejected), recent).log()
-        accepted = _interpolated(recent, grid, start).exp().mean()
-        if self.own_source >= 0 and accepted > BLUNT * self._recent_own.values.mean():
-            start.fill_(torch.nan)
+        if self.own_source >= 0:
+            if _interpolated(recent, grid, start).exp().mean() > BLUNT * self._recent_own.values.mean():
+                start.fill_(torch.nan)
+            # By rank: a rule says 1 of all that it takes for the target's, and would fill a step by chance.
+            rank = torch.searchsorted(recent.sort().values, grid) / len(recent)
+            prior = math.log(OTHER_SOURCE) * (3 - 2 * rank.double())
         self._curve = torch.stack([grid, prior, start])
 
     def _standardised(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
