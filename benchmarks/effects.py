@@ -3,9 +3,10 @@
     python benchmarks/effects.py            # three minutes on 2 cores
     python benchmarks/effects.py --preset small --rounds 10
 
-Steps of plain training, of a static filter with the same prior, and of the preset `recommended` take turns in
-one process on windows of equal length; seconds are averaged over whole intervals between probes, and a ratio
-is the median over rounds with the quartiles. Then one direction is differentiated by finite differences of
+Steps of plain training, of the usual static filter (preset `dsir`), of the prior of `recommended` alone,
+which reads what `recommended` reads, and of `recommended` take turns in one process on windows of equal
+length; seconds are averaged over whole intervals between probes, and a ratio is the median over rounds with
+the quartiles. Then one direction is differentiated by finite differences of
 several sizes, and in forward mode.
 """
 
@@ -48,10 +49,12 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
     recommended = base.override(**own_settings("recommended"))
     every = recommended.train.reward_every
     steps = (rounds + 2) * every  # so that the learning rate does not come to the end of its decay
-    prior = {"selector": "filter", "accept_target_source": True, "max_read_ratio": 8}
+    of_prior = ("accept_target_source", "max_read_ratio", "sharp_start")
+    prior = {name: recommended.value(name) for name in of_prior}
     changed = {
         "plain": base.override(selector="uniform"),
-        "static filter": base.override(**prior),
+        "static filter": base.override(**own_settings("dsir")),
+        "prior alone": base.override(selector="filter", **prior),
         "recommended": recommended,
     }
     runs = {name: build(config.override(steps=steps), folder / name) for name, config in changed.items()}
@@ -71,8 +74,8 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
     )
     for name, spent in seconds.items():
         print(f"{name:<14} {statistics.median(spent):.4f} s per step", end="")
-        for other in ("plain", "static filter"):
-            if name not in ("plain", other):
+        for other in list(seconds)[: list(seconds).index(name)]:
+            if name == "recommended" or other == "plain":
                 pairs = zip(spent, seconds[other], strict=True)
                 low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
                 print(f", {middle:.3f} [{low:.3f}, {high:.3f}] of {other}", end="")

@@ -26,21 +26,15 @@ from curriq.train.session import environment
 FOLDER = Path(__file__).parent
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
-    *(
-        "paper_paired",
-        "paper_few",
-        "blind",
-        "crossover",
-        "h100",
-        "langevin_rag",
-        "langevin_ablations",
-        "recommended_ablations",
-    ),
+    *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "h100"),
+    *("langevin_rag", "langevin_ablations", "langevin_variants"),
 )
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("hindsight.py", "{out}/static/comparison.json"), ("headline.py", "{out}/static")),
     "langevin_rag": (("against.py", "{out}/langevin_rag/comparison.json", "--arm", "filter"),),
+    "langevin_ablations": (("against.py", "{out}/langevin_ablations/comparison.json", "--arm", "langevin"),),
+    "langevin_variants": (("against.py", "{out}/langevin_variants/comparison.json", "--arm", "langevin"),),
     "selected": (("selected.py", "--out", "{out}/selected"),),
 }
 """Scripts that print or draw what the documentation shows besides: after the comparison of that name, or of a
