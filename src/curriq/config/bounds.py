@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from curriq.config.checks import flag, require, require_writable
@@ -78,13 +79,19 @@ Pairs = Iterator[tuple[str, str, str]]
 """Two settings by name; why they exclude each other, and how to fix it."""
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types and bounds of a section's fields."""
+    return get_type_hints(kind, include_extras=True)
+
+
 class Section:
     """Base of the dataclasses of settings; making one checks its bounds, its own rules and its pairs, and
     names all that it refuses."""
 
     def __post_init__(self) -> None:
         errors: list[CurriqError] = []
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in _hints(type(self)).items():
             try:
                 for bound in getattr(hint, "__metadata__", ()):
                     bound.check(name, getattr(self, name))

@@ -297,12 +297,21 @@ def _sharded(config: RunConfig) -> Pairs:
 def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -> Any:
     """A dataclass from plain values, which may be strings; CurriqError for all that are missing, of the wrong
     type or refused by the dataclass, with their fields named as `spell` writes them."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)
     except ValidationError as error:
         raise CurriqError.together([_refused(one, spell) for one in error.errors()]) from None
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    """Pydantic's validator of a dataclass. Building it takes ten times as long as using it, and a
+    comparison has hundreds of configurations."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _refused(error: Any, spell: Callable[[str], str]) -> CurriqError:
