@@ -77,7 +77,7 @@ class Vocabulary:
 
     def position(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Index among the ordinary tokens; the inverse of `ids[…]`."""
-        return torch.searchsorted(self.ids, tokens)
+        return torch.searchsorted(self.ids, tokens.contiguous())  # it warns of a view
 
 
 @dataclass(frozen=True)
