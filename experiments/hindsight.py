@@ -38,6 +38,13 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def between(low: float | None, high: float | None, form: str, over: str = "") -> str:
+    """An interval in brackets, without an upper end where there is none; a dash for fewer than six seeds."""
+    ends = [over + format(low, form)] if low is not None else []
+    ends += [format(high, form)] if high is not None else []
+    return f"[{', '.join(ends)}]" if ends else "–"
+
+
 def curves(arm: dict) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Windows trained and validation losses by seed, of the runs that are finished."""
     return {
@@ -69,13 +76,11 @@ def row_of_the_lowest(stream: str, arms: dict, ours: str) -> str:
     seeds = sorted(mine.keys() & theirs.keys())
     found = summarise_ratios([ratio_to_target(*mine[seed], *theirs[seed]) for seed in seeds])
     ahead = np.array([losses(arms[ours])[seed] - losses(arms[lowest])[seed] for seed in seeds])
-    low, high = (math.nan if end is None else end for end in interval(ahead))
     over = "> " if found.censored else ""
-    ends = [f"{over}{found.low:.2f}" if found.low else "", f"{found.high:.2f}" if found.high else ""]
+    change = f"{ahead.mean():+.3f} {between(*interval(ahead), form='+.3f')}"
     return (
-        f"{stream:<11} {lowest:<10} {ahead.mean():+.3f} [{low:+.3f}, {high:+.3f}]   "
-        f"{over + format(found.mean, '.2f'):<7} {'[' + ', '.join(filter(None, ends)) + ']':<13}"
-        f"{found.seeds - found.censored}/{found.seeds}"
+        f"{stream:<11} {lowest:<10} {change:<26} {over + format(found.mean, '.2f'):<7} "
+        f"{between(found.low, found.high, '.2f', over):<13} {found.seeds - found.censored}/{found.seeds}"
     )
 
 
@@ -84,19 +89,18 @@ def row(stream: str, arms: dict, ours: str) -> str:
     mine, theirs = ratios(arms[ours]), ratios(arms[best])
     seeds = sorted(mine.keys() & theirs.keys())
     logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
-    low, high = (math.nan if end is None else math.exp(end) for end in interval(logs))
+    of_theirs = (None if end is None else math.exp(end) for end in interval(logs))
     difference = arms[ours]["difference"]
     plain = losses(arms["uniform"])
     worse = sum(loss > plain[seed] for seed, loss in losses(arms[ours]).items())
     # A comparison of an earlier version has the interval of its table under other names.
     ends = (difference.get(f"{end}_with_text", difference[end]) for end in ("low", "high"))
-    low_change, high_change = (math.nan if end is None else end for end in ends)
-    change = f"{difference['mean']:+.3f} [{low_change:+.3f}, {high_change:+.3f}]"
+    change = f"{difference['mean']:+.3f} {between(*ends, form='+.3f')}"
     windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
     best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
     return (
         f"{stream:<11} {change:<25} {worse}/{len(plain)}    {best_change:<19} {windows:<10} "
-        f"{math.exp(logs.mean()):.2f} [{low:.2f}, {high:.2f}]"
+        f"{math.exp(logs.mean()):.2f} {between(*of_theirs, form='.2f')}"
     )
 
 
