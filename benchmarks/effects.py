@@ -31,6 +31,9 @@ from curriq.presets import own_settings
 from curriq.train.loop import train_step
 from curriq.train.run import prepare
 
+COMPARED_WITH = {"plain": (), "recommended": ("plain", "static filter", "prior alone")}
+"""What the seconds of an arm are divided by; plain training where nothing is said."""
+
 
 def build(config: RunConfig, folder: Path):
     """A prepared run that writes nothing."""
@@ -74,11 +77,10 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
     )
     for name, spent in seconds.items():
         print(f"{name:<14} {statistics.median(spent):.4f} s per step", end="")
-        for other in list(seconds)[: list(seconds).index(name)]:
-            if name == "recommended" or other == "plain":
-                pairs = zip(spent, seconds[other], strict=True)
-                low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-                print(f", {middle:.3f} [{low:.3f}, {high:.3f}] of {other}", end="")
+        for other in COMPARED_WITH.get(name, ("plain",)):
+            pairs = zip(spent, seconds[other], strict=True)
+            low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+            print(f", {middle:.3f} [{low:.3f}, {high:.3f}] of {other}", end="")
         print()
     with runs["recommended"].lm.full_precision():
         accuracy(runs["recommended"])

@@ -9,23 +9,11 @@ many pairs of one seed the arm ends below the other.
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from hindsight import losses
+from hindsight import between, changes
 
 from curriq.evaluate.statistics import interval
-
-
-def rows(arms: dict[str, Any], other: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each arm with its changes against the other, one per seed that both have."""
-    theirs = losses(arms[other])
-    for name, arm in arms.items():
-        if name != other:
-            ours = losses(arm)
-            yield name, np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
 def main() -> None:
@@ -40,10 +28,12 @@ def main() -> None:
         if options.arm not in arms:
             parser.error(f"--arm {options.arm}: the comparison has {', '.join(arms)}")
         print(f"{stream}, against {options.arm}")
-        for name, changes in rows(arms, options.arm):
-            low, high = interval(changes)
-            ends = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-            print(f"  {name:16} {changes.mean():+.3f}{ends}  {(changes < 0).sum()} of {len(changes)}")
+        for name, arm in arms.items():
+            if name == options.arm:
+                continue
+            change = changes(arm, arms[options.arm])
+            ends = between(*interval(change), form="+.3f")
+            print(f"  {name:16} {change.mean():+.3f} {ends}  {(change < 0).sum()} of {len(change)}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def losses(arm: dict) -> dict[int, float]:
     return {run["seed"]: run["test_loss"] for run in arm["runs"] if run["finished"]}
 
 
+def changes(arm: dict, other: dict) -> np.ndarray:
+    """Test loss less that of another arm, one per seed that both have."""
+    ours, theirs = losses(arm), losses(other)
+    return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+
 def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -75,11 +81,11 @@ def row_of_the_lowest(stream: str, arms: dict, ours: str) -> str:
     mine, theirs = curves(arms[ours]), curves(arms[lowest])
     seeds = sorted(mine.keys() & theirs.keys())
     found = summarise_ratios([ratio_to_target(*mine[seed], *theirs[seed]) for seed in seeds])
-    ahead = np.array([losses(arms[ours])[seed] - losses(arms[lowest])[seed] for seed in seeds])
+    change = changes(arms[ours], arms[lowest])
     over = "> " if found.censored else ""
-    change = f"{ahead.mean():+.3f} {between(*interval(ahead), form='+.3f')}"
+    of_loss = f"{change.mean():+.3f} {between(*interval(change), form='+.3f')}"
     return (
-        f"{stream:<11} {lowest:<10} {change:<26} {over + format(found.mean, '.2f'):<7} "
+        f"{stream:<11} {lowest:<10} {of_loss:<26} {over + format(found.mean, '.2f'):<7} "
         f"{between(found.low, found.high, '.2f', over):<13} {found.seeds - found.censored}/{found.seeds}"
     )
 
@@ -91,15 +97,15 @@ def row(stream: str, arms: dict, ours: str) -> str:
     logs = np.array([math.log(mine[seed] / theirs[seed]) for seed in seeds])
     of_theirs = (None if end is None else math.exp(end) for end in interval(logs))
     difference = arms[ours]["difference"]
-    plain = losses(arms["uniform"])
-    worse = sum(loss > plain[seed] for seed, loss in losses(arms[ours]).items())
+    over_plain = changes(arms[ours], arms["uniform"])
+    worse = f"{(over_plain > 0).sum()}/{len(over_plain)}"
     # A comparison of an earlier version has the interval of its table under other names.
     ends = (difference.get(f"{end}_with_text", difference[end]) for end in ("low", "high"))
     change = f"{difference['mean']:+.3f} {between(*ends, form='+.3f')}"
     windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
     best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
     return (
-        f"{stream:<11} {change:<25} {worse}/{len(plain)}    {best_change:<19} {windows:<10} "
+        f"{stream:<11} {change:<25} {worse}    {best_change:<19} {windows:<10} "
         f"{math.exp(logs.mean()):.2f} {between(*of_theirs, form='.2f')}"
     )
 

@@ -109,7 +109,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (EvalConfig, "eval_tasks_fewshot", [-2], [-1]),
     (TrainConfig, "reward_every", [0], [1]),
     (CriticConfig, "q_hidden", [-1], [0, 1]),
-    (CriticConfig, "td_lambda", [-0.1, math.nan], [1.0]),
+    (CriticConfig, "td_lambda", [-0.1, math.nan], [0.0]),
     (CriticConfig, "q_replay_size", [-1], [0]),
     (CriticConfig, "q_replay_batch", [0], [1]),
     (CriticConfig, "q_replay_updates", [0], [1]),
@@ -154,7 +154,10 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (LogConfig, "checkpoint_keep", [0], [1]),
     (LogConfig, "log_windows_mb", [-1.0, math.inf], [0.0]),
 ]
-REQUIRED = {SourceConfig: {"name": "a", "path": "embedded:prose"}}
+REQUIRED: dict[type, dict[str, Any]] = {
+    SourceConfig: {"name": "a", "path": "embedded:prose"},
+    CriticConfig: {"td_into_theta": True},  # without it no --td-lambda but 1 is accepted
+}
 
 
 def make(section: type, **values: Any) -> Any:
