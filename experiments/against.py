@@ -1,5 +1,6 @@
 """Every arm of a comparison against any other one, from its comparison.json.
 
+    python experiments/against.py experiments/published/recommended_ablations.json --arm recommended
     curriq compare experiments/langevin_rag.toml
     python experiments/against.py runs/langevin_rag/comparison.json --arm filter
 
@@ -8,10 +9,9 @@ many pairs of one seed the arm ends below the other.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from hindsight import between, changes
+from hindsight import between, changes, streams_of
 
 from curriq.evaluate.statistics import interval
 
@@ -23,8 +23,7 @@ def main() -> None:
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--arm", required=True, help="the one that the others are compared with")
     options = parser.parse_args()
-    streams = json.loads(options.comparison.read_text(encoding="utf-8"))["streams"]
-    for stream, arms in streams.items():
+    for stream, arms in streams_of(options.comparison).items():
         if options.arm not in arms:
             parser.error(f"--arm {options.arm}: the comparison has {', '.join(arms)}")
         print(f"{stream}, against {options.arm}")

@@ -1,7 +1,6 @@
 """Draws the picture at the head of the README: plain training, the best static filter, `recommended`.
 
-    curriq compare experiments/static.toml
-    python experiments/headline.py runs/static              # docs/images/headline.png
+    python experiments/headline.py                  # docs/images/headline.png, from the published numbers
 
 One panel per stream: the mean validation loss over the seeds against the windows trained on, its range over
 the seeds as a band, and the level at which plain training ends. The best static filter is chosen per stream
@@ -9,16 +8,14 @@ afterwards, by the windows that it needs to get there (experiments/hindsight.py)
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from hindsight import best_filter
+from hindsight import PUBLISHED, best_filter, curves, streams_of
 from matplotlib.figure import Figure
 
 from curriq.report import look
-from curriq.runlog.read import read_metrics
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "headline.png"
 TITLES = {
@@ -28,32 +25,15 @@ TITLES = {
 }
 
 
-def curves(folder: Path, arm: str, runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows trained on [e], and the validation loss of each finished seed there [seeds, e], from the runs
-    beside the comparison."""
-    rows = [
-        [
-            (row["x/windows_trained"], row["validation/loss"])
-            for row in read_metrics(folder / f"{arm}-{run['seed']}")
-            if "validation/loss" in row
-        ]
-        for run in runs
-        if run["finished"]
-    ]
-    found = np.array(rows)
-    return found[0, :, 0], found[:, :, 1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path, help="folder of the comparison and its runs")
+    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--streams", nargs="+", default=list(TITLES))
     options = parser.parse_args()
-    found = options.comparison / "comparison.json"
-    streams = json.loads(found.read_text(encoding="utf-8"))["streams"]
+    streams = streams_of(options.comparison)
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, stream in zip(figure.subplots(1, len(options.streams)), options.streams, strict=True):
         arms = streams[stream]
@@ -64,7 +44,8 @@ def main() -> None:
             "recommended": "recommended",
         }
         for style, (arm, label) in enumerate(names.items()):
-            x, y = curves(options.comparison / stream, arm, arms[arm]["runs"])
+            found = list(curves(arms[arm]).values())
+            x, y = found[0][0], np.array([losses for _, losses in found])
             axes.plot(x, y.mean(0), color=look.LIGHT[style], label=label, linewidth=1.6)
             axes.fill_between(
                 x, y.min(0), y.max(0), color=look.LIGHT[style], alpha=look.BAND_OPACITY, linewidth=0

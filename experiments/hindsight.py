@@ -1,6 +1,7 @@
 """`recommended` against the best static filter of each stream, chosen in hindsight, from a comparison.
 
-    curriq compare experiments/static.toml
+    python experiments/hindsight.py                                 # the published numbers, in a second
+    curriq compare experiments/static.toml                          # the same from new runs, in two hours
     python experiments/hindsight.py runs/static/comparison.json
 
 Windows are those to uniform training's final validation loss, over uniform training's own: geometric means
@@ -21,7 +22,17 @@ import numpy as np
 
 from curriq.evaluate.statistics import interval, ratio_to_target, summarise_ratios
 
+PUBLISHED = Path(__file__).parent / "published"
+"""What experiments/results.py --publish keeps: NAME.json is the comparison of NAME.toml."""
 NOT_FILTERS = ("uniform", "uniform-again", "recommended", "unlabelled")
+
+
+def streams_of(comparison: Path) -> dict[str, dict]:
+    """Arms by name, by stream, of a comparison.json; a line says where published numbers were made."""
+    found = json.loads(comparison.read_text(encoding="utf-8"))
+    if "origin" in found:
+        print("made at {commit}, {hardware}, threads per run: {threads}, {date}".format_map(found["origin"]))
+    return found["streams"]
 
 
 def ratios(arm: dict) -> dict[str, float]:
@@ -114,16 +125,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path)
+    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json")
     parser.add_argument("--arm", default="recommended")
     options = parser.parse_args()
-    result = json.loads(options.comparison.read_text(encoding="utf-8"))
+    streams = streams_of(options.comparison)
     title = f"{options.arm}: change of loss"
     print(f"{'':<11} {title:<25} worse  best filter         windows    of the filter's")
-    for stream, arms in result["streams"].items():
+    for stream, arms in streams.items():
         print(row(stream, arms, options.arm))
     print(f"{'':<11} {'lowest':<10} {'less its test loss':<26} windows to its final loss, reached")
-    for stream, arms in result["streams"].items():
+    for stream, arms in streams.items():
         print(row_of_the_lowest(stream, arms, options.arm))
 
 

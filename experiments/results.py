@@ -2,17 +2,22 @@
 
     make results                                        # hours on 2 cores; a stopped call is continued
     python experiments/results.py --only embedded rho --workers 1
+    python experiments/results.py --only static --publish
+
+With --publish the numbers of each comparison are kept in experiments/published, which is committed: what the
+documents quote is printed from there in a second, by the same scripts (python experiments/hindsight.py).
 
 Streams whose text is not embedded are read from the folder that CURRIQ_DEV_DATA names, and left out without
 it. The reference models of experiments/rho.toml are trained first.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +29,8 @@ from curriq.evaluate.plan import Plan, load_plan
 from curriq.train.session import environment
 
 FOLDER = Path(__file__).parent
+PUBLISHED = FOLDER / "published"
+"""Comparisons whose numbers the documents quote, NAME.json each."""
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
     *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "h100"),
@@ -31,10 +38,12 @@ COMPARISONS = (
 )
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "static": (("hindsight.py", "{out}/static/comparison.json"), ("headline.py", "{out}/static")),
-    "langevin_rag": (("against.py", "{out}/langevin_rag/comparison.json", "--arm", "filter"),),
-    "langevin_ablations": (("against.py", "{out}/langevin_ablations/comparison.json", "--arm", "langevin"),),
-    "langevin_variants": (("against.py", "{out}/langevin_variants/comparison.json", "--arm", "langevin"),),
+    "static": (("hindsight.py", "{comparison}"), ("headline.py", "{comparison}")),
+    "default_size": (("hindsight.py", "{comparison}"),),
+    "recommended_ablations": (("against.py", "{comparison}", "--arm", "recommended"),),
+    "langevin_rag": (("against.py", "{comparison}", "--arm", "filter"),),
+    "langevin_ablations": (("against.py", "{comparison}", "--arm", "langevin"),),
+    "langevin_variants": (("against.py", "{comparison}", "--arm", "langevin"),),
     "selected": (("selected.py", "--out", "{out}/selected"),),
 }
 """Scripts that print or draw what the documentation shows besides: after the comparison of that name, or of a
@@ -68,46 +77,79 @@ def train_references(plan: Plan) -> None:
         subprocess.run([sys.executable, script, "--only", *streams], check=True)
 
 
-def origin(workers: int) -> str:
+@dataclass(frozen=True)
+class Origin:
+    """Where and when numbers were made."""
+
+    commit: str  # that finished them; runs that a stopped call had left are kept
+    hardware: str
+    threads: int  # per run
+    date: str
+
+    def __str__(self) -> str:
+        return f"commit {self.commit}\n{self.hardware}, threads per run: {self.threads}\n{self.date}"
+
+
+def origin(workers: int) -> Origin:
     """Commit, processor, threads per run and date, for above a table."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(FOLDER), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    commit = git("rev-parse", "HEAD") or "unknown"
     dirty = " dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-    hardware = environment(torch.device("cpu"))["hardware"]
-    threads = max(1, parallel.cores() // workers)
-    now = datetime.now().astimezone().isoformat(" ", "minutes")
-    return f"commit {commit}{dirty}\n{hardware}, threads per run: {threads}\n{now}"
+    return Origin(
+        (git("rev-parse", "HEAD") or "unknown") + dirty,
+        environment(torch.device("cpu"))["hardware"],
+        max(1, parallel.cores() // workers),
+        datetime.now().astimezone().isoformat(" ", "minutes"),
+    )
 
 
-def run(name: str, out: Path, workers: int | None) -> int:
+def publish(comparison: Path, made: Origin, to: Path) -> None:
+    """Write a comparison.json as a file to be committed: with its origin, without this machine's paths."""
+    found = json.loads(comparison.read_text(encoding="utf-8"))
+    found["file"] = Path(found["file"]).name
+    for arms in found["streams"].values():
+        for run in (run for arm in arms.values() for run in arm["runs"]):
+            run.pop("folder", None)
+            run.pop("log", None)
+    to.parent.mkdir(exist_ok=True)
+    to.write_text(json.dumps({"origin": asdict(made)} | found) + "\n", encoding="utf-8")
+
+
+def run(name: str, out: Path, workers: int | None, publishing: bool = False) -> int:
     """The exit status of one comparison and its scripts; what they print stands below where it is from."""
     print(f"\n== {name}")
     status = 0
     if (FOLDER / f"{name}.toml").exists():
-        status = run_comparison(name, out, workers)
+        status = run_comparison(name, out, workers, publishing)
     else:
         print(origin(parallel.cores()), flush=True)  # a script trains in one thread
+    places = {"out": out, "comparison": out / name / "comparison.json"}
     for script, *arguments in () if status else SCRIPTS.get(name, ()):
-        words = [argument.format(out=out) for argument in arguments]
-        status = (
-            subprocess.run([sys.executable, str(FOLDER / script), *words], check=False).returncode or status
-        )
+        words = [argument.format_map(places) for argument in arguments]
+        done = subprocess.run([sys.executable, str(FOLDER / script), *words], check=False)
+        status = done.returncode or status
     return status
 
 
-def run_comparison(name: str, out: Path, workers: int | None) -> int:
+def run_comparison(name: str, out: Path, workers: int | None, publishing: bool) -> int:
     """The exit status of one comparison."""
-    plan = load_plan(FOLDER / f"{name}.toml", out / name, workers)
-    plan = runnable(plan)
+    whole = load_plan(FOLDER / f"{name}.toml", out / name, workers)
+    plan = runnable(whole)
     if not plan.streams:
         return 0
-    print(origin(plan.compare.workers), flush=True)
+    made = origin(plan.compare.workers)
+    print(made, flush=True)
     train_references(plan)
-    return compare(plan)
+    status = compare(plan)
+    if publishing and plan != whole:
+        print(f"{name} is not published: streams are left out.", file=sys.stderr)
+        return status or 1
+    if publishing and not status:
+        publish(plan.out / "comparison.json", made, PUBLISHED / f"{name}.json")
+    return status
 
 
 def main() -> int:
@@ -117,10 +159,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
     parser.add_argument("--workers", type=int, help="runs at a time (default: the files' own)")
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of all runs")
+    parser.add_argument("--publish", action="store_true", help="keep the numbers in experiments/published")
     options = parser.parse_args()
     failed = []
     for name in options.only:
-        status = run(name, options.out, options.workers)
+        status = run(name, options.out, options.workers, options.publish)
         if status == 130:  # Ctrl-C: the same command goes on
             return status
         failed += [name] if status else []

@@ -1,5 +1,6 @@
 """`experiments/results.py`: what it runs, which streams it leaves out, and what stands above a table."""
 
+import json
 import re
 from pathlib import Path
 
@@ -55,18 +56,36 @@ def test_streams_without_their_text_are_left_out_and_named(name, kept, monkeypat
     assert results.runnable(plan) == plan
 
 
+def test_a_comparison_without_all_of_its_streams_is_not_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CURRIQ_DEV_DATA", raising=False)
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(results, "compare", lambda plan: 0)
+    assert results.run_comparison("harmless", tmp_path, workers=1, publishing=True) != 0
+    assert "not published" in capsys.readouterr().err
+    assert not (tmp_path / "published").exists()
+
+
 def test_the_tables_stand_below_where_they_are_from(tmp_path, monkeypatch, capsys):
-    """Of runs that are finished, which are not run again."""
+    """Of runs that are finished, which are not run again; published, they name nothing of this machine."""
     file = write(tmp_path, [0])
     file.rename(tmp_path / "tiny.toml")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
     for run in load_plan(tmp_path / "tiny.toml", tmp_path / "out" / "tiny").runs:
         train(run.config.override(threads=1))
-    assert results.run("tiny", tmp_path / "out", workers=1) == 0
+    assert results.run("tiny", tmp_path / "out", workers=1, publishing=True) == 0
+    kept = (tmp_path / "published" / "tiny.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in kept
+    whole = json.loads((tmp_path / "out" / "tiny" / "comparison.json").read_text(encoding="utf-8"))
+    for arms in whole["streams"].values():
+        for run in (run for arm in arms.values() for run in arm["runs"]):
+            del run["folder"]
+    assert json.loads(kept)["streams"] == whole["streams"]
+    assert json.loads(kept)["origin"]["commit"] == "unknown"
     said = capsys.readouterr().out
     head, _, tables = said.partition("Test loss, mean of the seeds")
     assert "commit unknown" in head  # the folder is no checkout
     assert re.search(r"\d+ cores, threads per run: \d+\n\d{4}-\d\d-\d\d \d\d:\d\d", head)
     assert "low-loss" in tables
     monkeypatch.setattr(results, "FOLDER", EXPERIMENTS)
-    assert re.match(r"commit ([0-9a-f]{40}( dirty)?|unknown)\n", results.origin(2))
+    assert re.match(r"commit ([0-9a-f]{40}( dirty)?|unknown)\n", str(results.origin(2)))
