@@ -1,6 +1,6 @@
 """Every arm of a comparison against any other one, from its comparison.json.
 
-    python experiments/against.py experiments/published/recommended_ablations.json --arm recommended
+    python experiments/against.py experiments/published/recommended_ablations.json.gz --arm recommended
     curriq compare experiments/langevin_rag.toml
     python experiments/against.py runs/langevin_rag/comparison.json --arm filter
 

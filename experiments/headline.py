@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json")
+    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json.gz")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--streams", nargs="+", default=list(TITLES))
     options = parser.parse_args()

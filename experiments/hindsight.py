@@ -14,6 +14,7 @@ and the mean is a lower bound, `>`.
 """
 
 import argparse
+import gzip
 import json
 import math
 from pathlib import Path
@@ -23,13 +24,15 @@ import numpy as np
 from curriq.evaluate.statistics import interval, ratio_to_target, summarise_ratios
 
 PUBLISHED = Path(__file__).parent / "published"
-"""What experiments/results.py --publish keeps: NAME.json is the comparison of NAME.toml."""
+"""What experiments/results.py --publish keeps: NAME.json.gz is the comparison of NAME.toml."""
 NOT_FILTERS = ("uniform", "uniform-again", "recommended", "unlabelled")
 
 
 def streams_of(comparison: Path) -> dict[str, dict]:
     """Arms by name, by stream, of a comparison.json; a line says where published numbers were made."""
-    found = json.loads(comparison.read_text(encoding="utf-8"))
+    opened = gzip.open if comparison.suffix == ".gz" else open
+    with opened(comparison, "rt", encoding="utf-8") as file:
+        found = json.load(file)
     if "origin" in found:
         print("made at {commit}, {hardware}, threads per run: {threads}, {date}".format_map(found["origin"]))
     return found["streams"]
@@ -125,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json")
+    parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json.gz")
     parser.add_argument("--arm", default="recommended")
     options = parser.parse_args()
     streams = streams_of(options.comparison)

@@ -12,6 +12,7 @@ it. The reference models of experiments/rho.toml are trained first.
 """
 
 import argparse
+import gzip
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ from curriq.train.session import environment
 
 FOLDER = Path(__file__).parent
 PUBLISHED = FOLDER / "published"
-"""Comparisons whose numbers the documents quote, NAME.json each."""
+"""Comparisons whose numbers the documents quote, NAME.json.gz each."""
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
     *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "h100"),
@@ -115,7 +116,8 @@ def publish(comparison: Path, made: Origin, to: Path) -> None:
             run.pop("folder", None)
             run.pop("log", None)
     to.parent.mkdir(exist_ok=True)
-    to.write_text(json.dumps({"origin": asdict(made)} | found) + "\n", encoding="utf-8")
+    text = json.dumps({"origin": asdict(made)} | found)
+    to.write_bytes(gzip.compress(text.encode(), mtime=0))  # equal numbers, equal bytes
 
 
 def run(name: str, out: Path, workers: int | None, publishing: bool = False) -> int:
@@ -148,7 +150,7 @@ def run_comparison(name: str, out: Path, workers: int | None, publishing: bool) 
         print(f"{name} is not published: streams are left out.", file=sys.stderr)
         return status or 1
     if publishing and not status:
-        publish(plan.out / "comparison.json", made, PUBLISHED / f"{name}.json")
+        publish(plan.out / "comparison.json", made, PUBLISHED / f"{name}.json.gz")
     return status
 
 

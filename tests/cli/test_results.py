@@ -1,5 +1,6 @@
 """`experiments/results.py`: what it runs, which streams it leaves out, and what stands above a table."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_the_tables_stand_below_where_they_are_from(tmp_path, monkeypatch, capsy
     for run in load_plan(tmp_path / "tiny.toml", tmp_path / "out" / "tiny").runs:
         train(run.config.override(threads=1))
     assert results.run("tiny", tmp_path / "out", workers=1, publishing=True) == 0
-    kept = (tmp_path / "published" / "tiny.json").read_text(encoding="utf-8")
+    kept = gzip.decompress((tmp_path / "published" / "tiny.json.gz").read_bytes()).decode()
     assert str(tmp_path) not in kept
     whole = json.loads((tmp_path / "out" / "tiny" / "comparison.json").read_text(encoding="utf-8"))
     for arms in whole["streams"].values():
