@@ -1,6 +1,7 @@
 """`recommended` against the best static filter of each stream, chosen in hindsight, from a comparison.
 
     python experiments/hindsight.py                                 # the published numbers, in a second
+    python experiments/hindsight.py --without oracle                # filters of text alone
     curriq compare experiments/static.toml                          # the same from new runs, in two hours
     python experiments/hindsight.py runs/static/comparison.json
 
@@ -68,7 +69,7 @@ def between(low: float | None, high: float | None, form: str, over: str = "") ->
 def curves(arm: dict) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Windows trained and validation losses by seed, of the runs that are finished."""
     return {
-        run["seed"]: (np.array(run["curve"]["windows"]), np.array(run["curve"]["validation_loss"]))
+        run["seed"]: (np.array(run["curve"]["windows"], float), np.array(run["curve"]["validation_loss"]))
         for run in arm["runs"]
         if run["finished"]
     }
@@ -130,8 +131,12 @@ def main() -> None:
     )
     parser.add_argument("comparison", type=Path, nargs="?", default=PUBLISHED / "static.json.gz")
     parser.add_argument("--arm", default="recommended")
+    parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="no filter to compare with")
     options = parser.parse_args()
-    streams = streams_of(options.comparison)
+    streams = {
+        stream: {name: arm for name, arm in arms.items() if name not in options.without}
+        for stream, arms in streams_of(options.comparison).items()
+    }
     title = f"{options.arm}: change of loss"
     print(f"{'':<11} {title:<25} worse  best filter         windows    of the filter's")
     for stream, arms in streams.items():

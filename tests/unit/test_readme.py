@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments import hindsight
 from tests.helpers import VOCAB, tiny_lm
 from torch.utils.data import DataLoader
 
@@ -50,6 +51,22 @@ def test_compare_command_is_understood():
     _, _, file = shlex.split(command, comments=True)
     plan = load_plan(ROOT / file)
     assert len(plan.compare.seeds) >= 6
+
+
+def test_the_table_of_filters_is_what_the_published_numbers_print(capsys, monkeypatch):
+    """Each row, but for the words that name the stream."""
+
+    def figures(row: str) -> str:
+        return " ".join(row[re.search(r" [-+]\d\.\d{3} ", row).start() :].split())
+
+    monkeypatch.setattr("sys.argv", ["hindsight.py", "--without", "oracle"])
+    hindsight.main()
+    printed = capsys.readouterr().out.partition(" lowest ")[0]
+    theirs = [figures(line) for line in printed.splitlines() if re.search(r" \d/\d ", line)]
+    ours = [figures(line) for line in README.splitlines() if re.match(r" {4}.*  \d/\d  ", line)]
+    assert len(theirs) == 9
+    assert len(ours) >= 7
+    assert [row for row in ours if row not in theirs] == []
 
 
 def test_example_run_files_are_valid():
