@@ -24,8 +24,8 @@ if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and children inherit
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # While tests run, every annotated call and dataclass of the modules that state shapes is checked against its
-# types and shapes; as for type checkers, an int is a float too. The other modules are left to ty: to check what
-# is called for each document took a third of the time of a tiny run.
+# types and shapes; as for type checkers, an int is a float too. The other modules are left to ty: to check
+# what is called for each document took a third of the time of a tiny run.
 CHECKED = [
     ".".join(("curriq", *file.relative_to(folder).with_suffix("").parts))
     for folder in map(Path, importlib.util.find_spec("curriq").submodule_search_locations)
