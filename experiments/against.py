@@ -11,7 +11,7 @@ many pairs of one seed the arm ends below the other.
 import argparse
 from pathlib import Path
 
-from hindsight import between, changes, streams_of
+from hindsight import between, changes, require_arms, streams_of
 
 from curriq.evaluate.statistics import interval
 
@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--arm", required=True, help="the one that the others are compared with")
     options = parser.parse_args()
-    for stream, arms in streams_of(options.comparison).items():
-        if options.arm not in arms:
-            parser.error(f"--arm {options.arm}: the comparison has {', '.join(arms)}")
+    streams = streams_of(options.comparison)
+    require_arms(parser, streams, options.arm)
+    for stream, arms in streams.items():
         print(f"{stream}, against {options.arm}")
         for name, arm in arms.items():
             if name == options.arm:

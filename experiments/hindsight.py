@@ -18,6 +18,7 @@ import argparse
 import gzip
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def streams_of(comparison: Path) -> dict[str, dict]:
     if "origin" in found:
         print("made at {commit}, {hardware}, threads per run: {threads}, {date}".format_map(found["origin"]))
     return found["streams"]
+
+
+def require_arms(parser: argparse.ArgumentParser, streams: dict[str, dict], *names: str) -> None:
+    """End the program with a message where a stream lacks one of these arms."""
+    for stream, arms in streams.items():
+        for name in names:
+            if name not in arms:
+                parser.error(f"no arm {name!r} on {stream}: the comparison has {', '.join(arms)}")
 
 
 def ratios(arm: dict) -> dict[str, float]:
@@ -133,10 +142,11 @@ def main() -> None:
     parser.add_argument("--arm", default="recommended")
     parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="no filter to compare with")
     options = parser.parse_args()
-    streams = {
-        stream: {name: arm for name, arm in arms.items() if name not in options.without}
-        for stream, arms in streams_of(options.comparison).items()
-    }
+    streams = streams_of(options.comparison)
+    require_arms(parser, streams, options.arm, *options.without)
+    for arms, name in product(streams.values(), options.without):
+        del arms[name]
+    require_arms(parser, streams, options.arm, "uniform")
     title = f"{options.arm}: change of loss"
     print(f"{'':<11} {title:<25} worse  best filter         windows    of the filter's")
     for stream, arms in streams.items():

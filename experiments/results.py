@@ -113,8 +113,7 @@ def publish(comparison: Path, made: Origin, to: Path) -> None:
     found["file"] = Path(found["file"]).name
     for arms in found["streams"].values():
         for run in (run for arm in arms.values() for run in arm["runs"]):
-            run.pop("folder", None)
-            run.pop("log", None)
+            del run["folder"]
     to.parent.mkdir(exist_ok=True)
     text = json.dumps({"origin": asdict(made)} | found)
     to.write_bytes(gzip.compress(text.encode(), mtime=0))  # equal numbers, equal bytes
@@ -142,13 +141,13 @@ def run_comparison(name: str, out: Path, workers: int | None, publishing: bool) 
     plan = runnable(whole)
     if not plan.streams:
         return 0
+    if publishing and plan != whole:
+        print(f"{name} is not run: streams are left out, and --publish needs all of them.", file=sys.stderr)
+        return 1
     made = origin(plan.compare.workers)
     print(made, flush=True)
     train_references(plan)
     status = compare(plan)
-    if publishing and plan != whole:
-        print(f"{name} is not published: streams are left out.", file=sys.stderr)
-        return status or 1
     if publishing and not status:
         publish(plan.out / "comparison.json", made, PUBLISHED / f"{name}.json.gz")
     return status

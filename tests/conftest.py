@@ -27,7 +27,7 @@ if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and children inherit
 # types and shapes; as for type checkers, an int is a float too. The other modules are left to ty: to check
 # what is called for each document took a third of the time of a tiny run.
 CHECKED = [
-    ".".join(("curriq", *file.relative_to(folder).with_suffix("").parts))
+    ".".join(("curriq", *file.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
     for folder in map(Path, importlib.util.find_spec("curriq").submodule_search_locations)
     for file in sorted(folder.rglob("*.py"))
     if "from jaxtyping import" in file.read_text(encoding="utf-8")

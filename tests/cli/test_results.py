@@ -58,11 +58,16 @@ def test_streams_without_their_text_are_left_out_and_named(name, kept, monkeypat
 
 
 def test_a_comparison_without_all_of_its_streams_is_not_published(tmp_path, monkeypatch, capsys):
+    """It is refused before anything is trained."""
+
+    def never(plan):
+        raise AssertionError("it was run")
+
     monkeypatch.delenv("CURRIQ_DEV_DATA", raising=False)
     monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(results, "compare", lambda plan: 0)
+    monkeypatch.setattr(results, "compare", never)
     assert results.run_comparison("harmless", tmp_path, workers=1, publishing=True) != 0
-    assert "not published" in capsys.readouterr().err
+    assert "--publish needs all of them" in capsys.readouterr().err
     assert not (tmp_path / "published").exists()
 
 

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,11 @@ def random_q(seed: int, n: int = 7) -> torch.Tensor:
 
 def random_policy(seed: int, n: int = 7) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed + 100).dirichlet(np.ones(n)))
+
+
+def test_shapes_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        eq.soft_value(torch.zeros(2, 2), 1.0)
 
 
 # Eqs. 3 and 4
