@@ -24,14 +24,16 @@ if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and children inherit
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # While tests run, every annotated call and dataclass of the modules that state shapes is checked against its
-# types and shapes; as for type checkers, an int is a float too. The other modules are left to ty: to check
-# what is called for each document took a third of the time of a tiny run.
-CHECKED = [
+# types and shapes; as for type checkers, an int is a float too. The other modules are left to ty, and so are
+# two whose functions run once per word or document: to check them took a third of the time of a tiny run.
+PER_WORD = {"curriq.data.words", "curriq.data.contamination"}
+STATING_SHAPES = {
     ".".join(("curriq", *file.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
     for folder in map(Path, importlib.util.find_spec("curriq").submodule_search_locations)
-    for file in sorted(folder.rglob("*.py"))
+    for file in folder.rglob("*.py")
     if "from jaxtyping import" in file.read_text(encoding="utf-8")
-]
+}
+CHECKED = sorted(STATING_SHAPES - PER_WORD)
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402
