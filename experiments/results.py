@@ -34,13 +34,14 @@ PUBLISHED = FOLDER / "published"
 """Comparisons whose numbers the documents quote, NAME.json.gz each."""
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
-    *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "h100"),
+    *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "long", "h100"),
     *("langevin_rag", "langevin_ablations", "langevin_variants"),
 )
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("hindsight.py", "{comparison}"), ("headline.py", "{comparison}")),
     "default_size": (("hindsight.py", "{comparison}"),),
+    "long": (("hindsight.py", "{comparison}"),),
     "recommended_ablations": (("against.py", "{comparison}", "--arm", "recommended"),),
     "langevin_rag": (("against.py", "{comparison}", "--arm", "filter"),),
     "langevin_ablations": (("against.py", "{comparison}", "--arm", "langevin"),),
