@@ -52,12 +52,10 @@ def cost(base: RunConfig, rounds: int, folder: Path) -> None:
     recommended = base.override(**own_settings("recommended"))
     every = recommended.train.reward_every
     steps = (rounds + 2) * every  # so that the learning rate does not come to the end of its decay
-    of_prior = ("accept_target_source", "max_read_ratio", "sharp_start")
-    prior = {name: recommended.value(name) for name in of_prior}
     changed = {
         "plain": base.override(selector="uniform"),
         "static filter": base.override(**own_settings("dsir")),
-        "prior alone": base.override(selector="filter", **prior),
+        "prior alone": base.override(**own_settings("prior")),
         "recommended": recommended,
     }
     runs = {name: build(config.override(steps=steps), folder / name) for name, config in changed.items()}

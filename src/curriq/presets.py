@@ -43,6 +43,13 @@ def dsir() -> RunConfig:
     return RunConfig().override(selector="filter", static_rule="share", max_read_ratio=8)
 
 
+def prior() -> RunConfig:
+    """What `recommended` chooses by as long as its gate is shut: nothing is measured or learned."""
+    return dsir().override(
+        static_rule="posterior", accept_target_source=True, sharp_start=20_000, repeat_discount=0.5
+    )
+
+
 def classifier() -> RunConfig:
     """`dsir` with a linear classifier of n-grams, target against stream."""
     return dsir().override(static_score="classifier")
@@ -230,7 +237,7 @@ def smoke() -> RunConfig:
 
 _FUNCTIONS = (
     *(default, recommended, weighted, paper, paper_replay, langevin_rag, paper_langevin),
-    *(dsir, classifier, embedding, oracle, reference, smoke, small),
+    *(prior, dsir, classifier, embedding, oracle, reference, smoke, small),
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

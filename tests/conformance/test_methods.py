@@ -10,6 +10,7 @@ from tests.helpers import random_offer
 from tests.runs import Finished, tiny
 
 from curriq import langevin
+from curriq.presets import own_settings
 from curriq.rng import Generators
 from curriq.runlog.read import read_metrics
 from curriq.select.base import Context, Method
@@ -100,6 +101,16 @@ def test_the_filter_of_the_stream_is_the_selector(name, context):
         method.proposer.accept_prob(offer)
     assert method.selector.critic is method.critic
     assert method.selector.temperature is method.critic.temperature
+
+
+def test_preset_prior_is_what_recommended_chooses_while_its_gate_is_shut(tmp_path):
+    for name in ("prior", "recommended"):
+        train(tiny(**own_settings(name), run_dir=str(tmp_path / name)))
+    ours, prior = Finished(tmp_path / "recommended"), Finished(tmp_path / "prior")
+    assert not any(row.get("gate/confidence") for row in ours.rows)
+    assert len(prior.candidates["row"]) > 6 * 8  # it rejected some
+    assert ours.candidates | {"q": None} == prior.candidates | {"q": None}
+    assert ours.weights == prior.weights
 
 
 def test_the_recommended_preset_on_sources_alone_selects(tmp_path):
