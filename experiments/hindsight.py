@@ -15,8 +15,6 @@ and the mean is a lower bound, `>`.
 """
 
 import argparse
-import gzip
-import json
 import math
 from itertools import product
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from curriq.evaluate.statistics import interval, ratio_to_target, summarise_ratios
+from curriq.runlog.read import read_document
 
 PUBLISHED = Path(__file__).parent / "published"
 """What experiments/results.py --publish keeps: NAME.json.gz is the comparison of NAME.toml."""
@@ -32,9 +31,9 @@ NOT_FILTERS = ("uniform", "uniform-again", "recommended", "unlabelled")
 
 def streams_of(comparison: Path) -> dict[str, dict]:
     """Arms by name, by stream, of a comparison.json; a line says where published numbers were made."""
-    opened = gzip.open if comparison.suffix == ".gz" else open
-    with opened(comparison, "rt", encoding="utf-8") as file:
-        found = json.load(file)
+    found = read_document(comparison, "compare again, finished runs are kept")
+    if not found:
+        raise SystemExit(f"{comparison} does not exist: give the comparison.json that `curriq compare` wrote")
     if "origin" in found:
         print("made at {commit}, {hardware}, threads per run: {threads}, {date}".format_map(found["origin"]))
     return found["streams"]

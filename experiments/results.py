@@ -114,7 +114,7 @@ def publish(comparison: Path, made: Origin, to: Path) -> None:
     found["file"] = Path(found["file"]).name
     for arms in found["streams"].values():
         for run in (run for arm in arms.values() for run in arm["runs"]):
-            del run["folder"]
+            run["folder"] = "/".join(Path(run["folder"]).parts[-2:])
     to.parent.mkdir(exist_ok=True)
     text = json.dumps({"origin": asdict(made)} | found)
     to.write_bytes(gzip.compress(text.encode(), mtime=0))  # equal numbers, equal bytes

@@ -1,5 +1,6 @@
 """`curriq compare`: what it refuses before it starts, whom it runs, and what it writes."""
 
+import gzip
 import io
 import json
 import os
@@ -281,6 +282,33 @@ class TestFinished:
         assert curve["windows"] == [32, 48]
         assert (out / "curves-dirty.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (out / "curves-dirty.svg").read_text()
+
+    def test_its_file_alone_makes_the_page(self, compare, finished: Path, here: Path, capsys):
+        """As it is published: compressed, and the folders of its runs are elsewhere."""
+        assert compare()[0] == 0
+        result = json.loads((finished / "out" / "comparison.json").read_text())
+        for run in (run for arm in result["streams"]["dirty"].values() for run in arm["runs"]):
+            run["folder"] = "dirty/" + Path(run["folder"]).name
+        file = here / "small.json.gz"
+        file.write_bytes(gzip.compress(json.dumps(result).encode()))
+        assert main(["report", str(file), "--no-figures"]) == 0
+        assert "The logs of 8 finished runs are not there" in capsys.readouterr().err
+        page = (here / "report.html").read_text(encoding="utf-8")
+        assert "<title>curriq: small</title>" in page
+        assert "The logs of 8 finished runs are not there" in page
+        assert main(["report", str(finished / "out"), "--no-figures", "--out", str(here / "whole.html")]) == 0
+        assert "are not there" not in capsys.readouterr().err
+        for damaged in (
+            b"[]",
+            b"{}",
+            gzip.compress(b"{}")[:-4],
+            gzip.compress(b'{"streams": {}, "baseline": 1}'),
+        ):
+            file.write_bytes(damaged)
+            assert main(["report", str(file)]) != 0
+            said = capsys.readouterr().err
+            assert str(file) in said
+            assert "fault of curriq" not in said
 
     def test_says_the_same_twice(self, compare, finished: Path):
         written = []

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
         "charts as PNG and SVG.",
     )
     add = parser.add_argument
-    add("--out", type=Path, help="the page (default: report.html in the only RUN, or here)")
+    add(
+        "--out", type=Path, help="the page (default: report.html in the only RUN, if it is a folder, or here)"
+    )
     add("--figures", type=Path, help="folder of the figures (default: figures beside the page)")
     add("--no-figures", action="store_true", help="write the page only")
     axis = "x-axis of the figures (default: windows; the page lets its reader choose)"
@@ -70,7 +72,8 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
     options = parse_runs(parser, arguments)
     embed = load_embed(options.encoder) if options.encoder and load_embed is not None else None
     report = build(options.RUN, options.topics, embed, lambda line: print(line, file=sys.stderr))
-    out = options.out or (options.RUN[0] if len(options.RUN) == 1 else Path()) / "report.html"
+    alone = len(options.RUN) == 1 and options.RUN[0].is_dir()
+    out = options.out or (options.RUN[0] if alone else Path()) / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, report.page().encode())
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str], load_embed: Callable[[str], Embed] | None = N
 
 def parse_runs(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command on the folders `RUN`, with `--topics`; CurriqError where that is refused."""
-    runs = "folder of a run, or of a comparison (with comparison.json)"
+    runs = "folder of a run or a comparison; or a comparison.json alone, also compressed (.json.gz)"
     parser.add_argument("RUN", type=Path, nargs="+", help=runs)
     parser.add_argument("--topics", type=int, default=8, help="clusters of windows; 0 for none (default: 8)")
     options = parser.parse_args(list(arguments))
@@ -98,7 +101,7 @@ def build(
     embed: Embed | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """The report on folders of runs, or on that of a comparison.
+    """The report on folders of runs, or on that of a comparison, or on its file alone.
 
     Args:
         topics: clusters of the windows.
@@ -108,12 +111,15 @@ def build(
     Raises:
         CurriqError: a folder is neither, or a file in it is damaged.
     """
-    files = [file for folder in folders if (file := folder / "comparison.json").exists()]
-    if files and len(folders) > 1:
-        raise CurriqError(f"{files[0].parent} is a comparison: give it alone, or folders of single runs.")
-    result = read_document(files[0], "compare again, finished runs are kept") if files else {}
+    compared = [folder for folder in folders if _result_file(folder).exists()]
+    if compared and len(folders) > 1:
+        raise CurriqError(f"{compared[0]} is a comparison: give it alone, or folders of single runs.")
+    result = _result(_result_file(folders[0])) if compared else {}
     with explained(folders[0]):
-        places = _runs_of(result, folders[0]) if files else _labelled(folders)
+        places = _runs_of(result, _result_file(folders[0]).parent) if compared else _labelled(folders)
+        if compared and (note := _missing(result, places)):
+            result["notes"].append(note)
+            log(note)
     detail = Detail.of(len(places), topics)
     runs, sections = [], []
     for number, (label, folder) in enumerate(places, 1):
@@ -123,9 +129,33 @@ def build(
             runs.append(load_run_log(folder, label, detail, embed))
             sections.append((label, _sections(runs[-1])))
     with explained(folders[0]):
-        overview = _of_comparison(result, runs) if files else [runs_helped(runs)]
-    name = folders[0].resolve().name if len(folders) == 1 else f"{len(runs)} runs"
+        overview = _of_comparison(result, runs) if compared else [runs_helped(runs)]
+    name = folders[0].resolve().name.removesuffix(".gz").removesuffix(".json")
+    name = name if len(folders) == 1 else f"{len(runs)} runs"
     return Report(f"curriq: {name}", overview, sections)
+
+
+def _result_file(given: Path) -> Path:
+    """A comparison's file itself, or where its folder has it."""
+    alone = given.is_file() and given.name.endswith((".json", ".json.gz"))
+    return given if alone else given / "comparison.json"
+
+
+def _result(file: Path) -> Json:
+    result = read_document(file, "compare again, finished runs are kept")
+    required = {"streams", "baseline", "notes"}
+    require(
+        required <= result.keys(), f"{file} is no result of `curriq compare`: that has {sorted(required)}."
+    )
+    return result
+
+
+def _missing(result: Json, places: list[tuple[str, Path]]) -> str:
+    """What the page lacks where the folders of finished runs are gone; empty where it lacks nothing."""
+    missing = sum(run["finished"] for *_, run in _planned_runs(result)) - len(places)
+    if not missing:
+        return ""
+    return f"The logs of {missing} finished runs are not there: the page cannot show what they learned from."
 
 
 def _of_comparison(result: Json, runs: list[RunLog]) -> list[Section]:

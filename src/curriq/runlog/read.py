@@ -3,10 +3,12 @@
 Where a file is missing or damaged they raise CurriqError, which names the file and how to fix it.
 """
 
+import gzip
 import json
 import logging
 import os
 import tomllib
+import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -82,13 +84,16 @@ def existing(path: Path) -> Path:
 
 
 def read_document(path: Path, fix: str = "remove it to report on the rest") -> dict[str, Any]:
-    """The content of a JSON or TOML file; empty when there is no such file. An error ends with `fix`."""
+    """The content of a JSON file, also compressed (.gz), or of a TOML file; empty when there is no such file.
+    An error ends with `fix`."""
     if not path.exists():
         return {}
     loads = tomllib.loads if path.suffix == ".toml" else json.loads
     try:
-        content = loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = loads(content.decode("utf-8"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise CurriqError(f"{path} is damaged ({error}): {fix}.") from None
     if not isinstance(content, dict):
         raise CurriqError(f"{path} is damaged (it holds a {type(content).__name__}, not a table): {fix}.")
