@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from curriq.evaluate.statistics import Ratio, summarise_differences, summarise_ratios
-from curriq.report.outcome import print_comparison, streams_of
+from curriq.report.chart import Table
+from curriq.report.outcome import comparison_helped, print_comparison, streams_of
 from curriq.terminal import console
 
 
@@ -69,6 +70,40 @@ def test_too_few_seeds_have_neither_and_say_why(seeds: int):
     assert f"{seeds} seed{'s' * (seeds > 1)} cannot decide: the smallest p of n seeds is 2/2ⁿ" in said
     assert "only from 6 on" in said
     assert "p = " not in streams_of(result(seeds))[0].sentence()
+
+
+def test_several_streams_come_to_a_sentence_for_each_arm_and_a_table():
+    comparison = result(6)
+    others = {"flat": result(6, gain=0.0), "bad": result(6, gain=-0.2), "new": result(2), "good": result(6)}
+    comparison["streams"] |= {name: other["streams"]["default"] for name, other in others.items()}
+    answer = "ours: gain on plain on 2 of 5 streams; no gain on flat; worse on bad; too few seeds on new."
+    assert answer in printed(comparison)
+    section = comparison_helped(comparison, [])
+    assert section.answer == answer
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    assert table.header == ["stream", "ours"]
+    assert [row[0] for row in table.rows] == ["default", "flat", "bad", "new", "good"]
+    assert [row[1].split(" ")[0] for row in table.rows[:3:2]] == [
+        f"{comparison['streams'][name]['ours']['difference']['mean']:+.3f}".replace("-", "−")
+        for name in ("default", "bad")
+    ]
+    assert [row[1].split(" ", 1)[1] for row in table.rows] == [
+        "gain",
+        "no gain",
+        "worse",
+        "too few seeds",
+        "gain",
+    ]
+    alone = comparison_helped(result(6), [])
+    assert "against plain, p = 0.031: gain" in alone.answer
+    assert not isinstance(alone.blocks[0], Table)
+
+
+def test_an_arm_that_a_stream_lacks_is_no_gap_in_silence():
+    comparison = result(6)
+    comparison["streams"]["other"] = {"plain": comparison["streams"]["default"]["plain"]}
+    assert "ours: gain on plain on 1 of 2 streams; no pairs on other." in printed(comparison)
 
 
 def test_bounds_are_explained_where_they_stand():

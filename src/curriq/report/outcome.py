@@ -30,15 +30,48 @@ TASK = "task/"
 def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
     """Section 1 for the result of `curriq compare`."""
     streams = streams_of(result)
-    blocks: list[Block] = []
+    several = len(streams) > 1
+    blocks: list[Block] = [_verdicts(streams)] if several else []
     for stream in streams:
-        if len(streams) > 1:
+        if several:
             blocks.append(Heading(stream.name))
         tables = (stream.loss_table(), stream.cost_table(), stream.spent_table())
         blocks += [stream.curves(), *stream.forests(), *tables]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
-    answer = " ".join(stream.sentence() for stream in streams)
+    answer = " ".join(_over_streams(streams)) if several else streams[0].sentence()
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
+
+
+def _arms_of(streams: "list[Stream]") -> list[str]:
+    """The arms that were judged on some stream, in their order."""
+    return list(dict.fromkeys(name for stream in streams for name in stream.verdicts()))
+
+
+def _verdicts(streams: "list[Stream]") -> Table:
+    """The change of the test loss of each arm, and the verdict on it, on each stream."""
+    arms, rows = _arms_of(streams), []
+    for stream in streams:
+        verdicts = stream.verdicts()
+        changes = {arm: fixed(stream.arms[arm]["difference"]["mean"], "+.3f") for arm in verdicts}
+        rows.append(
+            [stream.name, *(f"{changes[arm]} {verdicts[arm]}" if arm in verdicts else "–" for arm in arms)]
+        )
+    note = "Nats per token, less is better; intervals and tests stand below, stream by stream."
+    return Table(f"Change of the test loss against {streams[0].baseline}", ["stream", *arms], rows, note)
+
+
+def _over_streams(streams: "list[Stream]") -> list[str]:
+    """A sentence for each arm: on how many streams it gains, and which verdict the others got."""
+    sentences = []
+    for arm in _arms_of(streams):
+        names: dict[str, list[str]] = {}
+        for stream in streams:
+            names.setdefault(stream.verdicts().get(arm, "no pairs"), []).append(stream.name)
+        gains = len(names.pop("gain", []))
+        others = [f"{verdict} on {', '.join(found)}" for verdict, found in names.items()]
+        against = f"gain on {streams[0].baseline} on {gains} of {len(streams)} streams"
+        sentences.append(f"{arm}: {'; '.join([against, *others])}.")
+    return sentences or ["No pair of runs has finished."]
 
 
 def runs_helped(runs: list[RunLog]) -> Section:
@@ -142,14 +175,17 @@ def _task_chart(name: str, runs: list[RunLog]) -> Chart:
 
 
 def print_comparison(result: Json, console: "Console | None" = None) -> None:
-    """Print three tables per stream of comparison.json, each within 80 columns, and what went wrong."""
+    """Print three tables per stream of comparison.json, each within 80 columns, what they come to, and what
+    went wrong."""
     from rich.text import Text
 
-    console = console or terminal.console()
-    for stream in streams_of(result):
+    console, streams = console or terminal.console(), streams_of(result)
+    for stream in streams:
         console.print()
         for table in (stream.loss_table(), stream.cost_table(), stream.spent_table()):
             print_table(console, table)
+    if len(streams) > 1:
+        console.print("", *_over_streams(streams), sep="\n", markup=False, highlight=False)
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]
     logs = {"/".join(Path(run["folder"]).parts[-2:]): run["log"] for run in runs if not run["finished"]}
     for name, message in result["failed"].items():
@@ -200,6 +236,11 @@ class Stream:
     suffix: str  # of the titles, to tell streams apart
     tail_margin: float | None = None  # nats per token; None in a comparison of an earlier version
     alpha: float = 0.05
+
+    def verdicts(self) -> dict[str, str]:
+        """Arm → `gain`, `worse`, `no gain`, `undetermined` or `too few seeds`, where it was compared."""
+        found = {name: arm["difference"] for name, arm in self.arms.items()}
+        return {name: self._verdict(one).partition(":")[0] for name, one in found.items() if one is not None}
 
     def sentence(self) -> str:
         """The verdicts in a sentence."""
