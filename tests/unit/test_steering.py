@@ -109,6 +109,20 @@ class TestFewProbes:
             opened += gate.confidence > 0
         assert 0.7 <= opened / runs <= 0.92
 
+    def test_by_chance_it_opens_seldom_and_not_for_long(self):
+        generator, runs, probes, windows = torch.Generator().manual_seed(0), 400, 24, 16
+        opened = steps_open = 0
+        for _ in range(runs):
+            gate, open_now = CalibrationGate(0.5), []
+            for _ in range(probes):
+                q, effect = torch.randn(2, windows, generator=generator, dtype=torch.float64)
+                gate._evidence.add(rank_correlation(q, effect))
+                open_now.append(gate.confidence > 0)
+            opened += any(open_now)
+            steps_open += sum(open_now)
+        assert opened / runs == pytest.approx(1 / 6, abs=0.05)
+        assert steps_open / runs / probes == pytest.approx(0.03, abs=0.01)
+
     def test_never_with_windows_that_cannot_show_it(self):
         assert CalibrationGate(0.5).probes_to_open(1) == math.inf
         assert CalibrationGate(0.5).probes_to_open(4) == math.inf  # the memory forgets faster than it learns

@@ -150,7 +150,9 @@ class CalibrationGate(Saved):
     measured effects, before Q has learnt from them. The exponentially weighted mean ρ̄ of the probes has a
     standard error s; the confidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
     complete, and the fraction goes from 1 to `sharpest` with it. A Q that ranks no better than chance,
-    because the reward is noise or all windows are alike, costs only its probes.
+    because the reward is noise or all windows are alike, costs its probes and little more: as the bound is
+    looked at after every probe, 24 probes of 16 windows open the gate for a while in one run of six, and on
+    average for 3 % of the steps.
 
     Args:
         sharpest: fraction at full confidence.
