@@ -8,8 +8,8 @@ import torch
 
 from curriq.data.stream import Unreadable
 from curriq.select import repetition
-from curriq.select.repetition import REPEATED, SHINGLE, Repetitions
-from curriq.select.static import FRESH
+from curriq.select.repetition import REPEATED, Repetitions
+from curriq.select.static import FRESH, PASSAGE
 from curriq.select.stream_filter import FilteredStream
 from curriq.types import IGNORED, Cost, Offer, Sampled, Windows
 
@@ -32,7 +32,7 @@ def brute_force(trained: torch.Tensor, window: torch.Tensor) -> int:
 
     def passages(row: torch.Tensor) -> list[tuple[int, ...]]:
         tokens = row.tolist()
-        return [tuple(tokens[i : i + SHINGLE]) for i in range(len(tokens) - SHINGLE + 1)]
+        return [tuple(tokens[i : i + PASSAGE]) for i in range(len(tokens) - PASSAGE + 1)]
 
     counts = Counter(passage for row in trained for passage in passages(row))
     most_first = sorted((counts[passage] for passage in passages(window)), reverse=True)
@@ -87,7 +87,7 @@ class TestCount:
         assert counter.count(of(tokens, labels)).tolist() == [1, 0]
 
     def test_windows_too_short_to_tell_have_none(self) -> None:
-        short = of(torch.zeros(3, SHINGLE - 1, dtype=torch.int64))
+        short = of(torch.zeros(3, PASSAGE - 1, dtype=torch.int64))
         counter = Repetitions(0.5, T)
         counter.add(short)
         assert counter.count(short).tolist() == [0, 0, 0]

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +13,23 @@ from torch import Tensor
 
 from curriq.config import SelectConfig
 from curriq.data.split import gumbel_top_k
-from curriq.data.stream import Unreadable
+from curriq.data.stream import Unreadable, window_id
 from curriq.select import static
 from curriq.select.rules import RULES, Resampling, TargetPosterior, TargetQuantile, TopShare
 from curriq.select.static import (
     DOCUMENT_SHARE,
+    FRESH,
+    PASSES,
     SAMPLE,
     START_QUANTILE,
+    Plan,
     RecentTotals,
     Rule,
     ScoredStream,
 )
 from curriq.select.stream_filter import FilteredStream
 from curriq.state import Saved
-from curriq.types import Cost, Offer, Windows
+from curriq.types import Cost, Offer, Windows, WindowSource
 
 
 def normal(n: int, seed: int, mean: float = 0.0) -> Tensor:
@@ -209,13 +213,12 @@ class Drawn(Saved):
         means: of the sources, which are equally frequent.
         length: windows until it ends.
         size: windows of a document.
-        again: windows of source 0 after which the same ones come again.
     """
 
     SAVED = ("position",)
 
-    def __init__(self, *means: float, length: int = 10**9, size: int = 1, again: int | None = None) -> None:
-        self.means, self.length, self.size, self.again = means, length, size, again
+    def __init__(self, *means: float, length: int = 10**9, size: int = 1) -> None:
+        self.means, self.length, self.size = means, length, size
         self.position = 0
 
     def read(self, n: int) -> Offer:
@@ -225,9 +228,43 @@ class Drawn(Saved):
         source = torch.tensor([int(abs(u) * 1e6) % len(self.means) for u, _ in draws], dtype=torch.int64)
         scores = [self.means[s] + v for s, (_, v) in zip(source.tolist(), draws, strict=True)]
         tokens = (torch.tensor(scores).view(-1, 1) * 1000).round().long().repeat(1, 2)
-        numbers = ids if self.again is None else torch.where(source == 0, ids % self.again, ids)
-        windows = Windows(tokens=tokens, ids=numbers, source=source, document=ids // self.size)
+        windows = Windows(tokens=tokens, ids=ids, source=source, document=ids // self.size)
         return Offer.of(windows, cost=Cost(windows_read=len(ids)), epoch=0)
+
+
+class Packed(Saved):
+    """Twenty documents of source 0 in endless epochs, packed one after another in another order each time,
+    and among them new text of source 1; windows of 16 tokens.
+
+    Args:
+        every: one window in so many is of source 0.
+    """
+
+    SAVED = ("position",)
+
+    def __init__(self, every: int) -> None:
+        self.every, self.position = every, 0
+        generator = np.random.default_rng(0)
+        documents = [generator.integers(0, 1000, size=size) for size in range(70, 90)]
+        self.epoch = sum(map(len, documents)) / 16  # windows
+        orders = [np.random.default_rng(k).permutation(20) for k in range(40)]
+        self.text = np.concatenate([documents[d] for order in orders for d in order])
+        self.new = np.random.default_rng(1).integers(0, 1000, size=(200_000, 16))
+
+    def read(self, n: int) -> Offer:
+        rows = [self._row(self.position + i) for i in range(n)]
+        self.position += n
+        source = torch.tensor([source for source, _ in rows])
+        ids = torch.tensor([window_id(str(source), tokens) for source, tokens in rows])
+        tokens = torch.tensor(np.stack([tokens for _, tokens in rows]))
+        windows = Windows(tokens=tokens, ids=ids, source=source, document=ids)
+        return Offer.of(windows, cost=Cost(windows_read=n), epoch=0)
+
+    def _row(self, i: int) -> tuple[int, np.ndarray]:
+        if i % self.every:
+            return 1, self.new[i]
+        begin = i // self.every * 16
+        return 0, self.text[begin : begin + 16]
 
 
 def target_windows(n: int, documents: int | None = None) -> Windows:
@@ -237,7 +274,7 @@ def target_windows(n: int, documents: int | None = None) -> Windows:
 
 
 def scored(
-    stream: Drawn, rule: Rule | None = None, *, target: Tensor | None = None, **settings: int
+    stream: WindowSource, rule: Rule | None = None, *, target: Tensor | None = None, **settings: Any
 ) -> ScoredStream:
     target = normal(200, 77) if target is None else target
     return ScoredStream(stream, Given(target), rule, target_windows(len(target)), **settings)
@@ -347,21 +384,38 @@ class TestScoredStream:
         offer = read(scored(Drawn(0.0), TargetPosterior(4.0), sharp_start=10**6), 2048)
         assert (offer.known["prior"] > 0.5).double().mean() > 0.95
 
-    def test_a_source_that_is_read_over_and_over_yields_to_target_like_text(self):
-        """Twenty windows of the target's own come again and again among new ones of another source, all of
-        which are as target-like as can be."""
-        stream = scored(Drawn(0.0, 0.0, again=20), TopShare(0.999), own_source=0)
-        first = stream.read(64)
-        read(stream, 2048)
-        last = stream.read(64)
-        own, other = (last.windows.source == kind for kind in (0, 1))
-        assert first.known["prior"][first.windows.source == 0].min() == 1
-        assert last.known["prior"][own].max() < last.known["prior"][other].max()
+    @pytest.mark.parametrize(("every", "times"), [(5, 30), (5, 18), (2, 16)])
+    def test_text_that_would_be_trained_on_over_and_over_is_trusted_in_part(self, every: int, times: int):
+        """Its windows are cut elsewhere in each epoch, so that none comes twice. A run that trained on
+        nothing else would train on them so many times."""
+        source = Packed(every)
+        plan = Plan(windows=times * source.epoch, read_ratio=8)
+        stream = scored(source, TopShare(0.5), own_source=0, plan=plan)
+        wanted = max(PASSES / times, 1 / every)  # share of what is trained on
+        for epoch in range(1, 21):
+            found = read(stream, int(source.epoch * every), size=10)
+            prior = found.known["prior"][found.windows.source == 0]
+            if epoch <= FRESH:
+                assert prior.min() == 1
+            if epoch > 10:
+                share = min(1.0, wanted * every / 8)
+                assert stream.trusted_share == pytest.approx(share, rel=0.3)
+                assert (prior == 1).double().mean().item() == pytest.approx(share, abs=0.12)
+                worst = found.known["prior"][found.windows.source == 1].min()
+                assert prior.min() <= worst  # the rest comes last
 
-    def test_one_source_that_comes_again_and_again_is_taken_as_it_comes(self):
-        """Nothing is fresher: all windows have been read as often."""
-        stream = scored(Drawn(0.0, again=64), TopShare(0.5), own_source=0)
-        assert all(stream.read(64).known["prior"].min() == 1 for _ in range(100))
+    def test_text_that_is_not_trained_on_too_often_is_trusted_wholly(self):
+        source = Packed(5)
+        plan = Plan(windows=(PASSES - 1) * source.epoch, read_ratio=8)
+        stream = scored(source, TopShare(0.5), own_source=0, plan=plan)
+        found = read(stream, int(20 * source.epoch * 5), size=10)
+        assert found.known["prior"][found.windows.source == 0].min() == 1
+
+    def test_a_source_that_is_all_of_the_stream_is_taken_as_it_comes(self):
+        """There is nothing else, however often it comes."""
+        source = Packed(1)
+        stream = scored(source, TopShare(0.5), own_source=0, plan=Plan(1000 * source.epoch, 8))
+        assert read(stream, int(20 * source.epoch), size=10).known["prior"].min() == 1
 
     def test_totals_before_a_batch_equal_a_dictionary(self):
         table, expected = RecentTotals(8, 1), dict[int, tuple[int, int]]()

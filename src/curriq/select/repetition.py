@@ -6,13 +6,10 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.select.base import History
-from curriq.select.static import FRESH
+from curriq.select.static import FRESH, PASSAGE, passages
 from curriq.state import Saved, State
 from curriq.types import Metrics, Offer, Windows
 
-SHINGLE = 8
-"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
-that a copy with one word in twenty changed still has most of its passages."""
 REPEATED = 0.3
 """A window has been trained on as often as this share of its passages has, at the least."""
 PER_WINDOW = 16
@@ -34,7 +31,7 @@ LIKELY = 0.5
 class Repetitions(Saved):
     """Counts the text that is trained on, and discounts what would repeat it.
 
-    A window is its passages of `SHINGLE` tokens, wherever they begin, so that copies cut at other places and
+    A window is its passages of `PASSAGE` tokens, wherever they begin, so that copies cut at other places and
     near copies with an edit here and there count, too. Passages are sampled by their hash, the same ones in
     every copy.
 
@@ -52,7 +49,7 @@ class Repetitions(Saved):
     def __init__(self, discount: float, window: int, device: torch.device | str = "cpu") -> None:
         assert 0 < discount < 1, discount
         self.discount = discount
-        self._every = max(1, (window - SHINGLE + 1) // PER_WINDOW)
+        self._every = max(1, (window - PASSAGE + 1) // PER_WINDOW)
         self._recent = History(RECENT)
         # Of the time before, and of now. Integers: the same on every device.
         self._counts = torch.zeros(2, SLOTS, dtype=torch.uint8, device=device)
@@ -123,18 +120,8 @@ class Repetitions(Saved):
 
     def _passages(self, windows: Windows) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
         """Of the passages that are counted, window by window: the row of each one's window, and its slot."""
-        tokens = windows.tokens.to(self._counts.device)
-        key, factor, width = tokens[:, : 0 if tokens.shape[1] < SHINGLE else None], 1_000_003, 1
-        while width < SHINGLE:  # the polynomial of twice as many tokens, from two neighbours
-            key = key[:, :-width] * factor + key[:, width:]
-            factor, width = (factor * factor) % 2**62, 2 * width
-        mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
-        sampled = (mixed >> 40 & 0xFFFF) % self._every == 0
-        if windows.learnt is not None:  # padding, and what others wrote, is no text that is repeated
-            learnt = windows.learnt.to(mixed.device)
-            sampled &= learnt[:, : key.shape[1]] & learnt[:, SHINGLE - 1 :]
-        window, place = sampled.nonzero(as_tuple=True)
-        return window, mixed[window, place] >> 20 & SLOTS - 1
+        window, key = passages(windows.to(self._counts.device), self._every)
+        return window, key & SLOTS - 1
 
     def state_dict(self) -> State:
         """Only what is counted: a short run has a small state."""

@@ -6,12 +6,12 @@ prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
@@ -25,8 +25,11 @@ PRIOR = 8192.0
 """Mass of the smoothing prior, in n-grams."""
 DOCUMENTS = 2**16
 """Documents whose mean score is remembered, the most recent ones."""
-WINDOWS = 2**18
-"""Windows whose repetitions are counted, the most recent ones."""
+PASSAGE = 8
+"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
+that a copy with one word in twenty changed still has most of its passages."""
+PASSAGES = 2**18
+"""Passages of the target's own source that are remembered, the most recent ones."""
 
 
 @runtime_checkable
@@ -230,6 +233,25 @@ def _hashed(keys: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
     return (keys * 2_654_435_761 >> 11) % BUCKETS
 
 
+def passages(windows: Windows, every: int) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
+    """The row of the window and the hash of about one passage in `every`, window by window, on their device.
+
+    They are chosen by their hash, so that copies of a text show the same ones, wherever their windows begin.
+    """
+    tokens = windows.tokens
+    key, factor, width = tokens[:, : 0 if tokens.shape[1] < PASSAGE else None], 1_000_003, 1
+    while width < PASSAGE:  # the polynomial of twice as many tokens, from two neighbours
+        key = key[:, :-width] * factor + key[:, width:]
+        factor, width = (factor * factor) % 2**62, 2 * width
+    mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
+    sampled = (mixed >> 40 & 0xFFFF) % every == 0
+    if windows.learnt is not None:  # padding, and what others wrote, is no text that is repeated
+        learnt = windows.learnt.to(mixed.device)
+        sampled &= learnt[:, : key.shape[1]] & learnt[:, PASSAGE - 1 :]
+    window, place = sampled.nonzero(as_tuple=True)
+    return window, mixed[window, place] >> 20
+
+
 def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Float[Tensor, "n g"]:
     """How often each n-gram occurs in its own document."""
     _, place, counts = (ngrams + (NO_NGRAM + 1) * document[:, None]).unique(
@@ -248,12 +270,16 @@ REFIT = 16
 OTHER_SOURCE = 1e-6
 """Prior of the most target-like window that the label says is not of the target's source; the third power for
 the least. The range is wide, so that the better window fills a step, whatever it draws."""
-RECENT = 256
-"""Windows over which the number of readings is averaged."""
+RECENT = 128
+"""Passages that tell how often the target's own source has been read."""
 FRESH = 4
-STALE = 16
-"""Text that is repeated up to four times is worth nearly as much as new text; after about sixteen repetitions
-little of its worth is left (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")."""
+"""Text that is repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023,
+"Scaling Data-Constrained Language Models")."""
+PASSES = 12.0
+"""Times that the target's own source is trained on, at most: after some 15 repetitions little of a text's
+worth is left (ibid.), and a small model begins to learn it by heart."""
+PARTS = 2**16
+"""Into so many equal parts window identities are divided, to take a share of them."""
 DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
 START_QUANTILE = 0.8
@@ -264,6 +290,19 @@ BLUNT = 1.5
 stream from the target then, and the label does."""
 GRID = 1024
 """Points at which the rule is evaluated."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will train on.
+
+    Attributes:
+        windows: in all its steps.
+        read_ratio: windows that may be read for each.
+    """
+
+    windows: float = 1.0
+    read_ratio: float = 1.0
 
 
 class WindowScorer(Saved):
@@ -279,16 +318,17 @@ class WindowScorer(Saved):
     Args:
         target: the windows that `score.of_target` scores.
         own_source: the target's own source, whose label is trusted: its windows are accepted whatever they
-            score, and others only where it does not fill a step, the most target-like first. A window that
-            has been read `FRESH` times more often than those of the stream on average begins to lose this
-            privilege, and has lost it at `STALE` times. −1 for none, and the score decides.
+            score, and others only where it does not fill a step, the most target-like first. A source that
+            would be trained on more than `PASSES` times is trusted in part (`trusted_share`). −1 for none,
+            and the score decides.
         sharp_start: windows read before that. Of these the most target-like are accepted, wherever they are
             from: an untrained model gains most from them, and breadth pays later. Not where that would be
             blunter than a label that is trusted.
+        plan: what the run will read and train on.
     """
 
     SAVED = (
-        *("score", "_documents", "_reads", "_recent_reads"),
+        *("score", "_documents", "_passages", "_own_reads", "_own_scored"),
         *("_recent", "_recent_own", "_scored", "_fitted_at", "_target", "_curve"),
     )
 
@@ -300,15 +340,17 @@ class WindowScorer(Saved):
         *,
         own_source: int = -1,
         sharp_start: int = 0,
+        plan: "Plan | None" = None,
     ) -> None:
         self.score = score
         self.rule = rule
         self.target = target
         self.own_source = own_source
         self.sharp_start = sharp_start
+        self.plan = plan or Plan()
         self._documents = RecentTotals(DOCUMENTS, 2)
-        self._reads = RecentTotals(WINDOWS, 1)
-        self._recent_reads = History(RECENT)
+        self._passages, self._own_reads = RecentTotals(PASSAGES, 1), History(RECENT)
+        self._own_scored = 0
         self._recent, self._recent_own = History(SAMPLE), History(SAMPLE)
         self._scored = self._fitted_at = 0
         self._target = torch.zeros(0, dtype=torch.float64)
@@ -325,17 +367,16 @@ class WindowScorer(Saved):
         and `pooled` hand the score on to `take_in`, alone and with that of the document."""
         raw = self.shared_score.score(windows).double()
         pooled = _pooled(raw, self._documents.preview(*_of_documents(windows, raw)))
-        return {**self._known(windows, pooled, self._reads_of(windows)), "raw": raw, "pooled": pooled}
+        return {**self._known(windows, pooled), "raw": raw, "pooled": pooled}
 
     def begin(self, windows: Windows, raw: Float[Tensor, "n"]) -> dict[str, Float[Tensor, "n"]]:
         """What is known of the first windows of the stream, with these scores, once they are taken in. Their
         `raw` is NaN, so that `take_in` passes them over."""
         pooled = _pooled(raw, self._documents.preview(*_of_documents(windows, raw)))
-        reads = self._reads_of(windows)
         self._remember(windows, raw, pooled)
         self._fit_if_due()
         gone = torch.full_like(raw, torch.nan)
-        return {**self._known(windows, pooled, reads), "raw": gone, "pooled": gone}
+        return {**self._known(windows, pooled), "raw": gone, "pooled": gone}
 
     def take_in(self, offer: Offer) -> Offer:
         """The offer without `raw` and `pooled`, after learning from its windows, accepted and rejected: from
@@ -384,46 +425,60 @@ class WindowScorer(Saved):
         """The target's own scores as `static_score` gives them."""
         return self._standardised(self._target)
 
-    def _known(
-        self, windows: Windows, pooled: Float[Tensor, "n"], reads: Float[Tensor, "n"]
-    ) -> dict[str, Float[Tensor, "n"]]:
+    def _known(self, windows: Windows, pooled: Float[Tensor, "n"]) -> dict[str, Float[Tensor, "n"]]:
         known = {"static_score": self._standardised(pooled)}
         if self.rule is not None:
-            known["prior"] = self._prior(windows.source == self.own_source, pooled, reads)
+            known["prior"] = self._prior(windows, pooled)
         return known
 
     def _accepted(self, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """The rule's probability; where a label is trusted, that of other sources' windows."""
         return _interpolated(raw, self._curve[0], self._curve[1]).exp()
 
-    def _prior(
-        self, own: Bool[Tensor, "n"], raw: Float[Tensor, "n"], reads: Float[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+    def _prior(self, windows: Windows, raw: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """At the start, 1 for the most target-like text; then the rule's probability, or the target's own
-        source first where its label is trusted, as long as it is not read over and over again."""
-        average = self._recent_reads.values.mean() if len(self._recent_reads.values) else 0.0
-        fresh = OTHER_SOURCE ** ((reads - average - FRESH) / (STALE - FRESH)).clamp(min=0)
-        if self._scored < self.sharp_start and not self._curve[2, 0].isnan():
-            return fresh * _interpolated(raw, self._curve[0], self._curve[2]).exp()
-        return torch.where(own, fresh, self._accepted(raw))
-
-    def _reads_of(self, windows: Windows, *, count: bool = False) -> Float[Tensor, "n"]:
-        """How often each window of the target's own source has been read before; with `count`, these readings
-        are remembered."""
-        reads = torch.zeros(len(windows), dtype=torch.float64)
-        if self.rule is None or self.own_source < 0:
-            return reads
+        source first where its label is trusted. Of text that is read over and over again a share is trusted,
+        and the rest comes last."""
         own = windows.source == self.own_source
-        add = self._reads.add if count else self._reads.preview
-        before, _ = add(windows.ids[own], torch.ones(int(own.sum()), 1))
-        reads[own] = before[:, 0]
-        if count:
-            self._recent_reads.extend(reads)
-        return reads
+        # The same windows whenever they are asked for: identities are hashes, and new in every epoch.
+        trusted = (windows.ids >> 20) % PARTS < self.trusted_share * PARTS
+        if self._scored < self.sharp_start and not self._curve[2, 0].isnan():
+            prior = _interpolated(raw, self._curve[0], self._curve[2]).exp()
+        else:
+            prior = torch.where(own, 1.0, self._accepted(raw))
+        return torch.where(own & ~trusted, OTHER_SOURCE**3, prior)
+
+    @property
+    def trusted_share(self) -> float:
+        """Share of the windows of the target's own source that its label says yes to: 1, or less where the
+        run would train on its text more than `PASSES` times, from the time on when that is known: when it has
+        been read `FRESH` times."""
+        reads = self._own_reads.values.sort().values
+        aside = len(reads) // 4  # phrases that recur, and a passage that stood across two windows each time
+        epochs = reads[aside : len(reads) - aside].mean().item() if len(reads) else 0.0
+        if epochs < FRESH:
+            return 1.0
+        offered, epoch = self._recent_own.values.mean().item(), self._own_scored / (epochs + 0.5)  # windows
+        # Of what is trained on; never less than the stream offers.
+        wanted = max(PASSES * epoch / self.plan.windows, offered)
+        return 1.0 if wanted >= 1 else min(1.0, wanted / (offered * self.plan.read_ratio))
+
+    def _count_reads(self, windows: Windows) -> None:
+        """How often the text of the target's own source has been read before. By its passages: the windows of
+        an epoch are cut at other places than those of the one before."""
+        if self.rule is None or self.own_source < 0:
+            return
+        own = windows.take((windows.source == self.own_source).nonzero().squeeze(1))
+        length = windows.tokens.shape[1]
+        whole = max(1, length - PASSAGE + 1)  # places where a passage does not go on in the next window
+        _, passage = passages(own, whole)  # about one of each window
+        before, _ = self._passages.add(passage, torch.ones(len(passage), 1))
+        self._own_reads.extend(before[:, 0] * (length / whole))
+        self._own_scored += len(own)
 
     def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
         self._documents.add(*_of_documents(windows, raw))
-        self._reads_of(windows, count=True)
+        self._count_reads(windows)
         self._extend(windows, pooled)
 
     def _extend(self, windows: Windows, pooled: Float[Tensor, "n"]) -> None:
@@ -478,8 +533,9 @@ class ScoredStream(WindowScorer):
         *,
         own_source: int = -1,
         sharp_start: int = 0,
+        plan: "Plan | None" = None,
     ) -> None:
-        super().__init__(score, rule, target, own_source=own_source, sharp_start=sharp_start)
+        super().__init__(score, rule, target, own_source=own_source, sharp_start=sharp_start, plan=plan)
         self.stream = stream
 
     def read(self, n: int) -> Offer:
@@ -491,8 +547,9 @@ class ScoredStream(WindowScorer):
         pooled = _pooled(raw, self._documents.add(*_of_documents(windows, raw)))
         self._extend(windows, pooled)
         self._fit_if_due()
-        known = self._known(windows, pooled, self._reads_of(windows, count=True))
-        return replace(offer, known={**offer.known, **known}, cost=offer.cost + self.score.cost * len(offer))
+        self._count_reads(windows)
+        known = {**offer.known, **self._known(windows, pooled)}
+        return replace(offer, known=known, cost=offer.cost + self.score.cost * len(offer))
 
 
 def _of_documents(windows: Windows, raw: Float[Tensor, "n"]) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 2"]]:
