@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -385,7 +386,9 @@ class TestScoredStream:
         assert (offer.known["prior"] > 0.5).double().mean() > 0.95
 
     @pytest.mark.parametrize(("every", "times"), [(5, 30), (5, 18), (2, 16)])
-    def test_text_that_would_be_trained_on_over_and_over_is_trusted_in_part(self, every: int, times: int):
+    def test_text_that_would_be_trained_on_over_and_over_is_trusted_in_part(
+        self, every: int, times: int, caplog: pytest.LogCaptureFixture
+    ):
         """Its windows are cut elsewhere in each epoch, so that none comes twice. A run that trained on
         nothing else would train on them so many times."""
         source = Packed(every)
@@ -404,12 +407,19 @@ class TestScoredStream:
                 worst = found.known["prior"][found.windows.source == 1].min()
                 assert prior.min() <= worst  # the rest comes last
 
-    def test_text_that_is_not_trained_on_too_often_is_trusted_wholly(self):
+        (said,) = [record.getMessage() for record in caplog.records]
+        found = re.search(r"own source (\d+) times: from now on it is (\d+)% of what", said)
+        assert found is not None
+        assert int(found[1]) == pytest.approx(times, rel=0.3)
+        assert int(found[2]) / 100 == pytest.approx(wanted, rel=0.3)
+
+    def test_text_that_is_not_trained_on_too_often_is_trusted_wholly(self, caplog: pytest.LogCaptureFixture):
         source = Packed(5)
         plan = Plan(windows=(PASSES - 1) * source.epoch, read_ratio=8)
         stream = scored(source, TopShare(0.5), own_source=0, plan=plan)
         found = read(stream, int(20 * source.epoch * 5), size=10)
         assert found.known["prior"][found.windows.source == 0].min() == 1
+        assert not caplog.records
 
     def test_a_source_that_is_all_of_the_stream_is_taken_as_it_comes(self):
         """There is nothing else, however often it comes."""

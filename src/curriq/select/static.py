@@ -5,6 +5,7 @@ and 1. Both together are a data filter of the usual kind, which `--selector filt
 prior π₀ of the learned policy, π ∝ π₀ exp(Q/β) (Eq. 17 with p₀ = π₀).
 """
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -20,6 +21,8 @@ from curriq.select.base import History, RecentTotals
 from curriq.select.rules import Rule, above
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
+
+logger = logging.getLogger("curriq")
 
 PRIOR = 8192.0
 """Mass of the smoothing prior, in n-grams."""
@@ -350,7 +353,7 @@ class WindowScorer(Saved):
         self.plan = plan or Plan()
         self._documents = RecentTotals(DOCUMENTS, 2)
         self._passages, self._own_reads = RecentTotals(PASSAGES, 1), History(RECENT)
-        self._own_scored = 0
+        self._own_scored, self._told = 0, False
         self._recent, self._recent_own = History(SAMPLE), History(SAMPLE)
         self._scored = self._fitted_at = 0
         self._target = torch.zeros(0, dtype=torch.float64)
@@ -449,19 +452,28 @@ class WindowScorer(Saved):
         return torch.where(own & ~trusted, OTHER_SOURCE**3, prior)
 
     @property
-    def trusted_share(self) -> float:
-        """Share of the windows of the target's own source that its label says yes to: 1, or less where the
-        run would train on its text more than `PASSES` times, from the time on when that is known: when it has
-        been read `FRESH` times."""
+    def passes(self) -> float:
+        """Times that the run would train on the text of the target's own source if it took nothing else; 0 as
+        long as that is not known, until it has been read `FRESH` times."""
         reads = self._own_reads.values.sort().values
         aside = len(reads) // 4  # phrases that recur, and a passage that stood across two windows each time
         epochs = reads[aside : len(reads) - aside].mean().item() if len(reads) else 0.0
-        if epochs < FRESH:
+        return 0.0 if epochs < FRESH else self.plan.windows * (epochs + 0.5) / self._own_scored
+
+    @property
+    def own_share(self) -> float:
+        """Share of what is trained on that the target's own source may be: 1, or less where its text would be
+        trained on more than `PASSES` times; never less than the stream offers."""
+        if self.passes <= PASSES:
             return 1.0
-        offered, epoch = self._recent_own.values.mean().item(), self._own_scored / (epochs + 0.5)  # windows
-        # Of what is trained on; never less than the stream offers.
-        wanted = max(PASSES * epoch / self.plan.windows, offered)
-        return 1.0 if wanted >= 1 else min(1.0, wanted / (offered * self.plan.read_ratio))
+        return max(PASSES / self.passes, self._recent_own.values.mean().item())
+
+    @property
+    def trusted_share(self) -> float:
+        """Share of the windows of the target's own source that its label says yes to."""
+        if self.own_share >= 1:
+            return 1.0
+        return min(1.0, self.own_share / (self._recent_own.values.mean().item() * self.plan.read_ratio))
 
     def _count_reads(self, windows: Windows) -> None:
         """How often the text of the target's own source has been read before. By its passages: the windows of
@@ -475,6 +487,13 @@ class WindowScorer(Saved):
         before, _ = self._passages.add(passage, torch.ones(len(passage), 1))
         self._own_reads.extend(before[:, 0] * (length / whole))
         self._own_scored += len(own)
+        if not self._told and self.own_share < 1:
+            self._told = True
+            logger.warning(
+                f"this run would train on the text of the target's own source {self.passes:.0f} times: from "
+                f"now on it is {self.own_share:.0%} of what is trained on, and the most target-like text of "
+                "other sources fills the rest."
+            )
 
     def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
         self._documents.add(*_of_documents(windows, raw))
