@@ -282,7 +282,7 @@ PASSES = 12.0
 """Times that the target's own source is trained on, at most: after some 15 repetitions little of a text's
 worth is left (ibid.), and a small model begins to learn it by heart."""
 PARTS = 2**16
-"""Into so many equal parts window identities are divided, to take a share of them."""
+"""Into so many equal parts windows are divided by their hash, to take a share of them."""
 DOCUMENT_SHARE = 0.5
 """Share of its document's mean in a window's score."""
 START_QUANTILE = 0.8
@@ -443,8 +443,9 @@ class WindowScorer(Saved):
         source first where its label is trusted. Of text that is read over and over again a share is trusted,
         and the rest comes last."""
         own = windows.source == self.own_source
-        # The same windows whenever they are asked for: identities are hashes, and new in every epoch.
-        trusted = (windows.ids >> 20) % PARTS < self.trusted_share * PARTS
+        # Others in each epoch, also where the same windows come again.
+        mixed = (windows.ids ^ self._own_scored * 2_654_435_761) * 0x5851F42D4C957F2D
+        trusted = (mixed >> 40) % PARTS < self.trusted_share * PARTS
         if self._scored < self.sharp_start and not self._curve[2, 0].isnan():
             prior = _interpolated(raw, self._curve[0], self._curve[2]).exp()
         else:
