@@ -464,8 +464,8 @@ class WindowScorer(Saved):
     @property
     def own_share(self) -> float:
         """Share of what is trained on that the target's own source may be: 1, or less where its text would be
-        trained on more than `PASSES` times; never less than the stream offers."""
-        if self.passes <= PASSES:
+        trained on clearly more than `PASSES` times; never less than the stream offers."""
+        if self.passes < PASSES / 0.9:  # a tenth is not worth reading up to the cap in each step
             return 1.0
         return max(PASSES / self.passes, self._recent_own.values.mean().item())
 
