@@ -563,7 +563,7 @@ def test_comparisons_of_the_experiments_are_plans(file: Path, monkeypatch: pytes
     monkeypatch.setenv("CURRIQ_DEV_DATA", "/dev-data")
     monkeypatch.setenv("CURRIQ_MADE_DATA", "/dev-data/made")
     runs = load_plan(file).runs
-    assert len(runs) >= 10
+    assert len(runs) >= 12
     for run in runs:
         paths = [source.path for source in run.config.data.sources]
         assert all(path.startswith(("embedded:", "/dev-data/")) for path in paths), run.name

@@ -8,8 +8,9 @@ import torch
 
 from curriq.data.stream import Unreadable
 from curriq.select import repetition
+from curriq.select.base import PASSAGE
 from curriq.select.repetition import REPEATED, Repetitions
-from curriq.select.static import FRESH, PASSAGE
+from curriq.select.static import FRESH
 from curriq.select.stream_filter import FilteredStream
 from curriq.types import IGNORED, Cost, Offer, Sampled, Windows
 

@@ -23,7 +23,7 @@ from curriq.select.static import (
     PASSES,
     SAMPLE,
     START_QUANTILE,
-    Plan,
+    Budget,
     RecentTotals,
     Rule,
     ScoredStream,
@@ -393,8 +393,8 @@ class TestScoredStream:
         """Its windows are cut elsewhere in each epoch, so that none comes twice. A run that trained on
         nothing else would train on them so many times."""
         source = Packed(every)
-        plan = Plan(windows=times * source.epoch, read_ratio=8)
-        stream = scored(source, TopShare(0.5), own_source=0, plan=plan)
+        budget = Budget(windows=times * source.epoch, read_ratio=8)
+        stream = scored(source, TopShare(0.5), own_source=0, budget=budget)
         wanted = max(PASSES / times, 1 / every)  # share of what is trained on
         share, found_shares = min(1.0, wanted * every / 8), []
         for epoch in range(1, 21):
@@ -417,7 +417,7 @@ class TestScoredStream:
 
     def test_where_the_same_windows_come_again_others_are_trusted_in_each_epoch(self):
         source = Packed(5, sizes=[80] * 20)
-        stream = scored(source, TopShare(0.5), own_source=0, plan=Plan(30 * source.epoch, 8))
+        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(30 * source.epoch, 8))
         trusted, seen = set[int](), set[int]()
         for epoch in range(1, 31):
             found = read(stream, int(source.epoch * 5), size=10)
@@ -430,8 +430,8 @@ class TestScoredStream:
 
     def test_text_that_is_not_trained_on_too_often_is_trusted_wholly(self, caplog: pytest.LogCaptureFixture):
         source = Packed(5)
-        plan = Plan(windows=(PASSES - 1) * source.epoch, read_ratio=8)
-        stream = scored(source, TopShare(0.5), own_source=0, plan=plan)
+        budget = Budget(windows=(PASSES - 1) * source.epoch, read_ratio=8)
+        stream = scored(source, TopShare(0.5), own_source=0, budget=budget)
         found = read(stream, int(20 * source.epoch * 5), size=10)
         assert found.known["prior"][found.windows.source == 0].min() == 1
         assert not caplog.records
@@ -439,7 +439,7 @@ class TestScoredStream:
     def test_a_source_that_is_all_of_the_stream_is_taken_as_it_comes(self):
         """There is nothing else, however often it comes."""
         source = Packed(1)
-        stream = scored(source, TopShare(0.5), own_source=0, plan=Plan(1000 * source.epoch, 8))
+        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(1000 * source.epoch, 8))
         assert read(stream, int(20 * source.epoch), size=10).known["prior"].min() == 1
 
     def test_totals_before_a_batch_equal_a_dictionary(self):

@@ -447,8 +447,8 @@ class SelectConfig(Section):
     static_sharpness: Positive = 4.0
     """Exponent of the probability with which --static-rule posterior accepts; the higher, the sharper."""
     accept_target_source: bool = False
-    """Trust the label of the target's own source: its windows are accepted, in twelve passes over its text at
-    the most, and others, the most target-like first, only where it does not fill a step within
+    """Trust the label of the target's own source: its windows are accepted, in about twelve passes over its
+    text at most, and others, the most target-like first, only where it does not fill a step within
     --max-read-ratio."""
     sharp_start: CountOrZero = 0
     """Windows read at the beginning of which only the most target-like are accepted, wherever they are from:

@@ -240,7 +240,7 @@ class Stream:
     def verdicts(self) -> dict[str, str]:
         """Arm → `gain`, `worse`, `no gain`, `undetermined` or `too few seeds`, where it was compared."""
         found = {name: arm["difference"] for name, arm in self.arms.items()}
-        return {name: self._verdict(one).partition(":")[0] for name, one in found.items() if one is not None}
+        return {name: self._verdict_word(one) for name, one in found.items() if one is not None}
 
     def sentence(self) -> str:
         """The verdicts in a sentence."""
@@ -282,7 +282,7 @@ class Stream:
             f"difference-{self.name}",
             f"Test loss against {self.baseline}{self.suffix}",
             "difference, nats per token (less is better)",
-            self._intervals(found, lambda difference: self._verdict(difference).partition(":")[0]),
+            self._intervals(found, self._verdict_word),
             neutral=0.0,
             note=f"Mean of the paired differences, a small dot for each seed. {self._explained()}",
         )
@@ -370,6 +370,10 @@ class Stream:
 
     def _tested(self, difference: Json) -> str:
         return f", p = {difference['p']:.3f}" if self._can_decide(difference) else ""
+
+    def _verdict_word(self, difference: Json) -> str:
+        """The verdict without the number of missing seeds."""
+        return self._verdict(difference).partition(":")[0]
 
     def _verdict(self, difference: Json) -> str:
         """`gain`, `undetermined: 3 more seeds`, or `too few seeds: 3 more`."""

@@ -26,10 +26,15 @@ from curriq.types import (
     Reading,
     Selector,
     Step,
+    Windows,
     WindowSource,
     readings_of,
     status_of,
 )
+
+PASSAGE = 8
+"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
+that a copy with one word in twenty changed still has most of its passages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +166,27 @@ class History(Saved):
 
     def extend(self, new: Float[Tensor, "n"]) -> None:
         self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
+
+
+def passages(
+    windows: Windows, every: int, device: torch.device | str
+) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
+    """The row of the window and the hash of about one passage in `every`, window by window, on `device`.
+
+    They are chosen by their hash, so that copies of a text show the same ones, wherever their windows begin.
+    """
+    tokens = windows.tokens.to(device)
+    key, factor, width = tokens[:, : 0 if tokens.shape[1] < PASSAGE else None], 1_000_003, 1
+    while width < PASSAGE:  # the polynomial of twice as many tokens, from two neighbours
+        key = key[:, :-width] * factor + key[:, width:]
+        factor, width = (factor * factor) % 2**62, 2 * width
+    mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
+    sampled = (mixed >> 40 & 0xFFFF) % every == 0
+    if (learnt := windows.learnt) is not None:  # padding, and what others wrote, is no text that is repeated
+        learnt = learnt.to(device)
+        sampled &= learnt[:, : key.shape[1]] & learnt[:, PASSAGE - 1 :]
+    window, place = sampled.nonzero(as_tuple=True)
+    return window, mixed[window, place] >> 20
 
 
 class RecentTotals(Saved):

@@ -6,7 +6,7 @@ and training are those of the learned policy, so that a comparison compares the 
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,9 @@ from curriq.select.rules import RULES
 from curriq.select.sharded import stream_proposer
 from curriq.select.static import (
     NO_NGRAM,
+    Budget,
     DsirScore,
     LearningScore,
-    Plan,
     ScoredStream,
     StaticScore,
     WindowScorer,
@@ -224,11 +224,9 @@ def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
     rule = RULES[settings.static_rule](settings, config.data.window) if accepts else None
     target, own = context.corpus.held_out.reference, own if trusted else -1
     start = 0 if config.lm.pretrained else settings.sharp_start
-    plan = Plan(config.train.steps * config.train.num_candidates, config.train.max_read_ratio)
-    others: dict[str, Any] = {"own_source": own, "sharp_start": start, "plan": plan}
-    if isinstance(stream, ShardedStream):
-        return WindowScorer(score, rule, target, **others)
-    return ScoredStream(stream, score, rule, target, **others)
+    budget = Budget(config.train.steps * config.train.num_candidates, config.train.max_read_ratio)
+    scorer = WindowScorer if isinstance(stream, ShardedStream) else partial(ScoredStream, stream)
+    return scorer(score, rule, target, own_source=own, sharp_start=start, budget=budget)
 
 
 def accepted_by_prior(offer: Offer) -> Float[Tensor, "n"]:

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq.config import RunConfig
-from curriq.select.base import History
-from curriq.select.static import FRESH, PASSAGE, passages
+from curriq.select.base import PASSAGE, History, passages
+from curriq.select.static import FRESH
 from curriq.state import Saved, State
 from curriq.types import Metrics, Offer, Windows
 
@@ -120,7 +120,7 @@ class Repetitions(Saved):
 
     def _passages(self, windows: Windows) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
         """Of the passages that are counted, window by window: the row of each one's window, and its slot."""
-        window, key = passages(windows.to(self._counts.device), self._every)
+        window, key = passages(windows, self._every, self._counts.device)
         return window, key & SLOTS - 1
 
     def state_dict(self) -> State:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.data.ngrams import BUCKETS, FOLDS, NO_NGRAM, NgramCounts
-from curriq.select.base import History, RecentTotals
+from curriq.select.base import PASSAGE, History, RecentTotals, passages
 from curriq.select.rules import Rule, above
 from curriq.state import Saved
 from curriq.types import NO_COST, Cost, Offer, Stateful, Windows, WindowSource
@@ -28,9 +28,6 @@ PRIOR = 8192.0
 """Mass of the smoothing prior, in n-grams."""
 DOCUMENTS = 2**16
 """Documents whose mean score is remembered, the most recent ones."""
-PASSAGE = 8
-"""Tokens of a passage, a power of two. Long enough that ordinary phrases are not repetitions, short enough
-that a copy with one word in twenty changed still has most of its passages."""
 PASSAGES = 2**18
 """Passages of the target's own source that are remembered, the most recent ones."""
 
@@ -236,25 +233,6 @@ def _hashed(keys: Int[Tensor, "n m"]) -> Int[Tensor, "n m"]:
     return (keys * 2_654_435_761 >> 11) % BUCKETS
 
 
-def passages(windows: Windows, every: int) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
-    """The row of the window and the hash of about one passage in `every`, window by window, on their device.
-
-    They are chosen by their hash, so that copies of a text show the same ones, wherever their windows begin.
-    """
-    tokens = windows.tokens
-    key, factor, width = tokens[:, : 0 if tokens.shape[1] < PASSAGE else None], 1_000_003, 1
-    while width < PASSAGE:  # the polynomial of twice as many tokens, from two neighbours
-        key = key[:, :-width] * factor + key[:, width:]
-        factor, width = (factor * factor) % 2**62, 2 * width
-    mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
-    sampled = (mixed >> 40 & 0xFFFF) % every == 0
-    if windows.learnt is not None:  # padding, and what others wrote, is no text that is repeated
-        learnt = windows.learnt.to(mixed.device)
-        sampled &= learnt[:, : key.shape[1]] & learnt[:, PASSAGE - 1 :]
-    window, place = sampled.nonzero(as_tuple=True)
-    return window, mixed[window, place] >> 20
-
-
 def _count_within(ngrams: Int[Tensor, "n g"], document: Int[Tensor, "n"]) -> Float[Tensor, "n g"]:
     """How often each n-gram occurs in its own document."""
     _, place, counts = (ngrams + (NO_NGRAM + 1) * document[:, None]).unique(
@@ -279,8 +257,8 @@ FRESH = 4
 """Text that is repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023,
 "Scaling Data-Constrained Language Models")."""
 PASSES = 12.0
-"""Times that the target's own source is trained on, at most: after some 15 repetitions little of a text's
-worth is left (ibid.), and a small model begins to learn it by heart."""
+"""Times that the target's own source is trained on, about, at most: after some 15 repetitions little of a
+text's worth is left (ibid.), and a small model begins to memorise it."""
 PARTS = 2**16
 """Into so many equal parts windows are divided by their hash, to take a share of them."""
 DOCUMENT_SHARE = 0.5
@@ -296,16 +274,19 @@ GRID = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will train on.
+class Budget:
+    """What a run may read and train on.
 
     Attributes:
-        windows: in all its steps.
+        windows: trained on in all its steps; 0 where that is not known.
         read_ratio: windows that may be read for each.
     """
 
-    windows: float = 1.0
+    windows: float = 0.0
     read_ratio: float = 1.0
+
+
+UNKNOWN = Budget()
 
 
 class WindowScorer(Saved):
@@ -322,12 +303,12 @@ class WindowScorer(Saved):
         target: the windows that `score.of_target` scores.
         own_source: the target's own source, whose label is trusted: its windows are accepted whatever they
             score, and others only where it does not fill a step, the most target-like first. A source that
-            would be trained on more than `PASSES` times is trusted in part (`trusted_share`). −1 for none,
-            and the score decides.
+            would be trained on clearly more than `PASSES` times is trusted in part (`trusted_share`). −1 for
+            none, and the score decides.
         sharp_start: windows read before that. Of these the most target-like are accepted, wherever they are
             from: an untrained model gains most from them, and breadth pays later. Not where that would be
             blunter than a label that is trusted.
-        plan: what the run will read and train on.
+        budget: what the run may read and train on.
     """
 
     SAVED = (
@@ -343,17 +324,17 @@ class WindowScorer(Saved):
         *,
         own_source: int = -1,
         sharp_start: int = 0,
-        plan: "Plan | None" = None,
+        budget: Budget = UNKNOWN,
     ) -> None:
         self.score = score
         self.rule = rule
         self.target = target
         self.own_source = own_source
         self.sharp_start = sharp_start
-        self.plan = plan or Plan()
+        self.budget = budget
         self._documents = RecentTotals(DOCUMENTS, 2)
         self._passages, self._own_reads = RecentTotals(PASSAGES, 1), History(RECENT)
-        self._own_scored, self._told = 0, False
+        self._own_scored, self._reported = 0, False
         self._recent, self._recent_own = History(SAMPLE), History(SAMPLE)
         self._scored = self._fitted_at = 0
         self._target = torch.zeros(0, dtype=torch.float64)
@@ -459,22 +440,23 @@ class WindowScorer(Saved):
         reads = self._own_reads.values.sort().values
         aside = len(reads) // 4  # phrases that recur, and a passage that stood across two windows each time
         epochs = reads[aside : len(reads) - aside].mean().item() if len(reads) else 0.0
-        return 0.0 if epochs < FRESH else self.plan.windows * (epochs + 0.5) / self._own_scored
+        return 0.0 if epochs < FRESH else self.budget.windows * (epochs + 0.5) / self._own_scored
 
     @property
     def own_share(self) -> float:
         """Share of what is trained on that the target's own source may be: 1, or less where its text would be
         trained on clearly more than `PASSES` times; never less than the stream offers."""
-        if self.passes < PASSES / 0.9:  # a tenth is not worth reading up to the cap in each step
+        passes = self.passes
+        if passes < PASSES / 0.9:  # a tenth is not worth reading up to the cap in each step
             return 1.0
-        return max(PASSES / self.passes, self._recent_own.values.mean().item())
+        return max(PASSES / passes, self._recent_own.values.mean().item())
 
     @property
     def trusted_share(self) -> float:
         """Share of the windows of the target's own source that its label says yes to."""
-        if self.own_share >= 1:
+        if (wanted := self.own_share) >= 1:
             return 1.0
-        return min(1.0, self.own_share / (self._recent_own.values.mean().item() * self.plan.read_ratio))
+        return min(1.0, wanted / (self._recent_own.values.mean().item() * self.budget.read_ratio))
 
     def _count_reads(self, windows: Windows) -> None:
         """How often the text of the target's own source has been read before. By its passages: the windows of
@@ -484,16 +466,16 @@ class WindowScorer(Saved):
         own = windows.take((windows.source == self.own_source).nonzero().squeeze(1))
         length = windows.tokens.shape[1]
         whole = max(1, length - PASSAGE + 1)  # places where a passage does not go on in the next window
-        _, passage = passages(own, whole)  # about one of each window
+        _, passage = passages(own, whole, "cpu")  # about one of each window
         before, _ = self._passages.add(passage, torch.ones(len(passage), 1))
         self._own_reads.extend(before[:, 0] * (length / whole))
         self._own_scored += len(own)
-        if not self._told and self.own_share < 1:
-            self._told = True
+        if not self._reported and (share := self.own_share) < 1:
+            self._reported = True
             logger.warning(
                 f"this run would train on the text of the target's own source {self.passes:.0f} times: from "
-                f"now on it is {self.own_share:.0%} of what is trained on, and the most target-like text of "
-                "other sources fills the rest."
+                f"now on it is {share:.0%} of what is trained on, and the most target-like text of other "
+                "sources fills the rest."
             )
 
     def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
@@ -553,9 +535,9 @@ class ScoredStream(WindowScorer):
         *,
         own_source: int = -1,
         sharp_start: int = 0,
-        plan: "Plan | None" = None,
+        budget: Budget = UNKNOWN,
     ) -> None:
-        super().__init__(score, rule, target, own_source=own_source, sharp_start=sharp_start, plan=plan)
+        super().__init__(score, rule, target, own_source=own_source, sharp_start=sharp_start, budget=budget)
         self.stream = stream
 
     def read(self, n: int) -> Offer:
