@@ -436,6 +436,16 @@ class TestScoredStream:
         assert found.known["prior"][found.windows.source == 0].min() == 1
         assert not caplog.records
 
+    @pytest.mark.parametrize(
+        ("passes", "share"), [(0, 1), (PASSES, 1), (1.1 * PASSES, 1), (1.25 * PASSES, 0.8), (2 * PASSES, 0.5)]
+    )
+    def test_a_limit_of_less_than_a_tenth_is_not_applied(self, passes: float, share: float, monkeypatch):
+        stream = scored(Packed(5), TopShare(0.5), own_source=0, budget=Budget(1, 8))
+        read(stream, 200, size=10)
+        monkeypatch.setattr(ScoredStream, "passes", passes)
+        assert stream.own_share == pytest.approx(share)
+        assert stream.trusted_share == (1 if share == 1 else pytest.approx(share / (0.2 * 8)))
+
     def test_a_source_that_is_all_of_the_stream_is_taken_as_it_comes(self):
         """There is nothing else, however often it comes."""
         source = Packed(1)
