@@ -20,7 +20,6 @@ from curriq.select.rules import RULES, Resampling, TargetPosterior, TargetQuanti
 from curriq.select.static import (
     DOCUMENT_SHARE,
     FRESH,
-    PASSES,
     SAMPLE,
     START_QUANTILE,
     Budget,
@@ -393,9 +392,9 @@ class TestScoredStream:
         """Its windows are cut elsewhere in each epoch, so that none comes twice. A run that trained on
         nothing else would train on them so many times."""
         source = Packed(every)
-        budget = Budget(windows=times * source.epoch, read_ratio=8)
+        budget = Budget(windows=times * source.epoch, read_ratio=8, passes=12)
         stream = scored(source, TopShare(0.5), own_source=0, budget=budget)
-        wanted = max(PASSES / times, 1 / every)  # share of what is trained on
+        wanted = max(12 / times, 1 / every)  # share of what is trained on
         share, found_shares = min(1.0, wanted * every / 8), []
         for epoch in range(1, 21):
             found = read(stream, int(source.epoch * every), size=10)
@@ -417,7 +416,7 @@ class TestScoredStream:
 
     def test_where_the_same_windows_come_again_others_are_trusted_in_each_epoch(self):
         source = Packed(5, sizes=[80] * 20)
-        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(30 * source.epoch, 8))
+        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(30 * source.epoch, 8, passes=12))
         trusted, seen = set[int](), set[int]()
         for epoch in range(1, 31):
             found = read(stream, int(source.epoch * 5), size=10)
@@ -430,17 +429,15 @@ class TestScoredStream:
 
     def test_text_that_is_not_trained_on_too_often_is_trusted_wholly(self, caplog: pytest.LogCaptureFixture):
         source = Packed(5)
-        budget = Budget(windows=(PASSES - 1) * source.epoch, read_ratio=8)
+        budget = Budget(windows=11 * source.epoch, read_ratio=8, passes=12)
         stream = scored(source, TopShare(0.5), own_source=0, budget=budget)
         found = read(stream, int(20 * source.epoch * 5), size=10)
         assert found.known["prior"][found.windows.source == 0].min() == 1
         assert not caplog.records
 
-    @pytest.mark.parametrize(
-        ("passes", "share"), [(0, 1), (PASSES, 1), (1.1 * PASSES, 1), (1.25 * PASSES, 0.8), (2 * PASSES, 0.5)]
-    )
+    @pytest.mark.parametrize(("passes", "share"), [(0, 1), (8, 1), (8.8, 1), (10, 0.8), (16, 0.5)])
     def test_a_limit_of_less_than_a_tenth_is_not_applied(self, passes: float, share: float, monkeypatch):
-        stream = scored(Packed(5), TopShare(0.5), own_source=0, budget=Budget(1, 8))
+        stream = scored(Packed(5), TopShare(0.5), own_source=0, budget=Budget(1, 8, passes=8))
         read(stream, 200, size=10)
         monkeypatch.setattr(ScoredStream, "passes", passes)
         assert stream.own_share == pytest.approx(share)
@@ -449,7 +446,7 @@ class TestScoredStream:
     def test_a_source_that_is_all_of_the_stream_is_taken_as_it_comes(self):
         """There is nothing else, however often it comes."""
         source = Packed(1)
-        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(1000 * source.epoch, 8))
+        stream = scored(source, TopShare(0.5), own_source=0, budget=Budget(1000 * source.epoch, 8, passes=12))
         assert read(stream, int(20 * source.epoch), size=10).known["prior"].min() == 1
 
     def test_totals_before_a_batch_equal_a_dictionary(self):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from curriq.config.bounds import (
+    ENDLESS,
     IN_MEMORY,
     OVERFLOWS,
     Count,
@@ -282,6 +283,7 @@ class OptimConfig(Section):
 
 _BETA = "; for a nearly greedy policy use a small value such as 1e-3, for a uniform mixture --no-q-weighting"
 _GAMMA = ", or the soft value has no fixed point; for a long horizon use 0.99"
+_PASSES = "; after so many readings the size of the source is known"
 _Selected = Annotated[float, Within("(0, 1]", "; 1 selects nothing")]
 
 
@@ -447,9 +449,13 @@ class SelectConfig(Section):
     static_sharpness: Positive = 4.0
     """Exponent of the probability with which --static-rule posterior accepts; the higher, the sharper."""
     accept_target_source: bool = False
-    """Trust the label of the target's own source: its windows are accepted, in about twelve passes over its
-    text at most, and others, the most target-like first, only where it does not fill a step within
-    --max-read-ratio."""
+    """Trust the label of the target's own source: its windows are accepted, and others, the most target-like
+    first, only where it does not fill a step within --max-read-ratio."""
+    target_passes: Annotated[float, Within("[4, 1e9]", _PASSES, ENDLESS)] = 12.0
+    """Passes over the target's own source, about, at most, where its label is trusted; others' most
+    target-like text fills the rest of the run. A text repeated up to four times is worth nearly as much as a
+    new one; after some fifteen repetitions little of its worth is left, and a small model memorises it. 1e9
+    for no limit."""
     sharp_start: CountOrZero = 0
     """Windows read at the beginning of which only the most target-like are accepted, wherever they are from:
     the fewer, the less of the stream is like the target; 0 for the rule and the label at once. Without effect

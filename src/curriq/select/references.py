@@ -224,7 +224,8 @@ def window_scorer(config: RunConfig, context: Context) -> WindowScorer:
     rule = RULES[settings.static_rule](settings, config.data.window) if accepts else None
     target, own = context.corpus.held_out.reference, own if trusted else -1
     start = 0 if config.lm.pretrained else settings.sharp_start
-    budget = Budget(config.train.steps * config.train.num_candidates, config.train.max_read_ratio)
+    windows = config.train.steps * config.train.num_candidates
+    budget = Budget(windows, config.train.max_read_ratio, settings.target_passes)
     scorer = WindowScorer if isinstance(stream, ShardedStream) else partial(ScoredStream, stream)
     return scorer(score, rule, target, own_source=own, sharp_start=start, budget=budget)
 

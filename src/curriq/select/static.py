@@ -256,9 +256,6 @@ RECENT = 128
 FRESH = 4
 """Text that is repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023,
 "Scaling Data-Constrained Language Models")."""
-PASSES = 12.0
-"""Times that the target's own source is trained on, about, at most: after some 15 repetitions little of a
-text's worth is left (ibid.), and a small model begins to memorise it."""
 PARTS = 2**16
 """Into so many equal parts windows are divided by their hash, to take a share of them."""
 DOCUMENT_SHARE = 0.5
@@ -280,10 +277,12 @@ class Budget:
     Attributes:
         windows: trained on in all its steps; 0 where that is not known.
         read_ratio: windows that may be read for each.
+        passes: over the target's own source, about, at most.
     """
 
     windows: float = 0.0
     read_ratio: float = 1.0
+    passes: float = math.inf
 
 
 UNKNOWN = Budget()
@@ -303,8 +302,8 @@ class WindowScorer(Saved):
         target: the windows that `score.of_target` scores.
         own_source: the target's own source, whose label is trusted: its windows are accepted whatever they
             score, and others only where it does not fill a step, the most target-like first. A source that
-            would be trained on clearly more than `PASSES` times is trusted in part (`trusted_share`). −1 for
-            none, and the score decides.
+            would be trained on clearly more than `budget.passes` times is trusted in part (`trusted_share`).
+            −1 for none, and the score decides.
         sharp_start: windows read before that. Of these the most target-like are accepted, wherever they are
             from: an untrained model gains most from them, and breadth pays later. Not where that would be
             blunter than a label that is trusted.
@@ -445,11 +444,11 @@ class WindowScorer(Saved):
     @property
     def own_share(self) -> float:
         """Share of what is trained on that the target's own source may be: 1, or less where its text would be
-        trained on clearly more than `PASSES` times; never less than the stream offers."""
-        passes = self.passes
-        if passes < PASSES / 0.9:  # a tenth is not worth reading up to the cap in each step
+        trained on clearly more than `budget.passes` times; never less than the stream offers."""
+        share = self.budget.passes / max(self.passes, 1)
+        if share > 0.9:  # a tenth is not worth reading up to the cap in each step
             return 1.0
-        return max(PASSES / passes, self._recent_own.values.mean().item())
+        return max(share, self._recent_own.values.mean().item())
 
     @property
     def trusted_share(self) -> float:
@@ -475,7 +474,7 @@ class WindowScorer(Saved):
             logger.warning(
                 f"this run would train on the text of the target's own source {self.passes:.0f} times: from "
                 f"now on it is {share:.0%} of what is trained on, and the most target-like text of other "
-                "sources fills the rest."
+                f"sources fills the rest (--target-passes {self.budget.passes:g})."
             )
 
     def _remember(self, windows: Windows, raw: Float[Tensor, "n"], pooled: Float[Tensor, "n"]) -> None:
