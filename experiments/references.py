@@ -1,4 +1,4 @@
-"""Reference models for `--selector rho` on the development streams, at the size of preset `small`.
+"""Reference models for `--selector rho` and static scores, at the size of preset `small`.
 
     python experiments/references.py     # runs/references/STREAM/checkpoints/step-00000400/lm, seconds each
 
@@ -17,6 +17,7 @@ from curriq.runlog.read import read_document
 
 FOLDER = Path(__file__).parent / "streams"
 STREAMS = ("dirty", "half", "web", "domain", "clean", "levels")
+MADE = ("answers", "facts", "order")  # by streams/make.py
 SEED = 100
 """None of the seeds that a comparison uses."""
 
@@ -46,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/references"))
-    parser.add_argument("--only", nargs="*", default=STREAMS, choices=STREAMS)
+    parser.add_argument("--only", nargs="*", default=STREAMS, choices=STREAMS + MADE)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     for stream in options.only:

@@ -34,7 +34,7 @@ PUBLISHED = FOLDER / "published"
 """Comparisons whose numbers the documents quote, NAME.json.gz each."""
 COMPARISONS = (
     *("static", "embedded", "streams", "unseen", "harmless", "default_size", "ablations", "rho"),
-    *("recommended_ablations", "paper_paired", "paper_few", "blind", "crossover", "long", "h100"),
+    *("recommended_ablations", "paper_paired", "paper_few", "blind", "alike", "crossover", "long", "h100"),
     *("langevin_rag", "langevin_ablations", "langevin_variants"),
 )
 """The files of this folder, without .toml, in the order in which they are run."""

@@ -3,8 +3,9 @@
     export CURRIQ_DEV_DATA=FOLDER CURRIQ_MADE_DATA=build/streams
     python experiments/streams/make.py                    # seconds; the same bytes every time
     curriq compare experiments/blind.toml
+    curriq compare experiments/alike.toml
 
-Each stream takes away one thing that a static score of n-grams knows:
+Each stream of `blind.toml` takes away one thing that a static score of n-grams knows:
 
 copies         Web pages, most of them near copies of a dozen: all are equally target-like.
 lookalike      Text drawn from a trigram model of words of Stack Exchange: its vocabulary, word pairs and
@@ -13,7 +14,13 @@ prerequisites  Sums of two numbers, which are what chains of sums are made of. T
 pool           A target of sixty pages, which a filter takes many times over.
 task           Problems with worked answers as the target, in a stream of other text.
 
-`pool` and `task` are for judging only: nothing is chosen on them.
+Each of `alike.toml` has two sources of one form, in which no word or pair of words tells right from wrong:
+
+answers        Sums of two numbers, with right answers and with those of other sums.
+facts          Who lives where and keeps how many goats, and the same with the facts mixed up.
+order          Numbers and the same numbers sorted, or in some other order.
+
+`pool`, `task`, `facts` and `order` are for judging only: nothing is chosen on them.
 """
 
 import argparse
@@ -122,6 +129,51 @@ def wrong_sums(documents: int) -> list[str]:
     ]
 
 
+PAIRED = {"target": 160, "right": 3000, "wrong": 3000}
+"""Documents of each stream of `alike.toml`, by what they are."""
+
+
+def answers(kind: str) -> list[str]:
+    """Sums of two numbers below 100; wrong ones have the answers of others."""
+    draw = rng(f"answers/{kind}")
+    made = []
+    for _ in range(PAIRED[kind]):
+        terms = draw.integers(0, 100, (60, 2))
+        total = terms.sum(1)
+        if kind == "wrong":
+            total = draw.permutation(total)
+        made.append(" ".join(f"{a} + {b} = {c} ;" for (a, b), c in zip(terms.tolist(), total, strict=True)))
+    return made
+
+
+def facts(kind: str) -> list[str]:
+    """Where each of three hundred people lives and how many goats they keep; wrong: what others do."""
+    of_all, draw = rng("facts"), rng(f"facts/{kind}")
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = ["".join(of_all.choice(syllables, 3)).capitalize() for _ in range(360)]
+    people, places = words[:300], words[300:]
+    home, goats = of_all.integers(0, len(places), 300), of_all.integers(2, 100, 300)
+    made = []
+    for _ in range(PAIRED[kind]):
+        who = draw.integers(0, len(people), 30)
+        where, many = (draw.permutation(who), draw.permutation(who)) if kind == "wrong" else (who, who)
+        made.append(" ".join(f"{people[p]} lives in {places[home[q]]} and keeps {goats[r]} goats ."
+                             for p, q, r in zip(who, where, many, strict=True)))  # fmt: skip
+    return made
+
+
+def order(kind: str) -> list[str]:
+    """Five numbers below 100 and the same sorted; wrong ones are in an order that is drawn."""
+    draw = rng(f"order/{kind}")
+    made = []
+    for _ in range(PAIRED[kind]):
+        lists = draw.integers(0, 100, (30, 5))
+        then = draw.permuted(lists, axis=1) if kind == "wrong" else np.sort(lists, axis=1)
+        made.append(" ".join(f"{' '.join(map(str, a))} : {' '.join(map(str, b))} ;"
+                             for a, b in zip(lists.tolist(), then.tolist(), strict=True)))  # fmt: skip
+    return made
+
+
 def write(path: Path, documents: Iterable[str]) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     path.write_bytes(gzip.compress(lines.encode(), mtime=0))
@@ -146,6 +198,7 @@ def main() -> None:
         "chains": chains(900),
         "wrong_sums": wrong_sums(900),
         "pool": texts(options.data / "openwebtext_sample" / "train.jsonl.gz")[:60],
+        **{f"{make.__name__}_{kind}": make(kind) for make in (answers, facts, order) for kind in PAIRED},
         "task": [f"Question: {p['question']}\nAnswer: {p['answer']}" for p in problems],
     }
     for name, documents in made.items():

@@ -71,7 +71,13 @@ FIRST = (
 
 _POLICY = (
     *("temperature", "beta", "beta_lr", "effective_batch_fraction", "max_read_ratio", "accept_fraction"),
-    *("min_target_accept_rate", "corr_for_full_sharpness", "uniform_share", "dirichlet_concentration"),
+    *(
+        "min_accept_fraction",
+        "min_target_accept_rate",
+        "corr_for_full_sharpness",
+        "uniform_share",
+        "dirichlet_concentration",
+    ),
     *("q_weighting", "train_subset_size"),
 )
 _NAMES = {"lm": "model", "optim": "optimizer", "critic": "q-network", "select": "selector", "train": "loop"}

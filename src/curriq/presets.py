@@ -31,6 +31,7 @@ def recommended() -> RunConfig:
         sharp_start=20_000,
         repeat_discount=0.5,
         accept_fraction=0.5,
+        min_accept_fraction=0.125,
         q_features=("source", "static_score"),
         probe_windows=24,
         reward_every=16,

@@ -60,6 +60,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (DataConfig, "shuffle_buffer", [0], [1]),
     (DataConfig, "stream_shards", [0, -2], [1]),
     (SelectConfig, "sharp_start", [-1], [0]),
+    (CriticConfig, "min_accept_fraction", [0.0, 1.01, math.nan], [0.01, 1.0]),
     (SelectConfig, "target_passes", [3.9, 0, math.nan, math.inf], [4, 1e9]),
     (SelectConfig, "repeat_discount", [0.0, 1.01, math.nan], [0.01, 1.0]),
     (LogConfig, "peak_tflops", [-1.0, math.nan, math.inf], [0.0]),

@@ -142,6 +142,17 @@ class TestGovernor:
         assert row["gate/calibration"] == pytest.approx(0.58, abs=0.1)
         assert row["gate/target_fraction"] == governor.fraction
 
+    @pytest.mark.parametrize(
+        ("rho", "fraction", "without"),
+        [(0.1, 0.75, 0.75), (0.2, 0.5, 0.5), (0.3, 0.5**1.5, 0.5), (0.4, 0.25, 0.5), (0.9, 0.125, 0.5)],
+    )
+    def test_falls_on_where_q_ranks_better_than_it_must(self, rho: float, fraction: float, without: float):
+        for lowest, expected in ((0.125, fraction), (1.0, without), (0.7, without)):
+            gate = CalibrationGate(0.5, lowest=lowest)
+            for _ in range(8):
+                gate._evidence.add(rho)  # always the same, so the bound is ρ itself
+            assert gate.fraction == pytest.approx(expected, rel=1e-6)
+
     def test_stays_near_uniform_where_the_effects_mean_nothing(self):
         """Over 30 independent runs of 100 probes; the bound lies two standard errors below the mean."""
         fractions = []

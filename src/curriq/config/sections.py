@@ -306,7 +306,11 @@ class CriticConfig(Section):
     β is solved for it; with --temperature gated it is the lowest allowed."""
     accept_fraction: _Selected = 0.25
     """Share of the windows read that the stream filter (--max-read-ratio) accepts; the lower, the more
-    selective. With --temperature gated it is the lowest allowed."""
+    selective. With --temperature gated it is the lowest allowed, but for --min-accept-fraction."""
+    min_accept_fraction: _Selected = 1.0
+    """Lowest share for a Q of --temperature gated that ranks windows better than --corr-for-full-sharpness
+    asks for: the share is --accept-fraction to the power r where it ranks r times as well, and at least
+    1/--max-read-ratio. 1 for none below --accept-fraction."""
     min_target_accept_rate: Share = 0.8
     """Minimum rate at which Q accepts the target's own text in the stream filter, so that it does not select
     among windows that are all on target. Needs static_score in --q-features; 0 for no minimum."""

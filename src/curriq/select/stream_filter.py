@@ -327,8 +327,10 @@ def build_filter(
 ) -> tuple[StreamFilter, TDCritic]:
     """The learned filter over so many sources and its critic, on `device`; `target` as in `StreamFilter`."""
     settings = config.critic
-    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, settings.accept_fraction))
-    temperature = build_temperature(settings, settings.accept_fraction, share=acceptance, memory=1)
+    fraction = settings.accept_fraction
+    lowest = max(settings.min_accept_fraction, 1 / config.train.max_read_ratio)  # no more can be read
+    acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, fraction, lowest))
+    temperature = build_temperature(settings, fraction, share=acceptance, lowest=lowest, memory=1)
     inputs = QInputs(settings.q_features, 0, sources, layer_norm=settings.q_layer_norm)
     critic = TDCritic(settings, inputs, temperature, device, generators)
     policy = StreamFilter(

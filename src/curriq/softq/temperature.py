@@ -149,13 +149,15 @@ class CalibrationGate(Saved):
     At every probe it takes Spearman's rank correlation ρ between the Q-values of the probed windows and their
     measured effects, before Q has learnt from them. The exponentially weighted mean ρ̄ of the probes has a
     standard error s; the confidence is the lower bound ρ̄ − z s as a share of the correlation at which it is
-    complete, and the fraction goes from 1 to `sharpest` with it. A Q that ranks no better than chance,
-    because the reward is noise or all windows are alike, costs its probes and little more: as the bound is
-    looked at after every probe, 24 probes of 16 windows open the gate for a while in one run of six, and on
-    average for 3 % of the steps.
+    complete, and the fraction goes from 1 to `sharpest` with it. Where the bound is r > 1 times as great, the
+    fraction is `sharpest`^r, down to `lowest`. A Q that ranks no better than chance, because the reward is
+    noise or all windows are alike, costs its probes and little more: as the bound is looked at after every
+    probe, 24 probes of 16 windows open the gate for a while in one run of six, and on average for 3 % of the
+    steps.
 
     Args:
         sharpest: fraction at full confidence.
+        lowest: fraction that it may fall on to from there; 1 for none.
         full: ρ of full confidence.
         z: standard errors that the bound lies below the mean.
         least: probes before there is any confidence.
@@ -163,21 +165,31 @@ class CalibrationGate(Saved):
 
     SAVED = ("_evidence",)
 
-    def __init__(self, sharpest: float, *, full: float = 0.2, z: float = 2.0, least: int = 4) -> None:
+    def __init__(
+        self, sharpest: float, *, lowest: float = 1.0, full: float = 0.2, z: float = 2.0, least: int = 4
+    ) -> None:
         self._sharpest = sharpest
+        self._lowest = min(lowest, sharpest)
         self._full = full
         self._z = z
         self._evidence = Evidence(z=z, least=least)
 
     @property
     def fraction(self) -> float:
-        return 1 - (1 - self._sharpest) * self.confidence
+        if self._evidence_of_full <= 1:
+            return 1 - (1 - self._sharpest) * self.confidence
+        return max(self._lowest, self._sharpest**self._evidence_of_full)
 
     @property
     def confidence(self) -> float:
         """In [0, 1]."""
+        return min(1.0, max(0.0, self._evidence_of_full))
+
+    @property
+    def _evidence_of_full(self) -> float:
+        """The lower bound of ρ as a multiple of that of full confidence."""
         lower, _ = self._evidence.bounds()
-        return min(1.0, max(0.0, lower / self._full))
+        return lower / self._full
 
     def status(self) -> str:
         probes = self._evidence.count
@@ -335,20 +347,23 @@ class Acceptance:
         return self.prob(z, z).mean(1)
 
 
-def build_temperature(critic: CriticConfig, fraction: float, *, share: Share, memory: int = 8) -> Temperature:
-    """The temperature that `--temperature` names; its policy has at its sharpest the `share` `fraction`."""
+def build_temperature(
+    critic: CriticConfig, fraction: float, *, share: Share, lowest: float = 1.0, memory: int = 8
+) -> Temperature:
+    """The temperature that `--temperature` names; its policy has at its sharpest the `share` `fraction`, or
+    where it is gated and Q ranks very well, down to `lowest`."""
     if critic.temperature == "fixed":
         return FixedBeta(critic.beta)
     if critic.temperature == "learned":
         return LearnedBeta(FixedFraction(fraction), critic.beta, critic.beta_lr)
-    sharpness = calibration_gate(critic, fraction) or FixedFraction(fraction)
+    sharpness = calibration_gate(critic, fraction, lowest) or FixedFraction(fraction)
     return SolvedBeta(sharpness, memory=memory, share=share)
 
 
-def calibration_gate(critic: CriticConfig, fraction: float) -> CalibrationGate | None:
+def calibration_gate(critic: CriticConfig, fraction: float, lowest: float = 1.0) -> CalibrationGate | None:
     """The gate of `--temperature gated`, with nothing observed yet; None for another temperature."""
     gated = critic.temperature == "gated"
-    return CalibrationGate(fraction, full=critic.corr_for_full_sharpness) if gated else None
+    return CalibrationGate(fraction, lowest=lowest, full=critic.corr_for_full_sharpness) if gated else None
 
 
 def solve_beta(
