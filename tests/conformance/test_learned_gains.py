@@ -44,7 +44,7 @@ def sources(folder: Path, **weights: float) -> tuple[SourceConfig, ...]:
 
 
 def test_what_is_measured_tells_right_from_wrong_where_the_prior_cannot(tmp_path: Path):
-    """The model knows the right pairs already, as a pretrained one would, and wrong ones take that from it."""
+    """The model knows the right pairs already, as a pretrained one would; wrong ones take that from it."""
     for name, documents, seed in (("target", 240, 1), ("right", 300, 2), ("wrong", 300, 3)):
         (tmp_path / f"{name}.txt").write_text(text(documents, seed, right=name != "wrong"))
     before = curriq.run(
