@@ -42,6 +42,11 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("hindsight.py", "{comparison}"), ("headline.py", "{comparison}")),
     "default_size": (("hindsight.py", "{comparison}"),),
     "long": (("hindsight.py", "{comparison}"),),
+    "alike": (
+        ("hindsight.py", "{comparison}"),
+        ("hindsight.py", "{comparison}", "--without", "perplexity"),
+        ("against.py", "{comparison}", "--arm", "recommended"),
+    ),
     "recommended_ablations": (("against.py", "{comparison}", "--arm", "recommended"),),
     "langevin_rag": (("against.py", "{comparison}", "--arm", "filter"),),
     "langevin_ablations": (("against.py", "{comparison}", "--arm", "langevin"),),
