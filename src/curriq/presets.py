@@ -29,7 +29,6 @@ def recommended() -> RunConfig:
         accept_target_source=True,
         max_read_ratio=8,
         sharp_start=20_000,
-        repeat_discount=0.5,
         accept_fraction=0.5,
         min_accept_fraction=0.125,
         q_features=("source", "static_score"),
@@ -46,9 +45,7 @@ def dsir() -> RunConfig:
 
 def prior() -> RunConfig:
     """What `recommended` chooses by as long as its gate is shut: nothing is measured or learned."""
-    return dsir().override(
-        static_rule="posterior", accept_target_source=True, sharp_start=20_000, repeat_discount=0.5
-    )
+    return dsir().override(static_rule="posterior", accept_target_source=True, sharp_start=20_000)
 
 
 def classifier() -> RunConfig:

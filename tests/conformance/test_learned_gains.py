@@ -68,7 +68,6 @@ def test_what_is_measured_tells_right_from_wrong_where_the_prior_cannot(tmp_path
             tokenizer="auto",
             probe_windows=16,
             reward_every=2,
-            repeat_discount=1.0,  # so few pairs are soon all repeated
             steps=200,
             eval_every=200,
             checkpoint_every=200,
