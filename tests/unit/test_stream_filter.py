@@ -241,6 +241,24 @@ class TestStreamFilter:
         assert isinstance(selector, StreamFilter)
         assert selector.acceptance.always_accept == always
 
+    @pytest.mark.parametrize(("ratio", "least"), [(4, 0.25), (20, 0.125)])
+    def test_the_share_of_a_q_that_ranks_perfectly_is_the_lowest_that_can_be_read(
+        self, ratio, least, tmp_path
+    ):
+        settings = FILTERED | {
+            "temperature": "gated",
+            "max_read_ratio": ratio,
+            "min_accept_fraction": 0.125,
+            "run_dir": str(tmp_path / "run"),
+        }
+        selector = prepare(preset("smoke").override(**settings)).session.components.selector
+        assert isinstance(selector, StreamFilter)
+        assert isinstance(selector.temperature, SolvedBeta)
+        for k in range(8):
+            q = torch.rand(8, generator=torch.Generator().manual_seed(k))
+            selector.temperature.observe(q, effects_of(torch.arange(8), q))
+        assert selector.temperature._sharpness.fraction == least
+
     def test_accepts_the_share_that_is_asked_for(self):
         """Of the stream, up to the noise of the 144 windows that were read."""
         selector, _ = played(SolvedBeta(FixedFraction(0.4), share=Acceptance(), memory=1))
