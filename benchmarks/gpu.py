@@ -51,7 +51,7 @@ from curriq.types import Offer, Windows
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {
-        "model": "random:gpt2", "vocabulary": 50257, "windows": 64, "tokens": 1024, "micro_batch": 32,
+        "model": "random:gpt2", "vocabulary": 50257, "windows": 64, "tokens": 1024, "micro_batch": 64,
         "chunk_tokens": 0, "precision": "bf16", "hugging_face_batch": 16,
         "corpus_mb": 24, "trained_vocabulary": 8192,
     },
@@ -62,7 +62,12 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TUNED, TRAINER = "tuned plain loop", "Hugging Face Trainer"
-CUDNN = "curriq, plain, --attention cudnn"
+VARIANTS: dict[str, tuple[dict[str, str], dict[str, int]]] = {
+    "curriq, plain, --attention cudnn": ({"attention": "cudnn"}, {}),
+    "curriq, plain, --attention flash": ({"attention": "flash"}, {}),
+    "curriq, plain, --micro-batch 32": ({}, {"micro_batch": 32}),
+}
+"""Other settings of plain training that are timed beside those of the command line."""
 
 
 @dataclass
@@ -97,6 +102,7 @@ class Bench:
             self.failed.append(name)
             say(traceback.format_exc())
         say(f"({time.perf_counter() - began:.1f} s)")
+        torch.compiler.reset()  # torch compiles a function for a few shapes only, and sections have their own
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -285,9 +291,10 @@ def steps_on_device(bench: Bench) -> None:
     wanted = (step_time.PLAIN, step_time.SINGLE, step_time.HF)
     arms = {name: built.arms[name] for name in wanted}
     arms[TUNED] = tuned(bench, built.lm, built.windows.tokens)
-    if bench.compute["attention"] != "cudnn":
-        with_cudnn = shape | {"compute": bench.compute | {"attention": "cudnn"}}
-        arms[CUDNN] = step_time.build(with_cudnn, bench.device).arms[step_time.PLAIN]
+    for name, (settings, sizes) in VARIANTS.items():
+        changed = shape | sizes | {"compute": bench.compute | settings}
+        if changed != shape:
+            arms[name] = step_time.build(changed, bench.device).arms[step_time.PLAIN]
     for name in list(arms):
         began = time.perf_counter()
         try:
@@ -479,7 +486,7 @@ def corpus_config(bench: Bench) -> RunConfig:
         shuffle_buffer=1024, eval_every=10**6, tensorboard=False, progress="none",
         tokenizer_sample_bytes=1_000_000,
         run_dir=str(bench.folder / "run"), device=str(bench.device),
-        threads=torch.get_num_threads(),
+        threads=0 if bench.device.type == "cuda" else torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -512,14 +519,14 @@ def recommended(bench: Bench) -> None:
         built = time.perf_counter()
         runs[name].session.rehearse(1)
         say(f"{name}: built in {built - began:.1f} s, first step in {time.perf_counter() - built:.1f} s")
+    interval = max(run.config.train.reward_every for run in runs.values())
     for run in runs.values():
-        run.session.rehearse(2)
+        run.session.rehearse(interval)  # the first whole measurement among them
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     parts: dict[str, dict[str, float]] = {name: {} for name in runs}
-    interval = max(run.config.train.reward_every for run in runs.values())
     tokens = bench.size["windows"] * bench.size["tokens"]
     done = 0
-    stop = time.monotonic() + 0.6 * bench.left
+    stop = time.monotonic() + 0.5 * bench.left
     while done < bench.rounds:
         began = time.monotonic()
         for name in list(runs) if done % 2 else list(runs)[::-1]:
@@ -528,7 +535,7 @@ def recommended(bench: Bench) -> None:
             rows = runs[name].session.rehearse(interval)
             synchronise(bench.device)
             seconds[name].append((time.perf_counter() - start) / interval)
-            for part in ("time/propose", "time/train", "time/probe", "time/reward"):
+            for part in PARTS:
                 parts[name][part] = sum(row.get(part, 0.0) for row in rows) / interval
         done += 1
         if time.monotonic() + (time.monotonic() - began) > stop:
@@ -537,6 +544,24 @@ def recommended(bench: Bench) -> None:
     for name, spent in parts.items():
         say(f"  {name}: " + ", ".join(f"{part} {value:.4f} s" for part, value in spent.items()))
     memory(bench)
+    by_position(bench, runs["recommended"], interval)
+
+
+def by_position(bench: Bench, run: Run, interval: int) -> None:
+    """Where the time of `recommended` goes: steps with a measurement, those after one, and the others."""
+    kinds: dict[str, list[dict[str, float]]] = {"a measurement": [], "Q learning": [], "neither": []}
+    while run.session.state.step % interval:
+        run.session.rehearse(1)
+    for _ in range(3):
+        rows = run.session.rehearse(interval)
+        kinds["a measurement"].append(rows[0])
+        kinds["Q learning"].append(rows[1])
+        kinds["neither"] += rows[2:]
+    for kind, rows in kinds.items():
+        parts = {name: [row.get(name, 0.0) for row in rows] for name in ("time/step", *PARTS)}
+        shown = ", ".join(f"{name} {statistics.median(values):.4f} s" for name, values in parts.items())
+        say(f"  a step with {kind}: {shown}")
+    profile(bench, {"a step with a measurement": lambda: run.session.rehearse(1)})
 
 
 def langevin(bench: Bench) -> None:
@@ -558,8 +583,12 @@ def langevin(bench: Bench) -> None:
     table(bench, halved, n * bench.size["tokens"], base="plain")
 
 
-LANGEVIN = {f.name for section in ("langevin", "retrieval", "critic", "select") for f in
-            dataclasses.fields(getattr(RunConfig(), section))} | {"reward", "reward_every"}  # fmt: skip
+PARTS = ("time/propose", "time/train", "time/probe", "time/reward")
+LANGEVIN = {
+    field.name
+    for section in ("langevin", "retrieval", "critic", "select")
+    for field in dataclasses.fields(getattr(RunConfig(), section))
+} | {"reward", "reward_every", "max_read_ratio"}
 """Settings that a preset says about the method, not about the size of a run."""
 
 
@@ -575,15 +604,15 @@ def main() -> int:
     parser.add_argument("--windows", type=int, help="windows per step")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--cross-entropy", choices=("auto", "fused", "torch"), default="auto")
-    parser.add_argument("--attention", choices=("auto", "flash", "cudnn", "math"), default="flash")
+    parser.add_argument("--attention", choices=("auto", "flash", "cudnn", "math"), default="auto")
     parser.add_argument("--peak", type=float, help="the device's peak in TFLOP/s, where it is not known")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for as many as a run takes")
     options = parser.parse_args()
     began = time.monotonic()
     device = pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads or device.type == "cuda":
+        torch.set_num_threads(options.threads or 1)  # as a run does
     size = dict(SIZES[options.size])
     size |= {k: v for k in ("micro_batch", "windows") if (v := getattr(options, k))}
     compute = {name: getattr(options, name) for name in ("compile", "cross_entropy", "attention")}

@@ -33,7 +33,7 @@ IGNORED = -100
 """Label of a token that is not learnt, as in PyTorch's cross-entropy."""
 
 
-def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on the device; the host does not wait until it is there."""
     if torch.device(device).type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()  # from other memory the copy would be waited for
@@ -72,7 +72,7 @@ class Batch:
 
     def to(self: B, device: torch.device | str) -> B:
         """The same rows with all tensors on the device."""
-        return self._mapped(lambda x: x.to(device, non_blocking=True))
+        return self._mapped(lambda x: sent(x, device))
 
     @classmethod
     def cat(cls: type[B], parts: Sequence[B]) -> B:
@@ -117,8 +117,8 @@ class Windows(Batch):
 
     def to(self, device: torch.device | str) -> "Windows":
         """The same windows with tokens and labels on the device; what describes them stays on the CPU."""
-        labels = None if self.labels is None else _sent(self.labels, device)
-        return replace(self, tokens=_sent(self.tokens, device), labels=labels)
+        labels = None if self.labels is None else sent(self.labels, device)
+        return replace(self, tokens=sent(self.tokens, device), labels=labels)
 
     @classmethod
     def cat(cls, parts: Sequence["Windows"]) -> "Windows":

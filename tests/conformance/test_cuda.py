@@ -15,7 +15,7 @@ from tests.numerics.test_effects import Setting, uniform
 from tests.numerics.test_mixture import gradients
 from tests.runs import SETTINGS, Finished, InterruptAt, tiny
 
-from curriq.config import RunConfig
+from curriq.config import RunConfig, load_toml
 from curriq.lm.mixture import single_pass
 from curriq.presets import own_settings
 from curriq.train.run import prepare, resume, train
@@ -50,6 +50,8 @@ def on_cuda(tmp_path_factory, configure):
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_a_run_on_the_gpu_is_the_run_on_the_cpu_but_for_rounding(name, on_cuda, configure, tmp_path):
+    if "faiss" in name:
+        pytest.importorskip("faiss")
     ours, theirs = on_cuda(name), final(configure(name), str(tmp_path))
     first, last = 1e-5, 1e-2
     if name == "bf16":
@@ -125,10 +127,11 @@ def test_the_logits_of_a_batch_are_never_held_at_once():
 
 
 def test_the_device_is_found_and_named(tmp_path):
-    run = final(tiny(selector="uniform", steps=1, device="auto"), str(tmp_path))
+    run = final(tiny(selector="uniform", steps=1, device="auto", threads=0), str(tmp_path))
     about = json.loads((run.folder / "environment.json").read_text())
     assert about["device"].startswith("cuda")
     assert about["hardware"] == torch.cuda.get_device_name()
+    assert load_toml(run.folder / "config.toml").train.threads == 1
 
 
 def test_windows_proposed_beside_the_passes_are_the_same(tmp_path):

@@ -10,15 +10,17 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention import SDPBackend
 
+from curriq import parallel
 from curriq.config import LMConfig, OptimConfig
 from curriq.errors import CurriqError
 from curriq.lm import sizing
 from curriq.lm.compute import CompiledBlocks, attention_kernel, blocks_of
-from curriq.lm.hardware import named_peak
+from curriq.lm.hardware import cpu_threads, named_peak
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
 from curriq.lm.sizing import backing_off, even, fitting_micro_batch
-from curriq.train.run import train
+from curriq.presets import own_settings
+from curriq.train.run import prepare, train
 
 
 def by_loss(part, features):
@@ -97,6 +99,20 @@ class TestCompiledBlocks:
         assert not torch.allclose(lm.trunk(tokens), plain.trunk(tokens))
         assert lm.network.state_dict().keys() == plain.network.state_dict().keys()
 
+    def test_so_do_passes_that_recur(self, monkeypatch):
+        """Those of every measurement on held-out text: what is left of them beside full micro-batches."""
+        monkeypatch.setattr(torch, "compile", lambda call, **options: lambda *x, **more: x[0] + 10)
+        lm, plain = in_pieces(tiny_lm(compile="on"), 4, 64), in_pieces(tiny_lm(), 4, 64)
+        lm.recurring = frozenset({6, 8})
+        tokens = random_offer(4).windows.tokens
+        same = [torch.allclose(lm.trunk(tokens[:n]), plain.trunk(tokens[:n])) for n in (1, 2, 3)]
+        assert same == [True, False, True]
+
+    def test_a_run_that_measures_effects_names_its_passes(self):
+        settings = own_settings("recommended") | {"probe_windows": 12, "reward_windows": 5}
+        assert prepare(tiny(**settings)).lm.recurring == {12, 4, 5}
+        assert prepare(tiny(selector="uniform")).lm.recurring == set()
+
     def test_what_cannot_be_compiled_runs_plainly_with_a_warning(self, monkeypatch, caplog):
         def refuse(*inputs):
             raise TorchDynamoException("no compiler here")
@@ -155,6 +171,12 @@ def test_attention_kernels_fall_back_on_one_that_can():
 def test_peaks_of_known_devices(name, bf16):
     found = named_peak(name, "bf16")
     assert found == (None if bf16 is None else pytest.approx(bf16 * 1e12))
+
+
+def test_threads_are_shared_out_on_a_cpu_and_few_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 16)
+    assert [cpu_threads(torch.device("cpu"), processes) for processes in (1, 3, 32)] == [16, 5, 1]
+    assert [cpu_threads(torch.device("cuda"), processes) for processes in (1, 3)] == [1, 1]
 
 
 class TestSizes:

@@ -522,7 +522,8 @@ class TrainConfig(Section):
     seed: Seed = 0
     """Seed of every random generator of the run."""
     threads: Annotated[int, Within("[0, 1024]", above=_THREADS)] = 0
-    """CPU threads of torch; 0 takes all cores. Results are bitwise equal only at equal thread counts."""
+    """CPU threads of torch; 0 takes all cores, and one beside a GPU. Results are bitwise equal only at equal
+    thread counts."""
     q_warmup_steps: CountOrZero = 0
     """Initial steps in which only Q learns: the mixture is uniform, and the model is reset after each."""
     reset_theta: bool = False

@@ -120,7 +120,8 @@ def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig,
 
 def _job(run: PlannedRun, workers: int) -> Job:
     """The command that starts the run, or resumes it from its checkpoint, with its share of the cores."""
-    from curriq import parallel
+    from curriq.lm.hardware import cpu_threads
+    from curriq.lm.load import pick_device
     from curriq.train.checkpoint import checkpoint_folders
 
     program = [sys.executable, "-m", "curriq"]
@@ -130,7 +131,8 @@ def _job(run: PlannedRun, workers: int) -> Job:
         # The run writes this file itself when it starts; writing it now leaves one place for settings.
         settings = run.folder / "config.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        config = run.config.override(threads=max(1, parallel.cores() // workers))
+        threads = cpu_threads(pick_device(run.config.lm.device), workers)
+        config = run.config.override(threads=threads)
         write_atomically(settings, to_toml(config).encode())
         command = [*program, "train", "--config", str(settings)]
     return Job(

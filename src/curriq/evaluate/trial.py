@@ -152,11 +152,12 @@ def _run(out: Path) -> int:
 
 def _time_arms(config: RunConfig, workers: int) -> dict[str, Costs]:
     """Seconds of plain training, of a filter and of `recommended`, from a few steps of each."""
-    from curriq import parallel
+    from curriq.lm.hardware import cpu_threads
+    from curriq.lm.load import pick_device
     from curriq.train.estimate import estimate
     from curriq.train.run import prepare
 
-    threads = max(1, parallel.cores() // workers)
+    threads = cpu_threads(pick_device(config.lm.device), workers)
     plain = {"preset": "default", "selector": "uniform"}
     kinds = {BASELINE: plain, "static": {"preset": "dsir"}, LEARNT: {"preset": LEARNT}}
     costs = {}

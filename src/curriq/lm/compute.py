@@ -71,12 +71,12 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 class CompiledBlocks:
-    """The repeated blocks of a model, compiled by torch for one shape of input.
+    """The repeated blocks of a model, compiled by torch for a few shapes of input.
 
-    Blocks share their code, so torch compiles one of them and uses it for all: seconds to a minute, once with
-    gradient and once without. They are compiled inside `run` alone. Whatever runs outside (another shape than
-    a full micro-batch, a search, a downstream task) runs as it is, so that no shape that occurs twice in a
-    run costs another minute.
+    Blocks share their code, so torch compiles one of them and uses it for all: seconds to a minute per shape,
+    once with gradient and once without. They are compiled inside `run` alone. Whatever runs outside (a shape
+    that is rare, a search, a downstream task) runs as it is, so that no shape that occurs twice in a run
+    costs another minute.
 
     Args:
         blocks: names and values of their weights stay.
@@ -86,19 +86,20 @@ class CompiledBlocks:
     def __init__(self, blocks: Sequence[nn.Module], *, must: bool) -> None:
         self._blocks: list[tuple[nn.Module, Any]] = []
         self._must = must
-        self._ready: set[bool] = set()
+        self._ready: set[tuple[bool, int]] = set()
         for block in blocks:
             block.compile(dynamic=False)
             self._blocks.append((block, block._compiled_call_impl))
             block._compiled_call_impl = None
 
-    def run(self, work: Callable[[], Result]) -> Result:
-        """What a pass through the compiled blocks returns.
+    def run(self, work: Callable[[], Result], windows: int = 1) -> Result:
+        """What a pass of so many windows through the compiled blocks returns.
 
         Raises:
             CurriqError: torch cannot compile them, and they `must` be compiled.
         """
-        if torch.is_grad_enabled() in self._ready:
+        shape = torch.is_grad_enabled(), windows
+        if shape in self._ready:
             with self._switched_on():
                 return work()
         from torch._dynamo.exc import TorchDynamoException  # seconds, for those who compile
@@ -110,10 +111,13 @@ class CompiledBlocks:
         except TorchDynamoException as error:
             self._give_up(error)
             return work()
-        self._ready.add(torch.is_grad_enabled())
+        self._ready.add(shape)
         if self._blocks:
             how = "with" if torch.is_grad_enabled() else "without"
-            logger.info(f"compiled the model's blocks {how} gradient: {time.perf_counter() - began:.0f} s")
+            logger.info(
+                f"compiled the model's blocks for {windows} windows {how} gradient: "
+                f"{time.perf_counter() - began:.0f} s"
+            )
         return result
 
     @contextmanager

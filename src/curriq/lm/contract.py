@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from curriq.lm.engine import OneProcess
 from curriq.types import IGNORED, Windows
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def train_what_text_reaches(lm: "LanguageModel") -> None:
         tokens = torch.zeros((1, 2), dtype=torch.long, device=lm.device)
         freeze_unreached(lm.network, lm.head(lm.trunk(tokens)))
     lm.network.train()
+    lm.engine = OneProcess(lm.network)  # of what is left to train
 
 
 def freeze_unreached(network: nn.Module, output: Tensor) -> None:

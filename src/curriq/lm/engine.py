@@ -54,9 +54,7 @@ class Engine(Protocol):
     """
 
     sharded: bool
-
-    @property
-    def parameters(self) -> list[nn.Parameter]: ...
+    parameters: list[nn.Parameter]
 
     def rounds(self, n: int, size: int, *, gradient: bool = False) -> Iterator[Round]:
         """The passes over n windows of this rank, in pieces of `size`; `gradient` says that they run backward
@@ -87,10 +85,8 @@ class OneProcess:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        # Once: to walk through all modules takes longer than most of what is done with the list.
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def rounds(self, n: int, size: int, *, gradient: bool = False) -> Iterator[Round]:
         for start in range(0, n, size):
@@ -217,12 +213,7 @@ class Sharded(OneProcess):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # each rank's part is weighted already
                 module.set_force_sum_reduction_for_comms(True)  # gloo can do nothing else
-        super().__init__(network)
-        self._parameters = super().parameters  # inside a pass the network's are the gathered ones
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return self._parameters
+        super().__init__(network)  # now: inside a pass the network's parameters are the gathered ones
 
     def rounds(self, n: int, size: int, *, gradient: bool = False) -> Iterator[Round]:
         count = int(parallel.reduce_max(math.ceil(n / size)))
@@ -307,7 +298,7 @@ def placed_like(values: Sequence[Tensor | Stored], others: Sequence[Tensor]) -> 
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean norm over all entries, those on other ranks too."""
-    norm = torch.stack([local(tensor.detach()).norm() for tensor in tensors]).double().norm()
+    norm = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors])).double().norm()
     sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
     if sharded is None:
         return norm.item()

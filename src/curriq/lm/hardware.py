@@ -1,9 +1,11 @@
-"""What devices can do at most, from their data sheets."""
+"""What devices can do at most, from their data sheets, and how many threads are of use beside them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from curriq import parallel
 
 PEAKS: dict[str, tuple[float, float]] = {
     # Name as torch gives it, the longest match counts → dense bfloat16 and float32 without TF32, TFLOP/s.
@@ -50,6 +52,15 @@ def named_peak(name: str, precision: str) -> float | None:
         return None
     bf16, fp32 = PEAKS[max(known, key=len)]
     return 1e12 * (bf16 if precision == "bf16" else fp32)
+
+
+def cpu_threads(device: torch.device, processes: int = 1) -> int:
+    """CPU threads of torch for one of so many processes on this machine, where nobody has set them: its share
+    of the cores, or one beside a GPU.
+
+    There the CPU works on small tensors only, and many threads meet for longer than they work.
+    """
+    return max(1, parallel.cores() // processes) if device.type == "cpu" else 1
 
 
 BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from curriq import parallel
 from curriq.config import RunConfig
 from curriq.errors import Diverged
-from curriq.lm.engine import placed_like, total_norm
+from curriq.lm.engine import local, placed_like, total_norm
 from curriq.lm.model import token_counts
 from curriq.rng import Generators
 from curriq.state import Saved, State
@@ -263,6 +263,12 @@ class EffectProbe(Saved):
     def __post_init__(self) -> None:
         self._average = AveragedGradient(self.decay, lambda: self.learner.lm.parameters)
 
+    @property
+    def sizes(self) -> frozenset[int]:
+        """Windows of the passes that each measurement makes on this rank."""
+        most = (self.reward.windows, self.windows, round(self.windows * REJECTED_SHARE))
+        return frozenset(len(range(n)[parallel.shard()]) for n in most)
+
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         """Effects at θ_k; None in steps without a reward, and before the optimizer's first step.
 
@@ -366,11 +372,10 @@ def _shares(windows: Windows) -> Float[Tensor, "M"]:
 def displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) -> Generator[None]:
     """θ + by · direction for a while; then θ again, to the bit."""
     with torch.no_grad():
-        kept = [parameter.clone() for parameter in parameters]
-        for parameter, piece in zip(parameters, direction, strict=True):
-            parameter.add_(piece, alpha=by)
+        here = [local(parameter) for parameter in parameters]
+        kept = [parameter.clone() for parameter in here]
+        torch._foreach_add_(here, [local(piece) for piece in direction], alpha=by)
         try:
             yield
         finally:
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+            torch._foreach_copy_(here, kept)

@@ -53,6 +53,10 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return peak * decay
 
 
+AT_ONCE = 16
+"""Parameters that one kernel of a GPU takes together; all at once would need several times θ in memory."""
+
+
 def preconditioned(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> list[Tensor] | None:
@@ -71,16 +75,22 @@ def preconditioned(
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     states = [optimizer.state.get(parameter, {}) for parameter in parameters]
     steps = iter(_read([state["step"] for state in states if "exp_avg_sq" in state]))
-    scaled = []
-    for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
-        if "exp_avg_sq" not in state:
-            scaled.append(gradient)
-            continue
-        group = groups[id(parameter)]
-        beta2 = group["betas"][1]
-        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient.square()
-        bias = 1 - beta2 ** (next(steps) + 1)
-        scaled.append(gradient / ((second / bias).sqrt() + group["eps"]))
+    scaled = list(gradients)
+    adapted = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
+    for start in range(0, len(adapted), AT_ONCE):
+        rows = adapted[start : start + AT_ONCE]
+        own = [groups[id(parameters[i])] for i in rows]
+        beta2 = [group["betas"][1] for group in own]
+        gradient = [gradients[i] for i in rows]
+        second = torch._foreach_mul([states[i]["exp_avg_sq"] for i in rows], beta2)
+        square = torch._foreach_mul(gradient, gradient)
+        torch._foreach_mul_(square, [1 - b for b in beta2])
+        torch._foreach_add_(second, square)
+        torch._foreach_div_(second, [1 - b ** (next(steps) + 1) for b in beta2])
+        torch._foreach_sqrt_(second)
+        torch._foreach_add_(second, [group["eps"] for group in own])
+        for i, piece in zip(rows, torch._foreach_div(gradient, second), strict=True):
+            scaled[i] = piece
     return scaled
 
 
@@ -254,7 +264,7 @@ class Learner(Saved):
         """Σ w_i ℓ_i at θ_k and its gradient, on every rank; gradients on θ stay as they were."""
         parameters = self.lm.parameters
         with gradients_set_aside(parameters), self.lm.without_dropout():
-            loss = weighted_gradient(self.lm, windows, weights.to(self.lm.device))
+            loss = weighted_gradient(self.lm, windows, weights)
             # An expert that no token was routed to has none.
             return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 

@@ -25,7 +25,7 @@ from curriq import parallel
 from curriq.lm.model import LanguageModel, window_losses
 from curriq.softq.equations import sample_action
 from curriq.state import Saved
-from curriq.types import Features, Mixture, Offer, Windows
+from curriq.types import Features, Mixture, Offer, Windows, sent
 
 SomeWindows = TypeVar("SomeWindows", Offer, Windows)
 
@@ -243,7 +243,7 @@ def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor
     engine, everyone = lm.engine, windows
     used = weights.nonzero().squeeze(1)[parallel.shard()]
     # Ids and sources lie on the CPU, wherever the tokens are: an index there serves both.
-    windows, weights = windows.take(used.cpu()), weights[used]
+    windows, weights = windows.take(used.cpu()), sent(weights[used], lm.device)
     total = torch.zeros((), dtype=torch.float64, device=lm.device)
 
     def work(batch: Windows, weight: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:
@@ -288,8 +288,8 @@ def window_features(
         loss=losses.detach(),
         entropy=entropy,
         pooled=pooled,
-        source=offer.windows.source.to(hidden.device),
-        known={name: column.to(hidden.device) for name, column in offer.known.items()},
+        source=sent(offer.windows.source, hidden.device),
+        known={name: sent(column, hidden.device) for name, column in offer.known.items()},
     )
 
 

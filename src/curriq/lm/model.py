@@ -65,6 +65,7 @@ class LanguageModel:
         pieces: in which windows are run.
         engine: how passes run on the processes of the run, see `distribute`.
         kernels: of the fused loss; None where the loss goes through logits.
+        recurring: numbers of windows, on this rank, that are run again and again beside full micro-batches.
 
     Raises:
         CurriqError: the model has no vocabulary head, or does more between its last hidden state and its
@@ -82,6 +83,7 @@ class LanguageModel:
         cross_entropy: str = "torch",
     ) -> None:
         self.pieces = Pieces()
+        self.recurring: frozenset[int] = frozenset()
         self._copy: Tensor | None = None
         self.network = network.to(device).train()
         self.engine: Engine = OneProcess(self.network)
@@ -150,9 +152,16 @@ class LanguageModel:
         # A block that is checkpointed is forwarded again inside the backward pass, out of this context.
         with self.autocast(), self._attention(), _no_packing():
             work = partial(self._trunk, input_ids=tokens, use_cache=False)
-            if self._compiled is None or len(tokens) != self.pieces.micro_batch:
+            if self._compiled is None or len(tokens) not in self._compiled_sizes:
                 return work().last_hidden_state
-            return self._compiled.run(work).last_hidden_state
+            return self._compiled.run(work, len(tokens)).last_hidden_state
+
+    @property
+    def _compiled_sizes(self) -> set[int]:
+        """Windows per pass for which blocks are compiled: a full micro-batch, and what is left of a pass that
+        recurs."""
+        full = self.pieces.micro_batch
+        return {full, *(windows % full for windows in self.recurring)}
 
     def position_losses(
         self, hidden: Float[Tensor, "n t d"], targets: Int[Tensor, "n t"]

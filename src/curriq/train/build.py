@@ -167,7 +167,11 @@ def _held_out(config: RunConfig, context: Context, method: Method, learner: Lear
     reward = build_reward(config, context.lm, context.corpus.held_out.reward, context.generators)
     credit = config.critic
     effects = method.critic.needs_reward and (credit.credit == "counterfactual" or credit.measure_effects)
-    return build_probe(config, learner, reward, context.generators) if effects else reward
+    if not effects:
+        return reward
+    probe = build_probe(config, learner, reward, context.generators)
+    context.lm.recurring = probe.sizes
+    return probe
 
 
 def _task_probes(config: RunConfig, context: Context) -> list[Probe]:

@@ -16,6 +16,7 @@ from curriq.data import Corpus, changed_files, check_fingerprint, locate, open_c
 from curriq.data.survey import require_usable
 from curriq.errors import CurriqError
 from curriq.lm.contract import log_own_loss
+from curriq.lm.hardware import cpu_threads
 from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.presets import paper_differences
 from curriq.rng import Generators
@@ -130,7 +131,8 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     require_memory(config)
     if config.train.threads > 4 * parallel.cores():
         logger.warning(f"--threads = {config.train.threads}: this machine has {parallel.cores()} cores.")
-    config = config.override(threads=config.train.threads or parallel.cores())
+    device = pick_device(config.lm.device)
+    config = config.override(threads=config.train.threads or cpu_threads(device))
     torch.set_num_threads(config.train.threads)
     if checkpoint is None:
         if own.corpus is open_corpus:
@@ -146,7 +148,6 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
             f"{checkpoint.manifest['threads']}, so the last bits of what follows will differ from those of "
             "an uninterrupted run."
         )
-    device = pick_device(config.lm.device)
     corpus = own.corpus(config, read_ahead=device.type != "cpu" and os.name == "posix")
     require(
         parallel.all_equal(json.dumps(corpus.fingerprint(), sort_keys=True).encode()),
