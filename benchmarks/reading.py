@@ -6,7 +6,7 @@
 
 First the stages in one process and one thread, in microseconds of the processor per token that is read:
 files, near-duplicates of held-out text, tokenizer, packing, shuffling; then what follows in the process that
-trains: scores by n-grams, repetitions, the choice. Nothing is trained, so the prior alone chooses. Then the
+trains: scores by n-grams, the choice. Nothing is trained, so the prior alone chooses. Then the
 windows that 1 and 2 processes read ahead, per second of the clock, and what it takes of the process that gets
 them; and the cores that feed GPUs of several speeds. Rates need a machine that does nothing else.
 """
@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from inspect import isfunction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +32,6 @@ from curriq.data.corpus import blocks_ahead
 from curriq.data.shards import ShardedStream
 from curriq.data.sources import StreamedSource
 from curriq.data.stream import DecontaminatedSource, Encoded, Packer, SourceReader, WindowStream
-from curriq.select.repetition import Repetitions
 from curriq.select.sharded import ShardedProposer
 from curriq.select.static import ScoredStream, WindowScorer
 from curriq.select.stream_filter import FilteredStream
@@ -59,7 +57,6 @@ STAGES: dict[str, list[tuple[type, str]]] = {
     "packing": [(SourceReader, "next_window"), (Packer, "add")],
     "shuffling": [(WindowStream, "read")],
     "n-gram scores": [(ScoredStream, "read"), (WindowScorer, "judge"), (WindowScorer, "take_in")],
-    "repetitions": [(Repetitions, name) for name, value in vars(Repetitions).items() if isfunction(value)],
     "choice": [(FilteredStream, "propose"), (ShardedProposer, "propose")],
 }
 READ_AHEAD = ("files", "near-duplicates", "tokenizer", "packing", "shuffling")

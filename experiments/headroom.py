@@ -34,6 +34,7 @@ from branches import (
     read_ahead,
     train_on,
 )
+from repetitions import Repetitions
 from torch import Tensor
 
 from curriq.config import load_toml
@@ -41,7 +42,6 @@ from curriq.data.stream import Unreadable
 from curriq.lm.held_out import held_out_loss
 from curriq.lm.learner import Learner
 from curriq.presets import own_settings, preset
-from curriq.select.repetition import Repetitions
 from curriq.select.static import documents_of
 from curriq.train.build import Run
 from curriq.train.run import prepare
@@ -139,7 +139,7 @@ def train(
     assert isinstance(learner, Learner)
     assert isinstance(stream, Unreadable)
     held_out = run.corpus.held_out
-    trained, seen = Counts.empty(), Repetitions(0.5, run.config.data.window)
+    trained, seen = Counts.empty(), Repetitions(run.config.data.window)
     curve = [(0, held_out_loss(run.lm, held_out.validation))]
     chosen: Counter[str] = Counter()
     for k in range(0, steps, horizon):

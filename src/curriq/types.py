@@ -221,12 +221,9 @@ class Sampled(Batch):
 
     Attributes:
         accept_prob: probability of being accepted, for each window.
-        repetitions: times that its text had been trained on; NaN where the window was rejected without asking
-            (`accept_prob` is then what it would be without the discount), None where nobody asks.
     """
 
     accept_prob: Float[Tensor, "n"]
-    repetitions: Float[Tensor, "n"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +318,7 @@ class Offer:
     @staticmethod
     def from_state_dict(state: State) -> "Offer":
         windows = Windows.from_state_dict(state["windows"])
-        sampled = None if state["sampled"] is None else Sampled.from_state_dict(state["sampled"])
+        sampled = state["sampled"] and Sampled(accept_prob=state["sampled"]["accept_prob"])
         rejected = None if state["rejected"] is None else Offer.from_state_dict(state["rejected"])
         return Offer.of(
             windows, known=state["known"], sampled=sampled, rejected=rejected, epoch=state["epoch"]

@@ -23,7 +23,7 @@ RECOMMENDED = {
     if (section in ("critic", "train") and name not in SETTINGS and name not in ("reward_windows", "seed"))
     or name in ("prior", "accept_target_source", "static_score", "static_rule")
     or name in ("sharp_start", "target_passes")
-} | {"repeat_discount": 0.5}  # off in the preset; counting is tested with it
+}
 STATIC = {"selector": "filter", "max_read_ratio": 4, "static_share": 0.3}
 WEIGHTED_CREDIT = {"credit": "counterfactual", "reward": "paired", "q_features": ("source", "static_score")}
 EXTRAS: dict[str, dict[str, Any]] = {

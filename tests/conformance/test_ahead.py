@@ -23,7 +23,6 @@ FILTER = {
     "q_features": ("source", "static_score"),
     "temperature": "fraction",
     "reward_every": 3,
-    "repeat_discount": 0.5,
 }
 METHODS: dict[str, dict[str, Any]] = {
     "uniform": {"selector": "uniform"},

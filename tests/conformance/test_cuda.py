@@ -135,8 +135,8 @@ def test_the_device_is_found_and_named(tmp_path):
 
 
 def test_windows_proposed_beside_the_passes_are_the_same(tmp_path):
-    """On a stream of their own, with counts that the step before has left on the device."""
-    settings = own_settings("recommended") | {"reward_every": 4, "probe_windows": 4, "repeat_discount": 0.5}
+    """On a stream of their own, with counts of n-grams that the step before has left on the device."""
+    settings = own_settings("recommended") | {"reward_every": 4, "probe_windows": 4}
     runs = {}
     for beside in (True, False):
         run = prepare(tiny(**settings, steps=16, device="cuda", run_dir=str(tmp_path / str(beside))))

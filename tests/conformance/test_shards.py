@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import open_lm, random_offer
+from tests.helpers import open_lm
 from tests.ranks import in_processes
 from tests.runs import Finished, InterruptAt, assert_same_run, tiny
 
@@ -19,19 +19,15 @@ from curriq.data.documents import Shard, read_epoch
 from curriq.data.prefetch import Prefetched
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import open_source
-from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError
 from curriq.presets import own_settings
 from curriq.rng import Generators
 from curriq.select import references, soft_q
 from curriq.select.base import Context
-from curriq.select.repetition import Repetitions
 from curriq.select.sharded import ShardedProposer
-from curriq.select.static import FRESH, DsirScore
-from curriq.select.stream_filter import ShardFilter
-from curriq.state import Saved
+from curriq.select.static import DsirScore
 from curriq.train.run import Own, load_run, prepare, resume, train
-from curriq.types import Cost, Offer, Windows
+from curriq.types import Windows
 
 SLOW = pytest.mark.slow
 SHARDS: dict[str, Any] = {"stream_shards": 4, "shuffle_buffer": 32, "log_windows_mb": 200.0}
@@ -367,38 +363,3 @@ def test_processes_read_their_own_and_stop_together(tmp_path):
 
 def test_a_source_that_breaks_on_one_process_stops_all_with_its_message(tmp_path):
     in_processes(2, a_source_breaks, tmp_path)
-
-
-class Endless(Saved):
-    """The same windows again and again."""
-
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
-
-    def read(self, n: int) -> Offer:
-        return Offer.of(self.windows.take(torch.arange(n) % len(self.windows)), cost=Cost(windows_read=n))
-
-
-def test_a_shard_discounts_repetitions_of_all_shards_and_leaves_counting_to_the_proposer():
-    """By the count as it stands, beyond the free repetitions."""
-    windows = random_offer(8, 32, seed=0).windows
-    counter = Repetitions(0.5, 32)
-    for _ in range(FRESH + 2):
-        counter.add(windows)
-    shard = ShardFilter(
-        Unreadable(Endless(windows)),
-        4,
-        max_read_ratio=8,
-        accept_prob=lambda offer: torch.ones(len(offer)),
-        generator=torch.Generator().manual_seed(0),
-        repetitions=counter,
-    )
-    offers = [shard.propose(step) for step in range(2)]
-    for offer in offers:
-        for part in offer.judged:
-            assert part.sampled.accept_prob.tolist() == [0.25] * len(part)
-            assert part.sampled.repetitions.tolist() == [FRESH + 2] * len(part)
-        assert not offer.metrics
-    assert "repetitions" not in shard.state_dict()
-    assert counter.take_in(offers[0]) == {"policy/repetitions": FRESH + 2}
-    assert shard.propose(2).sampled.accept_prob.tolist() == [1.0] * 4

@@ -81,7 +81,7 @@ class TestSettings:
 
 def test_all_former_names_are_tried_above():
     tried = {name for former, _ in RENAMED for name in former}
-    assert tried >= set(FORMER) - {"needle", "swap_candidates", "swap_top_k"}
+    assert tried >= set(FORMER) - set(aliases._REMOVED)
     assert not set(FORMER) & set(field_owners())
 
 
@@ -160,7 +160,7 @@ def test_the_whole_file_of_an_old_run(changes, moved, notices, tmp_path: Path):
     }
     values = {"governed": "gated", "likeness": "static_score"}
     for section, settings in tomllib.loads(text).items():
-        for name in settings.keys() - {"sources", "needle", "swap_candidates", "swap_top_k"}:
+        for name in settings.keys() - {"sources", *aliases._REMOVED}:
             value = settings[name]
             value = [values.get(v, v) for v in value] if isinstance(value, list) else values.get(value, value)
             today[section][moved.get(name, name)] = value
@@ -182,6 +182,9 @@ def test_settings_that_left_the_package_are_named(notices, tmp_path: Path):
     aliases._warn.cache_clear()
     assert parse_run_config(["--needle", "--swap-candidates", "8"]) == RunConfig()
     assert [message.split()[0] for message in notices.messages[1:]] == ["--needle", "--swap-candidates"]
+    aliases._warn.cache_clear()
+    assert parse_run_config(["--preset", "recommended", "--repeat-discount", "0.5"]) == preset("recommended")
+    assert notices.messages[-1].startswith("--repeat-discount has no effect any more")
 
 
 @pytest.mark.parametrize("arguments", [["--oversample"], ["--oversample", "--steps", "3"]])

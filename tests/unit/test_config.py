@@ -62,7 +62,6 @@ BOUNDS: list[tuple[type, str, list[Any], list[Any]]] = [
     (SelectConfig, "sharp_start", [-1], [0]),
     (CriticConfig, "min_accept_fraction", [0.0, 1.01, math.nan], [0.01, 1.0]),
     (SelectConfig, "target_passes", [3.9, 0, math.nan, math.inf], [4, 1e9]),
-    (SelectConfig, "repeat_discount", [0.0, 1.01, math.nan], [0.01, 1.0]),
     (LogConfig, "peak_tflops", [-1.0, math.nan, math.inf], [0.0]),
     (DataConfig, "reward_set_size", [0], [1]),
     (DataConfig, "validation_set_size", [0], [1]),

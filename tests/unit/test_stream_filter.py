@@ -163,6 +163,16 @@ def test_a_filtered_stream_continues_bitwise_from_its_state():
     assert torch.equal(ours.rejected.windows.ids, theirs.rejected.windows.ids)
 
 
+def test_a_state_of_a_version_that_counted_repetitions_is_read():
+    one, other = filtered(by_source(1.0)), filtered(by_source(1.0))
+    offer = one.propose(0)
+    other.load_state_dict({**one.state_dict(), "repetitions": None})
+    assert torch.equal(one.propose(1).windows.ids, other.propose(1).windows.ids)
+    state = offer.state_dict()
+    former = Offer.from_state_dict({**state, "sampled": {**state["sampled"], "repetitions": None}})
+    assert torch.equal(former.sampled.accept_prob, offer.sampled.accept_prob)
+
+
 class SourceCritic(NoCritic):
     """Q of a window is that of its source, and its static score; a level that drifts is added."""
 

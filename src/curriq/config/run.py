@@ -212,9 +212,6 @@ def _stream_filter(config: RunConfig) -> Pairs:
     if config.method == "filter" and train.max_read_ratio == 1:
         why = "a filter needs more windows to choose from than it trains on; use --max-read-ratio 8"
         yield "selector", this, why
-    if config.select.repeat_discount < 1 and train.max_read_ratio == 1:
-        why = "repetitions are rejected before the forward pass"
-        yield "repeat_discount", this, f"{why}; use --max-read-ratio 8, or --repeat-discount 1"
     if not config.filters_by_q:
         return
     late = " and ".join(name for name in critic.q_features if name not in sections.PRE_FORWARD_FEATURES)

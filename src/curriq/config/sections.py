@@ -464,10 +464,6 @@ class SelectConfig(Section):
     """Windows read at the beginning of which only the most target-like are accepted, wherever they are from:
     the fewer, the less of the stream is like the target; 0 for the rule and the label at once. Without effect
     on a pretrained model, which knows already what such text teaches."""
-    repeat_discount: Fraction = 1.0
-    """Factor on the probability that a stream filter accepts a window, for each time, beyond the first four,
-    that its text or near copies of it have been trained on more often than the least repeated text; 1 leaves
-    repetitions alone."""
     static_encoder: str = "hashing"
     """Encoder of --static-score embedding: `hashing`, or a sentence-transformer by name or folder."""
     bandit_exploration: Annotated[float, Within("[0, 1]")] = 0.1

@@ -109,8 +109,6 @@ policy/kl_from_uniform | nats | KL of the policy softmax(score) over the forward
     where a step trains on windows drawn from the policy, of the policy and not of the draw.
 policy/action | – | `row` of a_k in the candidates table: the window that the paper's rule credits.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
-policy/repetitions | times | How often the text of the windows that a stream filter accepted had been trained
-    on before, near copies included, mean over them; present with `--repeat-discount` below 1.
 policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
     least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
 
@@ -262,8 +260,7 @@ loss | float32 | ℓ_i at θ_k, nats per token; null when not forwarded.
 q | float32 | Q_φ(h_i) at φ_k; null when not forwarded or when the method has no Q-network.
 effect | float32 | Measured first-order effect of a step on this window alone on the held-out
     log-probability, nats per token, positive is good; null when not probed.
-accept_prob | float32 | Acceptance probability of the stream filter; null without one. The discount on
-    repetitions is in it where it could decide: not for windows that were rejected without it.
+accept_prob | float32 | Acceptance probability of the stream filter; null without one.
 static_score | float32 | How target-like the window is by `--static-score`, in standard deviations of the
     stream's latest scores; null where nothing reads it.
 

@@ -22,7 +22,6 @@ from curriq.data.shards import ShardedStream, from_all_shards, states_of_all, to
 from curriq.data.stream import Unreadable
 from curriq.rng import derive_seed
 from curriq.select.base import Context, Foreseeable, StreamProposer, never
-from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.select.static import LOOK_AHEAD, ScoredStream, WindowScorer
 from curriq.select.stream_filter import ShardFilter, announce, filtered
 from curriq.state import Saved, State, Stateful
@@ -58,7 +57,6 @@ class ShardedProposer:
         streams: what the parts read.
         policy: what accepts windows, where it learns.
         scorer: the scores that the windows come with; None without any.
-        repetitions: what has been trained on, of all shards; None where it does not matter.
         ahead: windows of each shard that are scored before the first step.
         most: windows read per window accepted, at most.
         foreseeable: as in `FilteredStream`.
@@ -72,7 +70,6 @@ class ShardedProposer:
     _: KW_ONLY
     policy: Stateful | None
     scorer: WindowScorer | None
-    repetitions: Repetitions | None
     ahead: int
     most: int
     foreseeable: Foreseeable = never
@@ -99,8 +96,6 @@ class ShardedProposer:
             before = self.scorer.fitted_at
             offer = self.scorer.take_in(offer)
             self._adopt_fit(before)
-        if self.repetitions is not None:
-            offer = replace(offer, metrics=self.repetitions.take_in(offer))
         self.version += 1
         if step == 0 and offer.rejected is not None:
             announce(offer, self.most)
@@ -151,8 +146,7 @@ class ShardedProposer:
     def state_dict(self) -> State:
         """That of all shards, on rank 0; all processes must ask."""
         scorer = None if self.scorer is None else self.scorer.state_dict()
-        repetitions = None if self.repetitions is None else self.repetitions.state_dict()
-        own = {"version": self.version, "scorer": scorer, "repetitions": repetitions}
+        own = {"version": self.version, "scorer": scorer}
         return {**own, "shards": states_of_all(self.parts)}
 
     def load_state_dict(self, state: State) -> None:
@@ -160,8 +154,6 @@ class ShardedProposer:
         self.version = state["version"]
         if self.scorer is not None:
             self.scorer.load_state_dict(state["scorer"])
-        if self.repetitions is not None:
-            self.repetitions.load_state_dict(state["repetitions"])
         for number, part in self.parts.items():
             part.load_state_dict(state["shards"][str(number)])
 
@@ -190,17 +182,14 @@ def stream_proposer(
         readable = Unreadable(scorer or stream, look_ahead=LOOK_AHEAD if scorer else 0)
         if accept_prob is None:
             return StreamProposer(readable, n, foreseeable)
-        device = context.lm.device
-        return filtered(readable, config, accept_prob, context.generators, device, foreseeable)
+        return filtered(readable, config, accept_prob, context.generators, foreseeable)
     each = n // stream.count
     streams = {
         number: Unreadable(shard if scorer is None else _JudgedShard(shard, scorer))
         for number, shard in stream.shards.items()
     }
     parts: dict[int, Proposer] = {number: StreamProposer(shard, each) for number, shard in streams.items()}
-    repetitions = None
     if accept_prob is not None:
-        repetitions = build_repetitions(config, context.lm.device)
         parts = {
             number: ShardFilter(
                 shard,
@@ -208,7 +197,6 @@ def stream_proposer(
                 max_read_ratio=config.train.max_read_ratio,
                 accept_prob=accept_prob,
                 generator=torch.Generator().manual_seed(derive_seed(config.train.seed, f"steer/{number}")),
-                repetitions=repetitions,
             )
             for number, shard in streams.items()
         }
@@ -217,7 +205,6 @@ def stream_proposer(
         streams,
         policy=policy,
         scorer=scorer,
-        repetitions=repetitions,
         # Whole steps, so that none is shorter than the others.
         ahead=each * -(-LOOK_AHEAD // n),
         most=config.train.max_read_ratio,

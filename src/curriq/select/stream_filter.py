@@ -19,7 +19,6 @@ from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
 from curriq.rng import Generators
 from curriq.select.base import Foreseeable, Uniform, never
-from curriq.select.repetition import Repetitions, build_repetitions
 from curriq.softq.critic import QInputs, TDCritic
 from curriq.softq.temperature import (
     ALWAYS_ACCEPT_QUANTILE,
@@ -53,11 +52,10 @@ class FilteredStream(Saved):
             with those that came nearest to being accepted.
         accept_prob: probability for each of some windows, from what is known of them without a forward pass.
         generator: CPU generator of the draws, one per window read.
-        repetitions: what has been trained on, to accept repetitions of it less; None leaves them alone.
         foreseeable: whether the probabilities of the next step are known during this one.
     """
 
-    SAVED = ("stream", "generator", "repetitions")
+    SAVED = ("stream", "generator")
     readings = (Reading("accepted", "x/windows_proposed", "{:.0%}", per="x/windows_read"),)
 
     stream: Unreadable
@@ -66,7 +64,6 @@ class FilteredStream(Saved):
     max_read_ratio: int
     accept_prob: Callable[[Offer], Float[Tensor, "n"]]
     generator: torch.Generator
-    repetitions: Repetitions | None = None
     foreseeable: Foreseeable = never
 
     def propose(self, step: int) -> Offer:
@@ -86,16 +83,9 @@ class FilteredStream(Saved):
         Raises:
             StreamEnded: no window is left.
         """
-        offer = self.draw(n)
-        if self.repetitions is not None:
-            offer = replace(offer, metrics=self.repetitions.take_in(offer))
-        return offer
-
-    def draw(self, n: int) -> Offer:
-        """As `read`, by what was trained on before; the offer is not counted yet."""
         most = self.max_read_ratio * n
         read: list[Offer] = []
-        prob = draws = counts = torch.zeros(0, dtype=torch.float64)
+        prob = draws = torch.zeros(0, dtype=torch.float64)
         accepted = torch.zeros(0, dtype=torch.bool)
         ended = False
         while (missing := n - int(accepted.sum())) > 0 and len(prob) < most:
@@ -106,9 +96,6 @@ class FilteredStream(Saved):
                 break
             new = self.accept_prob(batch).double().cpu()
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
-            if self.repetitions is not None:
-                times = self.repetitions.count_likely(batch.windows, new, drawn)
-                counts, new = torch.cat([counts, times]), new * self.repetitions.factor(times)
             read.append(batch)
             prob, draws = torch.cat([prob, new]), torch.cat([draws, drawn])
             accepted = prob >= draws
@@ -119,16 +106,10 @@ class FilteredStream(Saved):
         end = int((accepted.cumsum(0) < n).sum()) + 1
         self.stream.unread(everything.take(slice(end, None)))
         everything = everything.take(slice(end))
-        prob, draws, counts = prob[:end], draws[:end], counts[:end]
+        prob, draws = prob[:end], draws[:end]
         count = int(accepted.sum()) if ended else n
         chosen = _nearest(prob, draws, count)
-        # What fills a step may not have been counted yet, and once it is, other windows may come nearer.
-        while self.repetitions is not None and len(new := chosen[counts[chosen].isnan()]):
-            counts[new] = self.repetitions.count(everything.windows.take(new))
-            prob[new] *= self.repetitions.factor(counts[new])
-            chosen = _nearest(prob, draws, count)
-        sampled = Sampled(accept_prob=prob, repetitions=None if self.repetitions is None else counts)
-        judged = replace(everything, sampled=sampled)
+        judged = replace(everything, sampled=Sampled(accept_prob=prob))
         rejected = torch.ones(len(judged), dtype=torch.bool)
         rejected[chosen] = False
         return replace(
@@ -138,15 +119,16 @@ class FilteredStream(Saved):
             cost=replace(everything.cost, windows_read=len(judged)),
         )
 
+    def load_state_dict(self, state: State) -> None:
+        # An earlier version counted repetitions.
+        super().load_state_dict({name: value for name, value in state.items() if name != "repetitions"})
+
 
 class ShardFilter(FilteredStream):
-    """The filter of one shard of a stream. Repetitions are those of all shards, and whoever puts the shards'
-    offers together counts, saves and announces for all of them."""
-
-    SAVED = ("stream", "generator")
+    """The filter of one shard of a stream. Whoever puts the shards' offers together announces for all."""
 
     def propose(self, step: int) -> Offer:
-        return self.draw(self.n)
+        return self.read(self.n)
 
 
 def _nearest(prob: Float[Tensor, "m"], draws: Float[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
@@ -349,13 +331,11 @@ def filtered(
     config: RunConfig,
     accept_prob: Callable[[Offer], Float[Tensor, "n"]],
     generators: Generators,
-    device: torch.device | str = "cpu",
     foreseeable: Foreseeable = never,
 ) -> FilteredStream:
     """The windows of a stream that a policy accepts, N per step, by rank 0's numbers.
 
     Args:
-        device: where repetitions are counted.
         foreseeable: as in `FilteredStream`.
     """
 
@@ -369,6 +349,5 @@ def filtered(
         max_read_ratio=config.train.max_read_ratio,
         accept_prob=of_rank_zero,
         generator=generators("steer"),
-        repetitions=build_repetitions(config, device),
         foreseeable=foreseeable,
     )
