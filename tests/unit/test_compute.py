@@ -222,6 +222,27 @@ class TestSizes:
         assert taken == [1, 2]
         assert found == even(64, int(room / 1e8))
 
+    def test_nothing_is_compiled_for_the_trial(self, monkeypatch):
+        """Not even where passes recur of which it would leave as many windows as are tried."""
+
+        def refuse(*inputs, **options):
+            raise AssertionError("compiled")
+
+        monkeypatch.setattr(torch, "compile", lambda call, **options: refuse)
+        lm = tiny_lm(compile="on")
+        learner = Learner(lm, OptimConfig(), 10)
+        learner._sized, lm.recurring = False, frozenset({8, 24})
+        tried = []
+        monkeypatch.setattr(
+            "curriq.lm.learner.fitting_micro_batch",
+            lambda lm, windows, passes: (
+                [(tried.append(n), passes(windows.take(slice(n)))) for n in (1, 2)] and 4
+            ),
+        )
+        learner._size(random_offer(8).windows)
+        assert tried == [1, 2]
+        assert lm.pieces.micro_batch == 4
+
     def test_auto_on_a_cpu_is_eight(self):
         assert OptimConfig(micro_batch=0).windows_at_once == 8
         lm = tiny_lm()

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import operator
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -213,9 +214,8 @@ class Learner(Saved):
         before = self.lm.pieces
 
         def passes(some: Windows) -> None:
-            self.lm.pieces = before._replace(
-                micro_batch=len(some) + 1
-            )  # not full, so that nothing is compiled
+            # Never full, so that nothing is compiled.
+            self.lm.pieces = before._replace(micro_batch=sys.maxsize)
             weights = torch.full((len(some),), 1 / len(some))
             self.held_out_gradient(some, weights)
 
