@@ -1,4 +1,4 @@
-"""The script for a GPU that is lent for minutes: it must not fail there for what a CPU could have shown."""
+"""The script for a GPU, whose minutes are dear: it must not fail there for what a CPU could have shown."""
 
 import subprocess
 import sys
