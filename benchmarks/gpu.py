@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM
 
 from curriq.config import LMConfig, RunConfig
 from curriq.lm.compute import attention_kernel, blocks_of, row_kernels
-from curriq.lm.hardware import peak_flops
+from curriq.lm.hardware import cpu_threads, peak_flops
 from curriq.lm.linear_loss import linear_cross_entropy, padded_copy
 from curriq.lm.load import load_language_model, pick_device
 from curriq.lm.mixture import single_pass, two_pass, weighted_gradient
@@ -486,7 +486,7 @@ def corpus_config(bench: Bench) -> RunConfig:
         shuffle_buffer=1024, eval_every=10**6, tensorboard=False, progress="none",
         tokenizer_sample_bytes=1_000_000,
         run_dir=str(bench.folder / "run"), device=str(bench.device),
-        threads=0 if bench.device.type == "cuda" else torch.get_num_threads(),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -611,8 +611,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     device = pick_device(options.device)
-    if options.threads or device.type == "cuda":
-        torch.set_num_threads(options.threads or 1)  # as a run does
+    torch.set_num_threads(options.threads or cpu_threads(device))
     size = dict(SIZES[options.size])
     size |= {k: v for k in ("micro_batch", "windows") if (v := getattr(options, k))}
     compute = {name: getattr(options, name) for name in ("compile", "cross_entropy", "attention")}

@@ -57,5 +57,5 @@ class Repetitions:
 
     def _passages(self, windows: Windows) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
         """Of the passages that are counted, window by window: the row of each one's window, and its slot."""
-        window, key = passages(windows, self._every, "cpu")
+        window, key = passages(windows, self._every)
         return window, key & SLOTS - 1

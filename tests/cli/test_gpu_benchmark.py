@@ -26,7 +26,7 @@ def test_every_section_runs_at_the_size_of_a_cpu():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     printed = [line for line in done.stdout.splitlines() if line.startswith("# ")]
-    assert [line.split()[1] for line in printed] == SECTIONS
+    assert [line.split()[1] for line in printed] == list(SECTIONS)
     for row in (
         "plain, with its reading",
         "recommended, in 4 shards",

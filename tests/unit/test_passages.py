@@ -24,7 +24,7 @@ def random_text(n: int, seed: int, vocabulary: int = 1000) -> torch.Tensor:
 
 def keys(windows: Windows, every: int = 1) -> list[set[int]]:
     """The passages of each window."""
-    window, key = passages(windows, every, "cpu")
+    window, key = passages(windows, every)
     found: list[set[int]] = [set() for _ in range(len(windows))]
     for row, value in zip(window.tolist(), key.tolist(), strict=True):
         found[row].add(value)
@@ -36,7 +36,7 @@ def test_they_are_those_of_a_dictionary():
     text = random_text(200 * T, 0, vocabulary=2).view(-1, T)
     rows = [row.unfold(0, PASSAGE, 1).tolist() for row in text]
     wanted = Counter(tuple(passage) for row in rows for passage in row)
-    _, found = passages(of(text), 1, "cpu")
+    _, found = passages(of(text), 1)
     assert sorted(Counter(found.tolist()).values()) == sorted(wanted.values())
     assert max(wanted.values()) > 1
 

@@ -29,8 +29,8 @@ _VALUES = {
 _REMOVED = {
     "needle": (False, "see experiments/needle.py"),
     "swap_candidates": (32, "it is a constant of experiments/control_samplers.py"),
-    "repeat_discount": (1.0, "it brought nothing, and did harm where what recurs is the truth"),
     "swap_top_k": (64, "it is a constant of experiments/control_samplers.py"),
+    "repeat_discount": (1.0, "it brought nothing, and did harm where what recurs is the truth"),
 }
 """Settings that left the package: the value that still holds, and where to find what they did."""
 FORMER = (*_SETTINGS, _SPLIT, *_REMOVED)

@@ -168,14 +168,12 @@ class History(Saved):
         self.values = torch.cat([self.values, new.detach().cpu().double()])[-self._capacity :].clone()
 
 
-def passages(
-    windows: Windows, every: int, device: torch.device | str
-) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
-    """The row of the window and the hash of about one passage in `every`, window by window, on `device`.
+def passages(windows: Windows, every: int) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
+    """The row of the window and the hash of about one passage in `every`, window by window, on the CPU.
 
     They are chosen by their hash, so that copies of a text show the same ones, wherever their windows begin.
     """
-    tokens = windows.tokens.to(device)
+    tokens = windows.tokens.cpu()
     key, factor, width = tokens[:, : 0 if tokens.shape[1] < PASSAGE else None], 1_000_003, 1
     while width < PASSAGE:  # the polynomial of twice as many tokens, from two neighbours
         key = key[:, :-width] * factor + key[:, width:]
@@ -183,7 +181,7 @@ def passages(
     mixed = (key ^ key >> 29) * 0x5851F42D4C957F2D  # the high bits of a product depend on all of the key
     sampled = (mixed >> 40 & 0xFFFF) % every == 0
     if (learnt := windows.learnt) is not None:  # padding, and what others wrote, is no text that is repeated
-        learnt = learnt.to(device)
+        learnt = learnt.cpu()
         sampled &= learnt[:, : key.shape[1]] & learnt[:, PASSAGE - 1 :]
     window, place = sampled.nonzero(as_tuple=True)
     return window, mixed[window, place] >> 20

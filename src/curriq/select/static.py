@@ -465,7 +465,7 @@ class WindowScorer(Saved):
         own = windows.take((windows.source == self.own_source).nonzero().squeeze(1))
         length = windows.tokens.shape[1]
         whole = max(1, length - PASSAGE + 1)  # places where a passage does not go on in the next window
-        _, passage = passages(own, whole, "cpu")  # about one of each window
+        _, passage = passages(own, whole)  # about one of each window
         before, _ = self._passages.add(passage, torch.ones(len(passage), 1))
         self._own_reads.extend(before[:, 0] * (length / whole))
         self._own_scored += len(own)
