@@ -104,7 +104,7 @@ def accuracy(run) -> None:
     loss = window_losses(lm, lm.trunk(held_out.tokens), held_out)[0].mean()
     gradient = torch.autograd.grad(loss, lm.parameters)
     direction = learner.precondition(list(gradient))
-    scale = total_norm(lm.parameters) / total_norm(direction)
+    scale = (total_norm(lm.parameters) / total_norm(direction)).item()
     tangents = dict(zip(parameters, direction, strict=True))
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         began = time.perf_counter()

@@ -590,6 +590,7 @@ class _Weights(_Part):
 
     def begin(self, step: int) -> Metrics:
         if self._paired:
+            self._reward.begin(step)
             self._reward.before(step)
         return {}
 

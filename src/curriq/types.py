@@ -529,9 +529,11 @@ class Proposer(Stateful, Protocol):
 
 @runtime_checkable
 class Meanwhile(Protocol):
-    """Work that is done while the device computes a step; `waited`, seconds for which it waits for that."""
+    """What is done while the device computes the passes of a step; `lm.beside.Beside` documents it."""
 
     def __call__(self) -> None: ...
+    @property
+    def proposed(self) -> float: ...
     @property
     def waited(self) -> float: ...
 

@@ -1,7 +1,6 @@
 """The windows of a step proposed while the one before is computed: the same run, to the bit."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from curriq.data.corpus import open_corpus
 from curriq.data.prefetch import Prefetched
 from curriq.data.shards import ShardedStream
 from curriq.errors import CurriqError
-from curriq.lm.beside import Beside
 from curriq.presets import own_settings
 from curriq.select.base import StreamProposer
 from curriq.train.run import Own, load_run, prepare
@@ -39,7 +37,7 @@ measurement, and after the step that learns from it."""
 
 def make_early(session) -> None:
     """As on a GPU."""
-    session.components = replace(session.components, beside=partial(Beside, device=session.device))
+    session.components = replace(session.components, proposes_early=True)
 
 
 def finished(run, *, foresees: bool) -> tuple[Finished, int]:
@@ -76,6 +74,37 @@ def test_the_run_is_the_same_to_the_bit(name, tmp_path):
     assert_same_run(runs[0][0], runs[1][0])
     assert runs[1][1] == 0
     assert runs[0][1] == EARLY.get(name, runs[0][1]) > 0
+
+
+def test_a_step_is_recorded_while_the_next_one_is_computed(tmp_path, monkeypatch):
+    """Before that one's update, so that what it reads of the session is what the step has left; at once where
+    θ is to be read as it is, or nothing follows."""
+    runs = {}
+    for way in (True, False):
+        run = prepare(tiny(**FILTER, steps=8, eval_every=4, run_dir=str(tmp_path / str(way))))
+        if way:
+            make_early(run.session)
+        happened: list[str] = []
+        note(monkeypatch, run.session.components.learner, "accumulate", "passes", happened)
+        note(monkeypatch, run.session.components.learner, "update", "update", happened)
+        note(monkeypatch, run.session.meter, "measure", "record", happened)
+        assert run.session.train().finished
+        runs[way] = Finished(run.session.run_dir), happened
+    assert_same_run(runs[True][0], runs[False][0])
+    assert runs[False][1] == ["passes", "update", "record"] * 8
+    late = ["passes", "record", "update"]  # the record of the step before
+    assert runs[True][1] == 2 * ["passes", "update", *late, *late, *late, "record"]
+
+
+def note(monkeypatch, part, method: str, name: str, happened: list[str]) -> None:
+    """Write down when a method of some object is called."""
+    work = getattr(part, method)
+
+    def noted(*arguments):
+        happened.append(name)
+        return work(*arguments)
+
+    monkeypatch.setattr(part, method, noted)
 
 
 def test_checkpoints_and_a_stop_are_between_steps(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.conformance.compositions import COMPOSITIONS, RETRIEVING
 from tests.helpers import in_pieces, random_offer, tiny_lm
-from tests.numerics.test_effects import Setting, uniform
+from tests.numerics.test_effects import Setting, effects_of, uniform
 from tests.numerics.test_mixture import gradients
 from tests.runs import SETTINGS, Finished, InterruptAt, tiny
 
@@ -107,8 +107,8 @@ def test_the_gradient_of_the_mixture(dtype, micro_batch):
 def test_measured_effects(precision):
     exact = Setting()
     rounded = Setting(precision=precision, device="cuda")
-    ours = rounded.probe.before(0, rounded.offer.to("cuda"), rounded.mixture()).effect.double().cpu()
-    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
+    ours = effects_of(rounded.probe, 0, rounded.offer.to("cuda"), rounded.mixture()).effect.double().cpu()
+    theirs = effects_of(exact.probe, 0, exact.offer, exact.mixture()).effect
     assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > {"float32": 0.999, "bf16": 0.8}[precision]
 
 
@@ -134,15 +134,30 @@ def test_the_device_is_found_and_named(tmp_path):
     assert load_toml(run.folder / "config.toml").train.threads == 1
 
 
+def test_a_measurement_is_queued_without_waiting_for_the_device():
+    """The host goes on to propose the next windows while the device measures."""
+    setting = Setting(precision="bf16", device="cuda")
+    mixture = setting.mixture()
+    expected = effects_of(setting.probe, 0, setting.offer, mixture)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        setting.probe.begin(0, setting.offer)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    found = setting.probe.before(0, setting.offer, mixture)
+    assert torch.isfinite(found.effect).all()
+    assert found.effect.shape == expected.effect.shape
+
+
 def test_windows_proposed_beside_the_passes_are_the_same(tmp_path):
     """On a stream of their own, with counts of n-grams that the step before has left on the device."""
     settings = own_settings("recommended") | {"reward_every": 4, "probe_windows": 4}
     runs = {}
     for beside in (True, False):
         run = prepare(tiny(**settings, steps=16, device="cuda", run_dir=str(tmp_path / str(beside))))
-        assert run.session.components.beside is not None
-        if not beside:
-            run.session.components = replace(run.session.components, beside=None)
+        assert run.session.components.proposes_early
+        run.session.components = replace(run.session.components, proposes_early=beside)
         run.session.train()
         runs[beside] = Finished(run.session.run_dir)
     ours, theirs = (runs[way].candidates for way in (True, False))

@@ -63,7 +63,7 @@ def passes(engine: str | None) -> dict[str, Any]:
             lm.zero_grad()
             weights = torch.where(torch.arange(n) < 2, mixture.weights, 0.0)
             total = weighted_gradient(lm, offer.windows, weights)
-            results[f"{architecture}, {n} windows, few of weight"] = measured(lm), total
+            results[f"{architecture}, {n} windows, few of weight"] = measured(lm), total.item()
             results[f"{architecture}, {n} windows, held out"] = held_out_loss(lm, offer.windows)
             tokens = offer.windows.tokens
             labelled = replace(offer.windows, labels=tokens.masked_fill(tokens % 3 == 0, IGNORED))
@@ -75,7 +75,7 @@ def measured(lm) -> list[torch.Tensor]:
     """The gradient, whole, and its norm."""
     gradients = [p.grad for p in lm.parameters]
     whole = [g.full_tensor() if isinstance(g, DTensor) else g.clone() for g in gradients]
-    return [*whole, torch.tensor(total_norm(gradients))]
+    return [*whole, total_norm(gradients)]
 
 
 def save_passes(folder: Path, engines: tuple[str, ...] = ENGINES) -> None:

@@ -11,7 +11,7 @@ from curriq.config import OptimConfig
 from curriq.lm.held_out import EffectProbe, HeldOutReward, held_out_loss, probed_rows
 from curriq.lm.learner import Learner
 from curriq.lm.mixture import single_pass
-from curriq.types import NO_COST, Cost, Features, Mixture, Offer
+from curriq.types import NO_COST, Cost, Effects, Features, Mixture, Offer
 
 N, T, M = 8, 8, 5
 SIZES = {"micro_batch": 4, "chunk_tokens": 64}
@@ -61,6 +61,12 @@ class Setting:
 MICRO = {"micro_batch": 4, "head_chunk_tokens": 64}
 
 
+def effects_of(probe: EffectProbe, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
+    """The effects of a step at θ_k."""
+    probe.begin(step, offer)
+    return probe.before(step, offer, mixture)
+
+
 def brute_force(setting: Setting, size: float) -> list[float]:
     """Gain in held-out log-probability per unit of `size`, of a preconditioned step on each window alone."""
     lm = setting.lm
@@ -86,7 +92,7 @@ def brute_force(setting: Setting, size: float) -> list[float]:
 def test_effects_are_what_training_on_a_window_alone_does() -> None:
     """In the limit of small steps; exact but for the held-out gradient's own share of the second moment."""
     setting = Setting(steps=100)  # long enough for one gradient to be a small share of the second moment
-    effects = setting.probe.before(0, setting.offer, setting.mixture())
+    effects = effects_of(setting.probe, 0, setting.offer, setting.mixture())
     measured = effects.effect / setting.learner.rate(0)
     expected = torch.tensor(brute_force(setting, 1e-7), dtype=torch.float64)
     assert effects.rows.tolist() == list(range(N))
@@ -98,23 +104,23 @@ def test_effects_are_what_training_on_a_window_alone_does() -> None:
 def test_the_mixture_is_the_weighted_mean_of_the_windows_effects() -> None:
     setting = Setting()
     mixture = setting.learner.accumulate(setting.offer, lambda part, f: f.loss * 2, False)
-    effects = setting.probe.before(0, setting.offer, mixture)
+    effects = effects_of(setting.probe, 0, setting.offer, mixture)
     assert effects.mixture == pytest.approx((mixture.weights * effects.effect).sum().item())
 
 
 def test_float32_agrees_with_float64() -> None:
     """Rounding stays far below the effects, at the step size that the probe takes."""
     exact, rounded = Setting(), Setting(precision="float32")
-    ours = rounded.probe.before(0, rounded.offer, rounded.mixture()).effect.double()
-    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
+    ours = effects_of(rounded.probe, 0, rounded.offer, rounded.mixture()).effect.double()
+    theirs = effects_of(exact.probe, 0, exact.offer, exact.mixture()).effect
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_bfloat16_keeps_the_order_of_the_windows() -> None:
     """The effects are differences of losses of training, whose products are rounded to eight bits."""
     exact, rounded = Setting(steps=50), Setting(precision="bf16", steps=50)
-    ours = rounded.probe.before(0, rounded.offer, rounded.mixture()).effect.double()
-    theirs = exact.probe.before(0, exact.offer, exact.mixture()).effect
+    ours = effects_of(rounded.probe, 0, rounded.offer, rounded.mixture()).effect.double()
+    theirs = effects_of(exact.probe, 0, exact.offer, exact.mixture()).effect
     assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.9
 
 
@@ -123,7 +129,7 @@ def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
     mixture = setting.mixture()
     theta = [p.detach().clone() for p in setting.lm.parameters]
     gradient = [p.grad.clone() for p in setting.lm.parameters]
-    setting.probe.before(0, setting.offer, mixture)
+    effects_of(setting.probe, 0, setting.offer, mixture)
     for p, value, grad in zip(setting.lm.parameters, theta, gradient, strict=True):
         assert torch.equal(p, value)
         assert torch.equal(p.grad, grad)
@@ -132,7 +138,7 @@ def test_a_probe_leaves_the_model_and_its_gradient_alone() -> None:
 def test_the_paired_reward_uses_the_loss_that_the_gradient_has_measured() -> None:
     setting = Setting()
     before = held_out_loss(in_pieces(setting.lm, **SIZES), setting.held_out)
-    setting.probe.before(0, setting.offer, setting.mixture())
+    effects_of(setting.probe, 0, setting.offer, setting.mixture())
     setting.learner.update(0)
     reward, cost = setting.probe.after(0)
     assert reward == pytest.approx(
@@ -144,16 +150,16 @@ def test_the_paired_reward_uses_the_loss_that_the_gradient_has_measured() -> Non
 
 def test_a_part_of_the_windows_is_drawn_and_has_the_same_effects() -> None:
     whole, part = Setting(), Setting(probed=3)
-    all_effects = whole.probe.before(0, whole.offer, whole.mixture())
-    some = part.probe.before(0, part.offer, part.mixture())
+    all_effects = effects_of(whole.probe, 0, whole.offer, whole.mixture())
+    some = effects_of(part.probe, 0, part.offer, part.mixture())
     assert len(set(some.rows.tolist())) == 3
     torch.testing.assert_close(some.effect, all_effects.effect[some.rows])
 
 
 def test_shuffled_effects_are_the_same_numbers_at_other_windows() -> None:
     plain, shuffled = Setting(), Setting(shuffle=True)
-    ours = shuffled.probe.before(0, shuffled.offer, shuffled.mixture()).effect
-    theirs = plain.probe.before(0, plain.offer, plain.mixture()).effect
+    ours = effects_of(shuffled.probe, 0, shuffled.offer, shuffled.mixture()).effect
+    theirs = effects_of(plain.probe, 0, plain.offer, plain.mixture()).effect
     assert not torch.equal(ours, theirs)
     torch.testing.assert_close(ours.sort().values, theirs.sort().values)
 
@@ -163,21 +169,21 @@ def test_the_average_of_gradients_is_bias_corrected_and_resumes() -> None:
     setting = Setting()
     setting.probe._average._decay = 0.9
     mixture = setting.mixture()
-    first = setting.probe.before(0, setting.offer, mixture).effect
+    first = effects_of(setting.probe, 0, setting.offer, mixture).effect
     state = setting.probe.state_dict()
-    second = setting.probe.before(1, setting.offer, mixture).effect
+    second = effects_of(setting.probe, 1, setting.offer, mixture).effect
     torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-12)
     setting.probe.load_state_dict(state)
-    assert torch.equal(setting.probe.before(1, setting.offer, mixture).effect, second)
+    assert torch.equal(effects_of(setting.probe, 1, setting.offer, mixture).effect, second)
 
 
 def test_nothing_is_probed_between_rewards_or_before_the_first_update() -> None:
     setting = Setting()
     setting.reward.every = 2
-    assert setting.probe.before(1, setting.offer, setting.mixture()) is None
+    assert effects_of(setting.probe, 1, setting.offer, setting.mixture()) is None
     assert setting.probe.after(1) == (None, NO_COST)
     setting.learner.optimizer.state.clear()
-    assert setting.probe.before(2, setting.offer, setting.mixture()) is None
+    assert effects_of(setting.probe, 2, setting.offer, setting.mixture()) is None
     assert setting.probe.after(2)[0] is not None
 
 
@@ -194,6 +200,7 @@ def test_paired_rewards_scatter_far_less_than_absolute_ones() -> None:
         for step in range(20):
             theta = [p.detach().clone() for p in lm.parameters]
             mixture = single_pass(in_pieces(lm, **SIZES), offer, uniform)
+            reward.begin(step, offer)
             reward.before(step, offer, mixture)
             optimizer.step()
             found.append(reward.after(step)[0])
@@ -223,10 +230,10 @@ def filtered(setting: Setting, trained: int) -> Offer:
 def test_effects_of_rejected_windows_are_those_that_they_have_as_trained_ones() -> None:
     """In float64, up to the rounding of a difference of losses."""
     whole, setting = Setting(), Setting()
-    expected = whole.probe.before(0, whole.offer, whole.mixture())
+    expected = effects_of(whole.probe, 0, whole.offer, whole.mixture())
     offer = filtered(setting, 6)
     setting.offer = offer
-    found = setting.probe.before(0, offer, setting.mixture())
+    found = effects_of(setting.probe, 0, offer, setting.mixture())
     assert found.rows.tolist() == list(range(N))
     torch.testing.assert_close(found.effect, expected.effect, rtol=1e-6, atol=1e-12)
     assert torch.equal(found.features.known["static_score"], torch.linspace(-1, 1, N))
@@ -238,7 +245,7 @@ def test_effects_of_rejected_windows_are_those_that_they_have_as_trained_ones() 
 def test_the_mixture_is_that_of_the_trained_windows_alone() -> None:
     setting = Setting()
     setting.offer = offer = filtered(setting, 5)
-    found = setting.probe.before(0, offer, setting.mixture())
+    found = effects_of(setting.probe, 0, offer, setting.mixture())
     assert found.mixture == pytest.approx(found.effect[:5].mean().item())
 
 
@@ -249,7 +256,7 @@ def test_a_rejected_window_has_no_part_in_the_gradient_and_costs_two_passes() ->
     costs = []
     for setting in (with_them, without):
         mixture = setting.mixture()
-        setting.probe.before(0, setting.offer, mixture)
+        effects_of(setting.probe, 0, setting.offer, mixture)
         setting.learner.update(0)
         costs.append(setting.probe.after(0)[1])
     for ours, theirs in zip(with_them.lm.parameters, without.lm.parameters, strict=True):
@@ -278,9 +285,9 @@ def test_a_third_of_the_probed_windows_are_rejected_ones() -> None:
 def test_drawn_rejected_windows_have_their_own_effects_and_features() -> None:
     whole, part = Setting(), Setting(probed=5)
     everything = filtered(whole, 5)
-    all_effects = whole.probe.before(0, whole.offer, whole.mixture())
+    all_effects = effects_of(whole.probe, 0, whole.offer, whole.mixture())
     part.offer = everything
-    some = part.probe.before(0, everything, part.mixture())
+    some = effects_of(part.probe, 0, everything, part.mixture())
     assert (some.rows < 5).sum() == 3
     assert (some.rows >= 5).sum() == 2
     torch.testing.assert_close(some.effect, all_effects.effect[some.rows], rtol=1e-6, atol=1e-12)

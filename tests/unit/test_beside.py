@@ -6,20 +6,32 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from curriq.errors import CurriqError
 from curriq.lm.beside import Beside
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_it_is_done_once_and_a_cpu_waits_for_it(monkeypatch):
-    clock = iter([1.0, 3.5])
+    clock = iter([1.0, 3.5, 4.0, 4.25])
     monkeypatch.setattr("curriq.lm.beside.time.perf_counter", lambda: next(clock))
     done = []
-    beside = Beside(lambda: done.append(1), CPU)
+    beside = Beside(lambda: done.append("measured"), lambda: done.append("proposed"), device=CPU)
     assert (done, beside.waited) == ([], 0.0)
     beside()
     beside()  # passes that ran out of memory are run again
-    assert (done, beside.waited) == ([1], 2.5)
+    assert done == ["measured", "proposed"]
+    assert (beside.proposed, beside.waited) == (0.25, 2.75)
+
+
+def test_too_little_memory_for_a_measurement_is_no_reason_for_smaller_passes():
+    """Those would be run again, and the measurement would begin twice."""
+
+    def measure():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(CurriqError, match="--probe-windows"):
+        Beside(measure, device=CPU)()
 
 
 class Gpu:
@@ -64,7 +76,7 @@ def test_on_a_gpu_it_sees_what_was_before_and_passes_go_on_beside_it(monkeypatch
     with monkeypatch.context() as patch:
         gpu.install(patch)
         gpu.now.append("update of the step before")
-        beside = Beside(lambda: gpu.now.append("scores"), GPU)
+        beside = Beside(lambda: gpu.now.append("measurement"), lambda: gpu.now.append("scores"), device=GPU)
         gpu.now.append("passes")
         assert beside.waited == 0.0
         beside()
@@ -73,5 +85,5 @@ def test_on_a_gpu_it_sees_what_was_before_and_passes_go_on_beside_it(monkeypatch
     # Behind the first entry of the passes' stream and not the second.
     assert gpu.side == [("after", (id(gpu.passes), 1)), "scores"]
     whole = ("after", (id(gpu.side), 2))
-    assert gpu.passes == ["update of the step before", "passes", whole, "policy"]
-    assert waited == 0.04  # milliseconds between the end of the passes and that of the work
+    assert gpu.passes == ["update of the step before", "passes", "measurement", whole, "policy"]
+    assert waited == 0.08  # seconds of the measurement, and those from its end to that of the scores

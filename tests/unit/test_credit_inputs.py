@@ -273,4 +273,4 @@ def test_weighted_gradient_adds_to_what_is_there_and_skips_weight_zero():
     for gradient, p in zip(first, lm.parameters, strict=True):
         torch.testing.assert_close(p.grad, 2 * gradient)
     scored = score_pass(in_pieces(lm, **SIZES), offer, lambda c, f: f.loss)
-    assert loss == pytest.approx((weights @ scored.features.loss).item(), rel=1e-5)
+    assert loss.item() == pytest.approx((weights @ scored.features.loss).item(), rel=1e-5)

@@ -124,7 +124,7 @@ def test_the_weighted_gradient():
     sums, _, counts = reference(lm, windows)
     loss = weights @ (sums / counts.clamp(min=1))
     close(ours, gradient_of(lm, loss))
-    assert total == pytest.approx(loss.item(), abs=1e-12)
+    assert total.item() == pytest.approx(loss.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])

@@ -18,7 +18,7 @@ from tests.runs import Finished, InterruptAt, assert_same_state, tiny
 import curriq.train.run as run_module
 from curriq.config import SourceConfig
 from curriq.data import open_corpus
-from curriq.data.corpus import LEAST_BLOCKS_AHEAD
+from curriq.data.corpus import LEAST_STEPS_AHEAD
 from curriq.data.prefetch import SNAPSHOT_BLOCKS, Prefetched
 from curriq.errors import CurriqError
 from curriq.runlog.storage import exclusive
@@ -171,7 +171,7 @@ def test_an_error_ahead_comes_when_its_windows_do(tmp_path):
 
     with pytest.raises(CurriqError, match=r"line 301 of .*rows\.jsonl"):
         read_on(stream)
-    assert len(read) > LEAST_BLOCKS_AHEAD
+    assert len(read) > LEAST_STEPS_AHEAD
     assert_equal(read, batches(plain, len(read) * [8]))
     with pytest.raises(CurriqError, match="line 301"):
         plain.read(8)

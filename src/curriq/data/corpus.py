@@ -26,8 +26,10 @@ from curriq.rng import derive_seed
 if TYPE_CHECKING:
     import transformers
 
-LEAST_BLOCKS_AHEAD = 4
-"""Blocks of N windows that are read ahead of training, at least."""
+LEAST_STEPS_AHEAD = 4
+"""Steps whose N windows are read ahead of training, at least."""
+MOST_STEPS_AT_ONCE = 4
+"""Steps whose N windows the process that reads hands over in one message, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,9 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     shards: Mapping[int, WindowStream | Prefetched]
     shards = {number: opened(WHOLE if count == 1 else Shard(number, count)) for number in own}
     if read_ahead:
-        block = -(-config.train.num_candidates // count)
-        shards = prefetched(shards, tokenizer, block=block, ahead=blocks_ahead(config))
+        at_once = _steps_at_once(config)
+        block = -(-config.train.num_candidates * at_once // count)
+        shards = prefetched(shards, tokenizer, block=block, ahead=-(-steps_ahead(config) // at_once))
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
@@ -104,9 +107,15 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     )
 
 
-def blocks_ahead(config: RunConfig) -> int:
-    """Blocks of N windows that are read ahead of training where another process reads."""
-    return max(LEAST_BLOCKS_AHEAD, config.train.max_read_ratio)
+def steps_ahead(config: RunConfig) -> int:
+    """Steps whose N windows are read ahead of training where another process reads."""
+    return max(LEAST_STEPS_AHEAD, 2 * _steps_at_once(config), config.train.max_read_ratio)
+
+
+def _steps_at_once(config: RunConfig) -> int:
+    """Steps whose N windows travel in one message: a filter needs several for each that it accepts, and a
+    message costs the process that trains milliseconds, however long it is."""
+    return min(config.train.max_read_ratio, MOST_STEPS_AT_ONCE)
 
 
 def input_files(config: RunConfig) -> list[Path]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("curriq")
 
-SNAPSHOT_BLOCKS = 4
+SNAPSHOT_BLOCKS = 2
 """Least number of blocks between two states that the worker sends along: at most so many are read again for a
 checkpoint. A state holds the whole shuffle buffer, so between two there are a quarter as many windows as that
 at the least; copying it then takes about a sixth of the time that reading does."""

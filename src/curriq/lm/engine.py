@@ -236,7 +236,7 @@ class Sharded(OneProcess):
 
     def clip(self, most: float) -> Tensor:
         gradients = self.gradients()
-        norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
         factor = min(1.0, most / (norm + 1e-6))  # as torch clips
         if factor < 1:
             torch._foreach_mul_(gradients, factor)
@@ -296,12 +296,12 @@ def placed_like(values: Sequence[Tensor | Stored], others: Sequence[Tensor]) -> 
     return placed
 
 
-def total_norm(tensors: Sequence[Tensor]) -> float:
-    """Euclidean norm over all entries, those on other ranks too."""
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all entries, those on other ranks too; a float64 scalar on their device."""
     norm = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors])).double().norm()
     sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
     if sharded is None:
-        return norm.item()
+        return norm
     mesh, placements = sharded.device_mesh, sharded.placements
     copies = math.prod(mesh.size(i) for i, p in enumerate(placements) if isinstance(p, Replicate))
-    return math.sqrt(parallel.reduce_sum_(norm.square()).item() / copies)
+    return (parallel.reduce_sum_(norm.square()) / copies).sqrt()

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +50,7 @@ class MeasuredLearner(Protocol):
 
     @property
     def lm(self) -> MeasuredModel: ...
-    def held_out_gradient(self, windows: Windows, weights: Tensor) -> tuple[float, list[Tensor]]: ...
+    def held_out_gradient(self, windows: Windows, weights: Tensor) -> tuple[Tensor, list[Tensor]]: ...
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None: ...
     def rate(self, step: int) -> float: ...
 
@@ -115,9 +115,12 @@ class HeldOutReward(Saved):
             self.drawn = self.reward_set.take(order[: self.windows])
         return self.drawn
 
+    def begin(self, step: int, offer: Offer | None = None) -> None:
+        self.draw(step)
+
     def before(self, step: int, offer: Offer | None = None, mixture: Mixture | None = None) -> None:
         """At θ_k, before the update."""
-        if self.draw(step) is not None and self.paired:
+        if self.drawn is not None and self.paired:
             self.loss_before = self._loss()
 
     def after(self, step: int) -> tuple[float | None, Cost]:
@@ -188,24 +191,11 @@ class AveragedGradient(Saved):
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
 
 
-def first_order_effects(
-    before: Float[Tensor, "m"],
-    after: Callable[[], Float[Tensor, "m"]],
-    parameters: Sequence[Tensor],
-    direction: list[Tensor],
-    *,
-    rate: float,
-    relative_step: float = RELATIVE_STEP,
-) -> Float[Tensor, "m"]:
-    """e_i of some windows, nats per token: what a step on each alone adds to the held-out log-probability.
-
-    `before` is ℓ_i(θ), and `after` measures it again with θ displaced by `relative_step` · ‖θ‖ against the
-    direction P ∇ℓ_D. The parameters are equal bit by bit afterwards. The rate is α.
-    """
-    size = relative_step * total_norm(parameters) / max(1e-30, total_norm(direction))
-    with displaced(parameters, direction, -size):
-        moved = after()
-    return ((before - moved).double() * (rate / size)).to(before.dtype)
+def displacement(
+    parameters: Sequence[Tensor], direction: Sequence[Tensor], relative_step: float = RELATIVE_STEP
+) -> Float[Tensor, ""]:
+    """h such that ‖h · direction‖ is `relative_step` · ‖θ‖; a float64 scalar, for which nobody has waited."""
+    return relative_step * total_norm(parameters) / total_norm(direction).clamp(min=1e-30)
 
 
 def weighted_mean(values: Float[Tensor, "m"], weights: Float[Tensor, "m"]) -> float:
@@ -236,6 +226,35 @@ def _drawn(n: int, most: int, generator: torch.Generator) -> Int[Tensor, "m"]:
     return torch.randperm(n, generator=generator)[:most].sort().values
 
 
+@dataclass(frozen=True)
+class _Losses:
+    """What effects are made of.
+
+    Attributes:
+        rows: the probed windows that are trained on.
+        other_rows: those that a filter rejected, counted on behind all that are trained on.
+        parts: the windows of both.
+        before: losses at θ_k of those that the mixture does not forward; None where it forwards all.
+        after: losses of all, with θ displaced.
+        scale: α/h.
+    """
+
+    rows: Int[Tensor, "a"]
+    other_rows: Int[Tensor, "b"]
+    parts: list[Offer]
+    before: Float[Tensor, "c"] | None
+    after: Float[Tensor, "m"]
+    scale: Float[Tensor, ""]
+
+
+class _Queued(NamedTuple):
+    """A measurement that the device may still be busy with: the mean held-out loss, and the probed windows;
+    None before the optimizer's first step."""
+
+    held_out: Float[Tensor, ""]
+    probed: _Losses | None
+
+
 @dataclass(eq=False)
 class EffectProbe(Saved):
     """Measures effects of the windows of a step on the held-out windows of its reward.
@@ -262,6 +281,7 @@ class EffectProbe(Saved):
 
     def __post_init__(self) -> None:
         self._average = AveragedGradient(self.decay, lambda: self.learner.lm.parameters)
+        self._queued: _Queued | None = None
 
     @property
     def sizes(self) -> frozenset[int]:
@@ -269,47 +289,62 @@ class EffectProbe(Saved):
         most = (self.reward.windows, self.windows, round(self.windows * REJECTED_SHARE))
         return frozenset(len(range(n)[parallel.shard()]) for n in most)
 
+    def begin(self, step: int, offer: Offer) -> None:
+        """Queue all that is measured at θ_k. Nothing of it is read, so that the host can go on."""
+        self._queued = None if self.reward.draw(step) is None else self._queue(step, offer, forwarded=True)
+
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         """Effects at θ_k; None in steps without a reward, and before the optimizer's first step.
 
         The mixture's gradient on θ stays as it is.
         """
-        drawn = self.reward.draw(step)
-        return None if drawn is None else self.effects(step, offer, mixture.weights, mixture.features)
+        queued, self._queued = self._queued, None
+        return queued and self._effects(queued, mixture.weights, mixture.features)
 
-    def effects(
-        self, step: int, offer: Offer, weights: Float[Tensor, "n"], features: Features | None = None
-    ) -> Effects | None:
-        """Effects on the windows that were drawn; None before the optimizer's first step.
+    def effects(self, step: int, offer: Offer, weights: Float[Tensor, "n"]) -> Effects | None:
+        """Effects on the windows that were drawn, of windows that nobody has forwarded; None before the
+        optimizer's first step. `weights` are those of the trained windows in the mixture."""
+        return self._effects(self._queue(step, offer, forwarded=False), weights, None)
 
-        `weights` are those of the trained windows in the mixture, `features` theirs at θ_k, None where nobody
-        has forwarded them.
-        """
-        drawn = self.reward.drawn
+    def _queue(self, step: int, offer: Offer, *, forwarded: bool) -> "_Queued":
+        """Begin the measurement of a step; `forwarded` says that the mixture measures the trained windows'
+        losses at θ_k."""
+        drawn, learner = self.reward.drawn, self.learner
         assert drawn is not None
-        self.reward.loss_before, gradient = self.learner.held_out_gradient(drawn, _shares(drawn))
+        loss, gradient = learner.held_out_gradient(drawn, _shares(drawn))
         self.reward.forwards += 3 * len(drawn)
-        direction = self.learner.precondition(self._average.update(gradient))
+        direction = learner.precondition(self._average.update(gradient))
         if direction is None:
-            return None
+            return _Queued(loss, None)
         n, others = len(offer), offer.rejected
         rows, other_rows = probed_rows(n, 0 if others is None else len(others), self.windows, self.generator)
         parts = [offer.take(rows)]
         if others is not None and len(other_rows):
             parts.append(others.take(other_rows))
         probed = Windows.cat([part.windows for part in parts])
-        measured = 0 if features is None else len(rows)
-        before = [] if features is None else [features.loss[rows.to(features.loss.device)]]
-        if measured < len(probed):
-            before.append(self._losses(probed.take(slice(measured, None))))
-        effect = first_order_effects(
-            torch.cat(before),
-            lambda: self._losses(probed),
-            self.learner.lm.parameters,
-            direction,
-            rate=self.learner.rate(step),
-            relative_step=REDUCED_RELATIVE_STEP if self.learner.lm.reduced_precision else RELATIVE_STEP,
+        measured = len(rows) if forwarded else 0
+        before = self._losses(probed.take(slice(measured, None))) if measured < len(probed) else None
+        relative = REDUCED_RELATIVE_STEP if learner.lm.reduced_precision else RELATIVE_STEP
+        size = displacement(learner.lm.parameters, direction, relative)
+        with displaced(learner.lm.parameters, direction, -size):
+            after = self._losses(probed)
+        return _Queued(
+            loss,
+            _Losses(rows, n + other_rows, parts, before, after, learner.rate(step) / size.to(after.device)),
         )
+
+    def _effects(
+        self, queued: "_Queued", weights: Float[Tensor, "n"], features: Features | None
+    ) -> Effects | None:
+        """The effects, once they have been measured; `features` are those of the trained windows at θ_k, None
+        where nobody has forwarded them."""
+        self.reward.loss_before = queued.held_out.item()
+        if (found := queued.probed) is None:
+            return None
+        rows, parts = found.rows, found.parts
+        own = [] if features is None else [features.loss[rows.to(features.loss.device)]]
+        before = torch.cat(own + ([] if found.before is None else [found.before]))
+        effect = ((before - found.after).double() * found.scale).to(before.dtype)
         if self.shuffle:
             effect = effect[torch.randperm(len(effect), generator=self.generator).to(effect.device)]
         mixture = weighted_mean(effect[: len(rows)], weights[rows.to(weights.device)].to(effect.device))
@@ -317,7 +352,7 @@ class EffectProbe(Saved):
             seen = Features.cat([Features.before_forward(part) for part in parts])
         else:
             seen = features.take(rows.to(features.loss.device))
-        rows = torch.cat([rows, n + other_rows])
+        rows = torch.cat([rows, found.other_rows])
         return Effects(rows=rows.to(effect.device), effect=effect, mixture=mixture, features=seen)
 
     def after(self, step: int) -> tuple[float | None, Cost]:
@@ -369,12 +404,17 @@ def _shares(windows: Windows) -> Float[Tensor, "M"]:
 
 
 @contextmanager
-def displaced(parameters: Sequence[Tensor], direction: list[Tensor], by: float) -> Generator[None]:
+def displaced(
+    parameters: Sequence[Tensor], direction: Sequence[Tensor], by: float | Float[Tensor, ""]
+) -> Generator[None]:
     """θ + by · direction for a while; then θ again, to the bit."""
     with torch.no_grad():
-        here = [local(parameter) for parameter in parameters]
+        here, along = [[local(piece) for piece in pieces] for pieces in (parameters, direction)]
         kept = [parameter.clone() for parameter in here]
-        torch._foreach_add_(here, [local(piece) for piece in direction], alpha=by)
+        if isinstance(by, Tensor) and by.is_cuda:  # to read it would wait for all that is queued
+            torch._foreach_addcmul_(here, along, [by.to(piece.dtype) for piece in along])
+        else:
+            torch._foreach_add_(here, along, alpha=float(by))
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ from curriq.lm.mixture import (
 from curriq.lm.model import LanguageModel, Pieces
 from curriq.lm.sizing import backing_off, fitting_micro_batch
 from curriq.state import Saved, State
-from curriq.types import NO_COST, Cost, Features, Meanwhile, Metrics, Mixture, Offer, Step, Windows
+from curriq.types import NO_COST, Cost, Features, Meanwhile, Metrics, Mixture, Offer, Step, Windows, sent
 
 logger = logging.getLogger("curriq")
 
@@ -75,7 +75,6 @@ def preconditioned(
         return None
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     states = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    steps = iter(_read([state["step"] for state in states if "exp_avg_sq" in state]))
     scaled = list(gradients)
     adapted = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
     for start in range(0, len(adapted), AT_ONCE):
@@ -87,7 +86,7 @@ def preconditioned(
         square = torch._foreach_mul(gradient, gradient)
         torch._foreach_mul_(square, [1 - b for b in beta2])
         torch._foreach_add_(second, square)
-        torch._foreach_div_(second, [1 - b ** (next(steps) + 1) for b in beta2])
+        torch._foreach_div_(second, _corrections([states[i]["step"] for i in rows], beta2))
         torch._foreach_sqrt_(second)
         torch._foreach_add_(second, [group["eps"] for group in own])
         for i, piece in zip(rows, torch._foreach_div(gradient, second), strict=True):
@@ -95,11 +94,14 @@ def preconditioned(
     return scaled
 
 
-def _read(numbers: Sequence[Tensor | float]) -> list[float]:
-    """Numbers of the optimizer, which a fused one keeps on the device, in one transfer."""
-    if not any(isinstance(number, Tensor) for number in numbers):
-        return [float(number) for number in numbers]
-    return torch.stack([local(torch.as_tensor(number)) for number in numbers]).tolist()
+def _corrections(steps: Sequence[Tensor | float], beta2: Sequence[float]) -> list[float] | list[Tensor]:
+    """1 − β₂ⁿ of each parameter, n updates counted with the coming one. A fused optimizer counts on the
+    device, and there the numbers stay: to read them would wait for all that is queued."""
+    done = torch.stack([local(torch.as_tensor(step, dtype=torch.float64)) for step in steps])
+    if done.is_cuda:
+        base = sent(torch.tensor(beta2, dtype=torch.float64), done.device)
+        return list((1 - base ** (done + 1)).float().unbind())
+    return [1 - b ** (n + 1) for n, b in zip(done.tolist(), beta2, strict=True)]
 
 
 @contextmanager
@@ -260,7 +262,9 @@ class Learner(Saved):
         """α_k, the learning rate of a step."""
         return learning_rate(self.config, step, self._steps)
 
-    def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
+    def held_out_gradient(
+        self, windows: Windows, weights: Float[Tensor, "M"]
+    ) -> tuple[Float[Tensor, ""], list[Tensor]]:
         """Σ w_i ℓ_i at θ_k and its gradient, on every rank; gradients on θ stay as they were."""
         parameters = self.lm.parameters
         with gradients_set_aside(parameters), self.lm.without_dropout():

@@ -235,8 +235,9 @@ def score_pass(
     return _mixture(lm, offer, seen, with_entropy)[0]
 
 
-def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor, "n"]) -> float:
-    """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum.
+def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Add the gradient of Σ w_i ℓ_i to θ, over the windows of all ranks, and return the sum, which nobody has
+    waited for.
 
     Windows of weight 0 are not forwarded.
     """
@@ -267,7 +268,7 @@ def weighted_gradient(lm: LanguageModel, windows: Windows, weights: Float[Tensor
         run = idle if round_.idle else partial(work, batch, weights[round_.rows])
         hidden, gradient = engine.inside(run, round_)
         engine.backward(hidden, gradient, round_)
-    return parallel.reduce_sum_(total).item()
+    return parallel.reduce_sum_(total)
 
 
 def _batches(batch: SomeWindows, size: int) -> Iterator[SomeWindows]:

@@ -105,7 +105,9 @@ class UserModel(Saved):
         with torch.no_grad(), self._evaluating() as model:
             return torch.cat(list(self._losses(model, windows))).cpu()
 
-    def held_out_gradient(self, windows: Windows, weights: Float[Tensor, "M"]) -> tuple[float, list[Tensor]]:
+    def held_out_gradient(
+        self, windows: Windows, weights: Float[Tensor, "M"]
+    ) -> tuple[Float[Tensor, ""], list[Tensor]]:
         """By backward passes, as a wrapped model needs them."""
         total, parameters = [], self.parameters
         with torch.enable_grad(), self._evaluating() as model, gradients_set_aside(parameters):
@@ -114,9 +116,8 @@ class UserModel(Saved):
                 loss = (weight.to(losses) * losses).sum()
                 loss.backward()
                 total.append(loss.detach())
-            return sum(torch.stack(total).tolist()), [
-                torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
-            ]
+            loss = torch.tensor(sum(torch.stack(total).tolist()), dtype=torch.float64)
+            return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
     def precondition(self, gradients: list[Tensor]) -> list[Tensor] | None:
         """Relative to the greatest learning rate, where groups of parameters have different ones."""

@@ -200,12 +200,12 @@ def _filtering(config: RunConfig, context: Context, scorer: WindowScorer | None)
         len(context.corpus.source_names),
         context.generators,
         target=None if scorer is None else scorer.of_target,
-        device=context.lm.device,
     )
     every = config.train.reward_every
 
     def foreseeable(step: int, learns: bool) -> bool:
-        return not learns and step % every != 0  # Q and β stay as they are
+        # β changes with a measurement only, and where it is infinite Q has no say.
+        return step % every != 0 and not (learns and math.isfinite(policy.beta))
 
     proposer = stream_proposer(config, context, scorer, policy.accept_prob, policy, foreseeable)
     shared = list(critic.online.parameters())

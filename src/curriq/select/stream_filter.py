@@ -276,10 +276,9 @@ class StreamFilter(Uniform):
         return {"policy/target_accept_rate": accepted(q[None] / self.beta).item()}
 
     def _values(self, features: list[Features]) -> Float[Tensor, "n"]:
-        """On the CPU, where the stream is, and where β is solved in many small operations."""
         q = self.critic.values(Features.cat([_seen_before_forward(f) for f in features]))
         assert q is not None, "a stream is filtered by a critic that has values"
-        return q.cpu()
+        return q
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict({**state, "sample": None})
@@ -305,16 +304,19 @@ def build_filter(
     generators: Generators,
     *,
     target: Callable[[], Float[Tensor, "D"]] | None,
-    device: torch.device | str = "cpu",
 ) -> tuple[StreamFilter, TDCritic]:
-    """The learned filter over so many sources and its critic, on `device`; `target` as in `StreamFilter`."""
+    """The learned filter over so many sources and its critic; `target` as in `StreamFilter`.
+
+    Both lie on the CPU, where what they see of a window is: on a GPU their small operations would wait for
+    the model's passes.
+    """
     settings = config.critic
     fraction = settings.accept_fraction
     lowest = max(settings.min_accept_fraction, 1 / config.train.max_read_ratio)  # no more can be read
     acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, fraction, lowest))
     temperature = build_temperature(settings, fraction, share=acceptance, lowest=lowest, memory=1)
     inputs = QInputs(settings.q_features, 0, sources, layer_norm=settings.q_layer_norm)
-    critic = TDCritic(settings, inputs, temperature, device, generators)
+    critic = TDCritic(settings, inputs, temperature, "cpu", generators)
     policy = StreamFilter(
         critic,
         temperature,

@@ -363,11 +363,15 @@ class TDCritic(Saved):
     @torch.no_grad()
     def values(self, features: Features) -> Float[Tensor, "n"]:
         """q = Q_φ(h) of each window, nats per token, on φ's device, wherever the features lie."""
-        return self.differentiable(features.to(self._device))
+        return self.differentiable(features)
 
     def differentiable(self, features: Features) -> Float[Tensor, "n"]:
         """The same, with a gradient into φ and into the features."""
-        return self.of_inputs(self.inputs(features))
+        return self.of_inputs(self._inputs(features))
+
+    def _inputs(self, features: Features) -> Float[Tensor, "n w"]:
+        """What φ reads, where φ lies: a few numbers of each window, in one transfer."""
+        return self.inputs(features).to(self._device)
 
     def of_inputs(self, inputs: Float[Tensor, "n w"]) -> Float[Tensor, "n"]:
         """The same for rows of `inputs`, without the features that they are made of."""
@@ -401,9 +405,9 @@ class TDCritic(Saved):
         Raises:
             FloatingPointError: the TD loss or its gradient is not finite; φ has not been updated.
         """
-        q = self.values(features)
         with torch.no_grad():
-            q_target = self._in_nats(self.target(self.inputs(features)))
+            seen = self._inputs(features)
+            q, q_target = self.of_inputs(seen), self._in_nats(self.target(seen))
             value = soft_value(q_target, self.temperature.beta, self._prior(features))
         measured = {
             "critic/q_mean": q.mean(),
@@ -419,17 +423,17 @@ class TDCritic(Saved):
 
         reward, gamma = (previous.reward, self.config.gamma) if self.config.bellman else (0.0, 0.0)
         y = td_target(reward, value, gamma)
-        targets = y + task.offsets
+        targets = y + task.offsets.to(self._device)
         self.scale.observe(reward, targets)
         goal = (targets - self.scale.loc) / self.scale.scale
         if self.previous_action is None:
-            responsible = task.features.to(self._device)
+            responsible = task.features
         else:
             responsible = self.previous_action.features(previous)
-        inputs = self.inputs(responsible)
+        inputs = self._inputs(responsible)
         predicted = self.online(inputs)
         if task.combine is not None:
-            predicted = task.combine.to(predicted.dtype) @ predicted
+            predicted = task.combine.to(predicted) @ predicted
         loss = 0.5 * (predicted - goal).square().mean()
         measured |= {
             "critic/td_loss": loss,

@@ -196,7 +196,7 @@ def _pass(run: Run, windows: Windows) -> float:
     run.lm.zero_grad()
     began = time.perf_counter()
     with run.lm.without_dropout():
-        loss = weighted_gradient(run.lm, windows, torch.full((len(windows),), 1 / len(windows)))
+        loss = weighted_gradient(run.lm, windows, torch.full((len(windows),), 1 / len(windows))).item()
     took = time.perf_counter() - began
     return (
         took if math.isfinite(loss) else math.inf

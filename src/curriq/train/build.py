@@ -65,11 +65,10 @@ def build_session(
     method = builder(config, context)
     flops = _flops(config, lm)  # before θ may be cut into shards
     learner = _learner(config, context)
-    held_out = Timed(_held_out(config, context, method, learner))
+    held_out = Timed(_held_out(config, context, method, learner), lm.device)
     selector = method.selector
     if train.q_warmup_steps:
         selector = UniformUntil(selector, train.q_warmup_steps)
-    on_gpu = lm.device.type == "cuda"
     components = Components(
         proposer=method.proposer,
         selector=selector,
@@ -80,8 +79,9 @@ def build_session(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
         act=trained_action if train.train_on == "action" else _sampled(method, context),
+        beside=partial(Beside, device=lm.device),
         # Ranks send each other what they propose, and the messages would wait for the gradient's.
-        beside=partial(Beside, device=lm.device) if on_gpu and parallel.world_size() == 1 else None,
+        proposes_early=lm.device.type == "cuda" and parallel.world_size() == 1,
     )
     session = Session(
         config=config,

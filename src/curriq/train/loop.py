@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from curriq.lm.beside import Beside
 from curriq.softq.equations import sample_action
 from curriq.state import Saved, State
 from curriq.types import (
@@ -49,6 +50,11 @@ class HeldOut(Stateful, Protocol):
     `lm.held_out` has the implementations.
     """
 
+    def begin(self, step: int, offer: Offer) -> None:
+        """Begin a step. What can be measured at θ_k without its mixture may be queued now, behind the passes
+        that make the mixture, and is not read."""
+        ...
+
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         """Effects at θ_k; the gradient on θ stays as it is."""
         ...
@@ -61,11 +67,17 @@ class HeldOut(Stateful, Protocol):
 class NoHeldOut(Saved):
     """For methods that need no reward: measures nothing."""
 
+    def begin(self, step: int, offer: Offer) -> None:
+        pass
+
     def before(self, step: int, offer: Offer, mixture: Mixture) -> None:
         return None
 
     def after(self, step: int) -> tuple[None, Cost]:
         return None, NO_COST
+
+
+_BESIDE_A_CPU = partial(Beside, device=torch.device("cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +88,8 @@ class Components:
         held_out: measures r_k, and effects where a method asks for them.
         theta_resets: whether θ is put back after this step (Q warm-up, reset-θ, alternating periods).
         act: a_k, an index of the mixture's windows, given q_k.
-        beside: makes of some work that which the learner does while the device computes; None where nothing
-            is gained by that.
+        beside: `lm.beside.Beside` on the learner's device: what the host does while that computes.
+        proposes_early: whether the windows of the next step may be proposed then.
     """
 
     proposer: Proposer
@@ -87,7 +99,8 @@ class Components:
     held_out: HeldOut
     theta_resets: Callable[[int], bool]
     act: Callable[[Tensor, Mixture], int]
-    beside: Callable[[Callable[[], object]], Meanwhile] | None = None
+    beside: Callable[..., Meanwhile] = _BESIDE_A_CPU
+    proposes_early: bool = False
 
 
 @dataclass(kw_only=True)
@@ -131,12 +144,19 @@ class ScoresNotFinite(ArithmeticError):
     """The losses or Q are finite, the scores or the policy made of them are not."""
 
 
-def train_step(c: Components, state: LoopState, *, go_on: bool = False) -> Step:
+def train_step(
+    c: Components,
+    state: LoopState,
+    *,
+    go_on: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Step:
     """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm are at the right.
 
     Args:
         go_on: whether step k + 1 will follow as this one leaves the components. Then its windows are proposed
             while the device computes this one, where nothing that they depend on changes by then.
+        meanwhile: done then too.
 
     Raises:
         ArithmeticError: a number is not finite: `Diverged` after the update of θ, `ScoresNotFinite` in the
@@ -151,11 +171,14 @@ def train_step(c: Components, state: LoopState, *, go_on: bool = False) -> Step:
     state.proposed = offer = _proposed(c, state)  #                               12: C_k
     propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
-    ahead = None
-    if go_on and c.beside and foreseeable(c.proposer, k, learns=state.previous is not None):
-        ahead = c.beside(partial(_propose_early, c, state))
-    mixture = _accumulate(c, k, trained, ahead)  #                                13–14, 24: H_k, q_k, π_k
-    propose_seconds += 0.0 if ahead is None else ahead.waited
+    early = go_on and c.proposes_early and foreseeable(c.proposer, k, learns=state.previous is not None)
+    beside = c.beside(
+        partial(c.held_out.begin, k, trained),
+        partial(_propose_early, c, state) if early else None,
+        meanwhile,
+    )
+    mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
+    propose_seconds += beside.proposed
     q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
     td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     16–22: V_k, TD step, Polyak
@@ -218,7 +241,7 @@ def foreseeable(proposer: Proposer, step: int, *, learns: bool) -> bool:
     return answer(step, learns)
 
 
-def _accumulate(c: Components, k: int, trained: Offer, meanwhile: Meanwhile | None) -> Mixture:
+def _accumulate(c: Components, k: int, trained: Offer, meanwhile: Meanwhile) -> Mixture:
     """The mixture of the offer's windows; leaves its gradient on θ."""
     losses: list[Tensor] = []
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import EvalConfig
+from curriq.lm.beside import Span
 from curriq.softq.equations import effective_batch_size, entropy
 from curriq.state import Saved
 from curriq.train.loop import HeldOut
@@ -187,10 +188,17 @@ class Timed(Saved):
 
     SAVED = ("_inner",)
 
-    def __init__(self, inner: HeldOut) -> None:
+    def __init__(self, inner: HeldOut, device: torch.device) -> None:
         self._inner = inner
+        self._device = device
         self._seconds: Metrics = {}
+        self._begun = Span(device)
         self._before = 0.0
+
+    def begin(self, step: int, offer: Offer) -> None:
+        self._begun = Span(self._device)
+        with self._begun:
+            self._inner.begin(step, offer)
 
     def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
         began = time.perf_counter()
@@ -202,8 +210,13 @@ class Timed(Saved):
         began = time.perf_counter()
         reward, cost = self._inner.after(step)
         if reward is not None:
-            self._seconds = {"time/reward": time.perf_counter() - began, "time/probe": self._before}
+            probe = self._begun.seconds + self._before
+            self._seconds = {"time/reward": time.perf_counter() - began, "time/probe": probe}
         return reward, cost
+
+    def due(self, step: int) -> bool:
+        """Never: the seconds are there when the step has ended."""
+        return False
 
     def measure(self, step: Step) -> Metrics:
         """The seconds of the step that has just ended."""

@@ -60,7 +60,8 @@ def on_host(step: Step) -> Step:
 
 def in_one_transfer(step: Step) -> Step:
     """The same, whatever the device."""
-    columns = [step.scores, step.weights, step.features.loss, *([] if step.q is None else [step.q])]
+    own_q = [] if step.q is None or step.q.device != step.weights.device else [step.q]  # a filter's is here
+    columns = [step.scores, step.weights, step.features.loss, *own_q]
     scores, weights, loss, *q = torch.stack([column.double() for column in columns]).cpu()
     effects = step.effects
     if effects is not None:
@@ -70,7 +71,7 @@ def in_one_transfer(step: Step) -> Step:
         scores=scores.to(step.scores.dtype),
         weights=weights.to(step.weights.dtype),
         features=replace(step.features, loss=loss.to(step.features.loss.dtype)),
-        q=None if step.q is None else q[0].to(step.q.dtype),
+        q=q[0].to(step.q.dtype) if step.q is not None and q else step.q,
         effects=effects,
     )
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,9 +54,25 @@ log = logging.getLogger("curriq")
 
 @runtime_checkable
 class Probe(Protocol):
-    """Measures something of every step for the log."""
+    """Measures something of every step for the log.
+
+    One with a method `due(step)` reads nothing but the step's record where that says no; any other is asked
+    before the next step begins, while θ is what the step has made of it.
+    """
 
     def measure(self, step: Step) -> Metrics: ...
+
+
+class _Later:
+    """Some work, done the first time that it is called."""
+
+    def __init__(self, work: Callable[[], object] = lambda: None) -> None:
+        self._work: Callable[[], object] | None = work
+
+    def __call__(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
 
 
 @dataclass(kw_only=True)
@@ -103,6 +120,7 @@ class Session:
     run_dir: Path = field(init=False)
     initial_validation: float | None = None
     last_validation: float | None = None
+    _unrecorded: _Later = field(default_factory=_Later)
     _last_saved: Path | None = None
     _promise: Promise = field(default_factory=dict)
     _checkpointer: Checkpointer | None = None
@@ -189,12 +207,15 @@ class Session:
                 self._settle()
             if not self._finished:
                 self._hold_room()
-            # What has been proposed early is trained on before the run stops.
-            while not self._finished and (self.state.early is not None or not parallel.any_rank(stop())):
-                done, row = self._step(logs, go_on=self._goes_on() and not stop())
+
+            def record(done: Step, row: Metrics) -> None:
                 if logs is not None:
                     logs.write(log_entry(done, row))
                 progress.update(row, ". ".join(filter(None, map(status_of, self._deciding))))
+
+            # What has been proposed early is trained on before the run stops.
+            while not self._finished and (self.state.early is not None or not parallel.any_rank(stop())):
+                self._step(record, logs, go_on=self._goes_on() and not stop())
                 if self._written():
                     self._settle()  # a checkpoint that was refused stops the run now
                 if self._finished:
@@ -204,6 +225,7 @@ class Session:
                     self._hold_room()
                 elif self.state.step == 1:
                     self._hold_room(measured=True)  # moments and buffers are there from the first step on
+            self._unrecorded()
             if not self._finished:
                 self._save(logs)
             self._settle()
@@ -218,7 +240,11 @@ class Session:
     def rehearse(self, steps: int) -> list[Metrics]:
         """The rows of the next steps, which are taken and neither logged nor saved, for a session that is
         then thrown away."""
-        return [self._step(None, go_on=True)[1] for _ in range(steps)]
+        rows: list[Metrics] = []
+        for _ in range(steps):
+            self._step(lambda done, row: rows.append(row), None, go_on=True)
+        self._unrecorded()
+        return rows
 
     def state_bytes(self) -> int:
         """Bytes that a checkpoint of the session takes beside the language model's own folder."""
@@ -247,31 +273,48 @@ class Session:
         saves = following % self.config.log.checkpoint_every == 0
         return following < self.config.train.steps and not saves
 
-    def _step(self, logs: RunLogs | None, *, go_on: bool = False) -> tuple[Step, Metrics]:
-        step = self.state.step
+    def _step(
+        self, record: Callable[[Step, Metrics], object], logs: RunLogs | None, *, go_on: bool = False
+    ) -> None:
+        """Take the next step and record it: at once, or while the device computes the one after it."""
+        step, before = self.state.step, self._unrecorded
         try:
             began = time.perf_counter()
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # Dropout draws from torch's global generator: a seed per step and rank needs no saved state.
                 seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
                 torch.manual_seed(seed)
-                done = train_step(self.components, self.state, go_on=go_on)
+                try:
+                    done = train_step(self.components, self.state, go_on=go_on, meanwhile=before)
+                finally:
+                    before()  # a step that fails early has not come to it
             share_policy(self.shared, done)
             done = on_host(done)
-            counted = self.meter.measure(done, time.perf_counter() - began)
-            validated = self._validate()
+            work = partial(self._record, done, time.perf_counter() - began, record)
+            self._unrecorded = _Later(work)
+            if not (go_on and self.components.proposes_early) or self._reads_theta(step):
+                self._unrecorded()
         except ArithmeticError as error:
             raise self._stopped_by(error, step, logs) from error
         except parallel.RanksDiffer as error:
             raise self._ranks_differ(error, step, logs) from error
-        row = merge({"step": step}, counted, peak_memory(self.device), done.metrics, validated)
-        if step == 0 and self.initial_validation is not None:
+
+    def _reads_theta(self, step: int) -> bool:
+        """Whether anything that belongs into the record of a step that has been taken reads θ."""
+        probed = any(getattr(probe, "due", lambda step: True)(step) for probe in self.probes)
+        return probed or self._validates
+
+    def _record(self, done: Step, seconds: float, record: Callable[[Step, Metrics], object]) -> None:
+        """Put the numbers of a step together, and hand them on."""
+        counted = self.meter.measure(done, seconds)
+        row = merge({"step": done.index}, counted, peak_memory(self.device), done.metrics, self._validate())
+        if done.index == 0 and self.initial_validation is not None:
             row["validation/initial_loss"] = self.initial_validation
         for probe in self.probes:
             row = merge(row, probe.measure(done))
         row = merge(row, self._prediction.metrics(row))
         saved, self._saved = self._saved, {}
-        return done, merge(row, saved)
+        record(done, merge(row, saved))
 
     def _validate_initially(self) -> None:
         """The validation loss of θ_0, before any step, so that a run can say what training has changed; it
@@ -280,9 +323,14 @@ class Session:
             loss = self.validate()
             self.initial_validation = loss if math.isfinite(loss) else None
 
+    @property
+    def _validates(self) -> bool:
+        """Whether the step that has been taken calls for the validation loss."""
+        return self._finished or self.state.step % self.config.log.eval_every == 0
+
     def _validate(self) -> Metrics:
         """The validation loss where the step calls for one; `Diverged` when it is not finite."""
-        if not self._finished and self.state.step % self.config.log.eval_every != 0:
+        if not self._validates:
             return {}
         began = time.perf_counter()
         loss = self.last_validation = self.validate()

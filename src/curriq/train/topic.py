@@ -26,8 +26,12 @@ class TopicSimilarity:
         centre = embed(reward_set).astype(np.float64).mean(0)
         self._topic = centre / max(float(np.linalg.norm(centre)), 1e-12)
 
+    def due(self, step: int) -> bool:
+        """Whether a step's windows are embedded, on the model's device."""
+        return step % self._every == 0
+
     def measure(self, step: Step) -> Metrics:
-        if step.index % self._every:
+        if not self.due(step.index):
             return {}
         similarity = torch.from_numpy(self._embed(step.trained.windows).astype(np.float64) @ self._topic)
         metrics = {
