@@ -1,6 +1,7 @@
 """Work beside the passes of a step: once, and on a GPU in the right order with them."""
 
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +14,16 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_it_is_done_once_and_a_cpu_waits_for_it(monkeypatch):
-    clock = iter([1.0, 3.5, 4.0, 4.25])
+    clock = iter([1.0, 3.5, 4.0, 4.25, 5.0, 6.0])
     monkeypatch.setattr("curriq.lm.beside.time.perf_counter", lambda: next(clock))
     done = []
-    beside = Beside(lambda: done.append("measured"), lambda: done.append("proposed"), device=CPU)
+    works = [partial(done.append, name) for name in ("measured", "proposed", "learnt", "recorded")]
+    beside = Beside(*works, device=CPU)
     assert (done, beside.waited) == ([], 0.0)
     beside()
     beside()  # passes that ran out of memory are run again
-    assert done == ["measured", "proposed"]
-    assert (beside.proposed, beside.waited) == (0.25, 2.75)
+    assert done == ["measured", "proposed", "learnt", "recorded"]
+    assert (beside.proposed, beside.waited) == (0.25, 3.75)
 
 
 def test_too_little_memory_for_a_measurement_is_no_reason_for_smaller_passes():
@@ -86,4 +88,5 @@ def test_on_a_gpu_it_sees_what_was_before_and_passes_go_on_beside_it(monkeypatch
     assert gpu.side == [("after", (id(gpu.passes), 1)), "scores"]
     whole = ("after", (id(gpu.side), 2))
     assert gpu.passes == ["update of the step before", "passes", "measurement", whole, "policy"]
-    assert waited == 0.08  # seconds of the measurement, and those from its end to that of the scores
+    # Of the measurement, from its end to that of the scores, and from there to what is queued next.
+    assert waited == pytest.approx(0.12)

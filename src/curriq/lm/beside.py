@@ -49,23 +49,22 @@ class Beside:
     Args:
         measure: queues what is measured at θ as it is, behind the passes.
         propose: proposes the windows of the next step; None where that cannot be done yet, or gains nothing.
-        meanwhile: what the host has to do besides, without the device.
+        others: what the host has to do besides, without the device.
     """
 
     def __init__(
         self,
         measure: Callable[[], object],
         propose: Callable[[], object] | None = None,
-        meanwhile: Callable[[], object] = lambda: None,
-        *,
+        *others: Callable[[], object],
         device: torch.device,
     ) -> None:
         self._measure = measure
         self._propose = propose
-        self._meanwhile = meanwhile
+        self._others = others
         self._device = device
         self._done = False
-        self._measuring, self._proposing = Span(device), Span(device)
+        self._measuring, self._proposing, self._rest = Span(device), Span(device), Span(device)
         self._begun: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._begun = torch.cuda.Event()
@@ -86,7 +85,9 @@ class Beside:
         if self._propose is not None:
             with self._proposing:
                 self._run_aside(self._propose)
-        self._meanwhile()
+        with self._rest:
+            for work in self._others:
+                work()
 
     def _run_aside(self, work: Callable[[], object]) -> None:
         if self._begun is None:
@@ -106,7 +107,7 @@ class Beside:
     @property
     def waited(self) -> float:
         """Seconds of the device that were not the passes'; to be asked when their outcome has been read."""
-        return self._measuring.seconds + self.proposed
+        return self._measuring.seconds + self.proposed + self._rest.seconds
 
 
 @functools.cache

@@ -316,7 +316,7 @@ def build_filter(
     acceptance = Acceptance(min(ALWAYS_ACCEPT_QUANTILE, fraction, lowest))
     temperature = build_temperature(settings, fraction, share=acceptance, lowest=lowest, memory=1)
     inputs = QInputs(settings.q_features, 0, sources, layer_norm=settings.q_layer_norm)
-    critic = TDCritic(settings, inputs, temperature, "cpu", generators)
+    critic = TDCritic(settings, inputs, temperature, "cpu", generators, before_forward=True)
     policy = StreamFilter(
         critic,
         temperature,

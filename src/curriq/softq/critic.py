@@ -319,6 +319,7 @@ class TDCritic(Saved):
             features.
         weighs_by_prior: whether candidates come as the stream has them and π₀ is a factor of their weights; a
             filter has applied it already.
+        before_forward: whether Q judges windows before the forward pass alone.
     """
 
     needs_reward = True
@@ -334,8 +335,10 @@ class TDCritic(Saved):
         previous_action: PreviousAction | None = None,
         *,
         weighs_by_prior: bool = False,
+        before_forward: bool = False,
     ) -> None:
         self.config = config
+        self.before_forward = before_forward
         self.weighs_by_prior = weighs_by_prior
         self._device = device
         self.inputs = inputs

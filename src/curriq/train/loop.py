@@ -172,16 +172,17 @@ def train_step(
     propose_seconds = time.perf_counter() - began
     trained = c.selector.admit(k, offer)
     early = go_on and c.proposes_early and foreseeable(c.proposer, k, learns=state.previous is not None)
+    learning = _Learning(c.critic, state.previous)
     beside = c.beside(
         partial(c.held_out.begin, k, trained),
         partial(_propose_early, c, state) if early else None,
+        partial(learning.begin, trained),
         meanwhile,
     )
     mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
     propose_seconds += beside.proposed
-    q = c.critic.values(mixture.features)
     effects = c.held_out.before(k, trained, mixture)
-    td_metrics, td_cost = c.critic.learn(state.previous, mixture.features)  #     16–22: V_k, TD step, Polyak
+    q, td_metrics, td_cost = learning.end(mixture.features)  #                    16–22: V_k, TD step, Polyak
     action = None if q is None else c.act(q, mixture)  #                          25–26: a_k ~ π_k
     update_metrics = c.learner.update(k)  #                                       28: clip, AdamW
     reward, held_out_cost = c.held_out.after(k)  #                                29: r_k
@@ -212,6 +213,37 @@ def train_step(
     state.previous = step if q is not None and reward is not None else None
     state.step = k + 1
     return step
+
+
+class _Learning:
+    """q_k of the windows of a step by φ as it is, and the TD update of φ, with what that says of itself.
+
+    A Q that judges windows before the forward pass waits for none: it learns while the device computes.
+    """
+
+    def __init__(self, critic: Critic, previous: Step | None) -> None:
+        self._critic = critic
+        self._previous = previous
+        self._found: tuple[Tensor | None, Metrics, Cost] | ArithmeticError | None = None
+
+    def begin(self, trained: Offer) -> None:
+        if getattr(self._critic, "before_forward", False):
+            try:
+                self._learn(Features.before_forward(trained))
+            except ArithmeticError as error:  # is none of the passes'
+                self._found = error
+
+    def end(self, features: Features) -> tuple[Tensor | None, Metrics, Cost]:
+        if self._found is None:
+            self._learn(features)
+        if isinstance(self._found, ArithmeticError):
+            raise self._found
+        assert self._found is not None
+        return self._found
+
+    def _learn(self, features: Features) -> None:
+        q = self._critic.values(features)
+        self._found = (q, *self._critic.learn(self._previous, features))
 
 
 def _proposed(c: Components, state: LoopState) -> Offer:
