@@ -571,8 +571,8 @@ class Critic(Stateful, Protocol):
     Attributes:
         needs_reward: whether the loop must measure r_k.
 
-    One with a true attribute `before_forward` judges windows before the forward pass alone, from what is known
-    of them then, and has no say in their weights: it learns while the model's passes are computed.
+    One with a true attribute `before_forward` judges windows before the forward pass alone, from what is
+    known of them then, and has no say in their weights: it learns while the model's passes are computed.
     """
 
     needs_reward: bool
