@@ -20,6 +20,7 @@ from curriq.config import SourceConfig
 from curriq.data import open_corpus
 from curriq.data.corpus import LEAST_STEPS_AHEAD
 from curriq.data.prefetch import SNAPSHOT_BLOCKS, Prefetched
+from curriq.data.stream import WindowStream
 from curriq.errors import CurriqError
 from curriq.runlog.storage import exclusive
 from curriq.train.run import Own, prepare, resume, train
@@ -120,6 +121,39 @@ print(len(corpus.stream.read(64)))
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "64\n", done.stderr
+
+
+class Owned:
+    """Something that only the process which has made it can free, in a cycle."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.cycle = self
+
+    def __del__(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def test_the_worker_frees_nothing_of_its_parent(tmp_path, monkeypatch):
+    """An event of a GPU, for instance: that would end a process which has never used one."""
+    inner = WindowStream.read
+
+    def read(self, n: int):
+        gc.collect()  # as happens now and then
+        return inner(self, n)
+
+    monkeypatch.setattr(WindowStream, "read", read)
+    stream = opened(tiny())
+    gc.disable()
+    try:
+        Owned(tmp_path / "freed")  # nobody has it, and nothing has collected it
+        stream.read(32)
+        assert not (tmp_path / "freed").exists()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "freed").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_chat_template_that_conversations_set_is_set_here_too(tmp_path):

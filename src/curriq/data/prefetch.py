@@ -7,6 +7,7 @@ spare: there the stream is read where it is needed. The windows are the same.
 """
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -186,12 +187,24 @@ class Worker:
             worker_init_fn=blocks.begin,
         )
         before = signal.getsignal(signal.SIGCHLD)
-        started = iter(loader)
+        with _kept_from_collection():
+            started = iter(loader)
         if signal.getsignal(signal.SIGCHLD) != before:
             # PyTorch's handler would raise RuntimeError in the middle of a training step; the next read says
             # that the worker has ended.
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         return started
+
+
+@contextlib.contextmanager
+def _kept_from_collection() -> Iterator[None]:
+    """A process that is forked within does not collect garbage that this one has left: to free what belongs
+    to a GPU ends a process that has never used it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Prefetched:
