@@ -16,7 +16,7 @@ import signal
 import sys
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -197,7 +197,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _kept_from_collection() -> Iterator[None]:
+def _kept_from_collection() -> Generator[None]:
     """A process that is forked within does not collect garbage that this one has left: to free what belongs
     to a GPU ends a process that has never used it."""
     gc.freeze()

@@ -13,6 +13,7 @@ from curriq.config import missing_extra
 from curriq.report.chart import Block, Chart, Forest, Heading, Interval, Json, Section, Series, Table, fixed
 from curriq.report.figures import print_table, save_figure
 from curriq.report.look import AXIS_LABELS
+from curriq.report.risen import of_arms, of_run
 from curriq.report.runlog import RunLog
 from curriq.runlog.read import read_document
 from curriq.runlog.schema import perplexity
@@ -36,7 +37,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
         if several:
             blocks.append(Heading(stream.name))
         tables = (stream.loss_table(), stream.cost_table(), stream.spent_table())
-        blocks += [stream.curves(), *stream.forests(), *tables]
+        blocks += [stream.curves(), *stream.forests(), *tables, *of_arms(stream.arms)]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
     answer = " ".join(_over_streams(streams)) if several else streams[0].sentence()
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
@@ -90,6 +91,7 @@ def runs_helped(runs: list[RunLog]) -> Section:
         Chart("validation", "Held-out loss", y, lines, note),
         Table("Where each run stands", header, rows),
         *_of_tasks(runs),
+        *(f"{run.label}: {sentence}" for run in runs for sentence in of_run(run.columns) if len(runs) > 1),
     ]
     return Section("did-it-help", "Did it help?", _answer_on(runs), blocks)
 
@@ -120,9 +122,10 @@ def _answer_on(runs: list[RunLog]) -> str:
         return f"The validation loss was {losses[0]:.3f} nats per token at its first measurement. {advice}"
     test = runs[0].summary.get("test_loss")
     end = "" if test is None else f" The test loss of the final model is {test:.4f} nats per token."
+    rise = "".join(f" {sentence}" for sentence in of_run(runs[0].columns))
     return (
-        f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end} One run "
-        f"alone cannot say whether its curriculum helped. {advice}"
+        f"The validation loss went from {losses[0]:.3f} to {losses[-1]:.3f} nats per token.{end}{rise} "
+        f"One run alone cannot say whether its curriculum helped. {advice}"
     )
 
 
@@ -184,6 +187,8 @@ def print_comparison(result: Json, console: "Console | None" = None) -> None:
         console.print()
         for table in (stream.loss_table(), stream.cost_table(), stream.spent_table()):
             print_table(console, table)
+        for sentence in of_arms(stream.arms):
+            console.print(sentence, markup=False, highlight=False)
     if len(streams) > 1:
         console.print("", *_over_streams(streams), sep="\n", markup=False, highlight=False)
     runs = [run for arms in result["streams"].values() for arm in arms.values() for run in arm["runs"]]

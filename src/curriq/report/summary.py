@@ -60,6 +60,7 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 def _print_choice(console: "Console", run_dir: Path, summary: dict[str, Any], shares: Shares) -> None:
     """What the policy did, from which step on, and what it kept. A damaged log is reported and ends nothing,
     because the run is saved."""
+    from curriq.report.risen import of_run
     from curriq.report.runlog import Detail, load_run_log
     from curriq.report.steering import steering_of, what_was_kept
 
@@ -70,6 +71,8 @@ def _print_choice(console: "Console", run_dir: Path, summary: dict[str, Any], sh
             console.print(sentence)
         console.print(f"From when on it selected, and what it kept, is not known: {error}", markup=False)
         return
+    for sentence in of_run(run.columns):
+        console.print(sentence)
     steered = steering_of(run)
     # The gate's evidence and that of the summary are of nearly the same probes: one of them is enough.
     for sentence in [*verdict(summary, shares, prediction=not steered), *steered]:
