@@ -572,7 +572,9 @@ class Critic(Stateful, Protocol):
         needs_reward: whether the loop must measure r_k.
 
     One with a true attribute `before_forward` judges windows before the forward pass alone, from what is
-    known of them then, and has no say in their weights: it learns while the model's passes are computed.
+    known of them then, and has no say in their weights: it learns while the model's passes are computed. One
+    with a false attribute `reads_theta` knows of θ what is in the features alone: it learns while the step on
+    θ is taken.
     """
 
     needs_reward: bool

@@ -6,7 +6,7 @@ import math
 import operator
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -225,8 +225,11 @@ class Learner(Saved):
         self.lm.pieces = before._replace(micro_batch=micro_batch)
         logger.info(f"--micro-batch auto: {micro_batch} windows per pass")
 
-    def update(self, step: int) -> Metrics:
+    def update(self, step: int, meanwhile: Callable[[], object] = lambda: None) -> Metrics:
         """Clip the gradient on θ and take one AdamW step.
+
+        Args:
+            meanwhile: done while the device takes the step; its seconds are not training's.
 
         Raises:
             NonFiniteError: the gradient norm is NaN or infinite; θ is as before this gradient.
@@ -235,28 +238,33 @@ class Learner(Saved):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self._own_td_step and any(parameter.grad is not None for parameter in self.lm.parameters):
-            self._clipped_step()
+            _require_finite(self._clipped_step())
             self.lm.zero_grad()
         if self._scored is not None:
             weighted_gradient(self.lm, *self._scored)
-        metrics = {"train/grad_norm": self._clipped_step(), "train/lr": lr}
+        norm = self._clipped_step()
+        queued = time.perf_counter()
+        meanwhile()
+        waited = time.perf_counter() - queued
+        metrics = {"train/grad_norm": _require_finite(norm), "train/lr": lr}
         self.reference.advance()
-        return metrics | {"time/train": self._seconds + time.perf_counter() - began}
+        return metrics | {"time/train": self._seconds + time.perf_counter() - began - waited}
 
-    def _clipped_step(self) -> float:
+    def _clipped_step(self) -> Float[Tensor, ""]:
+        """The norm of the gradient before it was clipped, which nobody has waited for."""
         engine, optimizer = self.lm.engine, self.optimizer
         norm = engine.clip(self.config.grad_clip)
         if engine.sharded:  # the norm has been read already, to add it up over the ranks
-            read = _require_finite(norm)
+            _require_finite(norm)
             optimizer.step()
-            return read
+            return norm
         # The device decides whether the step is taken, and the host reads the norm while it is under way.
         setattr(optimizer, "found_inf", (~norm.isfinite()).float())  # noqa: B010 (torch declares no such field)
         try:
             optimizer.step()
         finally:
             delattr(optimizer, "found_inf")
-        return _require_finite(norm)
+        return norm
 
     def rate(self, step: int) -> float:
         """α_k, the learning rate of a step."""

@@ -339,6 +339,7 @@ class TDCritic(Saved):
     ) -> None:
         self.config = config
         self.before_forward = before_forward
+        self.reads_theta = previous_action is not None
         self.weighs_by_prior = weighs_by_prior
         self._device = device
         self.inputs = inputs

@@ -37,7 +37,7 @@ class Learner(Protocol):
     def accumulate(
         self, offer: Offer, score: Callable, with_entropy: bool, meanwhile: Meanwhile | None = None
     ) -> Mixture: ...
-    def update(self, step: int) -> Metrics: ...
+    def update(self, step: int, meanwhile: Callable[[], object]) -> Metrics: ...
     def snapshot(self) -> None: ...
     def restore(self) -> None: ...
     def release(self) -> None: ...
@@ -182,9 +182,12 @@ def train_step(
     mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
     propose_seconds += beside.proposed
     effects = c.held_out.before(k, trained, mixture)
+    if getattr(c.critic, "reads_theta", True):
+        learning.end(mixture.features)
+    # Else φ learns while the device takes the step on θ.
+    update_metrics = c.learner.update(k, partial(learning.end, mixture.features))  # 28: clip, AdamW
     q, td_metrics, td_cost = learning.end(mixture.features)  #                    16–22: V_k, TD step, Polyak
     action = None if q is None else c.act(q, mixture)  #                          25–26: a_k ~ π_k
-    update_metrics = c.learner.update(k)  #                                       28: clip, AdamW
     reward, held_out_cost = c.held_out.after(k)  #                                29: r_k
     own = {
         "train/loss": mixture.loss,
