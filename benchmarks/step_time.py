@@ -25,6 +25,7 @@ import torch
 from common import Vocabulary, as_it_comes, synchronise
 
 from curriq.config import CriticConfig, LMConfig, OptimConfig
+from curriq.lm.beside import Beside
 from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner
 from curriq.lm.load import load_language_model, pick_device
@@ -121,6 +122,7 @@ def build(shape: dict, device: torch.device) -> Bench:
             held_out=held_out,
             theta_resets=lambda step: False,
             act=SampledAction(critic, generators("action")),
+            beside=partial(Beside, device=device),
         )
         return partial(train_step, components, LoopState())
 

@@ -59,10 +59,10 @@ def passed(preset: str, overrides: dict[str, Any]) -> dict[str, set[str]]:
         if path.is_relative_to(PACKAGE):
             found.setdefault(str(path.relative_to(PACKAGE)), set()).add(code.co_qualname)
 
-    def traced(components: loop.Components, state: loop.LoopState, **settings: Any) -> Any:
+    def traced(*arguments: Any) -> Any:
         sys.setprofile(trace)
         try:
-            return loop.train_step(components, state, **settings)
+            return loop.train_step(*arguments)
         finally:
             sys.setprofile(None)
 
@@ -70,9 +70,7 @@ def passed(preset: str, overrides: dict[str, Any]) -> dict[str, set[str]]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = curriq.preset(preset).override(**(TINY | overrides), run_dir=folder)
-            opened = prepare(config).session
-            for _ in range(STEPS):
-                opened._step(None)
+            prepare(config).session.rehearse(STEPS)
     finally:
         session.train_step = original
     return found

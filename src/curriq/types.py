@@ -529,7 +529,7 @@ class Proposer(Stateful, Protocol):
 
 @runtime_checkable
 class Meanwhile(Protocol):
-    """What is done while the device computes the passes of a step; `lm.beside.Beside` documents it."""
+    """What is done while the device computes the passes of a step, as `lm.beside.Beside`."""
 
     def __call__(self) -> None: ...
     @property
@@ -570,11 +570,8 @@ class Critic(Stateful, Protocol):
 
     Attributes:
         needs_reward: whether the loop must measure r_k.
-
-    One with a true attribute `before_forward` judges windows before the forward pass alone, from what is
-    known of them then, and has no say in their weights: it learns while the model's passes are computed. One
-    with a false attribute `reads_theta` knows of θ what is in the features alone: it learns while the step on
-    θ is taken.
+        before_forward: (may lack) whether it judges windows before the forward pass alone; it learns then.
+        reads_theta: (may lack) whether it reads more of θ than the features; else it learns during θ's step.
     """
 
     needs_reward: bool

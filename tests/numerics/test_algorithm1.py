@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from tests.helpers import random_offer, tiny_lm
 
 from curriq.config import CriticConfig, OptimConfig
+from curriq.lm.beside import Beside
 from curriq.lm.held_out import HeldOutReward
 from curriq.lm.learner import Learner, ReforwardedAction, TDIntoTheta
 from curriq.lm.mixture import one_action
@@ -180,6 +182,7 @@ def test_five_steps_agree(settings, single):
         held_out=reward,
         theta_resets=theta_reset_schedule(always=False, warmup=0, period=0),
         act=trained_action if single else SampledAction(critic, generators("action")),
+        beside=partial(Beside, device=torch.device("cpu")),
     )
     state = LoopState()
     steps = [train_step(components, state) for _ in range(STEPS)]

@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from curriq.lm.beside import Beside
 from curriq.softq.equations import sample_action
 from curriq.state import Saved, State
 from curriq.types import (
@@ -76,8 +75,8 @@ class NoHeldOut(Saved):
     def after(self, step: int) -> tuple[None, Cost]:
         return None, NO_COST
 
-
-_BESIDE_A_CPU = partial(Beside, device=torch.device("cpu"))
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict({})  # an earlier version saved what timed it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ class Components:
     held_out: HeldOut
     theta_resets: Callable[[int], bool]
     act: Callable[[Tensor, Mixture], int]
-    beside: Callable[..., Meanwhile] = _BESIDE_A_CPU
+    beside: Callable[..., Meanwhile]
     proposes_early: bool = False
 
 
@@ -145,18 +144,14 @@ class ScoresNotFinite(ArithmeticError):
 
 
 def train_step(
-    c: Components,
-    state: LoopState,
-    *,
-    go_on: bool = False,
-    meanwhile: Callable[[], object] = lambda: None,
+    c: Components, state: LoopState, go_on: bool = False, meanwhile: Callable[[], object] | None = None
 ) -> Step:
     """One step k of Algorithm 1; advances `state`. Line numbers of the algorithm are at the right.
 
     Args:
         go_on: whether step k + 1 will follow as this one leaves the components. Then its windows are proposed
             while the device computes this one, where nothing that they depend on changes by then.
-        meanwhile: done then too.
+        meanwhile: what else is done then.
 
     Raises:
         ArithmeticError: a number is not finite: `Diverged` after the update of θ, `ScoresNotFinite` in the
@@ -177,7 +172,7 @@ def train_step(
         partial(c.held_out.begin, k, trained),
         partial(_propose_early, c, state) if early else None,
         partial(learning.begin, trained),
-        meanwhile,
+        *([] if meanwhile is None else [meanwhile]),
     )
     mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
     propose_seconds += beside.proposed

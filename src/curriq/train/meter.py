@@ -15,7 +15,6 @@ from torch import Tensor
 
 from curriq import parallel
 from curriq.config import EvalConfig
-from curriq.lm.beside import Span
 from curriq.softq.equations import effective_batch_size, entropy
 from curriq.state import Saved
 from curriq.train.loop import HeldOut
@@ -183,20 +182,30 @@ def peak_memory(device: torch.device) -> Metrics:
     return {"memory/peak": float(resident if sys.platform == "darwin" else 1024 * resident)}
 
 
+@runtime_checkable
+class Span(Protocol):
+    """Seconds of the device in a context; `lm.beside.Span` documents it."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 class Timed(Saved):
     """A `HeldOut` and, as a probe, the seconds of its calls; a step in which it measured nothing has none."""
 
     SAVED = ("_inner",)
 
-    def __init__(self, inner: HeldOut, device: torch.device) -> None:
+    def __init__(self, inner: HeldOut, span: Callable[[], Span]) -> None:
         self._inner = inner
-        self._device = device
+        self._span = span
         self._seconds: Metrics = {}
-        self._begun = Span(device)
+        self._begun = span()
         self._before = 0.0
 
     def begin(self, step: int, offer: Offer) -> None:
-        self._begun = Span(self._device)
+        self._begun = self._span()
         with self._begun:
             self._inner.begin(step, offer)
 

@@ -66,8 +66,11 @@ class Probe(Protocol):
 class _Later:
     """Some work, done the first time that it is called."""
 
-    def __init__(self, work: Callable[[], object] = lambda: None) -> None:
-        self._work: Callable[[], object] | None = work
+    def __init__(self, work: Callable[[], object] | None = None) -> None:
+        self._work = work
+
+    def __bool__(self) -> bool:
+        return self._work is not None
 
     def __call__(self) -> None:
         work, self._work = self._work, None
@@ -285,7 +288,7 @@ class Session:
                 seed = derive_seed(self.config.train.seed, f"dropout/{step}/{parallel.rank()}")
                 torch.manual_seed(seed)
                 try:
-                    done = train_step(self.components, self.state, go_on=go_on, meanwhile=before)
+                    done = train_step(self.components, self.state, go_on, before or None)
                 finally:
                     before()  # a step that fails early has not come to it
             share_policy(self.shared, done)
