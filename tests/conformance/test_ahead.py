@@ -28,11 +28,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "weighted": own_settings("weighted") | {"reward_every": 4, "probe_windows": 4},
     "static filter": {"selector": "filter", "max_read_ratio": 4},
     "stream filter": FILTER,
+    "shut filter": FILTER | {"temperature": "gated"},
     "in shards": FILTER | {"stream_shards": 2},
 }
-EARLY = {"uniform": 7, "stream filter": 2}
+EARLY = {"uniform": 7, "stream filter": 2, "shut filter": 4}
 """Steps of eight whose windows are proposed early: all but the first; of a filter not those after a
-measurement, and after the step that learns from it."""
+measurement, and where Q has a say not those after the step that learns from it."""
 
 
 def make_early(session) -> None:
