@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curriq.cli import parse_run_config
 from curriq.config import RunConfig
-from curriq.lm.held_out import displaced, total_norm
+from curriq.lm.held_out import displaced, displacement
 from curriq.lm.model import LanguageModel, Pieces, window_losses
 from curriq.presets import own_settings
 from curriq.train.loop import train_step
@@ -104,7 +104,7 @@ def accuracy(run) -> None:
     loss = window_losses(lm, lm.trunk(held_out.tokens), held_out)[0].mean()
     gradient = torch.autograd.grad(loss, lm.parameters)
     direction = learner.precondition(list(gradient))
-    scale = (total_norm(lm.parameters) / total_norm(direction)).item()
+    scale = displacement(lm.parameters, direction, 1.0).item()
     tangents = dict(zip(parameters, direction, strict=True))
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         began = time.perf_counter()

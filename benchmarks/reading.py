@@ -28,7 +28,7 @@ from curriq import parallel
 from curriq.cli import parse_run_config
 from curriq.config import RunConfig
 from curriq.data import open_corpus
-from curriq.data.corpus import MOST_STEPS_AT_ONCE, steps_ahead
+from curriq.data.corpus import most_steps_ahead
 from curriq.data.shards import ShardedStream
 from curriq.data.sources import StreamedSource
 from curriq.data.stream import DecontaminatedSource, Encoded, Packer, SourceReader, WindowStream
@@ -133,7 +133,7 @@ def processes(config: RunConfig) -> None:
         with patch.object(parallel, "cores", lambda count=count: count + 1):
             stream = open_corpus(config.override(stream_shards=count), read_ahead=True).stream
             n = config.train.num_candidates
-            for _ in range(steps_ahead(config) + MOST_STEPS_AT_ONCE):
+            for _ in range(most_steps_ahead(config)):
                 stream.read(n)
             read, began, own = 0, time.perf_counter(), time.process_time()
             while (seconds := time.perf_counter() - began) < SECONDS:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from curriq.config import load_toml
 from curriq.data.stream import Unreadable
-from curriq.lm.held_out import displaced, held_out_loss, total_norm
+from curriq.lm.held_out import displaced, displacement, held_out_loss
 from curriq.lm.learner import Learner
 from curriq.presets import own_settings, preset
 from curriq.select.static import NO_NGRAM, _log_ratio, hashed_ngrams
@@ -110,7 +110,7 @@ def direction(learner: Learner, windows: Windows) -> list[Tensor]:
 def effects(run: Run, windows: Windows, along: list[Tensor]) -> Tensor:
     """First-order effects along a held-out direction, up to a positive factor."""
     parameters = run.lm.parameters
-    size = 3e-4 * total_norm(parameters) / total_norm(along)
+    size = displacement(parameters, along)
     before = losses(run, windows)
     with displaced(parameters, along, -size):
         return (before - losses(run, windows)) / size

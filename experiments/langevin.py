@@ -41,7 +41,7 @@ from curriq import langevin
 from curriq.config import RunConfig
 from curriq.langevin.energy import features_of
 from curriq.langevin.retrieval import uniform_slots
-from curriq.lm.held_out import RELATIVE_STEP, displaced, held_out_loss, total_norm
+from curriq.lm.held_out import displaced, displacement, held_out_loss
 from curriq.lm.mixture import weighted_gradient
 from curriq.rng import Generators
 from curriq.select.base import Context, Method
@@ -160,7 +160,7 @@ def calibration(run: Run, count: int = 256) -> tuple[float, float]:
     gradient = [p.grad for p in lm.parameters if p.grad is not None]
     direction = learner.precondition(gradient)
     assert direction is not None
-    size = RELATIVE_STEP * total_norm(lm.parameters) / total_norm(direction)
+    size = displacement(lm.parameters, direction)
     before = lm.window_losses(windows)
     with displaced(lm.parameters, direction, -size):
         effects = before - lm.window_losses(windows)

@@ -94,7 +94,7 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     if read_ahead:
         at_once = _steps_at_once(config)
         block = -(-config.train.num_candidates * at_once // count)
-        shards = prefetched(shards, tokenizer, block=block, ahead=-(-steps_ahead(config) // at_once))
+        shards = prefetched(shards, tokenizer, block=block, ahead=-(-_steps_ahead(config) // at_once))
     names = tuple(source.name for source in data.sources)
     return Corpus(
         tokenizer=tokenizer,
@@ -107,8 +107,14 @@ def open_corpus(config: RunConfig, encoder: Encoder | None = None, *, read_ahead
     )
 
 
-def steps_ahead(config: RunConfig) -> int:
-    """Steps whose N windows are read ahead of training where another process reads."""
+def most_steps_ahead(config: RunConfig) -> int:
+    """Steps whose N windows have been read before they are asked for, at most, where another process reads:
+    those that wait, and a message that is being handed over."""
+    return _steps_ahead(config) + _steps_at_once(config)
+
+
+def _steps_ahead(config: RunConfig) -> int:
+    """Steps whose N windows wait."""
     return max(LEAST_STEPS_AHEAD, 2 * _steps_at_once(config), config.train.max_read_ratio)
 
 

@@ -49,14 +49,14 @@ class Beside:
     Args:
         measure: queues what is measured at θ as it is, behind the passes.
         propose: proposes the windows of the next step; None where that cannot be done yet, or gains nothing.
-        others: what the host has to do besides, without the device.
+        others: what the host has to do besides, without the device; None for nothing.
     """
 
     def __init__(
         self,
         measure: Callable[[], object],
         propose: Callable[[], object] | None = None,
-        *others: Callable[[], object],
+        *others: Callable[[], object] | None,
         device: torch.device,
     ) -> None:
         self._measure = measure
@@ -86,7 +86,7 @@ class Beside:
             with self._proposing:
                 self._run_aside(self._propose)
         with self._rest:
-            for work in self._others:
+            for work in filter(None, self._others):
                 work()
 
     def _run_aside(self, work: Callable[[], object]) -> None:

@@ -236,11 +236,11 @@ class Sharded(OneProcess):
 
     def clip(self, most: float) -> Tensor:
         gradients = self.gradients()
-        norm = total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
-        factor = min(1.0, most / (norm + 1e-6))  # as torch clips
+        norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
+        factor = min(1.0, most / (norm.item() + 1e-6))  # as torch clips
         if factor < 1:
             torch._foreach_mul_(gradients, factor)
-        return torch.tensor(norm, device=gradients[0].device)
+        return norm.float()
 
 
 def make_engine(

@@ -48,17 +48,12 @@ def of_arms(arms: Json) -> list[str]:
     sentences = []
     for name, arm in arms.items():
         curves = [run["curve"]["validation_loss"] for run in arm["runs"] if run["finished"]]
-        all_risen = [(one, len(curve)) for curve in curves if (one := risen(curve)) is not None]
-        if all_risen:
-            share, rise = (
-                float(np.mean(values))
-                for values in (
-                    [(one.lowest_at + 1) / count for one, count in all_risen],
-                    [one.last - one.lowest for one, _ in all_risen],
-                )
-            )
+        found = [(one, len(curve)) for curve in curves if (one := risen(curve)) is not None]
+        if found:
+            share = np.mean([(one.lowest_at + 1) / count for one, count in found])
+            rise = np.mean([one.last - one.lowest for one, _ in found])
             sentences.append(
-                f"{name}: in {len(all_risen)} of {len(curves)} runs the validation loss was lowest after "
+                f"{name}: in {len(found)} of {len(curves)} runs the validation loss was lowest after "
                 f"{share:.0%} of the run and has risen by {rise:.3f} since (means). {WHY}"
             )
     return sentences

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from curriq.config import RunConfig
-from curriq.data.corpus import MOST_STEPS_AT_ONCE, steps_ahead
+from curriq.data.corpus import most_steps_ahead
 from curriq.state import Saved
 from curriq.train.build import Run
 from curriq.train.meter import held_out_seconds
@@ -207,9 +207,8 @@ def _rest(row: Metrics) -> float:
 def _reading_rate(run: Run) -> float:
     """Windows per second that are read, tokenized and packed, by one core."""
     size = max(1, run.config.train.num_candidates)
-    # What has been read ahead, or is being handed over, would count as read at once.
-    ahead = steps_ahead(run.config) + MOST_STEPS_AT_ONCE
-    for _ in range(ahead if run.corpus.readers else 1):
+    # What has been read ahead would count as read at once.
+    for _ in range(most_steps_ahead(run.config) if run.corpus.readers else 1):
         run.corpus.stream.read(size)
     count, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < READING_SECONDS:

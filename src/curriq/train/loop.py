@@ -172,7 +172,7 @@ def train_step(
         partial(c.held_out.begin, k, trained),
         partial(_propose_early, c, state) if early else None,
         partial(learning.begin, trained),
-        *([] if meanwhile is None else [meanwhile]),
+        meanwhile,
     )
     mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
     propose_seconds += beside.proposed
