@@ -532,10 +532,10 @@ class Meanwhile(Protocol):
     """What is done while the device computes the passes of a step, as `lm.beside.Beside`."""
 
     def __call__(self) -> None: ...
-    @property
-    def proposed(self) -> float: ...
-    @property
-    def waited(self) -> float: ...
+
+    measured: float
+    proposed: float
+    waited: float
 
 
 @runtime_checkable

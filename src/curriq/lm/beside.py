@@ -100,6 +100,11 @@ class Beside:
         passes.wait_stream(side)  # what the work has made may be used, and what it has freed be taken
 
     @property
+    def measured(self) -> float:
+        """Seconds of the device for what `measure` has queued."""
+        return self._measuring.seconds
+
+    @property
     def proposed(self) -> float:
         """Seconds for which the device had nothing to do but `propose`."""
         return self._proposing.seconds
@@ -107,7 +112,7 @@ class Beside:
     @property
     def waited(self) -> float:
         """Seconds of the device that were not the passes'; to be asked when their outcome has been read."""
-        return self._measuring.seconds + self.proposed + self._rest.seconds
+        return self.measured + self.proposed + self._rest.seconds
 
 
 @functools.cache

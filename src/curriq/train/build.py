@@ -10,7 +10,7 @@ from curriq.config import RunConfig
 from curriq.data import Corpus
 from curriq.data.shards import ShardedStream
 from curriq.data.tokenizer import serialised
-from curriq.lm.beside import Beside, Span
+from curriq.lm.beside import Beside
 from curriq.lm.hardware import peak_flops
 from curriq.lm.harness import Harness
 from curriq.lm.held_out import build_probe, build_reward, held_out_loss, held_out_losses
@@ -28,7 +28,7 @@ from curriq.train.loop import (
     theta_reset_schedule,
     trained_action,
 )
-from curriq.train.meter import Meter, TaskProbe, Timed
+from curriq.train.meter import Meter, TaskProbe
 from curriq.train.model_card import model_card
 from curriq.train.session import Probe, Session
 from curriq.train.topic import build_topic_similarity
@@ -66,7 +66,6 @@ def build_session(
     flops = _flops(config, lm)  # before θ may be cut into shards
     learner = _learner(config, context)
     held_out = _held_out(config, context, method, learner)
-    timed = [] if isinstance(held_out, NoHeldOut) else [Timed(held_out, partial(Span, lm.device))]
     selector = method.selector
     if train.q_warmup_steps:
         selector = UniformUntil(selector, train.q_warmup_steps)
@@ -75,7 +74,7 @@ def build_session(
         selector=selector,
         critic=method.critic,
         learner=learner,
-        held_out=timed[0] if timed else held_out,
+        held_out=held_out,
         theta_resets=theta_reset_schedule(
             always=train.reset_theta, warmup=train.q_warmup_steps, period=train.alternating_period
         ),
@@ -90,7 +89,7 @@ def build_session(
         components=components,
         state=LoopState(),
         meter=_meter(config, context, method, learner, flops),
-        probes=[*timed, *build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
+        probes=[*build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         files={name: asdict(state) for name, state in corpus.files.items()},

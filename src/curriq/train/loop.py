@@ -75,9 +75,6 @@ class NoHeldOut(Saved):
     def after(self, step: int) -> tuple[None, Cost]:
         return None, NO_COST
 
-    def load_state_dict(self, state: State) -> None:
-        super().load_state_dict({})  # an earlier version saved what timed it
-
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
@@ -176,14 +173,18 @@ def train_step(
     )
     mixture = _accumulate(c, k, trained, beside)  #                               13–14, 24: H_k, q_k, π_k
     propose_seconds += beside.proposed
+    began = time.perf_counter()
     effects = c.held_out.before(k, trained, mixture)
+    probe_seconds = beside.measured + time.perf_counter() - began
     if getattr(c.critic, "reads_theta", True):
         learning.end(mixture.features)
     # Else φ learns while the device takes the step on θ.
     update_metrics = c.learner.update(k, partial(learning.end, mixture.features))  # 28: clip, AdamW
     q, td_metrics, td_cost = learning.end(mixture.features)  #                    16–22: V_k, TD step, Polyak
     action = None if q is None else c.act(q, mixture)  #                          25–26: a_k ~ π_k
+    began = time.perf_counter()
     reward, held_out_cost = c.held_out.after(k)  #                                29: r_k
+    reward_seconds = time.perf_counter() - began
     own = {
         "train/loss": mixture.loss,
         "theta_reset": float(c.theta_resets(k)),
@@ -193,6 +194,7 @@ def train_step(
         own["policy/action"] = float(trained.rows[action])
     if reward is not None:
         own |= {"reward": reward, "held_out/forwards": held_out_cost.forwards}
+        own |= {"time/probe": probe_seconds, "time/reward": reward_seconds}
     step = Step(
         **vars(mixture),
         index=k,

@@ -17,8 +17,7 @@ from curriq import parallel
 from curriq.config import EvalConfig
 from curriq.softq.equations import effective_batch_size, entropy
 from curriq.state import Saved
-from curriq.train.loop import HeldOut
-from curriq.types import NO_COST, Cost, Effects, Metrics, Mixture, Offer, Score, Stateful, Step
+from curriq.types import NO_COST, Cost, Metrics, Score, Stateful, Step
 
 log = logging.getLogger("curriq")
 
@@ -180,57 +179,6 @@ def peak_memory(device: torch.device) -> Metrics:
 
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"memory/peak": float(resident if sys.platform == "darwin" else 1024 * resident)}
-
-
-@runtime_checkable
-class Span(Protocol):
-    """Seconds of the device in a context; `lm.beside.Span` documents it."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *error: object) -> None: ...
-    @property
-    def seconds(self) -> float: ...
-
-
-class Timed(Saved):
-    """A `HeldOut` and, as a probe, the seconds of its calls; a step in which it measured nothing has none."""
-
-    SAVED = ("_inner",)
-
-    def __init__(self, inner: HeldOut, span: Callable[[], Span]) -> None:
-        self._inner = inner
-        self._span = span
-        self._seconds: Metrics = {}
-        self._begun = span()
-        self._before = 0.0
-
-    def begin(self, step: int, offer: Offer) -> None:
-        self._begun = self._span()
-        with self._begun:
-            self._inner.begin(step, offer)
-
-    def before(self, step: int, offer: Offer, mixture: Mixture) -> Effects | None:
-        began = time.perf_counter()
-        effects = self._inner.before(step, offer, mixture)
-        self._before = time.perf_counter() - began
-        return effects
-
-    def after(self, step: int) -> tuple[float | None, Cost]:
-        began = time.perf_counter()
-        reward, cost = self._inner.after(step)
-        if reward is not None:
-            probe = self._begun.seconds + self._before
-            self._seconds = {"time/reward": time.perf_counter() - began, "time/probe": probe}
-        return reward, cost
-
-    def due(self, step: int) -> bool:
-        """Never: the seconds are there when the step has ended."""
-        return False
-
-    def measure(self, step: Step) -> Metrics:
-        """The seconds of the step that has just ended."""
-        seconds, self._seconds = self._seconds, {}
-        return seconds
 
 
 class Prediction:

@@ -136,7 +136,8 @@ class Session:
 
     def load(self, checkpoint: LoadedCheckpoint) -> None:
         """Put every component into the state of the checkpoint; θ's weights are loaded by the builder."""
-        saved = checkpoint.state
+        saved = dict(checkpoint.state)
+        saved["held_out"] = saved["held_out"].get("inner", saved["held_out"])  # an earlier version timed it
         self.state = LoopState.from_state_dict(saved["loop"], self.device)
         try:
             self.load_lm(saved.get("lm", {}))  # in parts; whole weights are in its folder
