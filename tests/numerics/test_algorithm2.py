@@ -273,7 +273,7 @@ def test_four_steps_agree(settings, tmp_path, monkeypatch):
     changed = []
     for _ in range(STEPS):
         step = train_step(components, run.session.state)
-        expected = reference.step(components.held_out._inner.drawn.tokens)
+        expected = reference.step(components.held_out.drawn.tokens)
         torch.testing.assert_close(step.offer.windows.tokens, expected["tokens"], rtol=0, atol=0)
         torch.testing.assert_close(step.q, expected["q"], **TIGHT)
         torch.testing.assert_close(step.weights, expected["weights"], **TIGHT)
