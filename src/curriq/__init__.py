@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from curriq.curriculum import Curriculum as Curriculum
     from curriq.errors import CurriqError as CurriqError
     from curriq.evaluate.result import read_comparison as read_comparison
-    from curriq.lm.user_model import example_losses as example_losses
-    from curriq.lm.user_model import pad_examples as pad_examples
+    from curriq.lm.examples import example_losses as example_losses
+    from curriq.lm.examples import pad_examples as pad_examples
     from curriq.presets import PRESETS as PRESETS
     from curriq.presets import preset as preset
     from curriq.train.run import load_run as load_run
@@ -38,9 +38,9 @@ _EXPORTS = {
     "PRESETS": ("curriq.presets", "PRESETS"),
     "RunConfig": ("curriq.config", "RunConfig"),
     "SourceConfig": ("curriq.config", "SourceConfig"),
-    "example_losses": ("curriq.lm.user_model", "example_losses"),
+    "example_losses": ("curriq.lm.examples", "example_losses"),
     "load_run": ("curriq.train.run", "load_run"),
-    "pad_examples": ("curriq.lm.user_model", "pad_examples"),
+    "pad_examples": ("curriq.lm.examples", "pad_examples"),
     "preset": ("curriq.presets", "preset"),
     "read_comparison": ("curriq.evaluate.result", "read_comparison"),
     "resume": ("curriq.train.run", "resume"),

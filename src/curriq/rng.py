@@ -41,5 +41,8 @@ class Generators:
         return {purpose: g.get_state() for purpose, g in self._generators.items()}
 
     def load_state_dict(self, state: "dict[str, torch.Tensor]") -> None:
+        """The states that were saved; a purpose that had not drawn by then begins again."""
+        for purpose in self._generators.keys() - state.keys():
+            self(purpose).manual_seed(derive_seed(self.seed, purpose))
         for purpose, generator_state in state.items():
             self(purpose).set_state(generator_state)

@@ -3,137 +3,37 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tests.loops import (
+    BATCH,
+    Bigram,
+    Everything,
+    Loop,
+    adamw,
+    curriculum,
+    example,
+    plain,
+    stream,
+    target,
+)
 from tests.runs import assert_same_state
 from torch import nn
 
 import curriq
 from curriq.curriculum import MOST_OUTSTANDING, Curriculum
 from curriq.errors import CurriqError
-from curriq.lm.user_model import example_losses, pad_examples
+from curriq.lm.examples import example_losses, pad_examples
 from curriq.rng import Generators
 from curriq.select.static import LOOK_AHEAD
 from curriq.softq.critic import QNetwork
 from curriq.types import Windows
-
-VOCAB, BATCH = 40, 8
-
-
-class Bigram(nn.Module):
-    """A small model with dropout and a part that is not trained."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(VOCAB, 16)
-        self.dropout = nn.Dropout(dropout)
-        self.frozen = nn.Linear(16, 16).requires_grad_(False)
-        self.head = nn.Linear(16, VOCAB)
-
-    def forward(self, input_ids, attention_mask=None):
-        hidden = torch.tanh(self.frozen(self.dropout(self.embed(input_ids))))
-        return SimpleNamespace(logits=self.head(hidden), hidden=hidden)
-
-
-def example(draw: random.Random, source: str) -> dict[str, Any]:
-    """Tokens that count upwards behind a prompt that is not learnt, or noise; of any length."""
-    start, length = draw.randrange(2, 20), draw.randint(3, 9)
-    tokens = range(start, start + length) if source == "good" else draw.choices(range(2, VOCAB), k=length)
-    return {"input_ids": [1, *tokens], "labels": [-100, *tokens], "source": source}
-
-
-def stream(seed: int = 0) -> Iterator[dict[str, Any]]:
-    draw = random.Random(seed)
-    while True:
-        yield example(draw, "good" if draw.random() < 0.3 else "bad")
-
-
-def target(n: int = 16) -> list[dict[str, Any]]:
-    draw = random.Random(99)
-    return [example(draw, "good") for _ in range(n)]
-
-
-def curriculum(**options: Any) -> Curriculum:
-    defaults = {"sources": ("good", "bad"), "batch_size": BATCH, "reward_every": 2}
-    return Curriculum(target(), **defaults | options)
-
-
-def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-
-
-class Loop:
-    """A training loop over one or more passes through a stream, which can be saved and resumed.
-
-    Args:
-        ahead: batches that are taken before they are needed, as accelerate takes one.
-    """
-
-    def __init__(
-        self, curriculum: Curriculum, *, ahead: int = 0, wrap: Callable = lambda model: model
-    ) -> None:
-        self.curriculum = curriculum
-        self.model = Bigram()
-        self.wrapped = wrap(self.model)
-        self.optimizer = adamw(self.model)
-        self.ahead = ahead
-        self.trained: list[list[list[int]]] = []
-
-    def batches(self, source: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        """As a `DataLoader` makes them, some of them early."""
-        examples, waiting = iter(self.curriculum.select(source)), []
-        while batch := list(islice(examples, BATCH)):
-            waiting.append(batch)
-            if len(waiting) > self.ahead:
-                yield waiting.pop(0)
-        yield from waiting
-
-    def run(self, source: Callable[[], Iterable[dict[str, Any]]], steps: int, passes: int = 1) -> "Loop":
-        while self.curriculum.num_passes < passes:
-            for batch in self.batches(source()):
-                self.step(batch)
-                if self.curriculum.step == steps:
-                    return self
-        return self
-
-    def step(self, batch: list[dict[str, Any]]) -> dict[str, float]:
-        self.trained.append([e["input_ids"] for e in batch])
-        example_losses(self.wrapped, pad_examples(batch)).mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return self.curriculum.observe(self.wrapped, self.optimizer)
-
-    def resumed(self, curriculum: Curriculum) -> "Loop":
-        """Another loop in the state of this one, by way of plain data."""
-        other = Loop(curriculum, ahead=self.ahead)
-        for mine, theirs in ((self.model, other.model), (self.optimizer, other.optimizer)):
-            theirs.load_state_dict(copy.deepcopy(mine.state_dict()))
-        other.curriculum.load_state_dict(plain(self.curriculum.state_dict()))
-        other.trained = list(self.trained)
-        return other
-
-    def equals(self, other: "Loop") -> bool:
-        same = zip(self.model.parameters(), other.model.parameters(), strict=True)
-        return self.trained == other.trained and all(torch.equal(a, b) for a, b in same)
-
-
-def plain(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as `torch.load` reads it back, without code of ours."""
-    import io
-
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class TestExamples:
@@ -302,7 +202,7 @@ class TestModels:
 
     def test_parameters_that_are_not_trained_are_not_measured(self):
         ours, model = curriculum(), Bigram()
-        ours._model.model, ours._model.optimizer = model, torch.optim.AdamW(model.parameters())
+        ours._model.show(model, [torch.optim.AdamW(model.parameters())])
         assert len(ours._model.parameters) == 3
         assert all(p.requires_grad for p in ours._model.parameters)
 
@@ -442,11 +342,6 @@ class TestSelect:
             assert state["model"]["examples"] == waiting
 
 
-class Everything:
-    def accept_prob(self, offer):
-        return torch.ones(len(offer))
-
-
 class Good(Everything):
     """A policy of one's own with a memory, which sees what is measured."""
 
@@ -506,7 +401,6 @@ class TestOwnPolicy:
         ours = curriculum(policy=Good())
         selected = ours.select(stream())
         list(islice(selected, 2 * BATCH))
-        ours.observe()  # step 1 measures nothing
         with pytest.raises(CurriqError, match=r"observe\(model, optimizer\)"):
             ours.observe()
 
@@ -694,7 +588,15 @@ class TestErrors:
         [
             ({"lm_lr": 1e-3}, "unknown setting of a Curriculum 'lm_lr'"),
             ({"rewards_every": 4}, "Did you mean 'reward_every'"),
-            ({"reward_windows": 17}, "reward-set-size"),
+            (
+                {"reward_windows": 17},
+                "reward_windows=17, but the target has 16 examples",
+            ),
+            ({"reward_windows": 0}, "^reward_windows = 0"),
+            ({"batch_size": 0}, "batch_size=0: it must be a whole number of examples"),
+            ({"sources": "web"}, r"sources='web': give a tuple of names"),
+            ({"sources": ()}, "give a tuple of names"),
+            ({"sources": ("a", "a")}, "each must be a name, and only once"),
             ({"preset": "paper", "policy": Everything()}, "max_read_ratio > 1"),
             ({"preset": "langevin-rag"}, "needs the loop of `curriq train`"),
             ({"preset": "reference"}, "needs the loop of `curriq train`"),
@@ -702,7 +604,10 @@ class TestErrors:
             ({"preset": "weighted", "prior": True}, "needs the loop of `curriq train`"),
             ({"preset": "dsir"}, "needs the loop of `curriq train`"),
         ],
-        ids=["unknown", "misspelt", "too few", "weighs", "retrieves", "no Q", "score", "prior", "static"],
+        ids=[
+            *("unknown", "misspelt", "too few", "no reward", "no batch", "letters", "no source"),
+            *("same source", "weighs", "retrieves", "no Q", "score", "prior", "static"),
+        ],
     )
     def test_settings(self, options, message):
         with pytest.raises(CurriqError, match=message):

@@ -11,7 +11,7 @@ import pyarrow.dataset
 import pytest
 import torch
 
-from curriq.curriculum import _Filter
+from curriq.curriculum.parts import Filter
 
 LOOPS = ("plain_loop", "trainer", "trl_chat", "lora", "stream_only")
 SEEDS = {"plain_loop": (0, 1, 2), "trainer": (0,), "trl_chat": (1,), "lora": (0,), "stream_only": (0,)}
@@ -22,7 +22,7 @@ BATCH = 16
 def selected(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The tokens of the examples that the latest `select` has handed out, in their order."""
     seen: list[list[int]] = []
-    examples = _Filter.examples
+    examples = Filter.examples
 
     def watch(self, *args):
         seen.clear()  # TRL reads an example before it trains
@@ -30,7 +30,7 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
             seen.append(example["input_ids"])
             yield example
 
-    monkeypatch.setattr(_Filter, "examples", watch)
+    monkeypatch.setattr(Filter, "examples", watch)
     return seen
 
 

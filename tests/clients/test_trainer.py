@@ -109,3 +109,44 @@ def test_reduced_precision_is_noticed(toy, tmp_path):
     CurriculumCallback(half.train_dataset.curriculum, half)
     assert half.train_dataset.curriculum.reduced_precision
     assert not trainer(toy, tmp_path).train_dataset.curriculum.reduced_precision
+
+
+def test_a_curriculum_goes_on_into_a_second_stage_and_that_resumes_exactly(toy, tmp_path):
+    """Its steps are then not those of the Trainer."""
+
+    def second(first: Trainer, folder: Any) -> Trainer:
+        made = trainer(toy, folder, steps=4)
+        made.callback_handler.callbacks.pop()
+        made.model.load_state_dict(first.model.state_dict())
+        made.train_dataset.curriculum = first.train_dataset.curriculum
+        made.add_callback(CurriculumCallback(first.train_dataset.curriculum, made))
+        return made
+
+    first = trainer(toy, tmp_path / "first", steps=3)
+    first.train()
+    whole = second(first, tmp_path / "whole")
+    whole.train()
+    assert whole.train_dataset.curriculum.step == 7
+    resumed, folder = trainer(toy, tmp_path / "resumed", steps=4), tmp_path / "whole" / "checkpoint-2"
+    resumed.args.resume_from_checkpoint = str(folder)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert resumed.train_dataset.curriculum.step == 7
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_of_the_same_step_from_another_run_is_refused(toy, tmp_path):
+    for name, options in (("one", {}), ("two", {"learning_rate": 1e-3})):
+        trainer(toy, tmp_path / name, steps=4, logging_steps=1, **options).train()
+    with pytest.raises(CurriqError, match=r"not the checkpoint that the Trainer resumes from: .*name it in"):
+        trainer(toy, tmp_path / "two").train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-4"))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(toy, tmp_path):
+    """It held the curriculum alone."""
+    trainer(toy, tmp_path, steps=4).train()
+    file = tmp_path / "checkpoint-4" / FILE
+    torch.save(torch.load(file, weights_only=True)["curriculum"], file)
+    resumed = trainer(toy, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.train_dataset.curriculum.step == 6

@@ -22,7 +22,7 @@ METHODS = ("select", "langevin")
 """Rooms whose content only the builders of runs name."""
 CONCRETE = ("data", "lm", "softq", *METHODS)
 """Rooms whose classes only `train/build.py` puts together, and `curate/build.py` to score with them."""
-BUILDERS = {"train.build", "langevin.build", "curriculum", "curate.build"}
+BUILDERS = {"train.build", "langevin.build", "curriculum.parts", "curriculum.stream", "curate.build"}
 RECORDS = {"Corpus", "Context", "Method"}
 """What builders are given and return: frozen, and known to all that call one."""
 LOOP_MAY_IMPORT = {"types", "state", "softq.equations"}

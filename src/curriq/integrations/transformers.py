@@ -16,7 +16,8 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from curriq.config import require
 from curriq.curriculum import Curriculum, Example
@@ -75,15 +76,26 @@ class CurriculumCallback(TrainerCallback):
         if state.global_step == 0:
             return
         named = args.resume_from_checkpoint
-        file = (Path(named) if named and os.path.isdir(named) else _checkpoint(args, state)) / FILE
+        folder = Path(named) if named and os.path.isdir(named) else _checkpoint(args, state)
+        where = (
+            "where it is not in output_dir, name it in TrainingArguments(resume_from_checkpoint=…) as well."
+        )
+        file = folder / FILE
         require(
             file.exists(),
-            f"there is no {file}: resume from a checkpoint that CurriculumCallback saved; where it is not in "
-            "output_dir, name it in TrainingArguments(resume_from_checkpoint=…) as well.",
+            f"there is no {file}: resume from a checkpoint that CurriculumCallback saved; {where}",
         )
-        self.curriculum.load_state_dict(torch.load(file, weights_only=True))
-        step = self.curriculum.step
+        saved = torch.load(file, weights_only=True)
+        # An earlier version saved the curriculum alone, and could save one that had trained before as well.
+        saved = saved if "trainer_step" in saved else {"trainer_step": saved["step"], "curriculum": saved}
+        step = saved["trainer_step"]
         require(step == state.global_step, f"{file} is of step {step}, the Trainer of {state.global_step}.")
+        theirs = folder / TRAINER_STATE_NAME
+        require(
+            not theirs.exists() or TrainerState.load_from_json(str(theirs)).log_history == state.log_history,
+            f"{folder} is of the same step, but not the checkpoint that the Trainer resumes from: {where}",
+        )
+        self.curriculum.load_state_dict(saved["curriculum"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = control.should_log
@@ -93,7 +105,8 @@ class CurriculumCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         content = io.BytesIO()
-        torch.save(self.curriculum.state_dict(), content)
+        saved = {"trainer_step": state.global_step, "curriculum": self.curriculum.state_dict()}
+        torch.save(saved, content)
         write_atomically(_checkpoint(args, state) / FILE, content.getvalue())
 
 

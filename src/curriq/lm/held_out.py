@@ -151,7 +151,8 @@ class AveragedGradient(Saved):
     """Exponential average of held-out gradients, bias corrected.
 
     A single gradient is mostly sampling noise and fast modes, directions in which θ swings and whose gradient
-    changes its sign within a few steps; what the average points to is still to be learnt later.
+    changes its sign within a few steps; what the average points to is still to be learnt later. Where other
+    parameters are trained than before, it begins again.
 
     Args:
         decay: share of the old average that stays at each update; 0 takes each gradient alone.
@@ -164,6 +165,7 @@ class AveragedGradient(Saved):
         self._decay = decay
         self._parameters = parameters
         self._average: list[Tensor] = []
+        self._averaged: list[Tensor] = []  # what the average is of; empty after a load
         self._updates = 0
 
     def state_dict(self) -> State:
@@ -179,16 +181,25 @@ class AveragedGradient(Saved):
         # A loop of the user's own may load before it has shown its model: then `update` places it.
         known = len(average) == len(parameters)
         self._average = placed_like(average, parameters) if known else average
+        self._averaged = []
         self._updates = state["updates"]
 
     def update(self, gradient: list[Tensor]) -> list[Tensor]:
         """The average with this gradient in it."""
+        parameters = list(self._parameters())
+        if not self._fits(parameters):
+            self._average, self._updates = [torch.zeros_like(piece) for piece in gradient], 0
+        self._averaged = parameters
         self._updates += 1
-        if not self._average:
-            self._average = [torch.zeros_like(piece) for piece in gradient]
         self._average = placed_like(self._average, gradient)
         torch._foreach_lerp_(self._average, gradient, 1 - self._decay)
         return [piece / (1 - self._decay**self._updates) for piece in self._average]
+
+    def _fits(self, parameters: list[Tensor]) -> bool:
+        """Whether the average is of these parameters; after a load their shapes tell."""
+        if self._averaged:
+            return [*map(id, parameters)] == [*map(id, self._averaged)]
+        return [p.shape for p in parameters] == [a.shape for a in self._average]
 
 
 def displacement(

@@ -74,13 +74,13 @@ def preconditioned(
     if not optimizer.state and any("betas" in group for group in optimizer.param_groups):
         return None
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    # Some optimizers count their steps by the group.
+    states = [groups[id(parameter)] | optimizer.state.get(parameter, {}) for parameter in parameters]
     scaled = list(gradients)
-    adapted = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
+    adapted = [i for i, state in enumerate(states) if {"exp_avg_sq", "betas", "eps", "step"} <= state.keys()]
     for start in range(0, len(adapted), AT_ONCE):
         rows = adapted[start : start + AT_ONCE]
-        own = [groups[id(parameters[i])] for i in rows]
-        beta2 = [group["betas"][1] for group in own]
+        beta2 = [states[i]["betas"][1] for i in rows]
         gradient = [gradients[i] for i in rows]
         second = torch._foreach_mul([states[i]["exp_avg_sq"] for i in rows], beta2)
         square = torch._foreach_mul(gradient, gradient)
@@ -88,7 +88,7 @@ def preconditioned(
         torch._foreach_add_(second, square)
         torch._foreach_div_(second, _corrections([states[i]["step"] for i in rows], beta2))
         torch._foreach_sqrt_(second)
-        torch._foreach_add_(second, [group["eps"] for group in own])
+        torch._foreach_add_(second, [states[i]["eps"] for i in rows])
         for i, piece in zip(rows, torch._foreach_div(gradient, second), strict=True):
             scaled[i] = piece
     return scaled
