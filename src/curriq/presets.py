@@ -279,7 +279,7 @@ def paper_differences(config: RunConfig) -> list[str]:
 
 def preset(name: str) -> RunConfig:
     """The configuration of a preset; CurriqError if there is none of this name."""
-    refuse_unknown([name], PRESETS, kind="preset")
+    refuse_unknown([str(name)], PRESETS, kind="preset")
     return PRESETS[name]()
 
 

@@ -658,10 +658,16 @@ def test_arguments_of_a_wrong_type():
                 next(curriq.Curriculum(target).select(stream))
             except curriq.CurriqError as error:
                 print(error)
-        try:
-            curriq.Curriculum(target, preset="paper").weigh(torch.zeros(2), torch.zeros(3, 4))
-        except curriq.CurriqError as error:
-            print(error)
+        weighing = curriq.Curriculum(target, preset="paper")
+        calls = (
+            lambda: weighing.weigh(torch.zeros(2), torch.zeros(3, 4)), lambda: curriq.run("smoke"),
+            lambda: curriq.preset(3),
+        )
+        for call in calls:
+            try:
+                call()
+            except curriq.CurriqError as error:
+                print(error)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True
@@ -682,6 +688,7 @@ def test_arguments_of_a_wrong_type():
         ),
         "example 0 of the stream is a str",
         "weigh has losses of shape [2], hidden of shape [3, 4]: it needs",
+        *("run(config) needs a RunConfig, not 'smoke'", "unknown preset '3'"),
     )
     assert len(said) == len(expected)
     for line, beginning in zip(said, expected, strict=True):

@@ -420,6 +420,13 @@ def test_override_reaches_every_section_and_leaves_the_original_alone() -> None:
     assert config == RunConfig()
 
 
+def test_paths_may_be_objects() -> None:
+    """A bare name is a folder all the same, and no model of the hub."""
+    config = RunConfig().override(run_dir=Path("runs/mine"), model=Path("gpt2"))
+    assert (config.log.run_dir, config.lm.model) == ("runs/mine", "./gpt2")
+    assert SourceConfig(name="a", path=Path("data/a.txt")).path == "data/a.txt"  # ty: ignore
+
+
 def test_override_validates_the_fields_and_their_combination() -> None:
     with pytest.raises(CurriqError, match="--steps = 0"):
         RunConfig().override(steps=0)

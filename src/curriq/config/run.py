@@ -77,6 +77,7 @@ class RunConfig(Section):
         for name, value in _completed(self, rename_settings(values, self.train.max_read_ratio)).items():
             refuse_unknown([name], owners)
             section = changed.setdefault(owners[name], dict(vars(getattr(self, owners[name]))))
+            value = _path_text(value) if isinstance(value, os.PathLike) else value
             plain_value = _expanded(name, value) if isinstance(value, str) else value
             section[name] = _source_tables(value) if name == "sources" else plain_value
         made, errors = dict[str, Any](), list[CurriqError]()
@@ -88,6 +89,12 @@ class RunConfig(Section):
         if errors:
             raise CurriqError.together(errors)
         return dataclasses.replace(self, **made)
+
+
+def _path_text(path: os.PathLike[str]) -> str:
+    """A path object as text; a bare name would be taken for a model of the hub."""
+    text = os.fspath(path)
+    return text if os.sep in text else os.path.join(os.curdir, text)
 
 
 SIZES = ("reward_set_size", "validation_set_size", "test_set_size")

@@ -1,5 +1,6 @@
 """The settings of each component: their defaults, their help texts and their bounds."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -74,6 +75,7 @@ class SourceConfig:
     """Noise added to the documents before they are packed."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))  # a path object is as good as its text
         for key, value in vars(self).items():
             require_writable(f"source {self.name!r}: {key}", value)
         require(bool(self.name), "a source needs a name: write name=NAME,path=PATH.")

@@ -68,6 +68,10 @@ def train(config: RunConfig, **own: Any) -> RunResult:
         CurriqError: the configuration does not fit the data, the model or the machine; or training
             met a number that is not finite.
     """
+    require(
+        isinstance(config, RunConfig),
+        f"run(config) needs a RunConfig, not {config!r}: curriq.preset('default') gives one.",
+    )
     if config.log.run_dir:
         require_new_run(Path(config.log.run_dir))  # before the data are read
     return prepare(config, own=Own(**own)).session.train()
