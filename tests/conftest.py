@@ -36,6 +36,10 @@ STATING_SHAPES = {
 CHECKED = sorted(STATING_SHAPES - PER_WORD)
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+# No power fails here, so nobody waits for the disk, which took a quarter of the time of a tiny run.
+# `tests/cli/test_power.py` takes the power from processes of its own.
+os.fsync = lambda descriptor: None
+
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

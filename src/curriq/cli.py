@@ -248,16 +248,16 @@ def try_command(arguments: list[str]) -> int:
         "--resume": {"action": "store_true"},
     }
     own, words = own_options(arguments, flags)
-    from curriq.evaluate import trial
+    require(
+        not own.resume or (not words and own.minutes is None),
+        f"curriq try --resume {' '.join(words)}: a try goes on with its own settings. Give --seeds, "
+        "--workers and --out only, or start another one in a new --out.",
+    )
+    config = None if own.resume else parse_run_config(words, prog="curriq try")
+    from curriq.evaluate import trial  # loads torch
 
-    if own.resume:
-        require(
-            not words and own.minutes is None,
-            f"curriq try --resume {' '.join(words)}: a try goes on with its own settings. Give --seeds, "
-            "--workers and --out only, or start another one in a new --out.",
-        )
+    if config is None:
         return trial.resume(own.out, own.seeds, own.workers)
-    config = parse_run_config(words, prog="curriq try")
     return trial.start(config, own.out, own.minutes, own.seeds, own.workers, steps=_given(words, "steps"))
 
 
@@ -298,16 +298,22 @@ def report_command(arguments: list[str]) -> int:
 
 def select_command(arguments: list[str]) -> int:
     """`curriq select`: the documents worth keeping, by a run or a target."""
+    from curriq.curate.arguments import select_options
+
+    options = select_options(arguments)  # before torch is loaded
     from curriq.curate.command import select_main
 
-    return select_main(arguments)
+    return select_main(options)
 
 
 def score_command(arguments: list[str]) -> int:
     """`curriq score`: the scores of every window and document."""
+    from curriq.curate.arguments import score_options
+
+    options = score_options(arguments)  # before torch is loaded
     from curriq.curate.command import score_main
 
-    return score_main(arguments)
+    return score_main(options)
 
 
 def presets_command(arguments: list[str]) -> int:

@@ -150,6 +150,7 @@ class TestEstimate:
         tokenizer = sum(path.stat().st_size for path in (folder / "lm").glob("tokenizer*"))
         assert said.checkpoint_bytes == pytest.approx(size - tokenizer, rel=0.15)
 
+    @pytest.mark.long
     def test_a_large_buffer_is_not_filled_to_say_what_it_costs(self, monkeypatch: pytest.MonkeyPatch):
         settings = {"proposer": "uniform-buffer", "selector": "uniform", "buffer_size": 2000, "ingest": 16}
         monkeypatch.setattr("curriq.train.estimate.REHEARSED_FILL", 200)

@@ -255,6 +255,7 @@ class TestFinished:
 
         return call
 
+    @pytest.mark.long
     def test_runs_nothing_and_judges_everything(self, compare, finished: Path):
         out = finished / "out"
         logs = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}

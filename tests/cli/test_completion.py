@@ -50,6 +50,21 @@ def complete(tmp_path_factory: pytest.TempPathFactory):
     return offered
 
 
+def test_neither_completion_nor_help_loads_torch():
+    """A shell that begins with `eval "$(curriq completion bash)"` waits for it."""
+    words = [["completion", "bash"], *([name, "--help"] for name in COMMANDS)]
+    code = f"""
+import contextlib, io, sys
+from curriq.cli import main
+for words in {words}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(words)
+    assert "torch" not in sys.modules, words
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_commands(complete):
     assert complete("") >= set(COMMANDS)
     assert complete("re") == {"resume", "report"}

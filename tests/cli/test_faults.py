@@ -80,6 +80,7 @@ def check_training(bench: Bench, kind: str, arguments: list[str], half: Path | N
             raise
 
 
+@pytest.mark.long
 @EVERY
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_failing_call_of_a_run(bench, kind, every):
@@ -87,6 +88,7 @@ def test_a_failing_call_of_a_run(bench, kind, every):
     check_training(bench, kind, bench.train(kind), None, every)
 
 
+@pytest.mark.long
 @EVERY
 def test_a_failing_call_of_a_resume(bench, tmp_path, every):
     """Of a run that was killed between two checkpoints."""
@@ -131,6 +133,7 @@ def test_a_failing_call_of_a_reader(bench, command, every):
     assert status == 0, printed
 
 
+@pytest.mark.long
 @EVERY
 def test_a_failing_call_of_a_comparison(bench, every):
     """Of two finished runs: their runs stay, and the next call writes the same numbers."""

@@ -63,6 +63,7 @@ def auc(scores: np.ndarray, wanted: np.ndarray) -> float:
     return float(above) / (int(wanted.sum()) * int((~wanted).sum()))
 
 
+@pytest.mark.long
 def test_a_new_users_way(folder: Path, capsys: pytest.CaptureFixture) -> None:
     began = time.monotonic()
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from curriq.runlog.read import read_candidates, read_metrics, read_queries
 
 SMALL = shlex.split(
@@ -26,6 +28,7 @@ def curriq(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 def test_preset_runs_shows_progress_and_keeps_its_queries(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = curriq(tmp_path, "train", "--preset", "langevin-rag", *SMALL, "--run-dir", str(run))
@@ -41,6 +44,7 @@ def test_preset_runs_shows_progress_and_keeps_its_queries(tmp_path: Path) -> Non
         assert offered[query["step"], query["row"]] == query["window_id"]
 
 
+@pytest.mark.long
 def test_published_settings_warn_and_name_the_setting(tmp_path: Path) -> None:
     published = (  # six steps: Q is flat, and says nothing, until it has learnt from an effect
         "--steps 6 --langevin-margin 10 --langevin-gradient clip --langevin-step-size 0.01 "

@@ -67,6 +67,7 @@ def test_every_command_prints_names_as_they_are(folder: Path, capsys, monkeypatc
     said(capsys)
 
 
+@pytest.mark.long
 def test_compare_prints_names_as_they_are(folder: Path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     (folder / "base.toml").write_text(to_toml(config(folder, steps=2, run_dir="")), encoding="utf-8")

@@ -60,6 +60,7 @@ def check_power(bench: Bench, kind: str, moments: list[int]) -> int:
     return len(moments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["discrete"])
 def test_power_goes(bench, kind):
     """Spread over the run's changes, of which there are some 200."""

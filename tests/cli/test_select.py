@@ -291,6 +291,7 @@ class TestResume:
         ours, theirs = (parquet.read_table(tmp_path / name / "s.parquet") for name in ("whole", "cut"))
         assert ours.to_pydict() == theirs.to_pydict()
 
+    @pytest.mark.long
     def test_ctrl_c_of_the_program(self, data, tmp_path):
         big = tmp_path / "big.jsonl"
         big.write_bytes((data / "crawl.jsonl").read_bytes() * 20)

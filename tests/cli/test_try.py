@@ -118,6 +118,7 @@ class TestPlan:
 
 
 class TestRun:
+    @pytest.mark.long
     def test_resume_judges_and_draws(self, finished: Path, capsys: pytest.CaptureFixture):
         assert main(["try", "--resume", "--out", str(finished)]) == 0
         out = " ".join(capsys.readouterr().out.split())

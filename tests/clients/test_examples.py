@@ -34,7 +34,14 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name in LOOPS for seed in SEEDS[name]])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        pytest.param(name, seed, marks=[pytest.mark.long] if i else [])
+        for name in LOOPS
+        for i, seed in enumerate(SEEDS[name])
+    ],
+)
 def test_held_out_loss_is_lower_with_the_curriculum(name, seed, client):
     """At equal numbers of examples trained. On seeds 0 to 4 it is 1.28 to 4.7 times lower."""
     toy, example = client("toy"), client(name)

@@ -74,6 +74,7 @@ def stops_and_resumes(folder: Path, cases: dict[str, tuple[dict[str, Any], str]]
         assert resume(folder / what).finished
 
 
+@pytest.mark.long
 def test_a_rank_that_drifts_stops_all_and_all_resume(tmp_path):
     cases = {
         "Q": (SMALL, "differ in Q by 0.02 of its size"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import curriq
 from curriq.config import SourceConfig
@@ -43,6 +44,7 @@ def sources(folder: Path, **weights: float) -> tuple[SourceConfig, ...]:
     return tuple(SourceConfig(name=n, path=str(folder / f"{n}.txt"), weight=w) for n, w in weights.items())
 
 
+@pytest.mark.long
 def test_what_is_measured_tells_right_from_wrong_where_the_prior_cannot(tmp_path: Path):
     """The model knows the right pairs already, as a pretrained one would; wrong ones take that from it."""
     for name, documents, seed in (("target", 240, 1), ("right", 300, 2), ("wrong", 300, 3)):

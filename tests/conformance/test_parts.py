@@ -115,6 +115,7 @@ def exported(run: Path) -> None:
     assert weights_of(newest / "lm")
 
 
+@pytest.mark.long
 def test_parts_are_whole_hashed_exported_and_gone_on_from(tmp_path):
     in_processes(2, straight_and_stopped, tmp_path)
     for name, model in {"llama": LLAMA, "gpt2": GPT2}.items():
@@ -265,6 +266,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path):
     in_processes(2, goes_on_meanwhile, tmp_path, False)
 
 
+@pytest.mark.long
 def test_killed_while_a_checkpoint_is_written(tmp_path):
     """All ranks at once: the checkpoint before is the one to go on from."""
     in_processes(2, goes_on_meanwhile, tmp_path, True)
@@ -314,5 +316,6 @@ class FillAt:
         return {}
 
 
+@pytest.mark.long
 def test_a_refused_part_stops_all_ranks_and_leaves_the_checkpoint_before(tmp_path):
     in_processes(2, refused, tmp_path)

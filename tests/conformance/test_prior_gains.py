@@ -25,6 +25,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 BY_TEXT = {"accept_target_source": False, "q_features": ["static_score"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{}, BY_TEXT], ids=["labels", "text"])
 def test_sixty_steps_gain_on_a_corrupted_stream(settings: dict[str, Any], plain: RunResult, tmp_path: Path):
     """With another seed and split the gain varies by about 0.02 nats per token."""

@@ -271,6 +271,7 @@ def logged_windows(run: Path) -> int:
     return logged.num_rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("world", "engine", "names"),
     [

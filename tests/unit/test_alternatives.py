@@ -208,6 +208,7 @@ class TestProcessor:
         assert hardware.physical_cores() is None
 
 
+@pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) == 1 and not hardware.cpu_has_bf16(), reason="nothing to compare")
 def test_the_command_names_the_fastest_settings(tmp_path):
     command = [sys.executable, "-m", "curriq", "plan", "--preset", "smoke", "--threads", "1", "--gpus"]

@@ -106,6 +106,7 @@ def test_equal_values_draw_all_actions_and_the_credited_window_is_the_one_traine
     assert all(step.weights[step.action] == 1 for step in steps)
 
 
+@pytest.mark.long
 def test_the_study_runs_from_its_command_and_is_continued(tmp_path, capsys):
     words = ["--quick", "--seeds", "0", "--folder", str(tmp_path)]
     call = [sys.executable, "experiments/credit.py", *words]

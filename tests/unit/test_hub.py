@@ -139,6 +139,7 @@ class TestUnreachable:
             assert time.perf_counter() - began < 5
 
 
+@pytest.mark.long
 def test_the_command_line_refuses_before_anything_is_read(tmp_path: Path) -> None:
     for model in ("./gpt2", "random:gptt2"):
         command = [

@@ -39,6 +39,7 @@ def test_a_process_that_ignores_hangups_goes_on_ignoring_them() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.long
 def test_a_run_whose_terminal_closes_saves_and_goes_on_to_the_bit(tmp_path: Path) -> None:
     """The terminal of a real session, with a bar that would write to it."""
     root = Path(__file__).resolve().parents[2]

@@ -115,6 +115,7 @@ def test_a_folder_without_a_comparison_or_with_a_damaged_one(tmp_path: Path):
         Comparison(tmp_path, {"streams": {"s": 3}})._repr_html_()
 
 
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path: Path):
     """Its code cells in their order, the last expression of each shown as Jupyter would show it."""
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))

@@ -227,6 +227,7 @@ def test_a_step_comes_to_the_host_as_it_is():
     )
 
 
+@pytest.mark.long
 def test_the_command(tmp_path):
     words = ["--preset", "smoke", "--threads", "1", "--gpus", "8", "16", "--bandwidth", "25", "--json"]
     command = [sys.executable, "-m", "curriq", "plan", *words, "--no-alternatives"]
