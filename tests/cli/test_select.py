@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -465,3 +467,79 @@ class TestPython:
     def test_refusals(self, how, says):
         with pytest.raises(curriq.CurriqError, match=says):
             curriq.select_documents([{"text": "one"}], **how)
+
+
+class TestWhatIsReadStays:
+    """`--overwrite` replaces an output, and nothing else."""
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "w"
+        folder.mkdir()
+        for name in ("a.jsonl", "other.jsonl"):
+            rows = (json.dumps({"text": f"document {i} of some words {i * i} " * 8}) for i in range(40))
+            (folder / name).write_text("\n".join(rows))
+        (tmp_path / "t.txt").write_text("\n\n".join(f"a paragraph {i} of some words " * 8 for i in range(20)))
+        monkeypatch.chdir(tmp_path)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["select", "w/a.jsonl", "--out", "w"], "--out w holds w/a.jsonl, which is read"),
+            (["select", "w/a.jsonl", "--out", "."], "which is read"),
+            (["select", "w/a.jsonl", "--out", "t.txt/"], "is one of the files that are read"),
+            (["select", "w/a.jsonl", "--out", "w/a.jsonl"], "is one of the files that are read"),
+            (["select", "w/*.jsonl", "--out", "w/other.jsonl"], "is one of the files that are read"),
+            (["score", "w", "--out", "s.parquet"], ""),
+            (["score", "s.parquet", "--out", "s.parquet"], "is one of the files that are read"),
+        ],
+    )
+    def test_outputs_that_are_read(self, corpus: Path, capsys, words: list[str], message: str):
+        parquet.write_table(pa.table({"text": [f"some words {i} " * 9 for i in range(40)]}), "s.parquet")
+        before = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
+        call = [words[0], "--target", "t.txt", *words[1:], "--overwrite", "--workers", "1", "--window", "16"]
+        if not message:
+            assert main(call) == 0
+            return
+        assert message in refused(capsys, *call)
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+    def test_the_target(self, corpus: Path, capsys):
+        before = (corpus / "other.jsonl").read_bytes()
+        for command in ("select", "score"):
+            name = "w/other.jsonl" if command == "select" else "target.parquet"
+            if command == "score":
+                parquet.write_table(pa.table({"text": [f"some words {i} " * 9 for i in range(40)]}), name)
+            call = [command, "--target", name, "w/a.jsonl", "--out", name, "--overwrite"]
+            assert "is one of the files that are read" in refused(capsys, *call)
+        assert (corpus / "other.jsonl").read_bytes() == before
+
+    def test_a_folder_with_anything_but_a_data_set(self, corpus: Path, capsys):
+        call = ["select", "--target", "t.txt", "w/a.jsonl", "--overwrite", "--workers", "1", "--window", "16"]
+        (Path("mine") / "deep").mkdir(parents=True)
+        (Path("mine") / "deep" / "notes.txt").write_text("kept")
+        assert "mine is a folder with other files in it (deep)" in refused(capsys, *call, "--out", "mine")
+        assert (Path("mine") / "deep" / "notes.txt").read_text() == "kept"
+        assert main([*call, "--out", "clean", "--keep", "0.5"]) == 0
+        first = sorted(path.name for path in Path("clean").iterdir())
+        assert main([*call, "--out", "clean", "--keep", "0.2"]) == 0  # a data set is replaced
+        assert sorted(path.name for path in Path("clean").iterdir()) == first
+        assert len(datasets.load_from_disk("clean")) == 8
+        assert not [path for path in Path().iterdir() if path.name.startswith(".tmp")]
+
+    def test_a_threshold_that_is_no_number(self, corpus: Path, capsys):
+        call = ["select", "--target", "t.txt", "w/a.jsonl", "--out", "o.jsonl", "--threshold", "nan"]
+        assert "--threshold nan: it must be a score" in refused(capsys, *call)
+        assert not Path("curriq-scores").exists()
+
+    def test_the_printed_sources_read_the_columns_that_were_named(self, corpus: Path, capsys):
+        lines = (corpus / "a.jsonl").read_text().replace('"text"', '"content"')
+        Path("b.jsonl").write_text(lines)
+        call = ["select", "--target", "t.txt", "--target-text-field", "text", "b.jsonl", "--workers", "1"]
+        call += ["--window", "16", "--keep", "0.5", "--text-field", "content", "--on-bad-row", "skip"]
+        assert main([*call, "--out", "clean.jsonl"]) == 0
+        printed = capsys.readouterr().out
+        table = tomllib.loads(printed[printed.index("[[data.sources]]") :])
+        (source,) = table["data"]["sources"]
+        assert (source["text_field"], source["on_bad_row"]) == ("content", "skip")

@@ -147,6 +147,7 @@ class TestRun:
         assert main(["try", "--resume", "--seeds", "2", "--out", str(finished)]) == 2
         (finished / trial.FILE).write_text(plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), range(2), 1))
 
+    @pytest.mark.long  # reads what the resume above has judged
     def test_one_seed_proves_nothing(self, finished: Path):
         result = json.loads((finished / "comparison.json").read_text())
         result["seeds"] = [0]

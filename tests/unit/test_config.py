@@ -420,6 +420,18 @@ def test_override_reaches_every_section_and_leaves_the_original_alone() -> None:
     assert config == RunConfig()
 
 
+@pytest.mark.parametrize("name", ["steps", "lm_lr", "model", "held_out_share"])
+def test_true_is_no_number(name: str) -> None:
+    """In a TOML `steps = true` would be one step, and `lm_lr = true` a learning rate of 1."""
+    with pytest.raises(CurriqError, match=f"{flag(name)} = true: a number or text belongs here"):
+        RunConfig().override(**{name: True})
+
+
+def test_true_is_no_weight() -> None:
+    with pytest.raises(CurriqError, match="weight = true: a number belongs here"):
+        RunConfig().override(sources=[{"name": "a", "path": "a.txt", "weight": True}], target="a")
+
+
 def test_paths_may_be_objects() -> None:
     """A bare name is a folder all the same, and no model of the hub."""
     config = RunConfig().override(run_dir=Path("runs/mine"), model=Path("gpt2"))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from scipy.sparse.linalg import ArpackError
 from tests.reports import write_run
 
 from curriq.cli import main
@@ -502,3 +503,15 @@ def _strings(value):
     elif isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)
+
+
+def test_topics_of_few_texts_where_the_sparse_solver_gives_up(monkeypatch):
+    """ARPACK fails on some small matrices; a finished run must not."""
+    texts = [f"{word} {word} {other}" for word in ("apple", "pear", "plum") for other in ("red", "green") * 4]
+    expected = find_topics(texts, 3)
+
+    def fails(*args: object, **settings: object) -> None:
+        raise ArpackError(3)
+
+    monkeypatch.setattr("curriq.report.topics.svds", fails)
+    assert find_topics(texts, 3).of.tolist() == expected.of.tolist()

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from curriq.config import search, sections
 from curriq.config.aliases import FORMER, rename_settings, rename_source_keys
@@ -303,10 +303,20 @@ def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -
     type or refused by the dataclass, with their fields named as `spell` writes them."""
     from pydantic import ValidationError
 
+    for name, value in values.items():
+        if isinstance(value, bool) and not _takes_bool(kind, name):
+            raise CurriqError(f"{spell(name)} = {str(value).lower()}: a number or text belongs here.")
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
         raise CurriqError.together([_refused(one, spell) for one in error.errors()]) from None
+
+
+@functools.cache
+def _takes_bool(kind: type, name: str) -> bool:
+    """Whether a field may be true or false, or is none of the dataclass; pydantic takes these for 1 and 0."""
+    wanted = get_type_hints(kind).get(name, bool)
+    return wanted is bool or bool in get_args(wanted) or Any in (wanted, *get_args(wanted))
 
 
 @functools.cache
@@ -336,7 +346,11 @@ def _source_tables(sources: Any) -> list[Any]:
     listed = isinstance(sources, list | tuple) and all(isinstance(source, kinds) for source in sources)
     rule = 'write each source as a table of its own, [[data.sources]] with name = "…" and path = "…".'
     require(listed, f"data.sources = {sources!r}: {rule}")
-    return [_source_table(source) if isinstance(source, dict) else source for source in sources]
+    tables = [_source_table(source) if isinstance(source, dict) else source for source in sources]
+    for table in tables:
+        weight = table.get("weight") if isinstance(table, dict) else table.weight
+        require(not isinstance(weight, bool), f"weight = {str(weight).lower()}: a number belongs here.")
+    return tables
 
 
 def _source_table(table: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`curriq select` and `curriq score`: a filtered corpus, or the scores that it is filtered by."""
 
 import argparse
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -10,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from curriq.config import Within, require
+from curriq.config import SourceConfig, Within, require
 from curriq.curate import describe
 from curriq.curate.corpus import ScoredCorpus, Wanted, score
-from curriq.curate.output import Columns, check_output, open_output, write_kept
+from curriq.curate.output import Columns, check_output, open_output, require_not_read, write_kept
 from curriq.curate.progress import progress
 from curriq.curate.ranking import KEYS, Choice, Documents, Keep, choose, parse_keep
 from curriq.curate.rows import read_rows
+from curriq.data.files import find_files
 from curriq.data.ngrams import document_means
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, replacing
@@ -28,7 +30,7 @@ def select_main(options: argparse.Namespace) -> int:
     """`curriq select`: the exit status."""
     keep = _keep(options)
     wanted = _wanted(options, Path(options.out).expanduser().absolute().parent)
-    check_output(options.out, overwrite=options.overwrite, inputs=[Path(file) for file in wanted.files])
+    check_output(options.out, overwrite=options.overwrite, inputs=_read_for(wanted))
     return _stoppable(lambda: _select(options, wanted, keep))
 
 
@@ -40,6 +42,7 @@ def score_main(options: argparse.Namespace) -> int:
         f"--out {options.out} exists: choose another name, or replace it with --overwrite.",
     )
     wanted = _wanted(options, options.out.expanduser().absolute().parent)
+    require_not_read(str(options.out), _read_for(wanted))
     return _stoppable(lambda: _score(options.out, wanted))
 
 
@@ -81,6 +84,17 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
     )
 
 
+def _read_for(wanted: Wanted) -> list[Path]:
+    """What a call reads, as far as it names it: the corpus, the target, the run."""
+    named = [(path, path) for path in wanted.files] + [("target", wanted.target)] * bool(wanted.target)
+    local = [(name, path) for name, path in named if not path.startswith(("hub:", "embedded:"))]
+    files = [] if wanted.run is None else [wanted.run / "config.toml"]
+    for name, path in local:
+        with contextlib.suppress(CurriqError):  # what is wrong with it is said where it is read
+            files += find_files(SourceConfig(name=name, path=path)).paths
+    return files
+
+
 def _keep(options: argparse.Namespace) -> Keep:
     require(bool(options.prefix), "--prefix is empty: the new columns need names of their own.")
     return parse_keep(options.keep, options.keep_unit, options.threshold)
@@ -102,7 +116,7 @@ def _select(options: argparse.Namespace, wanted: Wanted, keep: Keep) -> int:
             f"the rows have a column {taken[0]!r} already: name the new ones otherwise with --prefix "
             f"(new-{options.prefix} for instance)."
         )
-    read = [file.path for file in corpus.inputs.files]
+    read = (file.path for file in corpus.inputs.files)  # of a run without FILES only known by now
     out = check_output(options.out, overwrite=options.overwrite, inputs=read)
     documents = corpus.documents()
     by = wanted.by or corpus.scorer.default
@@ -140,6 +154,7 @@ def _write(
 
 def _score(out: Path, wanted: Wanted) -> int:
     corpus = score(wanted, progress)
+    require_not_read(str(out), (file.path for file in corpus.inputs.files))
     files = pa.array([str(file.path) for file in corpus.inputs.files])
     make_folder(out.absolute().parent)
     windows = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curriq import terminal
+from curriq.config import source_table
 from curriq.curate.inputs import Inputs
 from curriq.curate.ranking import Choice, Documents
 from curriq.curate.scoring import Totals
@@ -31,12 +32,18 @@ PRIOR_WORDS = 1000.0
 """Mass of the prior of the words' log-odds."""
 
 
+READING = ("text_field", "documents", "on_bad_row")
+"""Keys of a source that say what its documents are."""
+
+
 @dataclass(frozen=True)
 class SourceShare:
-    """What is kept of a source; `weight` is its share of the tokens that are kept."""
+    """What is kept of a source; `weight` is its share of the tokens that are kept, `reading` how its rows are
+    read, where that is not the default."""
 
     name: str
     path: str
+    reading: dict[str, str]
     documents: int
     documents_kept: int
     tokens: int
@@ -164,6 +171,7 @@ def _shares(inputs: Inputs, documents: Documents, kept: np.ndarray) -> list[Sour
         SourceShare(
             entry.config.name,
             entry.config.path,
+            {name: value for name, value in source_table(entry.config).items() if name in READING},
             **{name: int(values[place]) for name, values in counted.items()},
             weight=int(counted["tokens_kept"][place]) / total,
         )
@@ -294,6 +302,7 @@ def mixture(summary: Summary) -> str:
     for source in summary.sources:
         table = tomlkit.table()
         table.update({"name": source.name, "path": source.path, "weight": round(source.weight, 4)})
+        table.update(source.reading)
         sources.append(table)
     document = tomlkit.document()
     document["data"] = {"sources": sources}

@@ -2,10 +2,9 @@
 
 import json
 import math
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +90,46 @@ class Tables(Output):
             ) from error
 
 
+DATA_SET = {"state.json", "dataset_info.json"}
+"""What `save_to_disk` writes beside its Arrow files."""
+
+
 def is_folder(out: Path, text: str) -> bool:
     """Whether the output is a folder for `datasets.load_from_disk`: a name with an end slash or without an
     extension."""
     return text.endswith("/") or not out.suffix
 
 
-def check_output(text: str, *, overwrite: bool, inputs: list[Path]) -> Path:
-    """The path of the output; CurriqError where it is of no known kind, exists, or is one of the inputs."""
+def require_not_read(text: str, inputs: Iterable[Path]) -> None:
+    """Raise CurriqError where the output is one of the files that are read, or a folder that holds one."""
+    out = Path(text).expanduser().resolve()
+    for path in inputs:
+        if out == path.resolve():
+            raise CurriqError(f"--out {text} is one of the files that are read: choose another name.")
+        if out in path.resolve().parents:
+            raise CurriqError(f"--out {text} holds {path}, which is read: choose another name.")
+
+
+def _require_replaceable(text: str, folder: Path) -> None:
+    """Raise CurriqError for a folder that holds anything but a data set as `save_to_disk` writes it."""
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if name not in DATA_SET and not name.endswith(".arrow")]
+    if others or (names and "state.json" not in names):
+        raise CurriqError(
+            f"--out {text} is a folder with other files in it ({(others or names)[0]}), and --overwrite "
+            "replaces only a data set that was written before: choose another name, such as "
+            f"{folder / 'clean.jsonl'}."
+        )
+    if folder.resolve() in (here := Path.cwd(), *here.parents):
+        raise CurriqError(f"--out {text} is the folder that this command runs in: choose another name.")
+
+
+def check_output(text: str, *, overwrite: bool, inputs: Iterable[Path]) -> Path:
+    """The path of the output.
+
+    Raises:
+        CurriqError: it is of no known kind, exists, holds what is read, or is a folder with other files.
+    """
     out = Path(text).expanduser()
     if not is_folder(out, text) and extension_of(out) not in (".jsonl", ".parquet"):
         raise CurriqError(
@@ -107,14 +138,15 @@ def check_output(text: str, *, overwrite: bool, inputs: list[Path]) -> Path:
         )
     if extension_of(out) == ".parquet" and out.suffix in COMPRESSIONS:
         raise CurriqError(f"--out {text}: a Parquet file is compressed inside: leave {out.suffix} out.")
-    if out.resolve() in {path.resolve() for path in inputs}:
-        raise CurriqError(f"--out {text} is one of the files that are read: choose another name.")
+    require_not_read(text, inputs)
     if out.exists() and not overwrite:
         raise CurriqError(f"--out {text} exists: choose another name, or replace it with --overwrite.")
     if out.exists() and out.is_dir() != is_folder(out, text):
         raise CurriqError(
             f"--out {text} exists and is {'a' if out.is_dir() else 'no'} folder: remove it first."
         )
+    if out.is_dir():
+        _require_replaceable(text, out)
     return out
 
 
@@ -147,7 +179,7 @@ def _save_to_disk(tables: Tables, scratch: Path, out: Path) -> None:
     assert isinstance(data, datasets.Dataset)
     data.save_to_disk(str(scratch / "saved"))
     if out.exists():
-        shutil.rmtree(out)
+        out.replace(scratch / "before")  # goes with the scratch, when the new one has its name
     (scratch / "saved").replace(out)
 
 

@@ -1,5 +1,6 @@
 """Documents by their scores: pooled from windows, ranked, and how many of them are kept."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -106,6 +107,7 @@ class Keep:
 
 def parse_keep(keep: str | float, unit: Unit = "tokens", threshold: float | None = None) -> Keep:
     """How much is kept; CurriqError for a share outside (0, 1], or a share and a threshold."""
+    require(threshold is None or not math.isnan(threshold), "--threshold nan: it must be a score.")
     if keep == "auto":
         return Keep(threshold=threshold)
     require(threshold is None, "--keep with --threshold: give one of them.")

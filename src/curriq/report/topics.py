@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import ArpackError, svds
 
 from curriq.report.look import asset
 
@@ -109,11 +109,19 @@ def _tfidf(counts: csr_matrix) -> np.ndarray:
     weighted = weighted.multiply(np.log(counts.shape[0] / np.maximum(1, frequency))).tocsr()
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     weighted = csr_matrix(weighted.multiply(1 / np.maximum(norms, 1e-12)[:, None]))
-    dimensions = min(DIMENSIONS, min(weighted.shape) - 1)
-    # With `v0` scipy restarts from entropy of the system; with `rng` equal texts give equal topics.
-    left, scale, _ = svds(weighted, k=dimensions, rng=np.random.default_rng(0))
-    vectors = left * scale
+    vectors = _greatest_directions(weighted, min(DIMENSIONS, min(weighted.shape) - 1))
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _greatest_directions(matrix: csr_matrix, dimensions: int) -> np.ndarray:
+    """Rows of the matrix in its greatest singular directions."""
+    try:
+        # With `v0` scipy restarts from entropy of the system; with `rng` equal texts give equal topics.
+        left, scale, _ = svds(matrix, k=dimensions, rng=np.random.default_rng(0))
+    except ArpackError:  # of nearly as many directions as a small matrix has, some with empty rows
+        left, scale, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        left, scale = left[:, :dimensions], scale[:dimensions]
+    return left * scale
 
 
 def _kmeans(vectors: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
