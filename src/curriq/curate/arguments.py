@@ -38,7 +38,8 @@ def select_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", required=True, help=out)
     prefix = "of the new columns PREFIXscore and PREFIXrank (default: curriq_)"
     add("--prefix", default="curriq_", help=prefix)
-    add("--overwrite", action="store_true", help="replace an output that exists")
+    replaced = "replace an output that exists; of folders, a data set that was written before"
+    add("--overwrite", action="store_true", help=replaced)
     add("--json", action="store_true", help="print the summary as JSON")
     return parser.parse_args(list(arguments))
 

@@ -86,12 +86,10 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
 
 def _read_for(wanted: Wanted) -> list[Path]:
     """What a call reads, as far as it names it: the corpus, the target, the run."""
-    named = [(path, path) for path in wanted.files] + [("target", wanted.target)] * bool(wanted.target)
-    local = [(name, path) for name, path in named if not path.startswith(("hub:", "embedded:"))]
     files = [] if wanted.run is None else [wanted.run / "config.toml"]
-    for name, path in local:
+    for path in filter(None, (*wanted.files, wanted.target)):
         with contextlib.suppress(CurriqError):  # what is wrong with it is said where it is read
-            files += find_files(SourceConfig(name=name, path=path)).paths
+            files += find_files(SourceConfig(name=path, path=path)).paths
     return files
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from curriq import terminal
 from curriq.config import source_table
-from curriq.curate.inputs import Inputs
+from curriq.curate.inputs import READING, Inputs
 from curriq.curate.ranking import Choice, Documents
 from curriq.curate.scoring import Totals
 from curriq.report.topics import STOP_WORDS, WORD, find_topics
@@ -30,10 +30,6 @@ TOPICS = 8
 WORDS = 12
 PRIOR_WORDS = 1000.0
 """Mass of the prior of the words' log-odds."""
-
-
-READING = ("text_field", "documents", "on_bad_row")
-"""Keys of a source that say what its documents are."""
 
 
 @dataclass(frozen=True)

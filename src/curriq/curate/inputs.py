@@ -24,6 +24,10 @@ UNPACKED = 3
 """How many times its size a compressed file is taken to hold, for the time left alone."""
 
 
+READING = ("text_field", "documents", "on_bad_row")
+"""Keys of a source that say what its documents are."""
+
+
 class Place(NamedTuple):
     """Position in the corpus: file, and row in it."""
 
@@ -89,11 +93,10 @@ class Inputs:
 
     def fingerprint(self) -> str:
         """Hash of the files' content, and of how they are read."""
-        settings = ("text_field", "documents", "on_bad_row")
         parts = []
         for number, file in enumerate(self.files):
             config, position = self.config(number), self.sources[file.source].position
-            how = [str(getattr(config, name)) for name in settings]
+            how = [str(getattr(config, name)) for name in READING]
             parts += [file.path.name, file_hash(file.path).sha256, str(position), *how]
         return short_hash(*parts)
 

@@ -11,7 +11,6 @@ measured effects. What differs is who calls them: here the loop is the user's, e
 and the model is any `nn.Module`, called through its `forward`.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from curriq.config import CriticConfig, RunConfig, refuse_unknown, require
 from curriq.curriculum.parts import MOST_OUTSTANDING as MOST_OUTSTANDING
 from curriq.curriculum.parts import AcceptPolicy, Filter, Weights
 from curriq.curriculum.stream import Selected, Stream, iterated, named_sources, source_index
+from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
 from curriq.lm.examples import Example, LossFunction, checked, example_losses, learnt_tokens, pad_examples
 from curriq.lm.user_model import UserModel
@@ -325,10 +325,7 @@ def _structure(config: RunConfig) -> dict[str, str]:
 
 def _fingerprint(examples: Sequence[Example]) -> str:
     """A short hash of the tokens of the target."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(torch.as_tensor(example["input_ids"]).long().cpu().numpy().tobytes() + b"|")
-    return digest.hexdigest()[:16]
+    return short_hash(*(str(torch.as_tensor(example["input_ids"]).tolist()) for example in examples))
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -59,7 +59,7 @@ class Reader(Saved):
     SAVED = ("total", "in_stream")
 
     def __init__(self, sources: Sequence[str], model: UserModel) -> None:
-        self._sources = list(sources)
+        self._sources = tuple(sources)
         self._model = model
         self._iterator: Iterator[Any] = iter(())
         self._opens: Callable[[], Any] | None = None
@@ -95,7 +95,9 @@ class Reader(Saved):
         numbers = torch.arange(self.total, self.total + len(examples))
         self.total += len(examples)
         self._model.examples.update(zip(numbers.tolist(), examples, strict=True))
-        source = torch.tensor([self._source(example) for example in examples], dtype=torch.int64)
+        source = torch.tensor(
+            [source_index(example, self._sources) for example in examples], dtype=torch.int64
+        )
         return Offer.of(numbered(numbers, source), cost=Cost(windows_read=len(examples)))
 
     def load_state_dict(self, state: State) -> None:
@@ -103,16 +105,12 @@ class Reader(Saved):
         self._opens, self._iterator, self._skip = None, iter(()), self.in_stream
 
     def _next(self, n: int) -> list[Example]:
-        begin = self.in_stream
         examples: list[Example] = [
-            checked(example, f"example {begin + i} of the stream")
-            for i, example in enumerate(islice(self._iterator, n))
+            checked(example, f"example {i} of the stream")
+            for i, example in enumerate(islice(self._iterator, n), self.in_stream)
         ]
         self.in_stream += len(examples)
         return examples
-
-    def _source(self, example: Example) -> int:
-        return source_index(example, self._sources)
 
 
 def source_index(example: Example, sources: Sequence[str]) -> int:
@@ -132,7 +130,7 @@ def source_index(example: Example, sources: Sequence[str]) -> int:
         name in sources,
         f"an example has the source {name!r}: give Curriculum(sources={(*sources, name)!r}).",
     )
-    return list(sources).index(name)
+    return sources.index(name)
 
 
 def iterated(stream: Any, what: str = "the stream") -> Iterator[Any]:
@@ -175,7 +173,7 @@ class ExampleScore(Saved):
         if len(parts) == 1:
             return self._score(parts[0][1])
         for _, part in parts:
-            self._score.count(part)
+            self._score.learn(part)
         scores = torch.zeros(len(windows), dtype=torch.float64)
         for rows, part in parts:
             scores[rows] = self._score.score(part)

@@ -76,16 +76,18 @@ def _labels(tokens: Int[Tensor, "T"], mask: Int[Tensor, "T"], labels: Any) -> In
 
 def as_windows(examples: Sequence[Example]) -> Windows:
     """Examples of any length as one batch of at least one column; padding is not learnt."""
-    read = ("input_ids", "labels", "attention_mask")
-    # A mask of two dimensions is for the user's own collator.
-    ours = [
-        {name: e[name] for name in read if name in e and np.ndim(e[name]) <= 1 and e[name] is not None}
-        for e in examples
-    ]
-    batch = {name: column.cpu() for name, column in pad_examples(ours).items()}
+    batch = {name: column.cpu() for name, column in pad_examples([*map(_read, examples)]).items()}
     missing = (0, 1 - min(1, batch["input_ids"].shape[1]))
     tokens, labels = F.pad(batch["input_ids"], missing), F.pad(batch["labels"], missing, value=IGNORED)
     return replace(numbered(torch.arange(len(examples))), tokens=tokens, labels=labels)
+
+
+def _read(example: Example) -> dict[str, Any]:
+    """What says which tokens an example has, and which of them are learnt."""
+    columns = {name: example[name] for name in ("input_ids", "labels") if example.get(name) is not None}
+    mask = example.get("attention_mask")
+    # One of two dimensions is for the user's own collator.
+    return columns if mask is None or np.ndim(mask) > 1 else columns | {"attention_mask": mask}
 
 
 def numbered(numbers: Int[Tensor, "n"], source: Int[Tensor, "n"] | None = None) -> Windows:

@@ -129,10 +129,6 @@ class DsirScore(LearningScore):
         self._count(ngrams, fold)
         return self._scored(ngrams, fold)
 
-    def count(self, windows: Windows) -> None:
-        """Take in windows of this process."""
-        self._count(*self._ngrams_and_fold(windows))
-
     def learn(self, windows: Windows) -> None:
         # Every rank counts its part of the windows, which are the same on all.
         ngrams, fold = self._ngrams_and_fold(windows.take(parallel.shard()))
