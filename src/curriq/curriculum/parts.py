@@ -128,7 +128,6 @@ class Filter(Part):
         self._first = 0  # step of the first of them
         self._taken = 0  # batches handed out
         self._lead: int | None = None  # of these, how many the loop takes before it needs them
-        self._rest: int | None = None  # step at which the end of a stream was handed out again
         self._reading = 0  # times that anything was read anew
         self._ended = False  # whether all of the stream has been handed out
         self._passes = 0
@@ -165,15 +164,14 @@ class Filter(Part):
 
     def _require_observed(self) -> None:
         """The loop that has ended took its batches ahead, and no more of them: others would be trained on
-        again and again."""
+        again and again. One that observed nothing took none ahead."""
         unobserved = self._taken - self._first
         require(
-            unobserved <= (self._lead or 0) and (not unobserved or self._rest != self._first),
+            unobserved <= (self._lead or 0),
             f"{unobserved} of the batches of a pass were not observed at its end: call observe after every "
             f"optimizer step, with batch_size={self._proposer.n} examples per step, and train on the last, "
             "smaller batch as well (drop_last=False).",
         )
-        self._rest = self._first
 
     @property
     def passes(self) -> int:
@@ -244,7 +242,7 @@ class Filter(Part):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self._reading += 1
-        self._taken, self._rest = self._first, None
+        self._taken = self._first
         self._batches = deque(map(Offer.from_state_dict, state["batches"]))
         if self._step is not None:  # its windows are those of the next batch, the rejected ones included
             self._step = replace(self._step, offer=self._batches[0], trained=self._batches[0])
