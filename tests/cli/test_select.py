@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -324,7 +325,7 @@ class TestResume:
     def test_another_process_that_scores_is_refused(self, data, tmp_path, capsys):
         base = ("--target", str(data / "news.csv"), str(data / "crawl.jsonl"))
         select(*base, "--keep", "0.5", "--out", str(tmp_path / "a.jsonl"), capsys=capsys)
-        (folder,) = (tmp_path / "curriq-scores").iterdir()
+        (folder,) = (tmp_path / ".curriq-scores").iterdir()
         with exclusive(folder, "held"):
             message = refused(
                 capsys, "select", *base, "--tokenizer", "train", "--out", str(tmp_path / "b.jsonl")
@@ -531,7 +532,7 @@ class TestWhatIsReadStays:
     def test_a_threshold_that_is_no_number(self, corpus: Path, capsys):
         call = ["select", "--target", "t.txt", "w/a.jsonl", "--out", "o.jsonl", "--threshold", "nan"]
         assert "--threshold nan: it must be a score" in refused(capsys, *call)
-        assert not Path("curriq-scores").exists()
+        assert not Path(".curriq-scores").exists()
 
     def test_the_printed_sources_read_the_columns_that_were_named(self, corpus: Path, capsys):
         lines = (corpus / "a.jsonl").read_text().replace('"text"', '"content"')
@@ -543,3 +544,124 @@ class TestWhatIsReadStays:
         table = tomllib.loads(printed[printed.index("[[data.sources]]") :])
         (source,) = table["data"]["sources"]
         assert (source["text_field"], source["on_bad_row"]) == ("content", "skip")
+
+
+class TestWhatAFormatCannotHold:
+    """An error that names the column and the way out, or the exact value; no exit status 70."""
+
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        paragraphs = (f"a paragraph {i} of some words " * 8 for i in range(20))
+        (tmp_path / "t.txt").write_text("\n\n".join(paragraphs))
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def call(self, corpus: str, out: str) -> list[str]:
+        base = ["select", "--target", "t.txt", corpus, "--keep", "1", "--window", "16", "--workers", "1"]
+        return [*base, "--out", out]
+
+    def json_lines(self, **columns: Any) -> str:
+        rows = ({"text": f"some words {i} " * 9, **columns} for i in range(8))
+        Path("c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return "c.jsonl"
+
+    def table(self, values: list[Any], kind: pa.DataType) -> str:
+        text = [f"some words {i} " * 9 for i in range(len(values))]
+        parquet.write_table(pa.table({"text": text, "extra": pa.array(values, kind)}), "c.parquet")
+        return "c.parquet"
+
+    @pytest.mark.parametrize("out", ["o.parquet", "o"])
+    @pytest.mark.parametrize("extra", [{}, "\ud800", 1 << 70])
+    def test_rows_of_json_that_no_table_holds(self, extra: Any, out: str, here: Path, capsys):
+        message = refused(capsys, *self.call(self.json_lines(extra=extra), out))
+        assert "do not fit into one table" in message
+        assert "--out NAME.jsonl" in message
+        assert not [path.name for path in here.iterdir() if path.name.startswith((out, ".tmp"))]
+        assert main(self.call("c.jsonl", "o.jsonl")) == 0
+        assert [row["extra"] for row in rows_of(here / "o.jsonl")] == [extra] * 8
+
+    def test_maps_and_a_data_set(self, here: Path, capsys):
+        corpus = self.table([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
+        message = refused(capsys, *self.call(corpus, "o"))
+        assert "do not fit into a data set" in message
+        assert "--out o.parquet" in message
+        assert main(self.call(corpus, "o.parquet")) == 0
+        assert parquet.read_table("o.parquet").column("extra").to_pylist() == [[("a", 1)]]
+
+    @pytest.mark.parametrize(
+        ("value", "kind", "what"),
+        [
+            (10**18, pa.timestamp("us"), r"timestamp\[us\]"),
+            (-(10**18), pa.timestamp("us", "Europe/Berlin"), r"timestamp\[us"),
+            (2**60, pa.timestamp("ms"), r"timestamp\[ms\]"),
+            (10**7, pa.date32(), "date32"),
+            (2**62, pa.duration("s"), "duration"),
+            (b"\x00\xff", pa.binary(), "bytes"),
+            (float("-inf"), pa.float64(), "-inf"),
+            ([float("inf")], pa.list_(pa.float64()), "inf"),
+        ],
+    )
+    def test_values_that_json_cannot_spell(
+        self, value: Any, kind: pa.DataType, what: str, here: Path, capsys
+    ):
+        number = pa.int32() if kind == pa.date32() else pa.int64()
+        raw = pa.array([value], number).cast(kind) if isinstance(value, int) else pa.array([value], kind)
+        text = pa.array(["some words and more " * 9])
+        parquet.write_table(pa.table({"text": text, "extra": raw}), "c.parquet")
+        message = refused(capsys, *self.call("c.parquet", "o.jsonl"))
+        assert re.search(
+            f"column 'extra' holds {what}.*which JSON cannot spell: write --out NAME.parquet", message
+        )
+        assert main(self.call("c.parquet", "o.parquet")) == 0  # and the summary's samples read the text alone
+        assert parquet.read_table("o.parquet").column("extra").combine_chunks().equals(raw)
+
+    @pytest.mark.parametrize(
+        ("value", "kind", "spelled"),
+        [
+            (1_000_000_001, pa.time64("ns"), "00:00:01.000000001"),
+            (1_001, pa.timestamp("ns"), "1970-01-01T00:00:00.000001001"),
+            (float("nan"), pa.float64(), None),
+            ({"a": [1.0, float("nan")]}, pa.struct({"a": pa.list_(pa.float64())}), {"a": [1.0, None]}),
+        ],
+    )
+    def test_values_that_json_spells_exactly(self, value: Any, kind: pa.DataType, spelled: Any, here: Path):
+        assert main(self.call(self.table([value], kind), "o.jsonl")) == 0
+        (row,) = rows_of(here / "o.jsonl")
+        assert row["extra"] == spelled
+        assert "NaN" not in (here / "o.jsonl").read_text()
+
+    @pytest.mark.parametrize("form", ["parquet", "arrow"])
+    def test_a_column_of_the_new_names(self, form: str, here: Path, capsys):
+        table = pa.table({"text": ["some words and more " * 9], "curriq_score": [7.0]})
+        parquet.write_table(table, "c.parquet")
+        with pa.OSFile("c.arrow", "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        for out in ("o.jsonl", "o.parquet"):
+            message = refused(capsys, *self.call(f"c.{form}", out))
+            assert "column 'curriq_score' already: name the new ones otherwise with --prefix" in message
+
+    def test_a_share_of_what(self, here: Path, capsys):
+        call = ["select", "--target", "t.txt", self.json_lines(), "--out", "o.jsonl"]
+        call += ["--keep-unit", "documents"]
+        for more in ([], ["--threshold", "0.1"]):
+            assert "--keep-unit documents says what --keep is a share of" in refused(capsys, *call, *more)
+
+
+class TestScoresAreNoText:
+    def test_of_a_folder_the_second_call_reads_the_same(self, tmp_path: Path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "w").mkdir()
+        for folder in ("w", "."):
+            rows = (json.dumps({"text": f"document {i} of some words {i * i} " * 8}) for i in range(40))
+            (tmp_path / folder / "a.jsonl").write_text("\n".join(rows))
+        (tmp_path / "t.txt").write_text("\n\n".join(f"a paragraph {i} of words " * 8 for i in range(20)))
+        call = ["select", "--target", "t.txt", "w", "--window", "16", "--workers", "1", "--json"]
+        for share in ("0.5", "0.25"):
+            assert main([*call, "--keep", share, "--out", "w/clean.parquet", "--prefix", f"p{share}_"]) == 0
+            assert json.loads(capsys.readouterr().out)["documents"] == 40
+            Path("w/clean.parquet").unlink()
+        inside = [*call, "--keep", "0.5", "--out", "o.jsonl", "--scores"]
+        message = refused(capsys, *inside, "w/deep/scores")
+        assert "--scores w/deep/scores lies in w, which is read" in message
+        assert not Path("w/deep").exists()
+        assert main([*inside, "w/deep/.scores"]) == 0

@@ -15,6 +15,8 @@ SELECT = """Write the documents worth keeping: every input column, and score and
 A document is kept or dropped whole. Its score is the mean over its windows, weighed by their tokens. Without
 --keep and --threshold, what is likelier as text of the target than as text of the corpus is kept. Scores lie
 in a folder beside the output, so another share, or going on after Ctrl-C, scores nothing twice."""
+SCORES = ".curriq-scores"
+"""Folder of the scores, beside the output; hidden, so that no folder of the corpus holds it as text."""
 SCORE = """Write the scores of every window and document as one Parquet file.
 
   curriq score --target news.csv crawl/*.jsonl.gz --out scores.parquet
@@ -79,5 +81,5 @@ def _parser(prog: str, description: str) -> Parser:
     add("--model", help="with --target: model whose tokenizer is used (default: one is trained)")
     add("--window", type=int, help="with --target: tokens per window (default: 128)")
     add("--workers", type=int, default=0, help="processes; 0 for all cores (default: 0)")
-    add("--scores", type=Path, help="folder of the scores (default: curriq-scores beside the output)")
+    add("--scores", type=Path, help=f"folder of the scores (default: {SCORES} beside the output)")
     return parser

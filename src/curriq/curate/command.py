@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from curriq.config import SourceConfig, Within, require
 from curriq.curate import describe
+from curriq.curate.arguments import SCORES
 from curriq.curate.corpus import ScoredCorpus, Wanted, score
 from curriq.curate.output import Columns, check_output, open_output, require_not_read, write_kept
 from curriq.curate.progress import progress
@@ -66,6 +67,9 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
     )
     if options.window is not None:
         Within("[2, 1e6]").check("window", options.window)
+    scores = options.scores or beside / SCORES
+    for folder in filter(None, (*names, options.target)):
+        _require_unread(scores, folder)
     return Wanted(
         run=run,
         target=options.target,
@@ -79,9 +83,20 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
         model=options.model,
         window=options.window,
         by=getattr(options, "by", None),
-        scores=options.scores or beside / "curriq-scores",
+        scores=scores,
         workers=options.workers,
     )
+
+
+def _require_unread(scores: Path, folder: str) -> None:
+    """Raise CurriqError where the next call would read the scores as text of a folder."""
+    inside, of = scores.expanduser().resolve(), Path(folder).expanduser().resolve()
+    if of.is_dir() and inside.is_relative_to(of):
+        hidden = any(part.startswith(".") for part in inside.relative_to(of).parts)
+        require(
+            hidden,
+            f"--scores {scores} lies in {folder}, which is read: choose another folder, or .{scores.name}.",
+        )
 
 
 def _read_for(wanted: Wanted) -> list[Path]:
@@ -109,7 +124,7 @@ def _stoppable(work: Callable[[], int]) -> int:
 def _select(options: argparse.Namespace, wanted: Wanted, keep: Keep) -> int:
     corpus = score(wanted, progress)
     names = [options.prefix + name for name in ("score", "rank")]
-    if taken := sorted({*names} & {*corpus.totals.columns}):
+    if taken := sorted({*names} & {*corpus.totals.columns, *corpus.inputs.columns()}):
         raise CurriqError(
             f"the rows have a column {taken[0]!r} already: name the new ones otherwise with --prefix "
             f"(new-{options.prefix} for instance)."

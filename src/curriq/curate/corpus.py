@@ -40,16 +40,17 @@ class Wanted:
         run: folder of a run; None with a target.
         target: file, folder or glob of the target; empty with a run.
         files: of the corpus; none for those of the run's sources.
+        scores: folder of scores.
         text_field: column of the text; None for `text`, and for that of the run's source.
         source: name of the run's source whose text the files are like.
         by: score to rank by; None for the best there is.
-        scores: folder of scores.
         workers: processes; 0 for as many as the machine has cores.
     """
 
     run: Path | None
     target: str
     files: tuple[str, ...]
+    scores: Path
     text_field: str | None = None
     target_text_field: str | None = None
     documents: str = "paragraph"
@@ -59,7 +60,6 @@ class Wanted:
     model: str | None = None
     window: int | None = None
     by: str | None = None
-    scores: Path = Path("curriq-scores")
     workers: int = 0
 
 

@@ -75,6 +75,11 @@ class InputFile:
         return extension_of(self.path)
 
     @property
+    def readable(self) -> Path:
+        """The file itself, or a decompressed copy where its reader seeks."""
+        return self.of.readable(self.path)
+
+    @property
     def size(self) -> int:
         """Bytes of text, roughly where it is compressed."""
         packed = self.path.suffix.lower() in COMPRESSIONS or self.extension == ".parquet"
@@ -99,6 +104,11 @@ class Inputs:
             how = [str(getattr(config, name)) for name in READING]
             parts += [file.path.name, file_hash(file.path).sha256, str(position), *how]
         return short_hash(*parts)
+
+    def columns(self) -> set[str]:
+        """The columns that the files themselves name, whichever of them are read."""
+        schemas = (file.format.schema(file.readable) for file in self.files if file.format.schema)
+        return {name for schema in schemas for name in schema.names}
 
     @property
     def size(self) -> int:
@@ -136,11 +146,10 @@ def _check(files: Sequence[InputFile], sources: Sequence[CorpusSource]) -> None:
     """Refuse files that are seen to be damaged, or to lack the column, without reading them."""
     for file in files:
         config = sources[file.source].config
-        if file.format.check is not None:
-            try:
-                file.format.check(file.of.readable(file.path), config)
-            except Exception as error:
-                raise unreadable(config, file.path, 0, error) from error
+        try:
+            file.format.check(file.readable, config)
+        except Exception as error:
+            raise unreadable(config, file.path, 0, error) from error
 
 
 @dataclass
@@ -176,7 +185,7 @@ def _chunks_of(inputs: Inputs, file: int, first: int, every: int) -> Iterator[Ch
     entry, chunk = inputs.files[file], Chunk(file)
     row = first
     try:
-        for raw in entry.format.read(entry.of.readable(entry.path), inputs.config(file), first):
+        for raw in entry.format.read(entry.readable, inputs.config(file), first):
             if (row + 1_000_003 * file) % every == 0:
                 chunk.rows.append(row)
                 chunk.raw.append(raw)

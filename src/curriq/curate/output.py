@@ -70,24 +70,32 @@ class Tables(Output):
         self._schemas: list[pa.Schema] = []
 
     def write(self, rows: Rows) -> None:
-        table = self._columns.add(rows.table(), rows.documents)
-        parquet.write_table(table, self._scratch / f"{len(self._schemas)}.parquet", compression="zstd")
+        with _one_table(f"the rows of source {rows.config.name!r}"):
+            table = self._columns.add(rows.table(), rows.documents)
+            parquet.write_table(table, self._scratch / f"{len(self._schemas)}.parquet", compression="zstd")
         self._schemas.append(table.schema)
 
     def join(self, path: Path) -> None:
         """Write all rows into one Parquet file; a column that some rows lack is null there."""
-        try:
+        with _one_table("the rows"):
             schema = pa.unify_schemas(self._schemas, promote_options="permissive")
             with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
                 for number in range(len(self._schemas)):
                     table = parquet.read_table(self._scratch / f"{number}.parquet")
                     joined = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
                     writer.write_table(joined.select(schema.names).cast(schema), row_group_size=ROW_GROUP)
-        except pa.ArrowException as error:
-            raise CurriqError(
-                f"the rows do not fit into one table: {error}. Write JSON Lines, which keep each row as it "
-                "is: --out NAME.jsonl."
-            ) from error
+
+
+@contextmanager
+def _one_table(rows: str) -> Generator[None]:
+    """CurriqError in place of what Arrow raises for rows that no Parquet file holds."""
+    try:
+        yield
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise CurriqError(
+            f"{rows} do not fit into one table: {error}. Write JSON Lines, which keep each row as it is: "
+            "--out NAME.jsonl."
+        ) from error
 
 
 DATA_SET = {"state.json", "dataset_info.json"}
@@ -172,12 +180,19 @@ def open_output(out: Path, columns: Columns) -> Generator[Output]:
 
 def _save_to_disk(tables: Tables, scratch: Path, out: Path) -> None:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
     tables.join(scratch / "all.parquet")
-    data = datasets.Dataset.from_parquet(str(scratch / "all.parquet"), cache_dir=str(scratch / "cache"))
-    assert isinstance(data, datasets.Dataset)
-    data.save_to_disk(str(scratch / "saved"))
+    try:
+        data = datasets.Dataset.from_parquet(str(scratch / "all.parquet"), cache_dir=str(scratch / "cache"))
+        assert isinstance(data, datasets.Dataset)
+        data.save_to_disk(str(scratch / "saved"))
+    except (ValueError, DatasetGenerationError) as error:  # maps, for instance
+        raise CurriqError(
+            f"the rows do not fit into a data set: {error.__cause__ or error}. A Parquet file holds them: "
+            f"--out {out.name}.parquet."
+        ) from error
     if out.exists():
         out.replace(scratch / "before")  # goes with the scratch, when the new one has its name
     (scratch / "saved").replace(out)

@@ -108,6 +108,8 @@ class Keep:
 def parse_keep(keep: str | float, unit: Unit = "tokens", threshold: float | None = None) -> Keep:
     """How much is kept; CurriqError for a share outside (0, 1], or a share and a threshold."""
     require(threshold is None or not math.isnan(threshold), "--threshold nan: it must be a score.")
+    shared = unit == "tokens" or keep != "auto"
+    require(shared, f"--keep-unit {unit} says what --keep is a share of: give --keep SHARE, such as 0.3.")
     if keep == "auto":
         return Keep(threshold=threshold)
     require(threshold is None, "--keep with --threshold: give one of them.")

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Rows(ABC):
 
     @abstractmethod
     def row(self, place: int) -> dict[str, Any]:
-        """The columns of a row."""
+        """The columns of a row, at least those that its document is made of."""
 
     @abstractmethod
     def lines(self) -> Iterator[bytes]:
@@ -73,15 +74,9 @@ class ReadRows(Rows):
             yield from (_as_json(self.row(place)) for place in range(len(self.raw)))
 
     def table(self) -> pa.Table:
-        try:
-            rows = [self.row(place) for place in range(len(self.raw))]
-            names = dict.fromkeys(name for row in rows for name in row)
-            return pa.table({name: [row.get(name) for row in rows] for name in names})
-        except (pa.ArrowException, OverflowError) as error:
-            raise CurriqError(
-                f"the rows of source {self.config.name!r} do not fit into one table: {error}. Write JSON "
-                "Lines, which keep each row as it is: --out NAME.jsonl."
-            ) from error
+        rows = [self.row(place) for place in range(len(self.raw))]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
 
     def take(self, places: Int[np.ndarray, "m"]) -> Rows:
         raw = [self.raw[place] for place in places.tolist()]
@@ -95,10 +90,13 @@ class TableRows(Rows):
     data: pa.Table
 
     def row(self, place: int) -> dict[str, Any]:
-        return self.data.slice(place, 1).to_pylist()[0]
+        columns = [name for name in (self.config.text_field, self.config.difficulty_field) if name]
+        return self.data.select(columns).slice(place, 1).to_pylist()[0]
 
     def lines(self) -> Iterator[bytes]:
-        return map(_as_json, self.data.to_pylist())
+        names = self.data.column_names
+        columns = [_values(name, column) for name, column in zip(names, self.data.columns, strict=True)]
+        return (_as_json(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
 
     def table(self) -> pa.Table:
         return self.data
@@ -131,7 +129,7 @@ def read_rows(inputs: Inputs, file: np.ndarray, row: np.ndarray, wanted: np.ndar
 
 
 def _of_rows(entry: InputFile, config: SourceConfig, places: np.ndarray, rows: np.ndarray) -> Iterator[Rows]:
-    path, extension = entry.of.readable(entry.path), entry.extension
+    path, extension = entry.readable, entry.extension
     found: list[Any] = []
     due = iter(rows.tolist())
     next_row, start = next(due), 0
@@ -161,7 +159,7 @@ def _of_tables(
 
 
 def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:
-    path = entry.of.readable(entry.path)
+    path = entry.readable
     if entry.extension == ".arrow":
         _, batches = open_arrow(path)
         for batch in batches:
@@ -172,19 +170,56 @@ def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(BATCH, use_threads=False)
 
 
+def _values(name: str, column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_time64(column.type):  # Python's have no nanoseconds, and Arrow would cut them off
+        column = column.cast(pa.string())
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError) as error:  # a date before the year 1 or after 9999
+        raise _unspelled(name, f"{column.type} ({error})") from error
+
+
 def _as_json(row: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, default=_plain).encode()
+        return _dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
-        return json.dumps(row, default=_plain).encode()
+        return _dumps(row).encode()
+    except ValueError:  # not a number, or infinite
+        return _as_json({name: _finite(name, value) for name, value in row.items()})
+    except TypeError:
+        for name, value in row.items():
+            try:
+                _dumps(value)
+            except TypeError as error:
+                raise _unspelled(name, str(error)) from None
+        raise
+
+
+def _dumps(value: Any, **how: Any) -> str:
+    return json.dumps(value, allow_nan=False, default=_plain, **how)
+
+
+def _finite(name: str, value: Any) -> Any:
+    """The value with null for what is no number, as pandas and JavaScript write it."""
+    if isinstance(value, dict):
+        return {key: _finite(name, inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(name, inside) for inside in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise _unspelled(name, str(value))
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(value: Any) -> Any:
-    """JSON's spelling of a value that only Parquet and Arrow hold."""
+    """JSON's spelling of a value that only Parquet and Arrow hold; TypeError naming its type without one."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal | datetime.timedelta):
         return str(value)
-    raise CurriqError(
-        f"a column holds {type(value).__name__}, which JSON cannot spell: write --out NAME.parquet."
+    raise TypeError(type(value).__name__)
+
+
+def _unspelled(name: str, what: str) -> CurriqError:
+    return CurriqError(
+        f"column {name!r} holds {what}, which JSON cannot spell: write --out NAME.parquet, or leave it out."
     )

@@ -37,14 +37,20 @@ class Format:
             go on.
         parse: the columns of a raw row; raises `BadRow`.
         unit: what rows are numbered by.
-        check: raises any exception for a file that is seen to be damaged without reading it.
+        schema: that of a file, as Arrow has it, where the format keeps one; raises any exception for a file
+            that is seen to be damaged.
     """
 
     name: str
     read: Callable[[Path, SourceConfig, int], Iterator[Any]]
     parse: Callable[[Any, SourceConfig], Row]
     unit: str = "row"
-    check: Callable[[Path, SourceConfig], None] | None = None
+    schema: Callable[[Path], Any] | None = None
+
+    def check(self, path: Path, config: SourceConfig) -> None:
+        """Raise any exception for a file that is seen, without reading it, to be damaged or lack a column."""
+        if self.schema is not None:
+            _columns(self.schema(path), config)
 
 
 def _open_text(path: Path, newline: str | None = "") -> io.TextIOWrapper:
@@ -353,15 +359,14 @@ def _holds_text(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _check_parquet(path: Path, config: SourceConfig) -> None:
+def _parquet_schema(path: Path) -> Any:
     from pyarrow import parquet
 
-    _columns(parquet.read_schema(path), config)
+    return parquet.read_schema(path)
 
 
-def _check_arrow(path: Path, config: SourceConfig) -> None:
-    schema, _ = open_arrow(path)
-    _columns(schema, config)
+def _arrow_schema(path: Path) -> Any:
+    return open_arrow(path)[0]
 
 
 def _as_it_is(row: Row, config: SourceConfig) -> Row:
@@ -373,7 +378,7 @@ FORMATS = {
     ".jsonl": Format("JSON Lines", _read_lines, _parse_line, unit="line"),
     ".json": Format("JSON", _read_json, _parse_object),
     ".csv": Format("CSV", _read_csv, _parse_csv),
-    ".parquet": Format("Parquet", _read_parquet, _as_it_is, check=_check_parquet),
-    ".arrow": Format("Arrow", _read_arrow, _as_it_is, check=_check_arrow),
+    ".parquet": Format("Parquet", _read_parquet, _as_it_is, schema=_parquet_schema),
+    ".arrow": Format("Arrow", _read_arrow, _as_it_is, schema=_arrow_schema),
 }
 """By extension."""

@@ -194,7 +194,7 @@ class LocalSource(StreamedSource):
         dealt = dealt_files(self._files.paths, shard)
         self._paths, self._rows_of = (self._files.paths, shard) if dealt is None else (dealt, WHOLE)
         self._seek(0, 0)
-        if self._format.check is not None:
+        if self._format.schema is not None:
             for file in range(len(self._paths)):
                 self._seek(file, 0)
                 with self._explained():
