@@ -240,6 +240,23 @@ def test_a_bad_file_is_one_clear_error_before_anything_starts(case: str, here: P
     assert sorted(os.listdir(here)) == ["bad.toml", "split.toml"]
 
 
+def test_data_of_every_stream_are_looked_at_before_anything_starts(here: Path, capsys):
+    (here / "b.jsonl").write_text(json.dumps({"body": "a text of some length that can be a document"}))
+    streams = "".join(
+        f'[streams.{name}]\nsources = [{{name = "{name}", path = "{path}"}}]\n'
+        for name, path in {"s": "gone.jsonl", "t": "b.jsonl", "u": "b.jsonl"}.items()
+    )
+    arm = '[arms.named]\nreference_model = "./none"\n'
+    (here / "all.toml").write_text(PREAMBLE.format(seeds=[0, 1], workers=1) + arm + streams)
+    assert main(["compare", "all.toml"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    named = ("source 's'", "source 't'", "source 'u'", "--reference-model")
+    assert [error.count(name) for name in named] == [1, 1, 1, 1], error
+    assert error.count("text_field=body") == 2
+    assert not [path for path in here.rglob("*") if path.name in ("config.toml", "metrics.jsonl")]
+
+
 def test_a_missing_file_is_named(here: Path, capsys):
     assert "gone.toml: there is no such file" in refused(capsys, "gone.toml")
 

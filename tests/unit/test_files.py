@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,31 @@ class TestWhatIsSaid:
             texts(tmp_path)
         glob = str(caught.value).split("path='")[-1].removesuffix("'.")
         assert texts(glob) == ["a"]
+
+    @pytest.mark.parametrize("pattern", ["part*", "part*.*", "part-?.*", "[p]art*", "*"])
+    @pytest.mark.parametrize("ends", [[".jsonl"], [".jsonl.gz"], [".jsonl", ".jsonl.gz"]])
+    def test_of_a_glob_the_advice_keeps_what_it_names(
+        self, tmp_path: Path, pattern: str, ends: list[str]
+    ) -> None:
+        names = [f"part-{number}{end}" for number, end in enumerate(ends)]
+        for name in (*names, "part-3.txt", "other.jsonl"):
+            (tmp_path / name).write_text("not empty")
+        with pytest.raises(CurriqError, match=r"such as path='(.*)'\.") as caught:
+            texts(tmp_path / pattern)
+        glob = str(caught.value).split("path='")[-1].removesuffix("'.")
+        others = ["other.jsonl"] if pattern == "*" else []
+        assert [path.name for path in find_files(source(glob)).paths] == others + names
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("a.ndjson", "to .jsonl"),
+            ("a.pq", "to .parquet"),
+            ("a.tsv", "as .csv"),
+            ("a.jsnl", "mean .jsonl?"),
+        ],
+    )
+    def test_extensions_of_other_programs(self, tmp_path: Path, name: str, says: str) -> None:
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(CurriqError, match=re.escape(says)):
+            texts(tmp_path / name)

@@ -463,3 +463,14 @@ def test_conversations_without_an_assistant_are_an_error_and_no_endless_epoch(to
     reader = SourceReader(MemorySource("chat", documents, 0), "none", tokenizer, 8, 0)
     with pytest.raises(CurriqError, match="have no assistant's turn"):
         reader.next_window()
+
+
+def test_conversations_without_an_assistant_beside_others_are_told_of_once(tokenizer, caplog):
+    asked = {"role": "user", "content": "what is the square of seven and of eight"}
+    turns = [(asked,), (asked, {"role": "assistant", "content": "forty-nine and sixty-four"})]
+    documents = [Document(f"user: {i}", messages=turns[i % 3 == 0]) for i in range(6)]
+    reader = SourceReader(MemorySource("chat", documents, 0), "none", tokenizer, 8, 0)
+    for _ in range(40):
+        reader.next_window()
+    (told,) = [message for message in caplog.messages if "assistant" in message]
+    assert told.startswith("source 'chat': 4 of 6 documents have no assistant's turn")

@@ -65,6 +65,12 @@ class TestSources:
         (tmp_path / "a.csv").write_text(f'id;text\n1;"{LONG}"\n')
         assert "separated by ';'" in faults(str(tmp_path / "a.csv"))[0][0]
 
+    def test_a_name_with_spaces_around_it_shows_them(self, tmp_path: Path):
+        (tmp_path / "a.csv").write_text(f'id, text\n1,"{LONG}"\n')
+        ((problem, fix),) = faults(str(tmp_path / "a.csv"))
+        assert "Columns: id, ' text'. Take the spaces out of the name ' text' in the file." in problem
+        assert not fix
+
     def test_what_is_wrong_beyond_the_column_shows_too(self, tmp_path: Path):
         """The rest is read with the column that is proposed."""
         path = tmp_path / "a.jsonl"
@@ -104,6 +110,8 @@ class TestSources:
     def test_the_nearest_name_of_a_missing_file(self, tmp_path: Path):
         path = rows(tmp_path / "news.jsonl", {"text": LONG})
         assert faults(str(tmp_path / "nws.jsonl"))[0][1] == f"path={path}"
+        (tmp_path / "nws.jsonl").symlink_to("gone.jsonl")
+        assert faults(str(tmp_path / "nws.jsonl"))[0][1] == f"path={path}"  # not the link itself
 
     def test_rows_that_are_skipped_are_counted(self, tmp_path: Path):
         path = rows(tmp_path / "a.jsonl", {"text": LONG}, {"text": 3}, {"text": LONG})

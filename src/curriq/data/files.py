@@ -27,6 +27,13 @@ SEEKABLE = (".parquet", ".arrow")
 """Formats whose reader seeks, which no compressed file allows."""
 NEVER_EMPTY = (".json", *SEEKABLE)
 """Formats that have no file of no bytes: such a file has been cut."""
+_RENAMED = {
+    **dict.fromkeys((".ndjson", ".jsonlines"), " Rename JSON Lines to .jsonl."),
+    **dict.fromkeys((".pq", ".pqt"), " Rename Parquet files to .parquet."),
+    ".tsv": " Write it with commas, as .csv.",
+    ".md": " Rename it to .txt.",
+}
+"""Extension of other programs → what to do."""
 _KNOWN = f"Known: {', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}."
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -98,11 +105,11 @@ def find_files(config: SourceConfig) -> LocalFiles:
     if path.is_dir():
         _refuse_revisions(path, where)
         found, skipped = _in_folder(path, config.hub_split, where)
-        pattern = f"{config.path.rstrip('/')}/**/*"
+        pattern = path / "**" / "*"
     else:
         named = [path] if os.path.lexists(path) else _glob(path, where)
         found, skipped = _read_once(sorted(file for file in named if not file.is_dir()))
-        pattern = str(Path(config.path).with_name("*"))
+        pattern = path
     if not found:
         raise CurriqError(
             f"{where} matches no file (current folder: {Path.cwd()}). Give a file, a folder or a glob such "
@@ -118,19 +125,31 @@ def find_files(config: SourceConfig) -> LocalFiles:
     return LocalFiles(filled, extension, skipped)
 
 
-def _common_extension(found: list[Path], pattern: str, where: str) -> str:
+def _common_extension(found: list[Path], pattern: Path, where: str) -> str:
     by_extension = {extension_of(file): file for file in reversed(found)}
     for extension, file in by_extension.items():
         if extension not in FORMATS:
-            hint = did_you_mean(extension, FORMATS, "{}")
+            hint = _RENAMED.get(extension) or did_you_mean(extension, FORMATS, "{}")
             raise CurriqError(f"{where}: {file.name} has the unknown format {extension!r}.{hint} {_KNOWN}")
     if len(by_extension) > 1:
+        of_one = [file for file in found if extension_of(file) == min(by_extension)]
         examples = ", ".join(sorted(file.name for file in by_extension.values()))
         raise CurriqError(
             f"{where} mixes the formats {', '.join(sorted(by_extension))} ({examples}). One source has one "
-            f"format: give each its own source, such as path='{pattern}{min(by_extension)}'."
+            f"format: give each its own source, such as path='{_only(pattern, of_one)}'."
         )
     return min(by_extension)
+
+
+def _only(pattern: Path, wanted: list[Path]) -> Path:
+    """The pattern, narrowed to files of one extension."""
+    extension = extension_of(wanted[0])
+    if all(file.suffix.lower() in COMPRESSIONS for file in wanted):
+        extension += wanted[0].suffix if len({file.suffix for file in wanted}) == 1 else ".*"
+    elif any(file.suffix.lower() in COMPRESSIONS for file in wanted):
+        extension += "*"
+    before = pattern.name.removesuffix(".*")
+    return pattern.with_name(before + ("" if before.endswith("*") else "*") + extension)
 
 
 def _size(file: Path, where: str) -> int:

@@ -171,10 +171,12 @@ def _taken(
         )
         return fitted
     shown = ", ".join(f"{side} {size} (available {available[side]})" for side, size in sizes.items())
-    least = f" (each needs at least {LEAST_WINDOWS})" if fit else ""
+    if fit:
+        least = (f"{side} {min(LEAST_WINDOWS, size)}" for side, size in sizes.items())
+        shown += f"; needed at least: {', '.join(least)}"
     raise CurriqError(
         f"the held-out sets are larger than the held-out documents of the target {name!r}, in windows of "
-        f"{config.window} tokens: {shown}{least}. Lower --reward-set-size, --validation-set-size or "
+        f"{config.window} tokens: {shown}. Lower --reward-set-size, --validation-set-size or "
         f"--test-set-size, raise --held-out-share = {config.held_out_share}, shorten --window, or give the "
         "target more text."
     )

@@ -281,6 +281,7 @@ class SourceReader(Saved):
         self._packer = Packer(source.name, length, document_marks(tokenizer), position)
         self._pending = Rows()
         self._epoch_tokens = 0
+        self._told = False
 
     def next_window(self) -> Window:
         """The next window; CurriqError when a whole epoch had no document to train on."""
@@ -298,6 +299,13 @@ class SourceReader(Saved):
                 break
         noisy = self.corruption not in ("none", "duplicates")
         encoded = self._noisy(documents, epoch) if noisy else encode_documents(self._encoded, documents)
+        untaught = sum(learnt is not None and not any(learnt) for _, learnt in encoded)
+        if untaught and not self._told:
+            self._told = True
+            _log.warning(
+                f"source {self.source.name!r}: {untaught} of {len(documents)} documents have no assistant's "
+                "turn, so nothing is learnt from them: they are left out, as such ones are from now on."
+            )
         for document, (ids, learnt) in zip(documents, encoded, strict=True):
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
             self._pending.extend(self._packer.add(ids, document.difficulty, learnt, document.number))

@@ -96,10 +96,13 @@ def survey(config: RunConfig) -> Survey:
     return Survey(sources=tuple(map(survey_source, config.data.sources)), names=tuple(_names(config)))
 
 
-def require_usable(config: RunConfig) -> None:
-    """Raise CurriqError with every fault that `survey` finds; return where there is none."""
-    if faults := survey(config).faults:
-        raise CurriqError(*map(str, faults))
+def require_usable(*configs: RunConfig) -> None:
+    """Raise CurriqError with every fault that `survey` finds in any of the runs, each once."""
+    sources = dict.fromkeys(source for config in configs for source in config.data.sources)
+    faults = [fault for source in sources for fault in survey_source(source).faults]
+    faults += (fault for config in configs for fault in _names(config))
+    if faults:
+        raise CurriqError(*dict.fromkeys(map(str, faults)))
 
 
 def survey_source(config: SourceConfig) -> SourceSurvey:
@@ -186,7 +189,8 @@ def _column_faults(config: SourceConfig, path: Path) -> dict[str, Fault]:
     if not rows:
         return {}  # an unreadable or empty file, which reading its documents explains
     columns, where = list(dict.fromkeys(name for row in rows for name in row)), f"source {config.name!r}"
-    text, difficulty, shown = config.text_field, config.difficulty_field, ", ".join(columns)
+    text, difficulty = config.text_field, config.difficulty_field
+    shown = ", ".join(repr(name) if _is_padded(name) else name for name in columns)
     faults = {}
     if text not in columns:
         problem = f"there is no column {text!r} for the text in {path}. Columns: {shown}."
@@ -195,7 +199,9 @@ def _column_faults(config: SourceConfig, path: Path) -> dict[str, Fault]:
         )
         if separator and extension_of(path) == ".csv":
             problem += f" Its fields seem to be separated by {separator}: write the file with commas."
-        faults["text_field"] = Fault(where=where, problem=problem, fix=_text_column(rows))
+        if padded := [name for name in columns if _is_padded(name) and name.strip() == text]:
+            problem += f" Take the spaces out of the name {padded[0]!r} in the file."
+        faults["text_field"] = Fault(where=where, problem=problem, fix="" if padded else _text_column(rows))
     elif all(_length(row.get(text)) is None for row in rows):
         problem = f"column {text!r} of {path} holds no text. Columns: {shown}."
         faults["text_field"] = Fault(where=where, problem=problem, fix=_text_column(rows))
@@ -205,6 +211,10 @@ def _column_faults(config: SourceConfig, path: Path) -> dict[str, Fault]:
         fix = f"difficulty_field={near}" if near else "leave difficulty_field out"
         faults["difficulty_field"] = Fault(where=where, problem=problem, fix=fix)
     return faults
+
+
+def _is_padded(name: str) -> bool:
+    return name.strip() != name or not name
 
 
 def _rows(config: SourceConfig, path: Path) -> Iterator[Row]:
@@ -255,7 +265,8 @@ def _near(config: SourceConfig) -> str:
     path = Path(config.path).expanduser()
     if path.exists() or config.path.startswith("embedded:") or not path.parent.is_dir():
         return ""
-    names = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
+    beside = (file for file in path.parent.iterdir() if file.exists())  # no link to nothing
+    names = sorted(file.name for file in beside if not file.name.startswith("."))
     near = get_close_matches(path.name, names, n=1)
     return f"path={path.with_name(near[0])}" if near else ""
 

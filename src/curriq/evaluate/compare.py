@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from curriq import terminal
 from curriq.config import SourceConfig, differences, field_owners, load_toml, require, to_toml
+from curriq.data.survey import require_usable
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
 from curriq.parser import Parser
 from curriq.runlog.read import explained, read_summary, steps_logged
@@ -61,7 +62,8 @@ def compare(plan: Plan, again: str = "") -> int:
         again: the command that goes on with it, where that is not `curriq compare` itself.
 
     Raises:
-        CurriqError: a run in the folder has other settings, or another process works there.
+        CurriqError: a run in the folder has other settings, another process works there, or what a run would
+            read has a fault.
     """
     from curriq.evaluate.assess import assess
     from curriq.report.outcome import print_comparison, save_curves
@@ -73,7 +75,9 @@ def compare(plan: Plan, again: str = "") -> int:
     )
     with exclusive(plan.out, refusal) as lock:
         finished = {run.name: run.config.train.steps for run in plan.runs if is_finished(run)}
-        jobs = [_job(run, plan.compare.workers) for run in plan.runs if run.name not in finished]
+        waiting = [run for run in plan.runs if run.name not in finished]
+        require_usable(*(run.config for run in waiting))
+        jobs = [_job(run, plan.compare.workers) for run in waiting]
         if finished:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
         failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
