@@ -325,7 +325,7 @@ def presets_command(arguments: list[str]) -> int:
         print(to_toml(preset(name)), end="")
     else:
         for name, function in PRESETS.items():
-            print(f"{name:14} {(function.__doc__ or '').splitlines()[0]}")
+            print(f"{name:14} {function.__doc__}")
     return 0
 
 

@@ -22,8 +22,7 @@ def default() -> RunConfig:
 
 
 def recommended() -> RunConfig:
-    """What gained most on the development streams: a stream filter with a static prior that measured effects
-    correct."""
+    """What gained most on the development streams: a filter by a static prior that measurements correct."""
     return weighted().override(
         prior=True,
         accept_target_source=True,
@@ -79,7 +78,7 @@ MEASURED_CREDIT: dict[str, Any] = {
 
 
 def weighted() -> RunConfig:
-    """As `recommended`, but the policy weighs the windows of the stream instead of filtering them."""
+    """Measured effects without a prior: the policy weighs the windows of the stream and filters none."""
     return RunConfig().override(
         **MEASURED_CREDIT,
         reward_windows=8,
@@ -175,8 +174,7 @@ def paper_langevin() -> RunConfig:
 
 
 def langevin_rag() -> RunConfig:
-    """Algorithm 2 on the embedded corpus, with a buffer of what a static prior accepts and settings at which
-    the search changes tokens; minutes."""
+    """Algorithm 2 on the embedded corpus: a search that changes tokens, a buffer of what a prior accepts."""
     return small().override(
         **MEASURED_CREDIT,
         steps=200,

@@ -28,7 +28,7 @@ accepted) of the window, those that there are; and document_dsir and so on, of t
 
 def select_options(arguments: Sequence[str]) -> argparse.Namespace:
     """What `curriq select` is given."""
-    parser = _parser("curriq select", SELECT)
+    parser = _parser("curriq select", SELECT, "--out OUT")
     add = parser.add_argument_group("what is kept").add_argument
     add("--keep", metavar="SHARE", default="auto", help="share in (0, 1], or auto (default: auto)")
     unit = "what --keep is a share of (default: tokens, the budget of training)"
@@ -48,15 +48,15 @@ def select_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def score_options(arguments: Sequence[str]) -> argparse.Namespace:
     """What `curriq score` is given."""
-    parser = _parser("curriq score", SCORE)
+    parser = _parser("curriq score", SCORE, "[--out OUT]")
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, default=Path("scores.parquet"), help="the file (default: scores.parquet)")
     add("--overwrite", action="store_true", help="replace a file that exists")
     return parser.parse_args(list(arguments))
 
 
-def _parser(prog: str, description: str) -> Parser:
-    usage = f"{prog} (RUN | --target TARGET) [FILES ...] --out OUT [options]"
+def _parser(prog: str, description: str, out: str) -> Parser:
+    usage = f"{prog} (RUN | --target TARGET) [FILES ...] {out} [options]"
     how = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=prog, usage=usage, description=description, formatter_class=how)
     named = (

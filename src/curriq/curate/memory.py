@@ -82,7 +82,7 @@ def score_documents(
     """The scores of some documents, by a target or by a finished run.
 
     Args:
-        documents: texts, or rows with a text; read twice with a target, so no generator.
+        documents: texts, or rows with a text; a list, since a target needs them twice, and no generator.
         target: texts or rows of the kind that is wanted.
         run: folder of a run, in place of a target.
         source: position of the run's source that the documents are like.

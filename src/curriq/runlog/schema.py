@@ -381,7 +381,8 @@ PREFACE = """# What a run logs
 A run's folder holds `metrics.jsonl` (one JSON object per step, the numbers below), `candidates/` (every
 window proposed or rejected, as Parquet), `windows/` (their tokens), `parts.jsonl` (the files of these tables
 and their hashes), `summary.json` (the result), `test_losses.parquet` (the result by window), `config.toml`
-(the settings), `checkpoints/` and, unless switched off, `tensorboard/` with the same names.
+(the settings), `environment.json` (command, versions, machine and hashes of the data), `checkpoints/`, with
+Langevin-RAG `queries/`, and, unless switched off, `tensorboard/` with the same names.
 `curriq report RUN` makes one page of it all ([report.md](report.md)). The JSON rows are the truth:
 numbers are written so that reading gives back the same bits, and a number that is not finite stops the
 run instead of entering the log. Two runs with one seed, one thread count and one machine have equal
