@@ -33,7 +33,8 @@ def exit_status(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except SystemExit as exit:  # the argument parsers', after their help or error
-        return exit.code if isinstance(exit.code, int) else 0
+        code = exit.code if isinstance(exit.code, int) else 0
+        return exit_status(lambda: code)  # what they printed may be refused, too
     except KeyboardInterrupt:
         print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
         return 130

@@ -127,6 +127,8 @@ def train_command(arguments: list[str]) -> int:
     """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
     own, words = own_options(arguments, TRAIN_OPTIONS)
     if own.dry_run:
+        if own.against not in (None, "none"):
+            _check_against(words, own.against)
         return check_command(words)
     config = parse_run_config(words)
     from curriq.data.survey import require_usable
@@ -142,6 +144,17 @@ def train_command(arguments: list[str]) -> int:
     result = train(config)
     status = _report(result)
     return status or train_beside(config, result, own.against)
+
+
+def _check_against(words: list[str], name: str) -> None:
+    """Refuse another run that cannot be trained beside this one; faults of this one are others' to name."""
+    from curriq.evaluate.beside import check_against
+
+    try:
+        config = parse_run_config(words)
+    except CurriqError:
+        return
+    check_against(config, name)
 
 
 def check_command(arguments: list[str]) -> int:
@@ -190,6 +203,8 @@ def plan_command(arguments: list[str]) -> int:
     """
     file, rest = arguments[:1], arguments[1:]
     if file and not file[0].startswith("-"):
+        twice = any(word.partition("=")[0] == "--config" for word in rest)
+        require(not twice, f"curriq plan {file[0]} with --config: give one run file.")
         arguments = ["--config", *file, *rest]
     flags: dict[str, dict[str, Any]] = {
         "--gpus": {"type": int, "nargs": "*"},
@@ -223,6 +238,15 @@ def own_options(
     return parser.parse_known_args(arguments)
 
 
+DECIDED_BY_TRY = {
+    "seed": "a try has the seeds 0 … N−1, as many as --seeds says",
+    "split_seed": "each seed has a held-out split of its own",
+    "run_dir": "--out is the folder of all runs",
+    "threads": "each of the --workers has an equal share of the cores",
+}
+"""Settings of a run that a try decides, and how."""
+
+
 def try_command(arguments: list[str]) -> int:
     """usage: curriq try [--minutes 10] [--seeds 3] [--out DIR] [--workers 1] [train's arguments]
            curriq try --resume [--seeds 6] [--out DIR] [--workers 1]
@@ -248,11 +272,14 @@ def try_command(arguments: list[str]) -> int:
         "--resume": {"action": "store_true"},
     }
     own, words = own_options(arguments, flags)
+    refused = [*words, *(["--minutes"] if own.minutes is not None else [])]
     require(
-        not own.resume or (not words and own.minutes is None),
-        f"curriq try --resume {' '.join(words)}: a try goes on with its own settings. Give --seeds, "
+        not own.resume or not refused,
+        f"curriq try --resume {' '.join(refused)}: a try goes on with its own settings. Give --seeds, "
         "--workers and --out only, or start another one in a new --out.",
     )
+    for name, why in DECIDED_BY_TRY.items():
+        require(not _given(words, name), f"{flag(name)}: leave it out; {why}.")
     config = None if own.resume else parse_run_config(words, prog="curriq try")
     from curriq.evaluate import trial  # loads torch
 
@@ -505,7 +532,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _print_help(groups: list[str], base: RunConfig, prog: str) -> None:
     """Print the settings of these groups; of none, those that most runs change, and the list of groups."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [--SETTING VALUE ...] [--help [GROUP] | --help-all]",
         description="Flags override the run file, which overrides the preset; defaults shown include both.",

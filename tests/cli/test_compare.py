@@ -487,6 +487,22 @@ class TestWorkers:
             result=lambda: "well",
         )
 
+    def test_a_worker_that_was_killed_says_by_what(self, tmp_path: Path):
+        """What its log has of an earlier start is no reason."""
+        (tmp_path / "killed.log").write_text("curriq: no space left.\n")
+        (tmp_path / "quiet.log").write_text("curriq: no space left.\n")
+        jobs = [
+            self.job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+            self.job(tmp_path, "quiet", "raise SystemExit(3)"),
+        ]
+        screen = console(record=True, file=io.StringIO(), width=100)
+        with exclusive(tmp_path, "still finishing") as lock:
+            failed, _ = run_jobs(jobs, 1, 0, lock, screen, poll_seconds=0.01)
+        assert failed == {
+            "killed": "killed by SIGKILL; the machine may have too little memory",
+            "quiet": "it printed nothing",
+        }
+
     def test_a_failure_does_not_sink_the_others(self, tmp_path: Path):
         jobs = [
             self.job(tmp_path, "bad", "import sys; print('curriq: no luck.'); print('bye'); sys.exit(2)"),

@@ -456,6 +456,51 @@ class TestPython:
         scores = curriq.score_documents(rows, run=runs / "filter")
         assert set(scores.scores) == {"dsir", "q", "policy"}
 
+    def test_what_is_no_list_of_documents(self):
+        """Python goes through columns, splits or letters, each of which looks like a document. Without the
+        tests' own checks of types, in a process of its own."""
+        code = """
+import datasets, numpy, pandas, pyarrow
+import curriq
+columns = {"text": ["one text", "another"]}
+tables = (
+    pandas.DataFrame(columns), columns, pyarrow.table(columns), "a text", b"a text",
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(columns)),
+)
+both = ("documents", "target")
+cases = [(name, table, f"{name}: ", "no list of documents") for table in tables for name in both]
+for bad in (None, 3, b"bytes", float("nan")):
+    cases.append(("documents", ["one text", bad], "document 1: ", "neither a text nor a row"))
+cases.append(("keep", None, "--keep None", "share such as 0.3"))
+for name, value, *says in cases:
+    given = {"documents": ["one text"], "target": ["another"], name: value}
+    documents = given.pop("documents")
+    for function in (curriq.select_documents, curriq.score_documents)[: 2 - (name == "keep")]:
+        try:
+            function(documents, **given)
+        except curriq.CurriqError as error:
+            assert str(error).startswith(says[0]) and says[1] in str(error), error
+        else:
+            raise AssertionError((name, value))
+print(len(cases), "refused")
+"""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == "17 refused\n", done.stderr
+
+    @pytest.mark.parametrize("form", ["Series", "Dataset", "array", "tuple"])
+    def test_what_is_one(self, form: str):
+        import pandas
+
+        words = [" ".join(WANTED), " ".join(OTHER)] * 8
+        forms = {
+            "Series": pandas.Series(words), "Dataset": datasets.Dataset.from_dict({"text": words}),
+            "array": np.array(words), "tuple": tuple(words),
+        }  # fmt: skip
+        for function in (curriq.select_documents, curriq.score_documents):
+            found = function(forms[form], target=forms[form])
+            assert found.indices.tolist() == function(words, target=words).indices.tolist()
+
     @pytest.mark.parametrize(
         ("how", "says"),
         [
@@ -463,11 +508,14 @@ class TestPython:
             ({"target": ["a"], "text_field": "body"}, "no text in text_field='body'; columns: text"),
             ({"target": ["a"], "keep": 0}, "--keep = 0"),
             ({"target": [" "]}, "holds no text"),
+            ({"target": []}, "target: it holds no text"),
+            ({"target": ["a"], "documents": ["", " "]}, "none of them holds a text"),
+            ({"target": ["a"], "documents": iter(["one"])}, "documents: they are read twice"),
         ],
     )
     def test_refusals(self, how, says):
         with pytest.raises(curriq.CurriqError, match=says):
-            curriq.select_documents([{"text": "one"}], **how)
+            curriq.select_documents(how.pop("documents", [{"text": "one"}]), **how)
 
 
 class TestWhatIsReadStays:

@@ -116,6 +116,49 @@ class TestPlan:
         assert message in capsys.readouterr().err
         assert not (here / "out").exists()
 
+    @pytest.mark.parametrize("name", ["seed", "split-seed", "run-dir", "threads"])
+    def test_what_a_try_decides_itself(self, here: Path, capsys: pytest.CaptureFixture, name: str):
+        for words in ([f"--{name}", "3"], [f"--{name}=3"]):
+            assert main(["try", "--preset", "smoke", "--out", str(here / "out"), *words]) == 2
+            assert f"--{name}: leave it out" in capsys.readouterr().err
+
+    def test_minutes_of_a_resumed_try_are_named(self, here: Path, capsys: pytest.CaptureFixture):
+        assert main(["try", "--resume", "--minutes", "3"]) == 2
+        assert "curriq try --resume --minutes: a try goes on" in capsys.readouterr().err
+
+    def test_a_folder_that_cannot_be_made(self, here: Path, capsys: pytest.CaptureFixture, monkeypatch):
+        monkeypatch.setattr(trial, "_time_arms", lambda *_: pytest.fail("it took minutes first"))
+        (here / "file").write_text("")
+        for out in ("file", "file/deep"):
+            assert main(["try", "--preset", "smoke", "--out", str(here / out)]) == 74
+        assert "file" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (lambda text: text + "x = [", "not valid TOML"),
+            (lambda text: text.replace("[compare]", "[comp]"), "comp"),
+            (lambda text: re.sub("seeds = .*", "", text), "lacks seeds"),
+            (lambda text: re.sub("seeds = .*", "seeds = 3", text), "seeds = 3"),
+            (lambda text: re.sub("seeds = .*", "seeds = [true]", text), "seeds = true"),
+        ],
+    )
+    def test_a_file_that_was_edited(self, here: Path, capsys: pytest.CaptureFixture, edit, message: str):
+        text = plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), range(2), 1)
+        (here / trial.FILE).write_text(edit(text))
+        for words in ([], ["--seeds", "3"]):
+            assert main(["try", "--resume", "--out", str(here), *words]) == 2
+            assert message in capsys.readouterr().err
+
+    def test_refused_workers_and_seeds_of_ones_own_stay(self, here: Path, capsys, monkeypatch):
+        text = plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), [3, 4, 0], 1)
+        (here / trial.FILE).write_text(text)
+        assert main(["try", "--resume", "--out", str(here), "--workers", "0"]) == 2
+        assert (here / trial.FILE).read_text() == text
+        monkeypatch.setattr(trial, "_run", lambda out: 0)
+        assert main(["try", "--resume", "--out", str(here), "--seeds", "5"]) == 0
+        assert load_plan(here / trial.FILE, here).compare.seeds == (3, 4, 0, 1, 2)
+
 
 class TestRun:
     @pytest.mark.long
@@ -234,8 +277,12 @@ class TestAgainst:
     ):
         assert main(["train", *self.WORDS, "--selector", "uniform", "--against", name]) == 2
         message = "the run itself has these settings" if name == "uniform" else "Did you mean 'uniform'?"
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error
+        assert name == "unifrom" or "such as --against recommended" in error
         assert not (here / "runs").exists()
+        assert main(["train", *self.WORDS, "--selector", "uniform", "--against", name, "--dry-run"]) == 2
+        assert message in capsys.readouterr().err
 
     def test_another_setting_is_another_run(self, tmp_path: Path):
         run = tmp_path / "run"

@@ -1,5 +1,6 @@
 """`curriq verify`, and what a resume does, when bytes of a finished or killed run are lost."""
 
+import errno
 import json
 import os
 import random
@@ -180,6 +181,17 @@ def test_a_running_run_is_left_alone(run, capsys):
     with exclusive(run, ""):
         assert verified(run, capsys) == (0, [])
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_cannot_be_written_is_verified_and_left_alone(run, capsys, caplog, monkeypatch):
+    def refused(folder, refusal):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / ".lock"))
+
+    monkeypatch.setattr("curriq.train.verify.exclusive", refused)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert verified(run, capsys) == (0, [])
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert "it cannot be written (Permission denied), so nothing is repaired" in caplog.text
 
 
 def test_neither_a_run_nor_a_comparison(tmp_path, capsys):

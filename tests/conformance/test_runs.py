@@ -1,5 +1,6 @@
 """Whole tiny runs: every selector and every extra, deterministic, resumable to the bit, and accounted for."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from curriq.data import open_corpus
 from curriq.errors import CurriqError
 from curriq.runlog.read import read_metrics, read_summary
 from curriq.runlog.schema import GROUPS, SUMMARY, find
-from curriq.train.run import Own, prepare, resume, train
+from curriq.train.run import Own, load_run, prepare, resume, train
 
 N, T, STEPS = SETTINGS["num_candidates"], SETTINGS["window"], SETTINGS["steps"]
 STOP = STEPS // 2
@@ -171,6 +172,36 @@ def test_a_run_that_is_under_way_is_not_trained_by_another_process_too(tmp_path)
     assert run.session.train().finished
     assert refused == [0, 1]
     assert resume(tmp_path, steps=3).finished
+
+
+def test_a_folder_that_is_moved_while_the_run_is_at_work(tmp_path):
+    """Its next checkpoint is refused, in place of a second folder without settings and log."""
+
+    @dataclass
+    class Mover:
+        def measure(self, step) -> dict[str, float]:
+            if step.index == 1:
+                (tmp_path / "old").rename(tmp_path / "new")
+            return {}
+
+    run = prepare(tiny(steps=4, checkpoint_every=1, run_dir=str(tmp_path / "old")))
+    run.session.probes.append(Mover())
+    with pytest.raises(CurriqError, match="old is gone: it was moved or removed while its run was at work"):
+        run.session.train()
+    assert not (tmp_path / "old" / "checkpoints").exists()
+    assert resume(tmp_path / "new").finished
+
+
+def test_a_checkpoint_that_gives_way_while_it_is_read(tmp_path, monkeypatch):
+    train(tiny(steps=2, run_dir=str(tmp_path)))
+
+    def replaced(config, checkpoint, own):
+        shutil.rmtree(checkpoint.path)
+        raise FileNotFoundError(checkpoint.path / "lm")
+
+    monkeypatch.setattr("curriq.train.run.prepare", replaced)
+    with pytest.raises(CurriqError, match="its checkpoint of step 2 gave way to a newer one"):
+        load_run(tmp_path)
 
 
 TRUNK = T * (2 * WIDTH * (3 * WIDTH + WIDTH + 4 * WIDTH + 4 * WIDTH) + 2 * 2 * T * WIDTH)

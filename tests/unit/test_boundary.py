@@ -93,10 +93,11 @@ def test_the_help_and_the_documentation_list_the_statuses(capsys) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_output_that_takes_nothing_is_one_message() -> None:
+@pytest.mark.parametrize("words", [["presets"], ["train", "--help-all"], ["report", "--help"]])
+def test_an_output_that_takes_nothing_is_one_message(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "curriq", "presets"],
+            [sys.executable, "-m", "curriq", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -304,8 +304,9 @@ def validated(kind: type, values: dict[str, Any], spell: Callable[[str], str]) -
     from pydantic import ValidationError
 
     for name, value in values.items():
-        if isinstance(value, bool) and not _takes_bool(kind, name):
-            raise CurriqError(f"{spell(name)} = {str(value).lower()}: a number or text belongs here.")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool) and not _takes_bool(kind, name):
+                raise CurriqError(f"{spell(name)} = {str(one).lower()}: a number or text belongs here.")
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
@@ -373,8 +374,8 @@ def _expanded(setting: str, text: str) -> str:
         value = os.environ.get(name) or default
         if value is None:
             raise CurriqError(
-                f"{setting} = {text!r}: the environment variable {name} is not set; set it, or write a "
-                f"default as in ${{{name}:-data}}."
+                f"{setting} = {text!r}: the environment variable {name} is empty or not set; set it, or "
+                f"write a default as in ${{{name}:-data}}."
             )
         return value
 

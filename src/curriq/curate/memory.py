@@ -14,7 +14,7 @@ from curriq.curate.build import StaticJudge, build_target, posterior_of, scorer_
 from curriq.curate.documents import Cutter
 from curriq.curate.ranking import Documents, Unit, choose, parse_keep
 from curriq.curate.scoring import Judge
-from curriq.data.documents import Document, valid_text
+from curriq.data.documents import Document, shorten, valid_text
 from curriq.data.ngrams import NgramCounts, document_means
 from curriq.errors import CurriqError
 
@@ -94,9 +94,11 @@ def score_documents(
             text, or the run ranks no documents.
     """
     require((target is None) != (run is None), "score_documents: give either a target or a run.")
+    _require_listed("documents", documents)
+    _require_listed("target", () if target is None else target)
     require(
         iter(documents) is not documents,
-        "score_documents reads the documents twice: give a list, no iterator.",
+        "documents: they are read twice, so give a list, and no iterator or generator.",
     )
     if run is not None:
         scorer, _ = scorer_of_run(Path(run))
@@ -104,6 +106,7 @@ def score_documents(
         return _scored(_documents(documents, text_field), cutter, scorer.judge, source, scorer.default)
     assert target is not None
     wanted = [document for _, part in _documents(target, text_field) for document in part]
+    require(bool(wanted), "target: it holds no text; give texts of the kind that is wanted.")
     config = RunConfig().override(tokenizer=tokenizer, window=window)
 
     def corpus() -> Iterator[Document]:
@@ -145,12 +148,29 @@ def select_documents(
     """
     wanted = parse_keep(keep, keep_unit, threshold)
     scores = score_documents(documents, **how)
+    require(len(scores) > 0, "documents: none of them holds a text, so there is nothing to keep.")
     if wanted.share is None and wanted.threshold is None and scores.posterior is None:
         raise CurriqError("keep='auto': Q of this run says of no document that it is enough: give a share.")
     choice = choose(_as_documents(scores), by or scores.default, wanted, scores.posterior)
     kept = choice.kept
     ranked = scores.scores[choice.by][kept]
     return Selection(scores.indices[kept], ranked, choice.rank[kept], scores.tokens[kept])
+
+
+def _require_listed(name: str, rows: Any) -> None:
+    """CurriqError for what Python would iterate over and is no list of documents: the letters of a text, the
+    columns of a table."""
+    kind = type(rows).__name__
+    if isinstance(rows, str | bytes):
+        raise CurriqError(
+            f"{name}: one {kind} is no list of documents; write [{name}], or read the file first."
+        )
+    if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+        names = ", ".join(map(str, islice(getattr(rows, "column_names", rows), 5)))
+        raise CurriqError(
+            f"{name}: a {kind} is a table or several ({names}), no list of documents; give one column or "
+            f"split of it, such as list({name}['text']) or {name}['train']."
+        )
 
 
 def _as_documents(found: DocumentScores) -> Documents:
@@ -168,9 +188,11 @@ def _documents(rows: Iterable[Row], text_field: str) -> Iterator[tuple[list[int]
 
 
 def _text(row: Row, text_field: str, place: int) -> str:
-    value = row if isinstance(row, str) else row.get(text_field)
+    value = row.get(text_field) if isinstance(row, Mapping) else row
     if not isinstance(value, str):
-        columns = f"; columns: {', '.join(row)}" if isinstance(row, Mapping) else ""
+        if not isinstance(row, Mapping):
+            raise CurriqError(f"document {place}: {shorten(row)} is neither a text nor a row with columns.")
+        columns = f"; columns: {', '.join(map(str, row))}"
         raise CurriqError(f"document {place}: there is no text in text_field={text_field!r}{columns}.")
     return value
 

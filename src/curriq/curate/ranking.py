@@ -115,7 +115,7 @@ def parse_keep(keep: str | float, unit: Unit = "tokens", threshold: float | None
     require(threshold is None, "--keep with --threshold: give one of them.")
     try:
         share = float(keep)
-    except ValueError:
+    except (TypeError, ValueError):
         raise CurriqError(f"--keep {keep}: it must be a share such as 0.3, or auto.") from None
     Within("(0, 1]", "; 0.3 keeps 30 %").check("keep", share)
     return Keep(share=share, unit=unit)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from curriq.config import RunConfig, refuse_unknown, require, to_dict
 from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
 from curriq.presets import PRESETS, is_rule, rule_settings
+from curriq.runlog.checkpoints import resume_command
 from curriq.runlog.read import AXES, read_document, read_metrics, read_summary
 
 if TYPE_CHECKING:
@@ -45,10 +47,11 @@ def check_against(config: RunConfig, name: str) -> None:
     )
     other = other_config(config, name)
     both_uniform = other.method == config.method == UNIFORM  # whatever rule it does not use
+    another = "recommended" if config.method == UNIFORM else UNIFORM
     require(
         other != config and not both_uniform,
         f"--against {name}: the run itself has these settings. Compare it with another, such as --against "
-        f"{UNIFORM}, or choose another --preset or --selector.",
+        f"{another}, or choose another --preset or --selector.",
     )
 
 
@@ -75,6 +78,8 @@ def train_beside(config: RunConfig, result: "RunResult", name: str) -> int:
         begun = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
         other = other_config(config, name).override(run_dir=str(folder))
         if not (resume(folder) if begun else train(other)).finished:
+            both = f"{quote(str(result.run_dir))} {quote(str(folder))}"
+            log.warning(f"go on with `{resume_command(folder)}`; then `curriq report {both}` compares.")
             return 130
     console = terminal.console(soft_wrap=True)
     for line in differences_between(result.run_dir, folder, name, recorded=recorded):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -82,7 +83,7 @@ def compare(plan: Plan, again: str = "") -> int:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
         failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
         if stopped:
-            again = again or f"curriq compare {plan.file} --out {plan.out}"
+            again = again or f"curriq compare {quote(str(plan.file))} --out {quote(str(plan.out))}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
             return 130
         with explained(plan.out):
@@ -171,6 +172,7 @@ def run_jobs(
     display = _Display(console or terminal.console(stderr=True), jobs, finished_steps)
     failed, stopped = dict[str, str](), False
     waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
+    logged = dict[str, int]()  # bytes of each log before this start: what stands there is of an earlier one
     with stop_flag() as stop, display.progress:
         try:
             while running or (waiting and not stopped):
@@ -180,6 +182,7 @@ def run_jobs(
                         process.send_signal(signal.SIGINT)
                 while waiting and len(running) < workers and not stopped:
                     job = waiting.popleft()
+                    logged[job.name] = job.log.stat().st_size if job.log.exists() else 0
                     running[job.name] = job, _start(job, lock)
                     display.started(job)
                 time.sleep(poll_seconds)
@@ -188,7 +191,7 @@ def run_jobs(
                     if process.poll() is not None:
                         del running[job.name]
                         if process.returncode and not stopped:
-                            failed[job.name] = last_line(job.log)
+                            failed[job.name] = _why(process.returncode, job.log, logged[job.name])
                         display.ended(job, process.returncode, failed.get(job.name))
         finally:
             for _, process in running.values():
@@ -258,9 +261,18 @@ class _Display:
         self.progress.console.print(text, style=style, soft_wrap=True)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not empty; the program's own error where there is one."""
-    text = log.read_text(encoding="utf-8", errors="replace")
+def _why(status: int, log: Path, start: int) -> str:
+    """Why a worker ended: the signal that killed it, or what it said last."""
+    if status >= 0:
+        return last_line(log, start)
+    memory = "; the machine may have too little memory" if -status == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-status).name}{memory}"
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line of a log, from some byte on, that is not empty; the program's own error where there is
+    one."""
+    text = log.read_bytes()[start:].decode(errors="replace")
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     own = [line for line in lines[-20:] if line.startswith("curriq: ")]
     return (own or lines or ["it printed nothing"])[-1].removeprefix("curriq: ")

@@ -4,6 +4,7 @@ It writes the TOML of a `curriq compare`, and runs that: plain training, static 
 `recommended` and, where the arguments have a rule of their own, that one.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from curriq.evaluate.statistics import FEWEST_SEEDS
 from curriq.evaluate.trial_plan import BASELINE, LEARNT, OWN_ARM, STATIC, arms_of, plan_toml, rule_of
 from curriq.report.chart import fixed
 from curriq.runlog.read import read_document
-from curriq.runlog.storage import write_atomically
+from curriq.runlog.storage import make_folder, write_atomically
 
 log = logging.getLogger("curriq")
 
@@ -83,12 +85,13 @@ def start(
     Within("[1, 1024]").check("workers", workers)
     require(
         not (out / FILE).exists(),
-        f"--out {out} holds a try already: go on with it, or add seeds, by `curriq try --resume --out {out} "
-        "--seeds N`; or give another folder.",
+        f"--out {out} holds a try already: go on with it, or add seeds, by `curriq try --resume --out "
+        f"{quote(str(out))} --seeds N`; or give another folder.",
     )
     require_usable(config)
     arms = arms_of(config)
     config = config.override(seed=0, split_seed=0)
+    make_folder(out)  # what refuses it is known before minutes of timing
     costs = _time_arms(config, workers)
     chosen = config.train.steps if steps else fitting_steps(costs, arms, 60 * minutes, seeds, workers)
     config = _with_steps(config, chosen, fixed=steps)
@@ -98,7 +101,6 @@ def start(
         f"{config.train.num_candidates} windows of {config.data.window} tokens: about "
         f"{duration(expected)}, as timed just now."
     )
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / FILE, plan_toml(config, arms, range(seeds), workers).encode())
     return _run(out)
 
@@ -111,6 +113,7 @@ def resume(out: Path, seeds: int | None, workers: int | None) -> int:
     require(
         file.exists(), f"--out {out}: there is no try in it ({file} is missing). `curriq try` starts one."
     )
+    load_plan(file, out, workers)  # says what is wrong with a file that was edited
     document = tomlkit.parse(file.read_text(encoding="utf-8"))
     table: Any = document["compare"]
     if seeds is not None:
@@ -118,7 +121,8 @@ def resume(out: Path, seeds: int | None, workers: int | None) -> int:
         require(
             seeds >= before, f"--seeds {seeds}: the try has {before} seeds already; give as many or more."
         )
-        table["seeds"] = list(range(_checked_seeds(seeds)))
+        others = (seed for seed in itertools.count() if seed not in table["seeds"])
+        table["seeds"].extend(itertools.islice(others, _checked_seeds(seeds) - before))
     if workers is not None:
         table["workers"] = workers
     write_atomically(file, tomlkit.dumps(document).encode())
@@ -138,7 +142,7 @@ def _seeds(count: int) -> str:
 def _run(out: Path) -> int:
     """Run the comparison in a folder, and add what a try says beyond it."""
     plan = load_plan(out / FILE, out)
-    status = compare(plan, again=f"curriq try --resume --out {out}")
+    status = compare(plan, again=f"curriq try --resume --out {quote(str(out))}")
     if status == 130:
         return status
     from curriq.report.command import main as report
@@ -266,8 +270,8 @@ def conclusions(result: Json, out: Path) -> list[str]:
     if (seeds := len(result["seeds"])) < FEWEST_SEEDS:
         first = "One seed proves nothing. " if seeds == 1 else ""
         sentences.append(
-            f"{first}A verdict needs {FEWEST_SEEDS} seeds: `curriq try --resume --out {out} --seeds "
-            f"{FEWEST_SEEDS}` adds {FEWEST_SEEDS - seeds}."
+            f"{first}A verdict needs {FEWEST_SEEDS} seeds: `curriq try --resume --out {quote(str(out))} "
+            f"--seeds {FEWEST_SEEDS}` adds {FEWEST_SEEDS - seeds}."
         )
     return [sentence for sentence in sentences if sentence]
 

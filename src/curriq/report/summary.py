@@ -11,7 +11,7 @@ from curriq import terminal
 from curriq.errors import CurriqError
 from curriq.report.chart import Block, Code, Section, Table, fixed
 from curriq.report.figures import print_table
-from curriq.runlog.checkpoints import lacks_weights
+from curriq.runlog.checkpoints import again_command, lacks_weights, resume_command
 from curriq.runlog.read import read_document
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def print_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     if not summary["finished"]:
         steps = _flat(read_document(run_dir / "config.toml")).get("steps", "?")
         end = f"interrupted at step {summary['steps']} of {steps}"
-        console.print(Text.assemble("\n", (end, "bold"), f": resume with `curriq resume {run_dir}`"))
+        console.print(Text.assemble("\n", (end, "bold"), f": resume with `{resume_command(run_dir)}`"))
         console.print("Too early for a verdict.")
         _print_places(console, run_dir, summary)
         return
@@ -191,7 +191,7 @@ def what_ran(run: "RunLog") -> Section:
     """Section 6 of the report: settings, versions, seed, data, machine, cost, and how to run it again."""
     environment, settings = run.environment, run.folder / "config.toml"
     facts = _facts(run)
-    again = f"curriq train --config {shlex.quote(str(settings))} --run-dir NEW"
+    again = again_command(run.folder)
     blocks: list[Block] = [Code("To run it again", again), _table("Facts", "what", facts)]
     if command := environment.get("command"):
         blocks.append(Code("Started as", shlex.join(map(str, command))))

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import curriq
@@ -149,6 +150,24 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(named, key=step_of, reverse=True)
 
 
+def resume_command(folder: Path) -> str:
+    """What goes on with the run in a folder, for a shell."""
+    return f"curriq resume {quote(str(folder))}"
+
+
+def again_command(folder: Path) -> str:
+    """What starts another run with the settings of the one in a folder, for a shell."""
+    return f"curriq train --config {quote(str(folder / 'config.toml'))} --run-dir NEW"
+
+
+def in_training(folder: Path) -> str:
+    """Why a run that another process is training is left alone."""
+    return (
+        f"--run-dir {folder}: another process is training this run. Wait for it, or stop it with Ctrl-C and "
+        "resume."
+    )
+
+
 def require_new_run(folder: Path) -> None:
     """Refuse a folder in which no run can start; nothing is written.
 
@@ -157,8 +176,8 @@ def require_new_run(folder: Path) -> None:
     """
     if checkpoint_folders(folder / "checkpoints"):
         raise CurriqError(
-            f"--run-dir {folder} holds a run already: go on with `curriq resume {folder}`, or give another "
-            "folder."
+            f"--run-dir {folder} holds a run already: go on with `{resume_command(folder)}`, or "
+            "give another folder."
         )
     try:
         at = folder.absolute()

@@ -107,6 +107,8 @@ class Checkpointer:
         self.exported = exported
         self._about = about or {}
         self._last_size = 0
+        self._lock = run_dir / ".lock"
+        self._held = self._lock.exists()
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -137,6 +139,12 @@ class Checkpointer:
     def begin(self, step: int, save_lm: Callable[[Path], object], log: Promise | None = None) -> Path | None:
         """A folder with the language model in it, for the rest of a checkpoint; None where there is the same
         checkpoint already, which is not risked to write it again: a run is deterministic."""
+        if self._held and not self._lock.exists():  # whoever writes the log makes the folder again
+            raise CurriqError(
+                f"{self.folder.parent} is gone: it was moved or removed while its run was at work. What "
+                "followed the last checkpoint is lost; go on from there with `curriq resume` and the new name "
+                "of the folder."
+            )
         self.reserve.release()
         make_folder(self.folder)
         with suppress(BadCheckpoint):

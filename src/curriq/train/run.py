@@ -20,8 +20,9 @@ from curriq.lm.hardware import cpu_threads
 from curriq.lm.load import check_model_name, load_language_model, pick_device
 from curriq.presets import paper_differences
 from curriq.rng import Generators
-from curriq.runlog.checkpoints import require_new_run
+from curriq.runlog.checkpoints import in_training, require_new_run
 from curriq.runlog.read import read_document
+from curriq.runlog.storage import is_locked
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
 from curriq.train.checkpoint import LoadedCheckpoint, latest_checkpoint
@@ -90,6 +91,7 @@ def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -
         CurriqError: no usable checkpoint, the data are not those of the run, a setting was changed that a
             resume cannot change, or the run is finished.
     """
+    require(not is_locked(Path(run_dir)), in_training(Path(run_dir)))  # before seconds of reading
     return load_run(run_dir, own, **overrides).session.train()
 
 
@@ -114,7 +116,15 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
                 f"{flag(name)} = {now!r} in {run_dir / 'config.toml'}; it was {then!r} when the checkpoint "
                 f"of step {checkpoint.step} was written."
             )
-    return prepare(config, checkpoint, own)
+    try:
+        return prepare(config, checkpoint, own)
+    except Exception as error:
+        if checkpoint.path.exists():
+            raise
+        raise CurriqError(
+            f"{run_dir} is being trained: its checkpoint of step {checkpoint.step} gave way to a newer one "
+            "while it was read. Call again, or wait for the end of the run."
+        ) from error
 
 
 def _check_names(config: RunConfig) -> None:

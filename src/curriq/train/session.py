@@ -20,7 +20,7 @@ from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
 from curriq.rng import Generators, derive_seed
-from curriq.runlog.checkpoints import folder_size, require_new_run, unusable_folder
+from curriq.runlog import checkpoints
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
 from curriq.runlog.read import read_summary
 from curriq.runlog.schema import perplexity
@@ -177,7 +177,7 @@ class Session:
                 try:
                     self._open_folder(held)
                 except OSError as error:
-                    raise unusable_folder(self.run_dir, error.strerror) from error
+                    raise checkpoints.unusable_folder(self.run_dir, error.strerror) from error
                 about = {"settings": to_dict(self.config)}
                 exported = parts_size(self.lm_parts()) if self.sharded else 0
                 keep = self.config.log.checkpoint_keep
@@ -368,7 +368,7 @@ class Session:
         try:
             promise = logs.flush()
             self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
-            self._saved["checkpoint/bytes"] = float(folder_size(self._last_saved))
+            self._saved["checkpoint/bytes"] = float(checkpoints.folder_size(self._last_saved))
         except (NotSaved, OSError) as error:
             return self._not_saved(described(error) if isinstance(error, OSError) else str(error))
         return None
@@ -448,7 +448,8 @@ class Session:
         if self._last_saved is None:
             return "Free some space and start again with the same command: it takes this folder over."
         step = step_of(self._last_saved)
-        return f"Free some space and go on from step {step} with `curriq resume {self.run_dir}`."
+        again = checkpoints.resume_command(self.run_dir)
+        return f"Free some space and go on from step {step} with `{again}`."
 
     def _collected_state(self) -> dict[str, Any]:
         """The state on the rank that saves it, and where ranks hold parts of it on all, which must ask."""
@@ -498,8 +499,8 @@ class Session:
             with suppress(OSError):
                 logs.flush()
         return CurriqError(
-            f"step {step} stopped: {error}, so the processes no longer train one model by one policy. "
-            f"Resume from the last checkpoint, with `curriq resume {self.run_dir}` under the same "
+            f"step {step} stopped: {error}, so the processes no longer train one model by one policy. Resume "
+            f"from the last checkpoint, with `{checkpoints.resume_command(self.run_dir)}` under the same "
             "launcher; if it happens again, look for a machine with another version of torch or curriq, with "
             "other files, or with faulty memory."
         )
@@ -513,13 +514,13 @@ class Session:
             self._checkpointer.set_aside_from(step)
         intact = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
-        again = f"curriq train --config {self.run_dir / 'config.toml'} --run-dir NEW"
+        again, go_on = checkpoints.again_command(self.run_dir), checkpoints.resume_command(self.run_dir)
         raises = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
         hint = raises if isinstance(error, ScoresNotFinite) else ""
         if intact:
             return (
                 f"{hint}The log and the checkpoint of step {step_of(intact[0])} are intact: go on from there "
-                f"with a smaller learning rate, for instance `curriq resume {self.run_dir} {smaller}` (if Q "
+                f"with a smaller learning rate, for instance `{go_on} {smaller}` (if Q "
                 "diverged, with a smaller --q-lr)."
             )
         if step == 0 and hint:
@@ -537,13 +538,9 @@ class Session:
             name = re.sub(r"[^\w.-]+", "-", f"{self.method}-{self.config.train.seed}")
             self.run_dir = Path("runs", name)  # for the message, should `runs` be refused
             self.run_dir = new_folder(self.run_dir)
-        refusal = (
-            f"--run-dir {self.run_dir}: another process is training this run. Wait for it, or stop it with "
-            "Ctrl-C and resume."
-        )
-        held.enter_context(exclusive(self.run_dir, refusal))
+        held.enter_context(exclusive(self.run_dir, checkpoints.in_training(self.run_dir)))
         if self._last_saved is None:
-            require_new_run(self.run_dir)
+            checkpoints.require_new_run(self.run_dir)
             self._set_log_aside()
         for name in ("summary.json", "test_losses.parquet"):  # the run's earlier end is not its end
             (self.run_dir / name).unlink(missing_ok=True)

@@ -64,6 +64,9 @@ def verify_run(run: Path) -> Iterator[Finding]:
         except CurriqError:
             idle = False
             log.warning(f"{run}: {TRAINING}, so nothing is repaired.")
+        except OSError as error:
+            idle = False
+            log.warning(f"{run}: it cannot be written ({error.strerror}), so nothing is repaired.")
         sound = None
         for path in checkpoint_folders(run / "checkpoints"):
             defect, manifest = _of_checkpoint(run, path)
