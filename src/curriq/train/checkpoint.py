@@ -142,8 +142,8 @@ class Checkpointer:
         if self._held and not self._lock.exists():  # whoever writes the log makes the folder again
             raise CurriqError(
                 f"{self.folder.parent} is gone: it was moved or removed while its run was at work. What "
-                "followed the last checkpoint is lost; go on from there with `curriq resume` and the new name "
-                "of the folder."
+                "followed the last checkpoint is lost: go on from there with `curriq resume` and the "
+                "folder's new name."
             )
         self.reserve.release()
         make_folder(self.folder)
