@@ -549,6 +549,9 @@ def test_environment_variables_in_the_path_of_a_source(monkeypatch: pytest.Monke
     assert path_of("$CORPUS/{a}") == "$CORPUS/{a}"
     with pytest.raises(CurriqError, match=r"NOWHERE is not set; set it, or .* \$\{NOWHERE:-data\}"):
         path_of("${NOWHERE}/a")
+    monkeypatch.setenv("NOWHERE", "")
+    with pytest.raises(CurriqError, match=r"NOWHERE is empty; set it, or .* \$\{NOWHERE:-data\}"):
+        path_of("${NOWHERE}/a")
 
 
 @pytest.mark.parametrize("setting", ["model", "tokenizer", "encoder", "reference_model", "run_dir"])

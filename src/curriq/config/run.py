@@ -373,9 +373,10 @@ def _expanded(setting: str, text: str) -> str:
         name, default = variable.groups()
         value = os.environ.get(name) or default
         if value is None:
+            state = "empty" if name in os.environ else "not set"
             raise CurriqError(
-                f"{setting} = {text!r}: the environment variable {name} is empty or not set; set it, or "
-                f"write a default as in ${{{name}:-data}}."
+                f"{setting} = {text!r}: the environment variable {name} is {state}; set it, or write a "
+                f"default as in ${{{name}:-data}}."
             )
         return value
 
