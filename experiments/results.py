@@ -40,8 +40,15 @@ COMPARISONS = (
 """The files of this folder, without .toml, in the order in which they are run."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("hindsight.py", "{comparison}"), ("headline.py", "{comparison}")),
-    "default_size": (("hindsight.py", "{comparison}"),),
+    "default_size": (
+        ("hindsight.py", "{comparison}"),
+        ("against.py", "{comparison}", "--arm", "recommended"),
+    ),
     "long": (("hindsight.py", "{comparison}"),),
+    "crossover": (
+        ("hindsight.py", "{comparison}"),
+        ("against.py", "{comparison}", "--arm", "recommended"),
+    ),
     "alike": (
         ("hindsight.py", "{comparison}"),
         ("hindsight.py", "{comparison}", "--without", "perplexity"),
