@@ -91,17 +91,16 @@ class Survey:
         return (*(fault for source in self.sources for fault in source.faults), *self.names)
 
 
-def survey(config: RunConfig) -> Survey:
-    """What a run would read; nothing is raised, and no network is asked."""
-    return Survey(sources=tuple(map(survey_source, config.data.sources)), names=tuple(_names(config)))
+def survey(*configs: RunConfig) -> Survey:
+    """What runs would read, each source once; nothing is raised, and no network is asked."""
+    sources = dict.fromkeys(source for config in configs for source in config.data.sources)
+    names = dict.fromkeys(fault for config in configs for fault in _names(config))
+    return Survey(sources=tuple(map(survey_source, sources)), names=tuple(names))
 
 
 def require_usable(*configs: RunConfig) -> None:
     """Raise CurriqError with every fault that `survey` finds in any of the runs, each once."""
-    sources = dict.fromkeys(source for config in configs for source in config.data.sources)
-    faults = [fault for source in sources for fault in survey_source(source).faults]
-    faults += (fault for config in configs for fault in _names(config))
-    if faults:
+    if faults := survey(*configs).faults:
         raise CurriqError(*dict.fromkeys(map(str, faults)))
 
 

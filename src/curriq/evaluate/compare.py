@@ -171,30 +171,30 @@ def run_jobs(
     """
     display = _Display(console or terminal.console(stderr=True), jobs, finished_steps)
     failed, stopped = dict[str, str](), False
-    waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen]]()
-    logged = dict[str, int]()  # bytes of each log before this start: what stands there is of an earlier one
+    # With the bytes of the log before the start: what stands there is of an earlier one.
+    waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen, int]]()
     with stop_flag() as stop, display.progress:
         try:
             while running or (waiting and not stopped):
                 if stop() and not stopped:
                     stopped = True
-                    for _, process in running.values():
+                    for _, process, _ in running.values():
                         process.send_signal(signal.SIGINT)
                 while waiting and len(running) < workers and not stopped:
                     job = waiting.popleft()
-                    logged[job.name] = job.log.stat().st_size if job.log.exists() else 0
-                    running[job.name] = job, _start(job, lock)
+                    logged = job.log.stat().st_size if job.log.exists() else 0
+                    running[job.name] = job, _start(job, lock), logged
                     display.started(job)
                 time.sleep(poll_seconds)
-                for job, process in list(running.values()):
+                for job, process, logged in list(running.values()):
                     display.update(job)
                     if process.poll() is not None:
                         del running[job.name]
                         if process.returncode and not stopped:
-                            failed[job.name] = _why(process.returncode, job.log, logged[job.name])
+                            failed[job.name] = _why(process.returncode, job.log, logged)
                         display.ended(job, process.returncode, failed.get(job.name))
         finally:
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.kill()
                 process.wait()
     return failed, stopped

@@ -20,7 +20,7 @@ from curriq.runlog.checkpoints import (
 )
 from curriq.runlog.promise import METRICS
 from curriq.runlog.read import last_rows, read_summary, steps_logged
-from curriq.runlog.storage import exclusive, is_locked
+from curriq.runlog.storage import LOCK, exclusive, is_locked
 
 DEPTH = 4
 """Folders below the one that is listed in which runs are looked for: a folder of comparisons has three."""
@@ -101,7 +101,7 @@ def read_state(run: Path) -> RunState:
 
 def _files(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
-        yield from (path for name in names if (path := Path(parent, name)).exists() and name != ".lock")
+        yield from (path for name in names if (path := Path(parent, name)).exists() and name != LOCK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+LOCK = ".lock"
+"""The file in a folder that is locked while a process works there."""
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing, and force their names to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
@@ -77,7 +81,7 @@ def exclusive(folder: Path, refusal: str) -> Generator[int]:
     they end. While another process holds it, CurriqError with the message `refusal` is raised.
     """
     make_folder(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if os.name == "posix" and not _take(descriptor):  # elsewhere nothing holds the folder
             raise CurriqError(refusal)
@@ -107,7 +111,7 @@ def is_locked(folder: Path) -> bool:
     if os.name != "posix":
         return False
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
         return False
     try:

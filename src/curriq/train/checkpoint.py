@@ -49,7 +49,7 @@ from curriq.runlog.checkpoints import (
     verify,
 )
 from curriq.runlog.promise import Promise, broken
-from curriq.runlog.storage import fsync, make_folder
+from curriq.runlog.storage import LOCK, fsync, make_folder
 from curriq.train.parts import PARTS, joined, parts_size, split
 from curriq.types import State
 
@@ -107,7 +107,7 @@ class Checkpointer:
         self.exported = exported
         self._about = about or {}
         self._last_size = 0
-        self._lock = run_dir / ".lock"
+        self._lock = run_dir / LOCK
         self._held = self._lock.exists()
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
