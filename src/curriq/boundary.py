@@ -33,8 +33,7 @@ def exit_status(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except SystemExit as exit:  # the argument parsers', after their help or error
-        code = exit.code if isinstance(exit.code, int) else 0
-        return exit_status(lambda: code)  # what they printed may be refused, too
+        return exit.code if isinstance(exit.code, int) else 0
     except KeyboardInterrupt:
         print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
         return 130
