@@ -3,9 +3,12 @@
     make results                                        # hours on 2 cores; a stopped call is continued
     python experiments/results.py --only embedded rho --workers 1
     python experiments/results.py --only static --publish
+    python experiments/results.py --only static --arms recommended --publish
 
 With --publish the numbers of each comparison are kept in experiments/published, which is committed: what the
-documents quote is printed from there in a second, by the same scripts (python experiments/hindsight.py).
+documents quote is printed from there in a second, by the same scripts (python experiments/hindsight.py). With
+--arms only these are run, and take the place of theirs in the published file: for when one preset changes
+and the arms beside it do not.
 
 Streams whose text is not embedded are read from the folder that CURRIQ_DEV_DATA names, and left out without
 it. The reference models of experiments/rho.toml are trained first.
@@ -18,17 +21,22 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from curriq import parallel
+from curriq.errors import CurriqError
+from curriq.evaluate.assess import assess_arm
 from curriq.evaluate.compare import compare
 from curriq.evaluate.plan import Plan, load_plan
 from curriq.train.session import environment
 
+Json = dict[str, Any]
 FOLDER = Path(__file__).parent
 PUBLISHED = FOLDER / "published"
 """Comparisons whose numbers the documents quote, NAME.json.gz each."""
@@ -120,27 +128,61 @@ def origin(workers: int) -> Origin:
     )
 
 
-def publish(comparison: Path, made: Origin, to: Path) -> None:
-    """Write a comparison.json as a file to be committed: with its origin, without this machine's paths."""
-    found = json.loads(comparison.read_text(encoding="utf-8"))
+def publish(found: Json, to: Path) -> None:
+    """Write what a comparison found, with its origin, as a file to be committed: no path of this machine."""
     found["file"] = Path(found["file"]).name
     for arms in found["streams"].values():
         for run in (run for arm in arms.values() for run in arm["runs"]):
             run["folder"] = "/".join(Path(run["folder"]).parts[-2:])
     to.parent.mkdir(exist_ok=True)
-    text = json.dumps({"origin": asdict(made)} | found)
-    to.write_bytes(gzip.compress(text.encode(), mtime=0))  # equal numbers, equal bytes
+    to.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))  # equal numbers, equal bytes
 
 
-def run(name: str, out: Path, workers: int | None, publishing: bool = False) -> int:
+def some_arms(plan: Plan, arms: Sequence[str]) -> Plan:
+    """The plan with these arms alone; the first is what `compare` prints the others against."""
+    runs = tuple(run for run in plan.runs if run.arm in arms)
+    return replace(plan, arms=tuple(arms), runs=runs, compare=replace(plan.compare, baseline=arms[0]))
+
+
+def with_arms(published: Json, anew: Json, made: Origin) -> Json:
+    """What was published, with the arms of another comparison in the place of its own.
+
+    Their change of single test windows against the baseline (`tail`) is not known: the baseline's losses by
+    window are in its runs, not in what is published.
+    """
+    baseline, arms = published["baseline"], anew["arms"]
+    streams = {stream: dict(theirs) for stream, theirs in published["streams"].items()}
+    for stream, ours in anew["streams"].items():
+        reference = streams[stream][baseline]["runs"]
+        for arm in arms:
+            runs = ours[arm]["runs"]
+            data = [[run["data_fingerprint"] for run in side] for side in (runs, reference)]
+            if data[0] != data[1]:
+                raise CurriqError(
+                    f"{arm} on {stream} read other data than the published {baseline}: run all arms."
+                )
+            streams[stream][arm] = assess_arm(runs, reference, None)
+    first, *later = published["origin"]["commit"].split(", ")
+    kept = [part for part in later if part.partition(" at ")[0] not in arms]
+    commit = ", ".join([first, *kept, *(f"{arm} at {made.commit[:7]}" for arm in arms)])
+    notes = [note for note in published["notes"] if note.partition(" on ")[0] not in arms]
+    return published | {
+        "origin": asdict(replace(made, commit=commit)),
+        "streams": streams,
+        "notes": notes + anew["notes"],
+    }
+
+
+def run(name: str, out: Path, workers: int | None, publishing: bool = False, arms: Sequence[str] = ()) -> int:
     """The exit status of one comparison and its scripts; what they print stands below where it is from."""
     print(f"\n== {name}")
     status = 0
     if (FOLDER / f"{name}.toml").exists():
-        status = run_comparison(name, out, workers, publishing)
+        status = run_comparison(name, out, workers, publishing, arms)
     else:
         print(origin(parallel.cores()), flush=True)  # a script trains in one thread
-    places = {"out": out, "comparison": out / name / "comparison.json"}
+    comparison = PUBLISHED / f"{name}.json.gz" if arms else out / name / "comparison.json"
+    places = {"out": out, "comparison": comparison}
     for script, *arguments in () if status else SCRIPTS.get(name, ()):
         words = [argument.format_map(places) for argument in arguments]
         done = subprocess.run([sys.executable, str(FOLDER / script), *words], check=False)
@@ -148,8 +190,10 @@ def run(name: str, out: Path, workers: int | None, publishing: bool = False) -> 
     return status
 
 
-def run_comparison(name: str, out: Path, workers: int | None, publishing: bool) -> int:
-    """The exit status of one comparison."""
+def run_comparison(
+    name: str, out: Path, workers: int | None, publishing: bool, arms: Sequence[str] = ()
+) -> int:
+    """The exit status of one comparison, or of some of its arms."""
     whole = load_plan(FOLDER / f"{name}.toml", out / name, workers)
     plan = runnable(whole)
     if not plan.streams:
@@ -157,13 +201,35 @@ def run_comparison(name: str, out: Path, workers: int | None, publishing: bool) 
     if publishing and plan != whole:
         print(f"{name} is not run: streams are left out, and --publish needs all of them.", file=sys.stderr)
         return 1
-    made = origin(plan.compare.workers)
+    if arms:
+        plan = some_arms(plan, arms)
+    made, place = origin(plan.compare.workers), PUBLISHED / f"{name}.json.gz"
     print(made, flush=True)
     train_references(plan)
     status = compare(plan)
     if publishing and not status:
-        publish(plan.out / "comparison.json", made, PUBLISHED / f"{name}.json.gz")
+        found = json.loads((plan.out / "comparison.json").read_text(encoding="utf-8"))
+        if arms:
+            found = with_arms(json.loads(gzip.decompress(place.read_bytes())), found, made)
+        publish({"origin": asdict(made)} | found, place)
     return status
+
+
+def arms_fault(only: Sequence[str], arms: Sequence[str], publishing: bool) -> str:
+    """Why these arms cannot be run alone; empty where they can, or all are run."""
+    if not arms:
+        return ""
+    file = FOLDER / f"{only[0]}.toml"
+    if len(only) > 1 or not file.exists():
+        return "--arms needs one comparison: give --only NAME"
+    plan = load_plan(file)
+    if unknown := [arm for arm in arms if arm not in plan.arms]:
+        return f"--arms {unknown[0]}: {only[0]} has {', '.join(plan.arms)}"
+    if plan.compare.baseline in arms:
+        return f"--arms {plan.compare.baseline}: all arms are compared with it, so run all of them"
+    if publishing and not (PUBLISHED / f"{only[0]}.json.gz").exists():
+        return f"--arms: {only[0]} is not published yet, so run all of its arms"
+    return ""
 
 
 def main() -> int:
@@ -174,10 +240,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="runs at a time (default: the files' own)")
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of all runs")
     parser.add_argument("--publish", action="store_true", help="keep the numbers in experiments/published")
+    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="these only, of one comparison")
     options = parser.parse_args()
+    if fault := arms_fault(options.only, options.arms, options.publish):
+        parser.error(fault)
     failed = []
     for name in options.only:
-        status = run(name, options.out, options.workers, options.publish)
+        status = run(name, options.out, options.workers, options.publish, options.arms)
         if status == 130:  # Ctrl-C: the same command goes on
             return status
         failed += [name] if status else []

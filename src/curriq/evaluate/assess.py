@@ -56,7 +56,7 @@ def assess(plan: Plan, failed: dict[str, str]) -> Json:
             for arm, runs in planned.items()
         }
         baseline = by_arm[plan.compare.baseline]
-        streams[stream] = {arm: _assess_arm(runs, baseline, changes[arm]) for arm, runs in by_arm.items()}
+        streams[stream] = {arm: assess_arm(runs, baseline, changes[arm]) for arm, runs in by_arm.items()}
     return {
         "curriq": curriq.__version__,
         "file": str(plan.file),
@@ -186,8 +186,14 @@ def _seeds(idle: list[int], finished: list[PlannedRun]) -> str:
     return f"{len(idle)} of {len(finished)} seeds ({', '.join(map(str, idle))})"
 
 
-def _assess_arm(runs: list[Json], baseline: list[Json], windows: dict[int, WindowChanges] | None) -> Json:
-    """One arm of one stream, over the seeds that finished in both it and the baseline."""
+def assess_arm(runs: list[Json], baseline: list[Json], windows: dict[int, WindowChanges] | None) -> Json:
+    """One arm of one stream, over the seeds that finished in both it and the baseline.
+
+    Args:
+        runs: what `assess` found in each run of the arm, in the order of the baseline's; the very list
+            `baseline` for the baseline itself, which has no difference.
+        windows: seed → changes of its test windows; None where they are not known.
+    """
     both = zip(runs, baseline, strict=True)
     pairs = [(ours, theirs) for ours, theirs in both if ours["finished"] and theirs["finished"]]
 
