@@ -141,7 +141,8 @@ def publish(found: Json, to: Path) -> None:
 def some_arms(plan: Plan, arms: Sequence[str]) -> Plan:
     """The plan with these arms alone; the first is what `compare` prints the others against."""
     runs = tuple(run for run in plan.runs if run.arm in arms)
-    return replace(plan, arms=tuple(arms), runs=runs, compare=replace(plan.compare, baseline=arms[0]))
+    named = {arm: plan.arms[arm] for arm in arms}
+    return replace(plan, arms=named, runs=runs, compare=replace(plan.compare, baseline=arms[0]))
 
 
 def with_arms(published: Json, anew: Json, made: Origin) -> Json:
@@ -168,6 +169,7 @@ def with_arms(published: Json, anew: Json, made: Origin) -> Json:
     notes = [note for note in published["notes"] if note.partition(" on ")[0] not in arms]
     return published | {
         "origin": asdict(replace(made, commit=commit)),
+        "arms": published["arms"] | arms,
         "streams": streams,
         "notes": notes + anew["notes"],
     }

@@ -120,6 +120,7 @@ def test_one_arm_made_anew_takes_the_place_of_its_own(tmp_path, monkeypatch):
 
     old = json.loads(json.dumps(whole))
     old["origin"]["commit"] = f"aaaaaaa, other at bbbbbbb, {arm} at ccccccc"
+    old["arms"][arm] = {"selector": "what it was then"}
     old["notes"] = [f"{arm} on tiny never selected: it did then."]
     for arms in old["streams"].values():
         for run in arms[arm]["runs"]:
