@@ -90,7 +90,8 @@ for _section, _type in get_type_hints(RunConfig).items():
         GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
-TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, "--against": {}}
+AGAINST: dict[str, dict[str, Any]] = {"--against": {}}
+TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, **AGAINST}
 """Options of `curriq train` that are no settings of a run."""
 
 
@@ -136,14 +137,21 @@ def train_command(arguments: list[str]) -> int:
     require_usable(config)  # before torch is loaded, which takes seconds
     from curriq.train.run import train
 
-    if own.against in (None, "none"):
-        return _report(train(config))
-    from curriq.evaluate.beside import check_against, train_beside
+    return _with_other(config, own.against, lambda: train(config))
 
-    check_against(config, own.against)
-    result = train(config)
-    status = _report(result)
-    return status or train_beside(config, result, own.against)
+
+def _with_other(config: RunConfig, name: str | None, run: "Callable[[], RunResult]") -> int:
+    """Train a run and say how it ended; then, where `--against` names another, that one and what differs."""
+    if name in (None, "none"):
+        return _report(run())
+    from curriq.evaluate.beside import check_against, go_on_command, train_beside
+
+    check_against(config, name)
+    result = run()
+    if status := _report(result):
+        print(f"Go on with both, and compare, by `{go_on_command(result, name)}`.")
+        return status
+    return train_beside(result, name)
 
 
 def _check_against(words: list[str], name: str) -> None:
@@ -294,21 +302,30 @@ def _given(words: list[str], name: str) -> bool:
 
 
 def resume_command(arguments: list[str]) -> int:
-    """usage: curriq resume RUN [--SETTING VALUE ...] [--help [GROUP] | --help-all]
+    """usage: curriq resume RUN [--SETTING VALUE ...] [--against NAME] [--help [GROUP] | --help-all]
 
     Resume the run in the folder RUN from its newest valid checkpoint, bitwise as if it had never stopped.
     Settings that change neither the data nor the model's shape may follow, such as --steps 600.
+
+    --against NAME  then train NAME (uniform, or a preset) with the same settings, or go on with it, and
+                    compare the two, as `curriq train --against NAME` does
     """
     parser = _settings_parser("curriq resume", RunConfig())
     parser.add_argument("RUN", type=Path, help="folder of the run, as in curriq resume runs/soft-q-0")
     first = [word for word in arguments[:1] if not word.startswith("-")]
-    folder, rest = parser.parse_args(first).RUN, arguments[1:]
+    folder = parser.parse_args(first).RUN
+    own, rest = own_options(arguments[1:], AGAINST)
     saved = load_run_config(folder)
     wanted = parse_run_config(rest, saved, prog=f"curriq resume {folder}")
     changed = {name: value for name, value, _ in differences(wanted, saved)}
+    from curriq.train.result import finished_run
     from curriq.train.run import resume
 
-    return _report(resume(folder, **changed))
+    def run() -> "RunResult":
+        recorded = finished_run(folder) if own.against and not changed else None
+        return recorded or resume(folder, **changed)
+
+    return _with_other(wanted, own.against, run)
 
 
 def report_command(arguments: list[str]) -> int:

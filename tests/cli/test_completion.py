@@ -97,7 +97,7 @@ def test_train_offers_every_setting_and_resume_too(complete):
     offered = complete("train", "--")
     assert offered >= {flag(name) for name in FIRST} | {"--preset", "--config", "--help-all"}
     assert "--oversample" not in offered  # a former name
-    assert complete("resume", "--") == offered - {"--preset", "--config", "--dry-run", "--against"}
+    assert complete("resume", "--") == offered - {"--preset", "--config", "--dry-run"}
     assert complete("try", "--") >= {"--minutes", "--seeds", *map(flag, FIRST)}
 
 

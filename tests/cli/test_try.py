@@ -1,7 +1,9 @@
 """`curriq try` and `curriq train --against`: what is planned, run and said."""
 
+import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,36 @@ class TestAgainst:
         assert main(["train", *words, "--against", "uniform"]) == 0
         assert "recorded" in capsys.readouterr().out
         assert (other / "summary.json").stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize("stopped", ["the run", "the other"])
+    def test_one_command_goes_on_where_ctrl_c_stopped_either(
+        self,
+        here: Path,
+        capsys: pytest.CaptureFixture,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        stopped: str,
+    ):
+        """It ends as if nothing had happened, and is what the stopped call prints."""
+        assert main(["train", *self.WORDS, "--against", "uniform"]) == 0
+        whole = capsys.readouterr().out.partition("Against uniform")[2]
+        for folder in (here / "runs").iterdir():
+            shutil.rmtree(folder)
+        calls = iter([stopped == "the run", stopped == "the other"])
+
+        @contextlib.contextmanager
+        def stop_in_one(*arguments: Any, **named: Any):
+            yield (lambda: True) if next(calls, False) else (lambda: False)
+
+        monkeypatch.setattr("curriq.train.session.stop_flag", stop_in_one)
+        assert main(["train", *self.WORDS, "--against", "uniform"]) == 130
+        go_on = "curriq resume runs/mine --against uniform"
+        assert go_on in " ".join((capsys.readouterr().out + caplog.text).split())
+        assert main(go_on.split()[1:]) == 0
+        said = capsys.readouterr().out.partition("Against uniform")[2]
+        losses = [re.search(r"test loss .*", text).group() for text in (whole, said)]
+        assert losses[0] == losses[1]
+        assert len(list((here / "runs").iterdir())) == 2
 
     @pytest.mark.parametrize("name", ["uniform", "unifrom"])
     def test_what_is_refused_before_anything_is_trained(

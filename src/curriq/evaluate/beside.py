@@ -15,7 +15,7 @@ import numpy as np
 
 import curriq
 from curriq import terminal
-from curriq.config import RunConfig, refuse_unknown, require, to_dict
+from curriq.config import RunConfig, load_run_config, refuse_unknown, require, to_dict
 from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
 from curriq.presets import PRESETS, is_rule, rule_settings
@@ -64,13 +64,20 @@ def other_config(config: RunConfig, name: str) -> RunConfig:
     return config.override(**(rule | ({"selector": UNIFORM} if name == UNIFORM else {})))
 
 
-def train_beside(config: RunConfig, result: "RunResult", name: str) -> int:
+def go_on_command(result: "RunResult", name: str) -> str:
+    """What goes on with a run and the other one, for a shell."""
+    return f"{resume_command(result.run_dir)} --against {quote(name)}"
+
+
+def train_beside(result: "RunResult", name: str) -> int:
     """Train the other run, or take the one that is recorded for these settings, data, version and machine,
     and print what differs; returns the exit status, 130 where Ctrl-C stopped it."""
+    from curriq.train.result import finished_run
     from curriq.train.run import resume, train
 
+    config = load_run_config(result.run_dir)  # as it was trained: a resumed run knows no other
     folder = folder_beside(config, result.run_dir, name)
-    recorded = (folder / "summary.json").exists() and bool(read_summary(folder)["finished"])
+    recorded = finished_run(folder) is not None
     if recorded:
         log.info(f"{name}: recorded in {folder} with the same settings, data, version and machine.")
     else:
@@ -78,8 +85,7 @@ def train_beside(config: RunConfig, result: "RunResult", name: str) -> int:
         begun = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
         other = other_config(config, name).override(run_dir=str(folder))
         if not (resume(folder) if begun else train(other)).finished:
-            both = f"{quote(str(result.run_dir))} {quote(str(folder))}"
-            log.warning(f"go on with `{resume_command(folder)}`; then `curriq report {both}` compares.")
+            log.warning(f"go on with it, and compare, by `{go_on_command(result, name)}`.")
             return 130
     console = terminal.console(soft_wrap=True)
     for line in differences_between(result.run_dir, folder, name, recorded=recorded):

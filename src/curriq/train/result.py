@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.runlog.notebook import run_html
+from curriq.runlog.read import read_summary
 from curriq.train.hub import push
 
 
@@ -41,3 +42,11 @@ class RunResult:
 
     def _repr_html_(self) -> str:
         return run_html(self.run_dir, self.summary)
+
+
+def finished_run(folder: Path) -> RunResult | None:
+    """How the run in a folder ended, where it reached its last step; else None."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary = read_summary(folder)
+    return RunResult(run_dir=folder, summary=summary, finished=True) if summary["finished"] else None
