@@ -1,11 +1,11 @@
-"""Who learns from what horizon: does the Bellman part of `recommended` change how Q ranks windows?
+"""Who learns from what horizon: would the Bellman target change how Q of `recommended` ranks windows?
 
     python experiments/horizon.py               # minutes on one core
     python experiments/horizon.py --seeds 0 --steps 100
 
-For each seed one run of `recommended` at the size of preset `small` is recorded: what its critic was asked to
-learn in each step, and at which β. Then critics with other settings learn from the very same transitions, in
-the same order. Printed per critic:
+For each seed one run of `recommended`, with the Bellman target that the preset does without, is recorded at
+the size of preset `small`: what its critic was asked to learn in each step, and at which β. Then critics with
+other settings learn from the very same transitions, in the same order. Printed per critic:
 
   rho of Q    Spearman's ρ between its Q and that of the run, over all windows that the run read; the lowest
               of the seeds
@@ -79,7 +79,7 @@ def record(seed: int, steps: int, folder: str) -> tuple[Recorder, Features, RunC
     config = (
         preset("small")
         .override(**own_settings("recommended"))
-        .override(steps=steps, seed=seed, split_seed=seed, threads=1, run_dir=folder)
+        .override(bellman=True, steps=steps, seed=seed, split_seed=seed, threads=1, run_dir=folder)
     )
     run = prepare(config)
     critic = run.session.components.critic

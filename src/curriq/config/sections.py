@@ -325,7 +325,7 @@ class CriticConfig(Section):
     """Concentration of Dirichlet noise on the weights, which mixture credit needs to explore; the lower, the
     more noise, and 0 for none."""
     gamma: Annotated[float, Within("[0, 1)", _GAMMA)] = 0.9
-    """Discount factor γ."""
+    """Discount factor γ of the Bellman target (Eq. 3), which `recommended` does without (--no-bellman)."""
     polyak_tau: Fraction = 0.01
     """Share τ of the online network that is averaged into the target network per step (Eq. 5)."""
     q_lr: Positive = 1e-3
@@ -370,7 +370,7 @@ class CriticConfig(Section):
     shuffle_effects: bool = False
     """Ablation: permute a step's measured effects among its windows, so that they carry no information."""
     bellman: bool = True
-    """Ablation: off takes y = 0 for the Bellman target, so that Q learns from measured effects alone."""
+    """Whether Q learns the Bellman target y beside measured effects; off takes y = 0 (`recommended`)."""
     q_replay_size: StockOrZero = 0
     """Past (h, y) pairs kept for experience replay of Q; 0 switches replay off."""
     q_replay_batch: Size = 32
@@ -395,7 +395,7 @@ class CriticConfig(Section):
                 yield "shuffle_effects", "credit", f"{effects} drop --shuffle-effects"
             if not self.bellman:
                 why = "without the Bellman target this rule has nothing to learn from"
-                yield "bellman", "credit", f"{why}; use --credit counterfactual, or drop --no-bellman"
+                yield "bellman", "credit", f"{why}; use --credit counterfactual, or give --bellman"
         for name in ("td_into_theta", "reforward_action"):
             if getattr(self, name) and self.credit != "sampled":
                 why = "only the sampled window is forwarded again"
