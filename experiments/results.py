@@ -70,6 +70,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Scripts that print or draw what the documentation shows besides: after the comparison of that name, or of a
 name of their own."""
+OTHER_MACHINE = "Seconds of {} do not compare with those of the other arms: they are of another machine."
 NAMES = (*COMPARISONS, *(name for name in SCRIPTS if name not in COMPARISONS))
 DATA = "CURRIQ_DEV_DATA"
 """Environment variable with the folder of the development streams."""
@@ -166,12 +167,18 @@ def with_arms(published: Json, anew: Json, made: Origin) -> Json:
     first, *later = published["origin"]["commit"].split(", ")
     kept = [part for part in later if part.partition(" at ")[0] not in arms]
     commit = ", ".join([first, *kept, *(f"{arm} at {made.commit[:7]}" for arm in arms)])
-    notes = [note for note in published["notes"] if note.partition(" on ")[0] not in arms]
+    machine, *others = published["origin"]["hardware"].split("; ")
+    elsewhere = [arm for arm in arms if machine != made.hardware]
+    others = [part for part in others if part.partition(": ")[0] not in arms]
+    hardware = "; ".join([machine, *others, *(f"{arm}: {made.hardware}" for arm in elsewhere)])
+    stale = {OTHER_MACHINE.format(arm) for arm in arms}
+    notes = [n for n in published["notes"] if n.partition(" on ")[0] not in arms and n not in stale]
+    notes = [*map(OTHER_MACHINE.format, elsewhere), *notes, *anew["notes"]]
     return published | {
-        "origin": asdict(replace(made, commit=commit)),
+        "origin": asdict(replace(made, commit=commit, hardware=hardware)),
         "arms": published["arms"] | arms,
         "streams": streams,
-        "notes": notes + anew["notes"],
+        "notes": notes,
     }
 
 

@@ -119,7 +119,10 @@ def test_one_arm_made_anew_takes_the_place_of_its_own(tmp_path, monkeypatch):
     arm = next(arm for arm in plan.arms if arm != plan.compare.baseline)
 
     old = json.loads(json.dumps(whole))
-    old["origin"]["commit"] = f"aaaaaaa, other at bbbbbbb, {arm} at ccccccc"
+    old["origin"] |= {
+        "commit": f"aaaaaaa, other at bbbbbbb, {arm} at ccccccc",
+        "hardware": "an abacus; other: a quill",
+    }
     old["arms"][arm] = {"selector": "what it was then"}
     old["notes"] = [f"{arm} on tiny never selected: it did then."]
     for arms in old["streams"].values():
@@ -132,7 +135,9 @@ def test_one_arm_made_anew_takes_the_place_of_its_own(tmp_path, monkeypatch):
     assert results.run("tiny", tmp_path / "out", workers=1, publishing=True, arms=[arm]) == 0
     anew = published(tmp_path)
     assert anew["origin"]["commit"] == f"aaaaaaa, other at bbbbbbb, {arm} at unknown"
-    assert anew["notes"] == [note for note in whole["notes"] if note.startswith(f"{arm} on ")]
+    assert anew["origin"]["hardware"] == f"an abacus; other: a quill; {arm}: {whole['origin']['hardware']}"
+    moved = results.OTHER_MACHINE.format(arm)
+    assert anew["notes"] == [moved, *(note for note in whole["notes"] if note.startswith(f"{arm} on "))]
     assert (anew["arms"], anew["baseline"]) == (whole["arms"], whole["baseline"])
     for stream, arms in whole["streams"].items():
         assert anew["streams"][stream][arm] == arms[arm] | {"tail": None}
