@@ -76,7 +76,7 @@ def test_several_streams_come_to_a_sentence_for_each_arm_and_a_table():
     comparison = result(6)
     others = {"flat": result(6, gain=0.0), "bad": result(6, gain=-0.2), "new": result(2), "good": result(6)}
     comparison["streams"] |= {name: other["streams"]["default"] for name, other in others.items()}
-    answer = "ours: gain on plain on 2 of 5 streams; no gain on flat; worse on bad; too few seeds on new."
+    answer = "ours: gain over plain on 2 of 5 streams; no gain on flat; worse on bad; too few seeds on new."
     assert answer in printed(comparison)
     section = comparison_helped(comparison, [])
     assert section.answer == answer
@@ -103,7 +103,7 @@ def test_several_streams_come_to_a_sentence_for_each_arm_and_a_table():
 def test_an_arm_that_a_stream_lacks_is_no_gap_in_silence():
     comparison = result(6)
     comparison["streams"]["other"] = {"plain": comparison["streams"]["default"]["plain"]}
-    assert "ours: gain on plain on 1 of 2 streams; no pairs on other." in printed(comparison)
+    assert "ours: gain over plain on 1 of 2 streams; no pairs on other." in printed(comparison)
 
 
 def test_bounds_are_explained_where_they_stand():

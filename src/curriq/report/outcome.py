@@ -39,7 +39,7 @@ def comparison_helped(result: Json, runs: list[RunLog]) -> Section:
         tables = (stream.loss_table(), stream.cost_table(), stream.spent_table())
         blocks += [stream.curves(), *stream.forests(), *tables, *of_arms(stream.arms)]
     blocks += [*_of_tasks(runs), *(f"Failed: {name}: {error}" for name, error in result["failed"].items())]
-    answer = " ".join(_over_streams(streams)) if several else streams[0].sentence()
+    answer = "\n".join(_over_streams(streams)) if several else streams[0].sentence()
     return Section("did-it-help", "Did it help?", answer, [*blocks, *result["notes"]])
 
 
@@ -70,7 +70,7 @@ def _over_streams(streams: "list[Stream]") -> list[str]:
             names.setdefault(stream.verdicts().get(arm, "no pairs"), []).append(stream.name)
         gains = len(names.pop("gain", []))
         others = [f"{verdict} on {', '.join(found)}" for verdict, found in names.items()]
-        against = f"gain on {streams[0].baseline} on {gains} of {len(streams)} streams"
+        against = f"gain over {streams[0].baseline} on {gains} of {len(streams)} streams"
         sentences.append(f"{arm}: {'; '.join([against, *others])}.")
     return sentences or ["No pair of runs has finished."]
 

@@ -122,21 +122,27 @@ function numericColumns(header, rows) {
   return header.map((_, i) => i > 0 && rows.length > 0 && rows.every((row) => NUMBER.test(text(row[i]))));
 }
 
+/** Whether the last column, of four or more, holds sentences: they need room. */
+function sentences(rows, i) {
+  return i >= 3 && rows.some((row) => i === row.length - 1 && row[i].length > 24);
+}
+
 /** How many columns of the page a table takes: its numbers never wrap, its words do. */
 function widthOf(header, rows) {
   const numeric = numericColumns(header, rows);
   const pixels = header.reduce((sum, heading, i) => {
     const longest = Math.max(heading.length, ...rows.map((row) => row[i].length));
-    return sum + (i === 0 ? 136 : numeric[i] ? 26 + 7 * longest : i === header.length - 1 ? 176 : 90);
+    return sum + (i === 0 ? 136 : numeric[i] ? 26 + 7 * longest : sentences(rows, i) ? 176 : 90);
   }, 0);
   return pixels > 780 || header.length > 6 ? "wide" : pixels > 380 || header.length > 4 ? "double" : "cell";
 }
 
 function table(header, rows) {
   const numeric = numericColumns(header, rows);
+  const roomy = header.length > 0 && sentences(rows, header.length - 1);
   const short = rows.every(([cell]) => typeof cell === "string" && cell.length <= 6);
   return el("div", { class: "scroll", tabindex: "0" }, el("table", short ? { class: "short" } : {},
     el("thead", {}, el("tr", {}, header.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "n" : "" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) =>
-      i === 0 ? el("th", { scope: "row" }, cell) : el("td", { class: numeric[i] ? "n" : "" }, cell)))))));
+      i === 0 ? el("th", { scope: "row" }, cell) : el("td", { class: numeric[i] ? "n" : roomy && i === row.length - 1 ? "sentence" : "" }, cell)))))));
 }
