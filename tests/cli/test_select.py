@@ -628,6 +628,35 @@ class TestWhatAFormatCannotHold:
         assert main(self.call("c.jsonl", "o.jsonl")) == 0
         assert [row["extra"] for row in rows_of(here / "o.jsonl")] == [extra] * 8
 
+    @pytest.mark.parametrize("form", [".csv", ".parquet", ".arrow"])
+    def test_columns_of_one_name_are_told_apart(
+        self, form: str, here: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+    ):
+        """No column is lost in JSON, whose rows have one value for each name, nor in a table."""
+        names = ["text", "a", "a", "a.1", "a"]
+        values = [[f"some words {i} " * 9, f"{i}", f"{i}0", f"{i}00", f"{i}000"] for i in range(8)]
+        if form == ".csv":
+            lines = [names, *values]
+            Path("c.csv").write_text("\n".join(",".join(line) for line in lines))
+        else:
+            table = pa.Table.from_arrays([pa.array(column) for column in zip(*values, strict=True)], names)
+            if form == ".parquet":
+                parquet.write_table(table, "c.parquet")
+            else:
+                with pa.ipc.new_file("c.arrow", table.schema) as writer:
+                    writer.write_table(table)
+        told = ["text", "a", "a.1", "a.1.1", "a.2"]
+        for out in ("o.jsonl", "o.parquet"):
+            assert main(self.call(f"c{form}", out)) == 0
+            rows = rows_of(here / out) if out == "o.jsonl" else parquet.read_table(out).to_pylist()
+            assert [list(row)[:5] for row in rows] == [told] * 8
+            assert sorted(list(row.values())[:5] for row in rows) == sorted(values)
+        warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert (
+            warned
+            == [f"c{form}: columns have the same name; the later ones are 'a.1', 'a.1.1', 'a.2' now."] * 2
+        )
+
     def test_maps_and_a_data_set(self, here: Path, capsys):
         corpus = self.table([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
         message = refused(capsys, *self.call(corpus, "o"))

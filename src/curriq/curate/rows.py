@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,11 @@ from curriq.config import SourceConfig
 from curriq.curate.inputs import InputFile, Inputs
 from curriq.data.columns import document_of
 from curriq.data.files import SEEKABLE
-from curriq.data.rows import FORMATS, open_arrow
+from curriq.data.rows import FORMATS, Fields, open_arrow, told_apart
 from curriq.data.sources import unreadable
 from curriq.errors import CurriqError
+
+_log = logging.getLogger("curriq")
 
 BATCH = 1024
 """Rows in memory at a time."""
@@ -134,6 +137,8 @@ def _of_rows(entry: InputFile, config: SourceConfig, places: np.ndarray, rows: n
     due = iter(rows.tolist())
     next_row, start = next(due), 0
     for number, raw in enumerate(entry.format.read(path, config, 0)):
+        if number == 0 and isinstance(raw, Fields):
+            _say_renamed(entry, raw.header, raw.names)
         if number != next_row:
             continue
         found.append(raw)
@@ -149,13 +154,25 @@ def _of_rows(entry: InputFile, config: SourceConfig, places: np.ndarray, rows: n
 def _of_tables(
     entry: InputFile, config: SourceConfig, places: np.ndarray, rows: np.ndarray
 ) -> Iterator[Rows]:
-    first = 0
+    first, names = 0, list[str]()
     for batch in _batches(entry):
+        if not names:
+            names = told_apart(batch.schema.names)
+            _say_renamed(entry, batch.schema.names, names)
         low, high = np.searchsorted(rows, [first, first + batch.num_rows])
         if high > low:
             table = pa.Table.from_batches([batch]).take(pa.array(rows[low:high] - first))
-            yield TableRows(places[low:high], config, table)
+            yield TableRows(places[low:high], config, table.rename_columns(names))
         first += batch.num_rows
+
+
+def _say_renamed(entry: InputFile, had: Sequence[str], names: Sequence[str]) -> None:
+    """Warn that columns of one name have got different ones: JSON would keep the last of them alone."""
+    renamed = [repr(new) for old, new in zip(had, names, strict=True) if new != old]
+    if renamed:
+        _log.warning(
+            f"{entry.path}: columns have the same name; the later ones are {', '.join(renamed)} now."
+        )
 
 
 def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:

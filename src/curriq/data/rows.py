@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,25 @@ csv.field_size_limit(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
+class Fields:
+    """A row of a CSV file: its fields, and what the header calls them, as it is and told apart."""
+
     header: list[str]
+    names: list[str]
     values: list[str]
     line: int
 
 
-def _read_csv(path: Path, config: SourceConfig, start: int) -> Iterator[_Fields]:
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Different names for columns: of those of one name the second ends in .1, as with pandas, and so on."""
+    apart: list[str] = []
+    for name in names:
+        numbered = (f"{name}.{i}" for i in itertools.count(1))
+        apart.append(next(new for new in itertools.chain([name], numbered) if new not in apart))
+    return apart
+
+
+def _read_csv(path: Path, config: SourceConfig, start: int) -> Iterator[Fields]:
     with _open_text(path) as file:
         # strict: otherwise a text with stray quotes is altered, and an open quote takes the rest of the file
         reader = csv.reader(file, strict=True)
@@ -131,13 +143,14 @@ def _read_csv(path: Path, config: SourceConfig, start: int) -> Iterator[_Fields]
         for name in filter(None, (config.text_field, config.difficulty_field)):
             if header.count(name) > 1:
                 raise ValueError(f"{header.count(name)} columns are named {name!r}")
+        names = told_apart(header)
         for values in itertools.islice(rows, start, None):
-            yield _Fields(header, values, reader.line_num)
+            yield Fields(header, names, values, reader.line_num)
 
 
-def _parse_csv(raw: _Fields, config: SourceConfig) -> Row:
+def _parse_csv(raw: Fields, config: SourceConfig) -> Row:
     header, values = raw.header, raw.values
-    row = {name: _valid(value) for name, value in zip(header, values, strict=False)}
+    row = {name: _valid(value) for name, value in zip(raw.names, values, strict=False)}
     if config.text_field not in header:  # with another delimiter the number of fields is wrong, too
         return dict.fromkeys(header, "")
     if len(values) < len(header) or any(values[len(header) :]):  # empty ones at the end are end commas
