@@ -696,6 +696,10 @@ class TestWhatAFormatCannotHold:
         ("value", "kind", "spelled"),
         [
             (1_000_000_001, pa.time64("ns"), "00:00:01.000000001"),
+            ([{"t": 1}], pa.list_(pa.struct({"t": pa.time64("ns")})), [{"t": "00:00:00.000000001"}]),
+            ([2], pa.list_(pa.time64("ns"), 1), ["00:00:00.000000002"]),
+            ([3], pa.large_list(pa.time64("ns")), ["00:00:00.000000003"]),
+            ([1_001], pa.list_(pa.timestamp("ns")), ["1970-01-01T00:00:00.000001001"]),
             (1_001, pa.timestamp("ns"), "1970-01-01T00:00:00.000001001"),
             (float("nan"), pa.float64(), None),
             ({"a": [1.0, float("nan")]}, pa.struct({"a": pa.list_(pa.float64())}), {"a": [1.0, None]}),

@@ -188,12 +188,31 @@ def _batches(entry: InputFile) -> Iterator[pa.RecordBatch]:
 
 
 def _values(name: str, column: pa.ChunkedArray) -> list[Any]:
-    if pa.types.is_time64(column.type):  # Python's have no nanoseconds, and Arrow would cut them off
-        column = column.cast(pa.string())
+    if (spelled := _spelled(column.type)) != column.type:
+        column = column.cast(spelled)
     try:
         return column.to_pylist()
     except (ValueError, OverflowError) as error:  # a date before the year 1 or after 9999
         raise _unspelled(name, f"{column.type} ({error})") from error
+
+
+def _spelled(kind: pa.DataType) -> pa.DataType:
+    """An Arrow type with text for times of day, also inside it: Python's have no nanoseconds, and are cut."""
+    types = pa.types
+    if types.is_time64(kind):
+        return pa.string()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_spelled(field.type)) for field in kind.fields])
+    if types.is_map(kind):
+        return pa.map_(_spelled(kind.key_type), _spelled(kind.item_type))
+    if types.is_dictionary(kind):
+        return _spelled(kind.value_type) if types.is_time64(kind.value_type) else kind
+    for made, is_kind in ((pa.list_, types.is_list), (pa.large_list, types.is_large_list)):
+        if is_kind(kind):
+            return made(kind.value_field.with_type(_spelled(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_spelled(kind.value_type)), kind.list_size)
+    return kind
 
 
 def _as_json(row: dict[str, Any]) -> bytes:
