@@ -528,6 +528,12 @@ class TestErrors:
         with pytest.raises(CurriqError, match=r"step \d+: .*smaller learning rate"):
             run(9)
 
+    def test_a_token_that_the_model_does_not_know(self):
+        examples = [*target()[:-1], {"input_ids": [1, 987, 2]}]
+        ours = Curriculum(examples, sources=("good", "bad"), batch_size=BATCH)
+        with pytest.raises(CurriqError, match=r"IndexError.*largest token id is 987, .*resize_token_embeddings"):
+            Loop(ours).run(stream, 40)
+
     def test_an_unknown_source(self):
         with pytest.raises(
             CurriqError, match=r"source 'blog': give Curriculum\(sources=\('good', 'bad', 'blog'\)\)"

@@ -152,7 +152,10 @@ class UserModel(Saved):
         for start in range(0, len(examples), self.micro_batch):
             chunk = examples[start : start + self.micro_batch]
             # A collator may change what it is given, and these are trained on afterwards.
-            losses = self.loss(model, _moved(self.collate(copy.deepcopy(chunk)), device))
+            try:
+                losses = self.loss(model, _moved(self.collate(copy.deepcopy(chunk)), device))
+            except IndexError as error:
+                raise CurriqError(_index_error(chunk, error)) from error
             require(
                 losses.shape == (len(chunk),),
                 f"per_example_loss gave shape {list(losses.shape)} for {len(chunk)} examples: it must give "
@@ -207,6 +210,17 @@ def _require_no_steps(parameters: Iterable[nn.Parameter]) -> None:
         not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters),
         "a parameter has a hook that runs when its gradient is there (register_post_accumulate_grad_hook), "
         "and a measurement would train through it: take the optimizer's steps in the loop.",
+    )
+
+
+def _index_error(examples: list[Example], error: IndexError) -> str:
+    """What is said where a model looks up what it has not: as a rule, the embedding of a token."""
+    largest = [max(map(int, example["input_ids"]), default=0) for example in examples]
+    i = largest.index(max(largest))
+    return (
+        f"the model ended a pass over examples with IndexError: {error}. Their largest token id is "
+        f"{largest[i]}, source {examples[i].get('source')!r}. If the model has no embedding for it, tokenize "
+        "target and stream with the model's own tokenizer, or call model.resize_token_embeddings."
     )
 
 
