@@ -321,11 +321,8 @@ def resume_command(arguments: list[str]) -> int:
     from curriq.train.result import finished_run
     from curriq.train.run import resume
 
-    def run() -> "RunResult":
-        recorded = finished_run(folder) if own.against and not changed else None
-        return recorded or resume(folder, **changed)
-
-    return _with_other(wanted, own.against, run)
+    recorded = finished_run(folder) if own.against and not changed else None
+    return _with_other(wanted, own.against, lambda: recorded or resume(folder, **changed))
 
 
 def report_command(arguments: list[str]) -> int:

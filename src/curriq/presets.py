@@ -26,7 +26,7 @@ def recommended() -> RunConfig:
     return weighted().override(
         prior=True,
         accept_target_source=True,
-        bellman=False,  # the target r + γV moves all of a step's windows alike: it changes no run measurably
+        bellman=False,  # y is one number for all windows of a step: it changes no run measurably
         max_read_ratio=8,
         sharp_start=20_000,
         accept_fraction=0.5,

@@ -531,7 +531,9 @@ class TestErrors:
     def test_a_token_that_the_model_does_not_know(self):
         examples = [*target()[:-1], {"input_ids": [1, 987, 2]}]
         ours = Curriculum(examples, sources=("good", "bad"), batch_size=BATCH)
-        with pytest.raises(CurriqError, match=r"IndexError.*largest token id is 987, .*resize_token_embeddings"):
+        with pytest.raises(
+            CurriqError, match=r"IndexError.*largest token id is 987, .*resize_token_embeddings"
+        ):
             Loop(ours).run(stream, 40)
 
     def test_an_unknown_source(self):

@@ -113,7 +113,8 @@ policy/target_accept_rate | – | Share of the reward set's windows that the str
     least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
 
 # Critic
-Present when the method has a Q-network. Q is on the scale of the reward.
+Present when the method has a Q-network. Q is on the scale of the reward; without the Bellman target
+(`--no-bellman`, `recommended`) on that of measured effects, around 0.
 critic/q_mean | nats per token | Mean of Q_φ over the candidates.
 critic/q_std | nats per token | Standard deviation of Q_φ over the candidates.
 critic/q_min | nats per token | Smallest Q_φ.
@@ -121,8 +122,8 @@ critic/q_max | nats per token | Largest Q_φ.
 critic/soft_value | nats per token | V_φ̄(s_k) of the target network (Eq. 4).
 critic/td_loss | (nats per token)² | ½ (q̂ − y)² of the previous transition, mean over its predictions; with
     `--q-standardise` in units of the squared running scale.
-critic/td_target | nats per token | y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq. 3), with counterfactual credit the
-    mean over the probed windows.
+critic/td_target | nats per token | y = (1−γ) r_{k−1} + γ V_φ̄(s_k) (Eq. 3), or 0 with `--no-bellman`; with
+    counterfactual credit the mean over the probed windows of y and what their effects add.
 critic/q_pred | nats per token | q̂: prediction of φ for the previous transition (mean).
 critic/grad_norm | nats per token | Gradient norm of φ before clipping.
 critic/theta_grad_norm | nats per token | Norm of the gradient of the TD loss on θ, before it is scaled by

@@ -96,7 +96,8 @@ def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -
 
 
 def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -> Run:
-    """A run at its newest valid checkpoint, not trained on; it raises as `resume` does."""
+    """A run at its newest valid checkpoint, not trained on; it raises as `resume` does, but opens a finished
+    run too, and one that is being trained."""
     run_dir = Path(run_dir)
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
