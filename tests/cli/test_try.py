@@ -152,6 +152,23 @@ class TestPlan:
             assert main(["try", "--resume", "--out", str(here), *words]) == 2
             assert message in capsys.readouterr().err
 
+    def test_a_file_that_is_no_try_any_more(self, here: Path, capsys: pytest.CaptureFixture):
+        text = plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), range(2), 1)
+        for edited in (
+            text + "\n[streams.other]\nlm_lr = 0.1\n[streams.same]\n",
+            text.replace('baseline = "plain"', 'baseline = "recommended"'),
+        ):
+            (here / trial.FILE).write_text(edited)
+            assert main(["try", "--resume", "--out", str(here)]) == 2
+            assert f"run it with `curriq compare {here / trial.FILE}`" in capsys.readouterr().err
+
+    def test_a_byte_order_mark_is_none_of_the_text(self, here: Path, monkeypatch):
+        text = plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), range(2), 1)
+        (here / trial.FILE).write_text(text, encoding="utf-8-sig")  # as Notepad saves it
+        monkeypatch.setattr(trial, "_run", lambda out: 0)
+        assert main(["try", "--resume", "--out", str(here), "--seeds", "3"]) == 0
+        assert load_plan(here / trial.FILE, here).compare.seeds == (0, 1, 2)
+
     def test_refused_workers_and_seeds_of_ones_own_stay(self, here: Path, capsys, monkeypatch):
         text = plan_toml(tiny(beta=1.0), arms_of(tiny(beta=1.0)), [3, 4, 0], 1)
         (here / trial.FILE).write_text(text)
@@ -303,6 +320,28 @@ class TestAgainst:
         assert losses[0] == losses[1]
         assert len(list((here / "runs").iterdir())) == 2
 
+    @pytest.mark.parametrize("left", [".tmp-step-00000000", "rejected-step-00000000"])
+    def test_another_run_without_a_checkpoint_begins_again(self, here: Path, left: str):
+        """It was killed in its first save, or failed in its first step."""
+        assert main(["train", *self.WORDS, "--against", "uniform"]) == 0
+        (other,) = (here / "runs").glob("uniform-0-*")
+        loss = read_summary(other)["test_loss"]
+        shutil.rmtree(other / "checkpoints")
+        (other / "checkpoints" / left).mkdir(parents=True)
+        for path in ("summary.json", "metrics.jsonl", "parts.jsonl"):
+            (other / path).unlink()
+        assert main(["resume", "runs/mine", "--against", "uniform"]) == 0
+        assert read_summary(other)["test_loss"] == loss
+
+    def test_the_other_run_stands_beside_wherever_it_is_called_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        run = tmp_path / "run"
+        train(tiny(run_dir=str(run)))
+        outside = folder_beside(tiny(run_dir=str(run)), run, "uniform")
+        monkeypatch.chdir(run)
+        assert folder_beside(tiny(run_dir="."), Path(), "uniform") == outside
+
     @pytest.mark.parametrize("name", ["uniform", "unifrom"])
     def test_what_is_refused_before_anything_is_trained(
         self, here: Path, capsys: pytest.CaptureFixture, name: str
@@ -341,6 +380,11 @@ class TestLatex:
         assert r"a\_b & $-$0.5 [$-$0.6, $-$0.4] \\" in text
         assert r"\begin{tabular}{lr}" in text
         assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
+
+    def test_what_a_comparison_says_is_ascii(self):
+        """pdflatex has no other signs by itself."""
+        note = "p cannot be below 2/2ⁿ: ≥ ≤ π θ β α … × → − –"
+        assert escape(note).isascii()
 
     def test_signs(self):
         assert escape("50 % of $x^2$ {θ} \\ ~") == (

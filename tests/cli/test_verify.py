@@ -14,6 +14,7 @@ from tests.runs import InterruptAt, assert_same_run, tiny
 from curriq.cli import main
 from curriq.errors import CurriqError
 from curriq.train.run import prepare, resume, train
+from curriq.train.verify import verify_run
 
 SETTINGS = {"checkpoint_every": 2, "eval_every": 3, "checkpoint_keep": 2}
 GUARDED = (
@@ -61,6 +62,31 @@ def verified(run: Path, capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
 
 def test_all_holds(finished, capsys):
     assert verified(finished, capsys) == (0, [])
+
+
+def test_a_run_of_a_comparison_without_its_checkpoints_is_not_passed_over(finished, tmp_path, capsys):
+    for name in ("a-0", "b-0"):
+        shutil.copytree(finished, tmp_path / "all" / "default" / name)
+    (tmp_path / "all" / "default" / "c-0").mkdir()  # waits for its turn
+    (tmp_path / "all" / "default" / "c-0" / "config.toml").touch()
+    assert verified(tmp_path / "all", capsys) == (0, [])
+    shutil.rmtree(tmp_path / "all" / "default" / "b-0" / "checkpoints")
+    (tmp_path / "all" / "default" / "b-0" / "metrics.jsonl").unlink()
+    status, bad = verified(tmp_path / "all", capsys)
+    assert status == 1
+    assert "b-0" in bad[0]
+    assert not any("a-0" in line or "c-0" in line for line in bad)
+
+
+def test_parts_are_kept_below_a_folder_whose_name_is_not_utf8(run, tmp_path, caplog):
+    """They are whole; what cannot be opened by name is not half-written."""
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xe9"))
+    shutil.copytree(run, place)
+    shutil.rmtree(place / "checkpoints" / "step-00000004")  # nothing promises the later parts now
+    parts = sorted(place.glob("*/*part-*"))
+    list(verify_run(place))
+    assert sorted(place.glob("*/*part-*")) == parts
+    assert "half-written" not in caplog.text
 
 
 @pytest.mark.parametrize("name", GUARDED)

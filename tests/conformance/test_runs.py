@@ -192,6 +192,13 @@ def test_a_folder_that_is_moved_while_the_run_is_at_work(tmp_path):
     assert resume(tmp_path / "new").finished
 
 
+def test_the_number_of_candidates_is_one_run_s(tmp_path):
+    """The log, its export and the report count by it."""
+    train(tiny(steps=2, run_dir=str(tmp_path)))
+    with pytest.raises(CurriqError, match=r"--num-candidates = 4: .*a resume cannot change it"):
+        resume(tmp_path, steps=4, num_candidates=4)
+
+
 def test_a_checkpoint_that_gives_way_while_it_is_read(tmp_path, monkeypatch):
     train(tiny(steps=2, run_dir=str(tmp_path)))
 

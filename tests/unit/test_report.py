@@ -273,6 +273,16 @@ class TestReport:
         assert "chance" in svg
         assert "tokens" in svg
 
+    def test_figures_of_runs_with_like_names_are_not_written_over(self, tmp_path):
+        names = ("lr.1", "lr-1", "lr_1")
+        report = build([write_run(tmp_path / name) for name in names])
+        few = [
+            (label, [replace(s, blocks=s.charts()[:1]) for s in sections]) for label, sections in report.runs
+        ]
+        written = replace(report, overview=[], runs=few).figures(tmp_path / "figures", "step")
+        assert len(written) > 3
+        assert len(set(written)) == len(written)
+
     def test_numbers_are_short_and_gaps_are_null(self):
         assert numbers(np.array([1 / 3, np.nan, 2.0, 1e-9 / 3])) == [0.33333, None, 2, 3.3333e-10]
         x = {"step": np.arange(3.0)}

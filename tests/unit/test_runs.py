@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.runs import InterruptAt, tiny
@@ -55,6 +56,33 @@ class TestList:
         assert done.size == sum(path.stat().st_size for path in files)
         assert done.checkpoints_size == folder_size(runs / "done" / "checkpoints")
         assert done.changed == max(path.stat().st_mtime for path in files if path.name != ".lock")
+
+    def test_what_goes_while_it_is_looked_at_is_no_error(self, runs: Path, monkeypatch):
+        """A run that trains renames its checkpoint's folder and removes the oldest."""
+        whole = read_state(runs / "done")
+        gone = runs / "done" / "checkpoints" / "step-00000002" / "state.pt"
+        size, stat = gone.stat().st_size, Path.stat
+
+        def vanished(path: Path, **how: Any):
+            if path == gone:
+                raise FileNotFoundError(2, "No such file or directory", str(path))
+            return stat(path, **how)
+
+        monkeypatch.setattr(Path, "stat", vanished)
+        assert read_state(runs / "done").size == whole.size - size
+
+    def test_a_folder_that_may_not_be_read_is_left_out(self, runs: Path, monkeypatch, caplog):
+        (runs / "lost+found").mkdir()
+        iterdir = Path.iterdir
+
+        def guarded(path: Path):
+            if path.name == "lost+found":
+                raise PermissionError(13, "Permission denied", str(path))
+            return iterdir(path)
+
+        monkeypatch.setattr(Path, "iterdir", guarded)
+        assert [run.name for run in find_runs(runs)] == ["done", "half"]
+        assert "lost+found is left out: Permission denied" in caplog.text
 
     def test_a_killed_run_tells_its_steps_from_its_log(self, runs: Path):
         (runs / "half" / "summary.json").unlink()
@@ -191,6 +219,16 @@ class TestPrune:
         assert "state.pt has 0 bytes" in capsys.readouterr().out
         assert steps_kept(runs / "done") == [6, 4, 2]
         assert latest_checkpoint(runs / "done").step == 4
+
+    def test_older_checkpoints_stay_where_the_log_of_the_newest_is_not_whole(self, runs: Path, capsys):
+        """The run goes on from one that promises less of the log."""
+        newest = checkpoint_folders(runs / "done" / "checkpoints")[0]
+        parts = sorted((runs / "done" / "candidates").glob("part-*"))
+        parts[-1].unlink()
+        assert latest_checkpoint(runs / "done").step < int(newest.name[5:])
+        assert main(["runs", "prune", str(runs / "done"), "--yes"]) == 0
+        assert "the log that it covers is not whole" in capsys.readouterr().out
+        assert steps_kept(runs / "done") == [6, 4, 2]
 
     def test_leftovers_of_kills_go(self, runs: Path):
         folder = runs / "done" / "checkpoints"

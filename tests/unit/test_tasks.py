@@ -18,12 +18,18 @@ from tests.runs import Finished, tiny
 from curriq.cli import main
 from curriq.config import EvalConfig
 from curriq.data.tokenizer import train_tokenizer
+from curriq.errors import CurriqError
 from curriq.evaluate.tasks import model_folder
 from curriq.lm.harness import BOOTSTRAP, _scores, _untouched
+from curriq.lm.held_out import held_out_loss
 from curriq.runlog.read import read_metrics
 from curriq.train.meter import TaskProbe
-from curriq.train.run import train
+from curriq.train.run import load_run, train
 from curriq.types import Score
+
+
+def refuse(*_: Any) -> None:
+    raise CurriqError("the data have moved.")
 
 
 def results() -> dict[str, Any]:
@@ -146,6 +152,50 @@ class TestCommand:
         assert ["mmlu", "perplexity", "inf", "–", "–", "1,234"] in rows
         saved = json.loads((tmp_path / "out.json").read_text())["tasks"]
         assert [row["value"] for row in saved] == [0.26, None]
+
+    def test_what_earlier_calls_found_of_a_checkpoint_is_kept(self, tmp_path, monkeypatch, capsys):
+        """Also where what follows the tasks fails."""
+        train(tiny(run_dir=str(tmp_path), steps=2))
+        score = Score(task="mmlu", measure="acc", value=0.26, stderr=0.01, chance_level=0.25, examples=1234)
+        found = [score]
+        monkeypatch.setattr("curriq.lm.harness.score_folder", lambda *_, **__: found)
+        kept = tmp_path / "eval" / "step-00000002.json"
+
+        def call(*words: str) -> dict[str, Any]:
+            assert main(["eval", str(tmp_path), *words]) == 0
+            return json.loads(kept.read_text())
+
+        assert call("--tasks", "mmlu", "--limit", "5")["tasks"][0]["limit"] == 5
+        with_sources = call("--tasks", "--source-windows", "4")
+        assert [row["value"] for row in with_sources["tasks"]] == [0.26]
+        assert sum(source["windows"] for source in with_sources["sources"]["losses"].values()) == 4
+        found = [replace(score, value=0.3), replace(score, task="lambada_openai")]
+        again = call("--tasks", "mmlu", "lambada_openai")
+        rows = [(row["task"], row["value"], row["limit"]) for row in again["tasks"]]
+        assert rows == [("mmlu", 0.3, None), ("lambada_openai", 0.26, None)]
+        assert again["sources"] == with_sources["sources"]
+        found = [replace(score, value=0.4)]
+        monkeypatch.setattr("curriq.evaluate.tasks.source_losses", refuse)
+        assert main(["eval", str(tmp_path), "--tasks", "mmlu", "--source-windows", "4"]) == 2
+        assert json.loads(kept.read_text())["tasks"][0]["value"] == 0.4
+
+    def test_sources_are_measured_under_the_checkpoint_that_is_named(self, tmp_path, capsys):
+        train(tiny(run_dir=str(tmp_path), steps=4, checkpoint_every=2, checkpoint_keep=2, lm_lr=0.05))
+        losses = {}
+        for name in ("step-00000002", "step-00000004"):
+            assert (
+                main(["eval", str(tmp_path / "checkpoints" / name), "--tasks", "--source-windows", "8"]) == 0
+            )
+            losses[name] = json.loads((tmp_path / "eval" / f"{name}.json").read_text())["sources"]["losses"]
+        assert losses["step-00000002"] != losses["step-00000004"]
+        run = load_run(tmp_path, at="step-00000002")
+        windows = run.corpus.stream.read(8).windows
+        total = sum(found["loss"] * found["windows"] for found in losses["step-00000002"].values())
+        assert total / 8 == pytest.approx(held_out_loss(run.lm, windows), rel=1e-5)
+        (tmp_path / "checkpoints" / "step-00000004" / "state.pt").unlink()
+        # The model of the checkpoint is damaged with it: another is taken for both, or none.
+        assert main(["eval", str(tmp_path), "--tasks", "--source-windows", "8"]) == 0
+        assert "step-00000002" in capsys.readouterr().out.splitlines()[-1]
 
     def test_bad_values_are_refused(self, capsys):
         assert main(["eval", "x", "--limit", "-1"]) == 2

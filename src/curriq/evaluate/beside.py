@@ -19,7 +19,7 @@ from curriq.config import RunConfig, load_run_config, refuse_unknown, require, t
 from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
 from curriq.presets import PRESETS, is_rule, rule_settings
-from curriq.runlog.checkpoints import resume_command
+from curriq.runlog.checkpoints import checkpoint_folders, resume_command
 from curriq.runlog.read import AXES, read_document, read_metrics, read_summary
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def train_beside(result: "RunResult", name: str) -> int:
         log.info(f"{name}: recorded in {folder} with the same settings, data, version and machine.")
     else:
         log.info(f"now {name}, with the same settings, for comparison; it is kept in {folder}.")
-        begun = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
+        begun = bool(checkpoint_folders(folder / "checkpoints"))
         other = other_config(config, name).override(run_dir=str(folder))
         if not (resume(folder) if begun else train(other)).finished:
             log.warning(f"go on with it, and compare, by `{go_on_command(result, name)}`.")
@@ -106,7 +106,7 @@ def folder_beside(config: RunConfig, run_dir: Path, name: str) -> Path:
         **{entry: environment.get(entry) for entry in MACHINE},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-    return run_dir.parent / f"{name}-{config.train.seed}-{digest}"
+    return run_dir.resolve().parent / f"{name}-{config.train.seed}-{digest}"
 
 
 def differences_between(run_dir: Path, other: Path, name: str, *, recorded: bool) -> list[str]:

@@ -14,6 +14,7 @@ from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.report.chart import Table, fixed
 from curriq.report.figures import print_table
+from curriq.runlog.read import read_document
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import write_atomically
 from curriq.train.export import model_folder as model_of_run
@@ -59,14 +60,15 @@ def evaluate(options: argparse.Namespace) -> int:
             f"--source-windows {options.source_windows}: {options.MODEL} belongs to no run, so it has no "
             "stream. Give the folder of a run, or leave the option out."
         )
-    result: dict[str, Any] = {"model": str(folder), "limit": options.limit or None, "tasks": []}
+    limit = options.limit or None
+    result: dict[str, Any] = {"model": str(folder), "limit": limit, "tasks": []}
     if options.tasks:
         from curriq.lm.harness import score_folder
 
         scores = score_folder(
             folder,
             options.tasks,
-            limit=options.limit or None,
+            limit=limit,
             fewshot=None if options.fewshot < 0 else options.fewshot,
             path=options.path,
             batch_size=options.batch_size,
@@ -74,20 +76,37 @@ def evaluate(options: argparse.Namespace) -> int:
         )
         for score in scores:
             value = score.value if math.isfinite(score.value) else None  # JSON has no infinity
-            result["tasks"].append(asdict(score) | {"value": value})
+            result["tasks"].append(asdict(score) | {"value": value, "limit": limit})
         _print_scores(scores)
+    kept = None if run is None else run / "eval" / f"{folder.parent.name}.json"
+    out = options.out or kept
+    if out == kept and out is not None and out.exists():
+        result = _added(read_document(out, "remove it, and score again"), result)
+    _save(result, out)  # before anything else can fail
     if options.source_windows and run is not None:
-        result["sources"] = source_losses(run, options.source_windows)
+        result["sources"] = source_losses(run, folder.parent.name, options.source_windows)
         _print_sources(result["sources"])
-    out = options.out or (None if run is None else run / "eval" / f"{folder.parent.name}.json")
+        _save(result, out)
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
         print(f"scores   {out}")
     return 0
+
+
+def _added(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What earlier calls have kept of a checkpoint, with the scores of this one added, or in their places."""
+    earlier = ({"limit": before.get("limit")} | score for score in before.get("tasks", ()))
+    latest = {(score["task"], score["measure"]): score for score in (*earlier, *result["tasks"])}
+    return before | result | {"tasks": list(latest.values())}
+
+
+def _save(result: dict[str, Any], out: Path | None) -> None:
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise CurriqError(f"--out {out} cannot be written: {error.strerror}.") from None
 
 
 def model_folder(path: Path) -> tuple[Path, Path | None]:
@@ -108,13 +127,13 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
-def source_losses(run: Path, windows: int) -> dict[str, Any]:
-    """Mean loss of each source on the next windows of the run's stream. In the first epoch the model was
-    trained on none of them; `epoch` says whether that still holds."""
+def source_losses(run: Path, checkpoint: str, windows: int) -> dict[str, Any]:
+    """Mean loss of each source on the next windows of the run's stream, under the model of a checkpoint. In
+    the first epoch the model was trained on none of them; `epoch` says whether that still holds."""
     from curriq.lm.held_out import held_out_loss
     from curriq.train.run import load_run
 
-    opened = load_run(run)
+    opened = load_run(run, at=checkpoint)
     offer = opened.corpus.stream.read(windows)
     losses = {}
     for number, name in enumerate(opened.corpus.source_names):

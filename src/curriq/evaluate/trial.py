@@ -113,8 +113,13 @@ def resume(out: Path, seeds: int | None, workers: int | None) -> int:
     require(
         file.exists(), f"--out {out}: there is no try in it ({file} is missing). `curriq try` starts one."
     )
-    load_plan(file, out, workers)  # says what is wrong with a file that was edited
-    document = tomlkit.parse(file.read_text(encoding="utf-8"))
+    plan = load_plan(file, out, workers)  # says what is wrong with a file that was edited
+    require(
+        len(plan.streams) == 1 and plan.compare.baseline == BASELINE,
+        f"{file} has {len(plan.streams)} streams and the baseline {plan.compare.baseline!r}, and a try one "
+        f"stream and {BASELINE!r}: run it with `curriq compare {quote(str(file))}`.",
+    )
+    document = tomlkit.parse(file.read_text(encoding="utf-8-sig"))
     table: Any = document["compare"]
     if seeds is not None:
         before = len(table["seeds"])

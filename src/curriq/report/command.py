@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,10 +46,13 @@ class Report:
         return render(self.title, self.overview, self.runs, facts if live is None else detail, live)
 
     def figures(self, folder: Path, axis: str) -> list[Path]:
-        written = save_figures(self.overview, folder, axis)
+        written, prefixes = save_figures(self.overview, folder, axis), set[str]()
         for label, sections in self.runs if len(self.runs) <= MOST_DRAWN else ():
-            prefix = "" if len(self.runs) == 1 else "".join(c if c.isalnum() else "-" for c in label) + "-"
-            written += save_figures(sections, folder, axis, prefix)
+            name = "".join(c if c.isalnum() else "-" for c in label)
+            names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+            prefix = next(free for free in names if free not in prefixes)  # lr.1 and lr-1 are two runs
+            prefixes.add(prefix)
+            written += save_figures(sections, folder, axis, "" if len(self.runs) == 1 else f"{prefix}-")
         return written
 
 

@@ -3,13 +3,14 @@
 `train/checkpoint.py` writes them and describes the folder.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -214,6 +215,16 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each file below a folder and its size and times; none when there is no such folder. A run that trains
+    renames and removes what it writes: what goes meanwhile is left out."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.stat()
+
+
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder; 0 when there is no such folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(found.st_size for _, found in files_below(folder))

@@ -315,7 +315,12 @@ def read_part(
     import pyarrow.parquet as pq
 
     try:
-        part = pq.ParquetFile(path).read(columns=columns)
+        file = path.open("rb")  # pyarrow itself cannot open a path that is not UTF-8
+    except OSError as error:
+        raise CurriqError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        with file:
+            part = pq.ParquetFile(file).read(columns=columns)
         _require_schema(part.schema, path, columns)
         return part
     except Exception as error:  # of a damaged file pyarrow raises whatever its bytes lead it to

@@ -1,7 +1,7 @@
 """Runs on the disk: which there are, how far they came, what they take, and what of them can go."""
 
 import json
-import os
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,17 @@ from curriq.errors import CurriqError
 from curriq.runlog.checkpoints import (
     BadCheckpoint,
     checkpoint_folders,
+    files_below,
     folder_size,
     remove_folder,
     strip_checkpoint,
     verify,
 )
-from curriq.runlog.promise import METRICS
+from curriq.runlog.promise import METRICS, broken
 from curriq.runlog.read import last_rows, read_summary, steps_logged
 from curriq.runlog.storage import LOCK, exclusive, is_locked
+
+log = logging.getLogger("curriq")
 
 DEPTH = 4
 """Folders below the one that is listed in which runs are looked for: a folder of comparisons has three."""
@@ -64,9 +67,13 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / "config.toml").is_file() or (folder / METRICS).is_file():
         yield folder  # what is below a run is its own
     elif depth:
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                yield from _below(path, depth - 1)
+        try:
+            below = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+        except PermissionError as error:  # such as lost+found: the others are listed
+            log.warning(f"{folder} is left out: {error.strerror}.")
+            return
+        for path in below:
+            yield from _below(path, depth - 1)
 
 
 def read_state(run: Path) -> RunState:
@@ -84,7 +91,7 @@ def read_state(run: Path) -> RunState:
     if is_locked(run):
         state = "running"
     losses = [row["validation/loss"] for row in last_rows(run) if "validation/loss" in row]
-    files = [path.stat() for path in _files(run)]
+    files = [found for path, found in files_below(run) if path.name != LOCK]
     return RunState(
         folder=run,
         method=str(summary.get("selector", method)),
@@ -97,11 +104,6 @@ def read_state(run: Path) -> RunState:
         checkpoints_size=folder_size(run / "checkpoints"),
         changed=max((file.st_mtime for file in files), default=run.stat().st_mtime),
     )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        yield from (path for name in names if (path := Path(parent, name)).exists() and name != LOCK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ def plan_pruning(
     if is_locked(run):
         return Pruning(run=run, reason=RUNNING)
     checkpoints = checkpoint_folders(run / "checkpoints")
-    defect = next((defect for path in checkpoints[:keep_last] if (defect := _defect(path))), "")
+    defect = next((defect for path in checkpoints[:keep_last] if (defect := _defect(run, path))), "")
     if defect:
         return Pruning(run=run, reason=f"{defect}; an older checkpoint may be its way on")
     if (model_only or no_checkpoint) and not _is_finished(run):
@@ -169,9 +171,8 @@ def plan_pruning(
     size = sum(path.stat().st_size if path.is_file() else folder_size(path) for path in paths)
     stripped, kept = None, "" if no_checkpoint else "lm/"
     if checkpoints and (model_only or no_checkpoint):
-        going = sum(
-            path.stat().st_size for path in _files(checkpoints[0]) if not _stays(path, checkpoints[0], kept)
-        )
+        within = files_below(checkpoints[0])
+        going = sum(found.st_size for path, found in within if not _stays(path, checkpoints[0], kept))
         stripped, size = checkpoints[0] if going else None, size + going
     reason = "" if size else "there is nothing to remove"
     return Pruning(run=run, paths=paths, stripped=stripped, kept=kept, size=size, reason=reason)
@@ -182,12 +183,13 @@ def _stays(path: Path, checkpoint: Path, kept: str) -> bool:
     return name == "manifest.json" or bool(kept and name.startswith(kept))
 
 
-def _defect(checkpoint: Path) -> str:
+def _defect(run: Path, checkpoint: Path) -> str:
+    """Why a run cannot go on from a checkpoint; empty where it can, or could before it was pruned."""
     try:
-        verify(checkpoint)
+        lost = broken(run, verify(checkpoint)["log"])
     except BadCheckpoint as defect:
         return f"{checkpoint.name}: {defect}"
-    return ""
+    return f"{checkpoint.name}: the log that it covers is not whole: {'; '.join(lost)}" if lost else ""
 
 
 def _is_finished(run: Path) -> bool:

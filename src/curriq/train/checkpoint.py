@@ -322,8 +322,8 @@ class _Counter(io.RawIOBase):
         return count
 
 
-def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
-    """The newest checkpoint of a run whose manifest and hashes hold; reads only.
+def latest_checkpoint(run_dir: Path, name: str = "") -> LoadedCheckpoint:
+    """The newest checkpoint of a run whose manifest and hashes hold, or the one of this name; reads only.
 
     A checkpoint that is truncated, damaged or of an unknown format is skipped with a warning; so is one whose
     log does not hold what it promises.
@@ -334,6 +334,8 @@ def latest_checkpoint(run_dir: Path) -> LoadedCheckpoint:
     folder = run_dir / "checkpoints"
     defects: list[str] = []
     for path in checkpoint_folders(folder):
+        if name not in ("", path.name):
+            continue
         try:
             manifest = verify(path)
             if STATE in pruned(manifest):

@@ -32,7 +32,7 @@ from curriq.train.session import Probe
 logger = logging.getLogger("curriq")
 
 FIXED = (
-    *("run_dir", "model", "lora_rank", "lora_alpha", "lora_targets", "lora_dropout"),
+    *("run_dir", "num_candidates", "model", "lora_rank", "lora_alpha", "lora_targets", "lora_dropout"),
     *("selector", "difficulty", "prior", "static_score", "q_hidden", "q_replay_size"),
     *("proposer", "buffer_size", "encoder", "encoder_precision", "curriculum", "curriculum_weights"),
 )
@@ -95,9 +95,9 @@ def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -
     return load_run(run_dir, own, **overrides).session.train()
 
 
-def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -> Run:
-    """A run at its newest valid checkpoint, not trained on; it raises as `resume` does, but opens a finished
-    run too, and one that is being trained."""
+def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, *, at: str = "", **overrides: Any) -> Run:
+    """A run at its newest valid checkpoint, or `at` the one of this name, not trained on; it raises as
+    `resume` does, but opens a finished run too, and one that is being trained."""
     run_dir = Path(run_dir)
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
@@ -110,7 +110,7 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any)
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
-    checkpoint = latest_checkpoint(run_dir)
+    checkpoint = latest_checkpoint(run_dir, at)
     for name, now, then in differences(saved, from_dict(checkpoint.manifest["settings"])):
         if name not in (*overrides, "run_dir"):
             logger.warning(

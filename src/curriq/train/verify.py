@@ -11,7 +11,7 @@ from curriq.errors import CurriqError
 from curriq.parser import Parser
 from curriq.runlog import read
 from curriq.runlog.checkpoints import BadCheckpoint, checkpoint_folders, verify
-from curriq.runlog.promise import TABLES, Extent, Promise, broken, promised_parts, whole_until
+from curriq.runlog.promise import METRICS, TABLES, Extent, Promise, broken, promised_parts, whole_until
 from curriq.runlog.storage import exclusive, write_atomically
 
 log = logging.getLogger("curriq")
@@ -50,7 +50,8 @@ def runs_in(folder: Path) -> list[Path]:
     """The folder itself, or the runs of a comparison below it; CurriqError when there is neither."""
     if (folder / "checkpoints").is_dir() or (folder / "config.toml").exists():
         return [folder]
-    runs = sorted(path.parent for path in folder.glob("*/*/checkpoints"))
+    begun = ("checkpoints", METRICS, "summary.json")  # a run that waits for its turn has its settings alone
+    runs = sorted({path.parent for name in begun for path in folder.glob(f"*/*/{name}")})
     require(bool(runs), f"{folder} is neither the folder of a run nor of a comparison.")
     return runs
 
@@ -102,13 +103,18 @@ def _repair_log(run: Path, promise: Promise) -> None:
                 file.truncate(size)
     kept = {part.file for part in promised_parts(run, promise)}
     for path in (path for name in TABLES for path in (run / name).glob("*part-*")):
-        if path.relative_to(run).as_posix() not in kept and not _readable(path):
+        if path.relative_to(run).as_posix() not in kept and _half_written(path):
             log.warning(f"{path}: removed; it was half-written, behind the last checkpoint.")
             path.unlink()
 
 
-def _readable(path: Path) -> bool:
-    return not path.name.startswith(".") and not _defect(lambda: read.read_part(path))
+def _half_written(path: Path) -> bool:
+    """Whether a part is seen to be: one that this process may not open is not."""
+    try:
+        path.open("rb").close()
+    except OSError:
+        return False
+    return path.name.startswith(".") or bool(_defect(lambda: read.read_part(path)))
 
 
 def _repair_settings(run: Path, settings: dict[str, Any]) -> None:
