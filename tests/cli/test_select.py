@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ import curriq
 from curriq.cli import main
 from curriq.curate import inputs as inputs_module
 from curriq.curate import scoring
+from curriq.curate.build import Target, scorer_of_target
+from curriq.curate.documents import Cutter
+from curriq.data.documents import Document
+from curriq.data.tokenizer import train_tokenizer
 from curriq.runlog.storage import exclusive
 from curriq.train.run import load_run, train
 from curriq.types import Features
@@ -135,6 +140,42 @@ class TestSelect:
         summary = select(*base, "--out", str(tmp_path / "b.jsonl"), capsys=capsys)
         assert "nothing has to be scored again" not in caplog.text
         assert summary["documents"] == 201
+
+    def test_another_chat_template_scores_again(self, tmp_path, capsys, caplog):
+        """The vocabulary is the same, and so are the tokens of a target without conversations."""
+        tokenizer = train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20)
+        question = {"role": "user", "content": "what is in the valley?"}
+        rows = [
+            {"text": [question, {"role": "assistant", "content": text}]}
+            for kind, seed in ((WANTED, 1), (OTHER, 2))
+            for text in texts(kind, 10, seed)
+        ]
+        (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / "t.txt").write_text("\n\n".join(texts(WANTED, 20, 3)))
+        base = ("--target", str(tmp_path / "t.txt"), str(tmp_path / "chats.jsonl"), "--keep", "0.5")
+        base += ("--tokenizer", str(tmp_path / "tokenizer"))
+        told = []
+        for number, learns in enumerate((None, None, "assistant", "user", "user")):
+            if learns:
+                tokenizer.chat_template = (
+                    "{% for m in messages %}{% if m.role == '"
+                    + learns
+                    + "' %}{% generation %}{{ m.content }}"
+                    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+                )
+            tokenizer.save_pretrained(tmp_path / "tokenizer")
+            caplog.clear()
+            select(*base, "--out", str(tmp_path / f"{number}.jsonl"), capsys=capsys)
+            told.append("nothing has to be scored again" in caplog.text)
+        assert told == [False, True, False, False, True]
+
+    def test_another_mask_of_the_target_scores_again(self):
+        cut = Cutter(tokenizer := train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20), 32)
+        _, of_text = cut([Document(text) for text in texts(WANTED, 20, 0)])
+        learnt = np.arange(len(of_text.tokens)) % 2 == 0
+        masked = (of_text, replace(of_text, learnt=learnt), replace(of_text, learnt=~learnt))
+        keys = {scorer_of_target(Target("t", cut), tokenizer, 32).key for cut in masked}
+        assert len(keys) == 3
 
     @pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow", "txt", "jsonl.gz"])
     def test_formats_hold_the_same_documents(self, form, data, tmp_path, capsys):
