@@ -24,9 +24,10 @@ from tests.runs import tiny
 
 import curriq
 from curriq.cli import main
+from curriq.curate import corpus as corpus_module
 from curriq.curate import inputs as inputs_module
 from curriq.curate import scoring
-from curriq.curate.build import Target, scorer_of_target
+from curriq.curate.build import Target, build_target, scorer_of_target
 from curriq.curate.documents import Cutter
 from curriq.data.documents import Document
 from curriq.data.tokenizer import train_tokenizer
@@ -470,6 +471,71 @@ class TestRuns:
             capsys, "select", str(runs / "filter"), "--source", "web", "--out", str(tmp_path / "o.jsonl")
         )
         assert "crawl" in message
+
+
+class TestHowFilesOfARunAreRead:
+    """The run itself is stood in for: what matters are its sources."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.chdir(tmp_path)
+        Path("run").mkdir()
+        Path("run/config.toml").touch()
+        for name in ("lines.txt", "more.txt"):
+            Path(name).write_text("\n".join(texts(WANTED, 6, 1)) + "\n\n" + "\n".join(texts(OTHER, 6, 2)))
+        rows = [{"content": text} for text in texts(WANTED, 5, 1)]
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"content": 7}])))
+        for split in ("train", "test"):
+            Path("splits").mkdir(exist_ok=True)
+            Path(f"splits/{split}.jsonl").write_text(
+                json.dumps({"text": f"{split} " + texts(WANTED, 1, 1)[0]})
+            )
+        tokenizer = train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20)
+        target = build_target("t", [Document(text) for text in texts(WANTED, 20, 3)], tokenizer, 32)
+        self.scorer = scorer_of_target(target, tokenizer, 32)
+        monkeypatch.setattr(corpus_module, "scorer_of_run", lambda run: (self.scorer, self.config))
+        return "run"
+
+    def sources(self, *sources: dict[str, Any]) -> None:
+        self.config = curriq.RunConfig().override(sources=sources, target=sources[0]["name"])
+
+    def count(self, *call: str, capsys) -> int:
+        how = ("--keep", "1", "--out", "o.jsonl", "--overwrite")
+        return select(*call, *how, capsys=capsys)["documents"]
+
+    def test_documents(self, run: str, capsys):
+        self.sources({"name": "lines", "path": "lines.txt", "documents": "line"})
+        assert self.count(run, capsys=capsys) == 12
+        assert self.count(run, "--documents", "paragraph", capsys=capsys) == 2
+        assert self.count(run, "--documents", "file", capsys=capsys) == 1
+        for name in ("lines.txt", "more.txt"):
+            assert self.count(run, name, capsys=capsys) == 12
+            assert self.count(run, name, "--documents", "paragraph", capsys=capsys) == 2
+
+    def test_bad_rows_and_columns(self, run: str, capsys):
+        own = {"name": "rows", "path": "rows.jsonl", "text_field": "content"}
+        self.sources(own)
+        call = ["select", run, "--keep", "1", "--out", "o.jsonl"]
+        assert "add --on-bad-row skip" in refused(capsys, *call)
+        assert self.count(run, "--on-bad-row", "skip", capsys=capsys) == 5
+        self.sources(own | {"on_bad_row": "skip"})
+        assert self.count(run, capsys=capsys) == 5
+        assert self.count(run, "rows.jsonl", capsys=capsys) == 5
+        assert "line 6 of rows.jsonl" in refused(capsys, *call, "--overwrite", "--on-bad-row", "error")
+        assert "no row holds a text" in refused(capsys, *call, "--overwrite", "--text-field", "other")
+
+    def test_splits(self, run: str, capsys):
+        self.sources({"name": "test", "path": "splits", "hub_split": "test"})
+        for files in ([], ["splits"]):
+            assert self.count(run, *files, capsys=capsys) == 1
+            assert [row["text"].split()[0] for row in rows_of(Path("o.jsonl"))] == ["test"]
+        assert main(["select", run, "--keep", "1", "--out", "other.jsonl"]) == 0
+        printed = capsys.readouterr().out
+        (source,) = tomllib.loads(printed[printed.index("[[data.sources]]") :])["data"]["sources"]
+        assert source["hub_split"] == "test"
+        Path("splits/train.jsonl").rename("splits/validation.jsonl")
+        message = refused(capsys, "select", run, "./splits", "--out", "third.jsonl")
+        assert "splits test, validation, but no file of 'train': name the files of one." in message
 
 
 class TestPython:
