@@ -163,11 +163,12 @@ def _shares(inputs: Inputs, documents: Documents, kept: np.ndarray) -> list[Sour
         "tokens_kept": np.bincount(source[kept], documents.tokens[kept], count).astype(np.int64),
     }
     total = max(1, int(counted["tokens_kept"].sum()))
+    keys = (*READING, "hub_split")  # what a source that reads the same documents needs
     return [
         SourceShare(
             entry.config.name,
             entry.config.path,
-            {name: value for name, value in source_table(entry.config).items() if name in READING},
+            {name: value for name, value in source_table(entry.config).items() if name in keys},
             **{name: int(values[place]) for name, values in counted.items()},
             weight=int(counted["tokens_kept"][place]) / total,
         )
