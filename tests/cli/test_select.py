@@ -807,6 +807,8 @@ class TestWhatAFormatCannotHold:
             ([2], pa.list_(pa.time64("ns"), 1), ["00:00:00.000000002"]),
             ([3], pa.large_list(pa.time64("ns")), ["00:00:00.000000003"]),
             ([1_001], pa.list_(pa.timestamp("ns")), ["1970-01-01T00:00:00.000001001"]),
+            ([4], pa.list_view(pa.time64("ns")), ["00:00:00.000000004"]),
+            ([5], pa.large_list_view(pa.time64("ns")), ["00:00:00.000000005"]),
             (1_001, pa.timestamp("ns"), "1970-01-01T00:00:00.000001001"),
             (float("nan"), pa.float64(), None),
             ({"a": [1.0, float("nan")]}, pa.struct({"a": pa.list_(pa.float64())}), {"a": [1.0, None]}),
@@ -827,6 +829,30 @@ class TestWhatAFormatCannotHold:
         for out in ("o.jsonl", "o.parquet"):
             message = refused(capsys, *self.call(f"c.{form}", out))
             assert "column 'curriq_score' already: name the new ones otherwise with --prefix" in message
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pa.array(["a", None, "c", "d" * 40], pa.string_view()),
+            pa.array([b"a", None, b"c", b"d" * 40], pa.binary_view()),
+            pa.RunEndEncodedArray.from_arrays([1, 4], pa.array(["a", "b"], pa.string_view())),
+            pa.array([["a"], None, [], ["b", None]], pa.list_view(pa.string_view())),
+            pa.array([{"a": "x"}, None, {"a": None}, {"a": "y"}], pa.struct({"a": pa.string_view()})),
+            pa.array([[("a", "x")], None, [], [("b", None)]], pa.map_(pa.string_view(), pa.string_view())),
+            pa.array([["a"], None, [None], ["b"]], pa.list_(pa.string_view(), 1)),
+            pa.DictionaryArray.from_arrays([0, 1, None, 0], pa.array(["a", "b"], pa.string_view())),
+            pa.ListArray.from_arrays([0, 1, 1, 2, 3], pa.RunEndEncodedArray.from_arrays([1, 3], ["a", "b"])),
+        ],
+        ids=lambda column: str(column.type),
+    )
+    def test_views_and_runs_of_arrow(self, column: pa.Array, here: Path):
+        text = pa.array([f"some words {i} " * 9 for i in range(4)], pa.string_view())
+        table = pa.table({"text": text, "extra": column})
+        with pa.ipc.new_file("c.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert main(self.call("c.arrow", "o.parquet")) == 0
+        rows = parquet.read_table("o.parquet").to_pylist()
+        assert [row["extra"] for row in sorted(rows, key=lambda row: row["text"])] == column.to_pylist()
 
     def test_a_share_of_what(self, here: Path, capsys):
         call = ["select", "--target", "t.txt", self.json_lines(), "--out", "o.jsonl"]
