@@ -32,8 +32,9 @@ from curriq.curate.documents import Cutter
 from curriq.data.documents import Document
 from curriq.data.tokenizer import train_tokenizer
 from curriq.runlog.storage import exclusive
+from curriq.select.offline import _ReadingQ
 from curriq.train.run import load_run, train
-from curriq.types import Features
+from curriq.types import IGNORED, Features, Windows
 
 WANTED = tuple("the river crossed a green valley where farmers kept sheep and sold wool".split())  # noqa: SIM905
 OTHER = tuple("int main void return printf static const struct typedef include define".split())  # noqa: SIM905
@@ -459,6 +460,27 @@ class TestRuns:
                 features = Features(hidden=hidden, loss=torch.zeros(1))
                 found.append(run.session.components.critic.values(features).item())
         np.testing.assert_allclose(table["q"], found, rtol=1e-3, atol=1e-5)
+
+    def test_the_loss_that_q_reads_is_over_what_is_learnt(self, runs):
+        """Against the model's own loss of windows with labels, as in training."""
+
+        class OfLoss:
+            def values(self, features: Features) -> torch.Tensor:
+                return features.loss
+
+        run = load_run(runs / "hidden")
+        _, cut = Cutter(run.corpus.tokenizer, 32)([Document(text) for text in texts(WANTED, 8, 5)])
+        learnt = np.random.default_rng(0).random(len(cut.tokens)) < 0.4
+        whole = np.flatnonzero(cut.windows == 32)
+        at = (cut.windows.cumsum() - cut.windows)[whole][:, None] + np.arange(32)
+        tokens = torch.from_numpy(cut.tokens[at].astype(np.int64))
+        ids = torch.arange(len(whole))
+        reading = _ReadingQ(OfLoss(), run.lm, None)  # ty: ignore[invalid-argument-type]
+        for mask in (None, learnt):
+            labels = None if mask is None else tokens.where(torch.from_numpy(mask[at]), IGNORED)
+            expected = run.lm.window_losses(Windows(tokens=tokens, ids=ids, source=ids * 0, labels=labels))
+            found = reading(replace(cut, learnt=mask), {}, torch.zeros(len(cut.windows), dtype=torch.int64))
+            np.testing.assert_allclose(found["q"][whole], expected, rtol=1e-4)
 
     def test_a_run_without_a_score_is_refused(self, runs, tmp_path, capsys):
         message = refused(capsys, "select", str(runs / "uniform"), "--out", str(tmp_path / "o.jsonl"))
