@@ -461,21 +461,18 @@ class TestRuns:
                 found.append(run.session.components.critic.values(features).item())
         np.testing.assert_allclose(table["q"], found, rtol=1e-3, atol=1e-5)
 
-    def test_the_loss_that_q_reads_is_over_what_is_learnt(self, runs):
+    def test_the_loss_that_q_reads_is_over_what_is_learnt(self, runs, monkeypatch):
         """Against the model's own loss of windows with labels, as in training."""
-
-        class OfLoss:
-            def values(self, features: Features) -> torch.Tensor:
-                return features.loss
-
         run = load_run(runs / "hidden")
+        critic = run.session.components.critic
+        monkeypatch.setattr(critic, "values", lambda features: features.loss)
         _, cut = Cutter(run.corpus.tokenizer, 32)([Document(text) for text in texts(WANTED, 8, 5)])
         learnt = np.random.default_rng(0).random(len(cut.tokens)) < 0.4
         whole = np.flatnonzero(cut.windows == 32)
         at = (cut.windows.cumsum() - cut.windows)[whole][:, None] + np.arange(32)
         tokens = torch.from_numpy(cut.tokens[at].astype(np.int64))
         ids = torch.arange(len(whole))
-        reading = _ReadingQ(OfLoss(), run.lm, None)  # ty: ignore[invalid-argument-type]
+        reading = _ReadingQ(critic, run.lm, None)
         for mask in (None, learnt):
             labels = None if mask is None else tokens.where(torch.from_numpy(mask[at]), IGNORED)
             expected = run.lm.window_losses(Windows(tokens=tokens, ids=ids, source=ids * 0, labels=labels))
@@ -881,6 +878,43 @@ class TestWhatAFormatCannotHold:
         call += ["--keep-unit", "documents"]
         for more in ([], ["--threshold", "0.1"]):
             assert "--keep-unit documents says what --keep is a share of" in refused(capsys, *call, *more)
+
+
+class TestNamesOfFiles:
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        Path("home").mkdir()
+        Path("c").mkdir()
+        for name in (b"c/\xff.txt", b"c/b.txt", b"~t.txt"):
+            words = (f"a paragraph {i} of {name[:3]!r} " * 8 for i in range(20))
+            Path(os.fsdecode(name)).write_text("\n\n".join(words))
+
+    def call(self, command: str, out: str, *more: str) -> list[str]:
+        how = ["--window", "16", "--workers", "1", f"--out={out}"]
+        return [command, "--target", "~t.txt", "c", *how, *more]
+
+    def test_any_bytes_and_a_tilde(self, tmp_path: Path):
+        assert main(self.call("select", "~/o.jsonl", "--keep", "1")) == 0
+        assert len(rows_of(tmp_path / "home" / "o.jsonl")) == 40
+        assert main(self.call("score", "~/s.parquet", "--scores=~/.kept")) == 0
+        files = parquet.read_table(tmp_path / "home" / "s.parquet").column("file").to_pylist()
+        assert set(files) == {"c/\\xff.txt", "c/b.txt"}
+        assert list((tmp_path / "home" / ".kept").iterdir())
+        assert not Path("~").exists()
+
+    def test_an_output_that_is_a_folder_is_refused_at_once(self, capsys):
+        Path("d.parquet").mkdir()
+        for more in ([], ["--overwrite"]):
+            assert "--out d.parquet is a folder" in refused(capsys, *self.call("score", "d.parquet", *more))
+        assert not Path(".curriq-scores").exists()
+
+    def test_text_in_place_of_a_name(self, capsys):
+        text = "some words " * 500
+        call = ["select", "--target", text, "c", "--out", "o.jsonl"]
+        assert "matches no file" in refused(capsys, *call)
+        assert "is no folder of a run" in refused(capsys, "select", text, "c", "--out", "o.jsonl")
 
 
 class TestScoresAreNoText:

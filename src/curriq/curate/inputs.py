@@ -100,11 +100,12 @@ class Inputs:
 
     def fingerprint(self) -> str:
         """Hash of the files' content, and of how they are read."""
-        parts = []
+        parts: list[str | bytes] = []
         for number, file in enumerate(self.files):
             config, position = self.config(number), self.sources[file.source].position
             how = [str(getattr(config, name)) for name in READING]
-            parts += [file.path.name, file_hash(file.path).sha256, str(position), *how]
+            # A name need not be UTF-8.
+            parts += [os.fsencode(file.path.name), file_hash(file.path).sha256, str(position), *how]
         return short_hash(*parts)
 
     def columns(self) -> set[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from curriq.curate.rows import Rows
-from curriq.data.files import COMPRESSIONS, extension_of
+from curriq.data.files import COMPRESSIONS, extension_of, user_path
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, replacing
 
@@ -110,7 +110,7 @@ def is_folder(out: Path, text: str) -> bool:
 
 def require_not_read(text: str, inputs: Iterable[Path]) -> None:
     """Raise CurriqError where the output is one of the files that are read, or a folder that holds one."""
-    out = Path(text).expanduser().resolve()
+    out = user_path(text).resolve()
     for path in inputs:
         if out == path.resolve():
             raise CurriqError(f"--out {text} is one of the files that are read: choose another name.")
@@ -138,7 +138,7 @@ def check_output(text: str, *, overwrite: bool, inputs: Iterable[Path]) -> Path:
     Raises:
         CurriqError: it is of no known kind, exists, holds what is read, or is a folder with other files.
     """
-    out = Path(text).expanduser()
+    out = user_path(text)
     if not is_folder(out, text) and extension_of(out) not in (".jsonl", ".parquet"):
         raise CurriqError(
             f"--out {text}: write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a name without an "
