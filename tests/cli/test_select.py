@@ -25,8 +25,10 @@ from tests.runs import tiny
 import curriq
 from curriq.cli import main
 from curriq.curate import corpus as corpus_module
+from curriq.curate import describe, scoring
 from curriq.curate import inputs as inputs_module
-from curriq.curate import scoring
+from curriq.curate import output as output_module
+from curriq.curate import rows as rows_module
 from curriq.curate.build import Target, build_target, scorer_of_target
 from curriq.curate.documents import Cutter
 from curriq.data.documents import Document
@@ -873,6 +875,72 @@ class TestWhatAFormatCannotHold:
         rows = parquet.read_table("o.parquet").to_pylist()
         assert [row["extra"] for row in sorted(rows, key=lambda row: row["text"])] == column.to_pylist()
 
+    def arrow(self, extra: pa.Array, name: str = "c.arrow") -> str:
+        table = pa.table({"text": [f"some words {i} " * 9 for i in range(len(extra))], "extra": extra})
+        with pa.ipc.new_file(name, table.schema) as writer:
+            writer.write_table(table)
+        return name
+
+    @pytest.mark.parametrize("out", ["o.parquet", "o"])
+    def test_dictionaries_of_numbers(self, out: str, here: Path):
+        assert main(self.call(self.arrow(pa.array([5, 6, None, 5]).dictionary_encode()), out)) == 0
+        found = parquet.read_table(out) if out != "o" else datasets.load_from_disk(out).data
+        rows = sorted(found.to_pylist(), key=lambda row: row["text"])
+        assert [row["extra"] for row in rows] == [5, 6, None, 5]
+
+    def test_tensors(self, here: Path, capsys):
+        tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12.0).reshape(3, 2, 2))
+        Path("c").mkdir()
+        self.arrow(tensors, "c/a.arrow")
+        table = pa.table({"text": ["some other words " * 9]})
+        with pa.ipc.new_file("c/b.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert main(self.call("c", "o.parquet")) == 0
+        found = parquet.read_table("o.parquet").sort_by("text").column("extra")
+        assert found.type == tensors.type
+        assert found.to_pylist() == [None, *tensors.to_pylist()]
+
+    @pytest.mark.parametrize("out", ["o.parquet", "o"])
+    def test_features_of_a_data_set(self, out: str, here: Path, caplog: pytest.LogCaptureFixture):
+        def data_set(names: list[str]) -> datasets.Dataset:
+            kinds = {"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=names)}
+            columns = {"text": [f"some words {i} " * 9 for i in range(4)], "kind": [0, 1, 1, 0]}
+            return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+        Path("c").mkdir()
+        data_set(["code", "prose"]).to_parquet("c/a.parquet")
+        data_set(["code", "prose"]).to_parquet("c/b.parquet")
+        assert main(self.call("c", out)) == 0
+        if out == "o":
+            features = datasets.load_from_disk(out).features
+        else:
+            features = datasets.Features.from_arrow_schema(parquet.read_schema(out))
+        assert features == datasets.Features(
+            text=datasets.Value("string"),
+            kind=datasets.ClassLabel(names=["code", "prose"]),
+            curriq_score=datasets.Value("float64"),
+            curriq_rank=datasets.Value("int64"),
+        )
+        assert "names of classes" not in caplog.text
+        data_set(["prose", "code"]).to_parquet("c/b.parquet")
+        assert main([*self.call("c", out), "--overwrite"]) == 0
+        assert caplog.text.count("names of classes, is not written") == 1
+        if out != "o":
+            assert b"huggingface" not in (parquet.read_schema(out).metadata or {})
+
+    def test_row_groups(self, here: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(rows_module, "BATCH", 4)
+        corpus = self.table([*range(40)], pa.int64())
+        sizes = []
+        for rows, size in ((10, 1 << 30), (1 << 16, 1), (1 << 16, 1 << 30)):
+            monkeypatch.setattr(output_module, "ROW_GROUP", rows)
+            monkeypatch.setattr(output_module, "GROUP_BYTES", size)
+            assert main([*self.call(corpus, "o.parquet"), "--overwrite"]) == 0
+            meta = parquet.read_metadata("o.parquet")
+            sizes.append([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+            assert sorted(parquet.read_table("o.parquet").column("extra").to_pylist()) == [*range(40)]
+        assert sizes == [[12, 12, 12, 4], [4] * 10, [40]]
+
     def test_a_share_of_what(self, here: Path, capsys):
         call = ["select", "--target", "t.txt", self.json_lines(), "--out", "o.jsonl"]
         call += ["--keep-unit", "documents"]
@@ -915,6 +983,12 @@ class TestNamesOfFiles:
         call = ["select", "--target", text, "c", "--out", "o.jsonl"]
         assert "matches no file" in refused(capsys, *call)
         assert "is no folder of a run" in refused(capsys, "select", text, "c", "--out", "o.jsonl")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("kept", "dropped"), [(["sheep"], ["sheep"]), ([], ["sheep wool"]), (["."], ["."])])
+def test_too_few_words_to_compare(kept: list[str], dropped: list[str]):
+    assert describe._typical_words(kept, dropped) == ([], [])
 
 
 class TestScoresAreNoText:
