@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -39,7 +40,7 @@ def load_object(reference: str) -> Any:
     """
     place, _, name = reference.rpartition(":")
     if place.endswith(".py"):
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))  # without an error for ~NAME of nobody's
         spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise CurriqError(f"{reference!r}: there is no file {place} in {Path.cwd()}; {HOW_TO_NAME}.")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ from tests.runs import tiny
 
 import curriq
 from curriq.cli import main
+from curriq.curate import corpus as corpus_module
+from curriq.curate import describe, scoring
 from curriq.curate import inputs as inputs_module
-from curriq.curate import scoring
+from curriq.curate import output as output_module
+from curriq.curate import rows as rows_module
+from curriq.curate.build import Target, build_target, scorer_of_target
+from curriq.curate.documents import Cutter
+from curriq.data.documents import Document
+from curriq.data.tokenizer import train_tokenizer
 from curriq.runlog.storage import exclusive
+from curriq.select.offline import _ReadingQ
 from curriq.train.run import load_run, train
-from curriq.types import Features
+from curriq.types import IGNORED, Features, Windows
 
 WANTED = tuple("the river crossed a green valley where farmers kept sheep and sold wool".split())  # noqa: SIM905
 OTHER = tuple("int main void return printf static const struct typedef include define".split())  # noqa: SIM905
@@ -135,6 +144,42 @@ class TestSelect:
         summary = select(*base, "--out", str(tmp_path / "b.jsonl"), capsys=capsys)
         assert "nothing has to be scored again" not in caplog.text
         assert summary["documents"] == 201
+
+    def test_another_chat_template_scores_again(self, tmp_path, capsys, caplog):
+        """The vocabulary is the same, and so are the tokens of a target without conversations."""
+        tokenizer = train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20)
+        question = {"role": "user", "content": "what is in the valley?"}
+        rows = [
+            {"text": [question, {"role": "assistant", "content": text}]}
+            for kind, seed in ((WANTED, 1), (OTHER, 2))
+            for text in texts(kind, 10, seed)
+        ]
+        (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / "t.txt").write_text("\n\n".join(texts(WANTED, 20, 3)))
+        base = ("--target", str(tmp_path / "t.txt"), str(tmp_path / "chats.jsonl"), "--keep", "0.5")
+        base += ("--tokenizer", str(tmp_path / "tokenizer"))
+        told = []
+        for number, learns in enumerate((None, None, "assistant", "user", "user")):
+            if learns:
+                tokenizer.chat_template = (
+                    "{% for m in messages %}{% if m.role == '"
+                    + learns
+                    + "' %}{% generation %}{{ m.content }}"
+                    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+                )
+            tokenizer.save_pretrained(tmp_path / "tokenizer")
+            caplog.clear()
+            select(*base, "--out", str(tmp_path / f"{number}.jsonl"), capsys=capsys)
+            told.append("nothing has to be scored again" in caplog.text)
+        assert told == [False, True, False, False, True]
+
+    def test_another_mask_of_the_target_scores_again(self):
+        cut = Cutter(tokenizer := train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20), 32)
+        _, of_text = cut([Document(text) for text in texts(WANTED, 20, 0)])
+        learnt = np.arange(len(of_text.tokens)) % 2 == 0
+        masked = (of_text, replace(of_text, learnt=learnt), replace(of_text, learnt=~learnt))
+        keys = {scorer_of_target(Target("t", cut), tokenizer, 32).key for cut in masked}
+        assert len(keys) == 3
 
     @pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow", "txt", "jsonl.gz"])
     def test_formats_hold_the_same_documents(self, form, data, tmp_path, capsys):
@@ -418,6 +463,24 @@ class TestRuns:
                 found.append(run.session.components.critic.values(features).item())
         np.testing.assert_allclose(table["q"], found, rtol=1e-3, atol=1e-5)
 
+    def test_the_loss_that_q_reads_is_over_what_is_learnt(self, runs, monkeypatch):
+        """Against the model's own loss of windows with labels, as in training."""
+        run = load_run(runs / "hidden")
+        critic = run.session.components.critic
+        monkeypatch.setattr(critic, "values", lambda features: features.loss)
+        _, cut = Cutter(run.corpus.tokenizer, 32)([Document(text) for text in texts(WANTED, 8, 5)])
+        learnt = np.random.default_rng(0).random(len(cut.tokens)) < 0.4
+        whole = np.flatnonzero(cut.windows == 32)
+        at = (cut.windows.cumsum() - cut.windows)[whole][:, None] + np.arange(32)
+        tokens = torch.from_numpy(cut.tokens[at].astype(np.int64))
+        ids = torch.arange(len(whole))
+        reading = _ReadingQ(critic, run.lm, None)
+        for mask in (None, learnt):
+            labels = None if mask is None else tokens.where(torch.from_numpy(mask[at]), IGNORED)
+            expected = run.lm.window_losses(Windows(tokens=tokens, ids=ids, source=ids * 0, labels=labels))
+            found = reading(replace(cut, learnt=mask), {}, torch.zeros(len(cut.windows), dtype=torch.int64))
+            np.testing.assert_allclose(found["q"][whole], expected, rtol=1e-4)
+
     def test_a_run_without_a_score_is_refused(self, runs, tmp_path, capsys):
         message = refused(capsys, "select", str(runs / "uniform"), "--out", str(tmp_path / "o.jsonl"))
         assert "--target" in message
@@ -429,6 +492,71 @@ class TestRuns:
             capsys, "select", str(runs / "filter"), "--source", "web", "--out", str(tmp_path / "o.jsonl")
         )
         assert "crawl" in message
+
+
+class TestHowFilesOfARunAreRead:
+    """The run itself is stood in for: what matters are its sources."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.chdir(tmp_path)
+        Path("run").mkdir()
+        Path("run/config.toml").touch()
+        for name in ("lines.txt", "more.txt"):
+            Path(name).write_text("\n".join(texts(WANTED, 6, 1)) + "\n\n" + "\n".join(texts(OTHER, 6, 2)))
+        rows = [{"content": text} for text in texts(WANTED, 5, 1)]
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"content": 7}])))
+        for split in ("train", "test"):
+            Path("splits").mkdir(exist_ok=True)
+            Path(f"splits/{split}.jsonl").write_text(
+                json.dumps({"text": f"{split} " + texts(WANTED, 1, 1)[0]})
+            )
+        tokenizer = train_tokenizer(texts(WANTED, 20, 0), 400, 1 << 20)
+        target = build_target("t", [Document(text) for text in texts(WANTED, 20, 3)], tokenizer, 32)
+        self.scorer = scorer_of_target(target, tokenizer, 32)
+        monkeypatch.setattr(corpus_module, "scorer_of_run", lambda run: (self.scorer, self.config))
+        return "run"
+
+    def sources(self, *sources: dict[str, Any]) -> None:
+        self.config = curriq.RunConfig().override(sources=sources, target=sources[0]["name"])
+
+    def count(self, *call: str, capsys) -> int:
+        how = ("--keep", "1", "--out", "o.jsonl", "--overwrite")
+        return select(*call, *how, capsys=capsys)["documents"]
+
+    def test_documents(self, run: str, capsys):
+        self.sources({"name": "lines", "path": "lines.txt", "documents": "line"})
+        assert self.count(run, capsys=capsys) == 12
+        assert self.count(run, "--documents", "paragraph", capsys=capsys) == 2
+        assert self.count(run, "--documents", "file", capsys=capsys) == 1
+        for name in ("lines.txt", "more.txt"):
+            assert self.count(run, name, capsys=capsys) == 12
+            assert self.count(run, name, "--documents", "paragraph", capsys=capsys) == 2
+
+    def test_bad_rows_and_columns(self, run: str, capsys):
+        own = {"name": "rows", "path": "rows.jsonl", "text_field": "content"}
+        self.sources(own)
+        call = ["select", run, "--keep", "1", "--out", "o.jsonl"]
+        assert "add --on-bad-row skip" in refused(capsys, *call)
+        assert self.count(run, "--on-bad-row", "skip", capsys=capsys) == 5
+        self.sources(own | {"on_bad_row": "skip"})
+        assert self.count(run, capsys=capsys) == 5
+        assert self.count(run, "rows.jsonl", capsys=capsys) == 5
+        assert "line 6 of rows.jsonl" in refused(capsys, *call, "--overwrite", "--on-bad-row", "error")
+        assert "no row holds a text" in refused(capsys, *call, "--overwrite", "--text-field", "other")
+
+    def test_splits(self, run: str, capsys):
+        self.sources({"name": "test", "path": "splits", "hub_split": "test"})
+        for files in ([], ["splits"]):
+            assert self.count(run, *files, capsys=capsys) == 1
+            assert [row["text"].split()[0] for row in rows_of(Path("o.jsonl"))] == ["test"]
+        assert main(["select", run, "--keep", "1", "--out", "other.jsonl"]) == 0
+        printed = capsys.readouterr().out
+        (source,) = tomllib.loads(printed[printed.index("[[data.sources]]") :])["data"]["sources"]
+        assert source["hub_split"] == "test"
+        Path("splits/train.jsonl").rename("splits/validation.jsonl")
+        message = refused(capsys, "select", run, "./splits", "--out", "third.jsonl")
+        assert "splits test, validation, but no file of 'train': name the files of one." in message
 
 
 class TestPython:
@@ -700,6 +828,8 @@ class TestWhatAFormatCannotHold:
             ([2], pa.list_(pa.time64("ns"), 1), ["00:00:00.000000002"]),
             ([3], pa.large_list(pa.time64("ns")), ["00:00:00.000000003"]),
             ([1_001], pa.list_(pa.timestamp("ns")), ["1970-01-01T00:00:00.000001001"]),
+            ([4], pa.list_view(pa.time64("ns")), ["00:00:00.000000004"]),
+            ([5], pa.large_list_view(pa.time64("ns")), ["00:00:00.000000005"]),
             (1_001, pa.timestamp("ns"), "1970-01-01T00:00:00.000001001"),
             (float("nan"), pa.float64(), None),
             ({"a": [1.0, float("nan")]}, pa.struct({"a": pa.list_(pa.float64())}), {"a": [1.0, None]}),
@@ -721,11 +851,144 @@ class TestWhatAFormatCannotHold:
             message = refused(capsys, *self.call(f"c.{form}", out))
             assert "column 'curriq_score' already: name the new ones otherwise with --prefix" in message
 
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pa.array(["a", None, "c", "d" * 40], pa.string_view()),
+            pa.array([b"a", None, b"c", b"d" * 40], pa.binary_view()),
+            pa.RunEndEncodedArray.from_arrays([1, 4], pa.array(["a", "b"], pa.string_view())),
+            pa.array([["a"], None, [], ["b", None]], pa.list_view(pa.string_view())),
+            pa.array([{"a": "x"}, None, {"a": None}, {"a": "y"}], pa.struct({"a": pa.string_view()})),
+            pa.array([[("a", "x")], None, [], [("b", None)]], pa.map_(pa.string_view(), pa.string_view())),
+            pa.array([["a"], None, [None], ["b"]], pa.list_(pa.string_view(), 1)),
+            pa.DictionaryArray.from_arrays([0, 1, None, 0], pa.array(["a", "b"], pa.string_view())),
+            pa.ListArray.from_arrays([0, 1, 1, 2, 3], pa.RunEndEncodedArray.from_arrays([1, 3], ["a", "b"])),
+        ],
+        ids=lambda column: str(column.type),
+    )
+    def test_views_and_runs_of_arrow(self, column: pa.Array, here: Path):
+        text = pa.array([f"some words {i} " * 9 for i in range(4)], pa.string_view())
+        table = pa.table({"text": text, "extra": column})
+        with pa.ipc.new_file("c.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert main(self.call("c.arrow", "o.parquet")) == 0
+        rows = parquet.read_table("o.parquet").to_pylist()
+        assert [row["extra"] for row in sorted(rows, key=lambda row: row["text"])] == column.to_pylist()
+
+    def arrow(self, extra: pa.Array, name: str = "c.arrow") -> str:
+        table = pa.table({"text": [f"some words {i} " * 9 for i in range(len(extra))], "extra": extra})
+        with pa.ipc.new_file(name, table.schema) as writer:
+            writer.write_table(table)
+        return name
+
+    @pytest.mark.parametrize("out", ["o.parquet", "o"])
+    def test_dictionaries_of_numbers(self, out: str, here: Path):
+        assert main(self.call(self.arrow(pa.array([5, 6, None, 5]).dictionary_encode()), out)) == 0
+        found = parquet.read_table(out) if out != "o" else datasets.load_from_disk(out).data
+        rows = sorted(found.to_pylist(), key=lambda row: row["text"])
+        assert [row["extra"] for row in rows] == [5, 6, None, 5]
+
+    def test_tensors(self, here: Path, capsys):
+        tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12.0).reshape(3, 2, 2))
+        Path("c").mkdir()
+        self.arrow(tensors, "c/a.arrow")
+        table = pa.table({"text": ["some other words " * 9]})
+        with pa.ipc.new_file("c/b.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert main(self.call("c", "o.parquet")) == 0
+        found = parquet.read_table("o.parquet").sort_by("text").column("extra")
+        assert found.type == tensors.type
+        assert found.to_pylist() == [None, *tensors.to_pylist()]
+
+    @pytest.mark.parametrize("out", ["o.parquet", "o"])
+    def test_features_of_a_data_set(self, out: str, here: Path, caplog: pytest.LogCaptureFixture):
+        def data_set(names: list[str]) -> datasets.Dataset:
+            kinds = {"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=names)}
+            columns = {"text": [f"some words {i} " * 9 for i in range(4)], "kind": [0, 1, 1, 0]}
+            return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+        Path("c").mkdir()
+        data_set(["code", "prose"]).to_parquet("c/a.parquet")
+        data_set(["code", "prose"]).to_parquet("c/b.parquet")
+        assert main(self.call("c", out)) == 0
+        if out == "o":
+            features = datasets.load_from_disk(out).features
+        else:
+            features = datasets.Features.from_arrow_schema(parquet.read_schema(out))
+        assert features == datasets.Features(
+            text=datasets.Value("string"),
+            kind=datasets.ClassLabel(names=["code", "prose"]),
+            curriq_score=datasets.Value("float64"),
+            curriq_rank=datasets.Value("int64"),
+        )
+        assert "names of classes" not in caplog.text
+        data_set(["prose", "code"]).to_parquet("c/b.parquet")
+        assert main([*self.call("c", out), "--overwrite"]) == 0
+        assert caplog.text.count("names of classes, is not written") == 1
+        if out != "o":
+            assert b"huggingface" not in (parquet.read_schema(out).metadata or {})
+
+    def test_row_groups(self, here: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(rows_module, "BATCH", 4)
+        corpus = self.table([*range(40)], pa.int64())
+        sizes = []
+        for rows, size in ((10, 1 << 30), (1 << 16, 1), (1 << 16, 1 << 30)):
+            monkeypatch.setattr(output_module, "ROW_GROUP", rows)
+            monkeypatch.setattr(output_module, "GROUP_BYTES", size)
+            assert main([*self.call(corpus, "o.parquet"), "--overwrite"]) == 0
+            meta = parquet.read_metadata("o.parquet")
+            sizes.append([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+            assert sorted(parquet.read_table("o.parquet").column("extra").to_pylist()) == [*range(40)]
+        assert sizes == [[12, 12, 12, 4], [4] * 10, [40]]
+
     def test_a_share_of_what(self, here: Path, capsys):
         call = ["select", "--target", "t.txt", self.json_lines(), "--out", "o.jsonl"]
         call += ["--keep-unit", "documents"]
         for more in ([], ["--threshold", "0.1"]):
             assert "--keep-unit documents says what --keep is a share of" in refused(capsys, *call, *more)
+
+
+class TestNamesOfFiles:
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        Path("home").mkdir()
+        Path("c").mkdir()
+        for name in (b"c/\xff.txt", b"c/b.txt", b"~t.txt"):
+            words = (f"a paragraph {i} of {name[:3]!r} " * 8 for i in range(20))
+            Path(os.fsdecode(name)).write_text("\n\n".join(words))
+
+    def call(self, command: str, out: str, *more: str) -> list[str]:
+        how = ["--window", "16", "--workers", "1", f"--out={out}"]
+        return [command, "--target", "~t.txt", "c", *how, *more]
+
+    def test_any_bytes_and_a_tilde(self, tmp_path: Path):
+        assert main(self.call("select", "~/o.jsonl", "--keep", "1")) == 0
+        assert len(rows_of(tmp_path / "home" / "o.jsonl")) == 40
+        assert main(self.call("score", "~/s.parquet", "--scores=~/.kept")) == 0
+        files = parquet.read_table(tmp_path / "home" / "s.parquet").column("file").to_pylist()
+        assert set(files) == {"c/\\xff.txt", "c/b.txt"}
+        assert list((tmp_path / "home" / ".kept").iterdir())
+        assert not Path("~").exists()
+
+    def test_an_output_that_is_a_folder_is_refused_at_once(self, capsys):
+        Path("d.parquet").mkdir()
+        for more in ([], ["--overwrite"]):
+            assert "--out d.parquet is a folder" in refused(capsys, *self.call("score", "d.parquet", *more))
+        assert not Path(".curriq-scores").exists()
+
+    def test_text_in_place_of_a_name(self, capsys):
+        text = "some words " * 500
+        call = ["select", "--target", text, "c", "--out", "o.jsonl"]
+        assert "matches no file" in refused(capsys, *call)
+        assert "is no folder of a run" in refused(capsys, "select", text, "c", "--out", "o.jsonl")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("kept", "dropped"), [(["sheep"], ["sheep"]), ([], ["sheep wool"]), (["."], ["."])])
+def test_too_few_words_to_compare(kept: list[str], dropped: list[str]):
+    assert describe._typical_words(kept, dropped) == ([], [])
 
 
 class TestScoresAreNoText:

@@ -343,6 +343,10 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
         ["unknown source key 'wieght'", "Did you mean 'weight'?"],
     ),
     (lambda: from_dict({"data": {"sources": [{"path": "b"}]}}), ["--sources.0.name is missing"]),
+    (
+        lambda: from_dict({"data": {"sources": [{"name": "a", "path": "a.txt"}, {"path": "b.txt"}]}}),
+        ["source 2 has no name: write name=NAME,path=b.txt."],
+    ),
     (lambda: from_dict({"data": {"sources": ["name=a,path=b"]}}), ["data.sources", "[[data.sources]]"]),
     (lambda: from_dict({"data": {"sources": 5}}), ["data.sources = 5", "[[data.sources]]"]),
     (lambda: from_dict({"train": {"reward_windows": 500}}), ["--reward-windows 500"]),

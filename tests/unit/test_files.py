@@ -1,5 +1,6 @@
 """Which files a path names: links, saved data sets, snapshots of the hub, splits, and what is left out."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ import datasets
 import pytest
 
 from curriq.config import SourceConfig
-from curriq.data.documents import read_epoch
+from curriq.data.documents import read_epoch, short_hash
 from curriq.data.files import find_files
+from curriq.data.hub import locate
 from curriq.data.sources import LocalSource, log_files
+from curriq.data.survey import survey_source
 from curriq.errors import CurriqError
 
 
@@ -210,6 +213,41 @@ class TestSplits:
         ):
             texts(tmp_path)
         assert texts(tmp_path, hub_split="train_sft") == ["train_sft"]
+
+
+class TestNames:
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def test_a_tilde_is_a_letter_or_the_home_folder(self, tmp_path: Path) -> None:
+        put(tmp_path / "~a.jsonl", "its own name")
+        put(tmp_path / "~" / "b.jsonl", "a folder of that name")
+        put(tmp_path / "home" / "b.jsonl", "the other")
+        put(tmp_path / "home" / "c.jsonl", "home")
+        assert texts("~a.jsonl") == ["its own name"]
+        assert texts("~/b.jsonl") == ["a folder of that name"]
+        assert texts("~/c.jsonl") == ["home"]
+        assert texts("~/*.jsonl") == ["the other", "home"]
+
+    @pytest.mark.parametrize("name", ["~nobody/x.txt", "~", "~nobody.txt", "a" * 300, "b/" + "a" * 5000])
+    def test_what_is_not_there(self, name: str) -> None:
+        with pytest.raises(CurriqError, match="matches no file"):
+            find_files(source(name))
+        survey = survey_source(source(name))
+        assert "matches no file" in survey.faults[0].problem
+        with pytest.raises(CurriqError, match="is a path, and there is no such folder"):
+            locate("--model", name if name.startswith("~") else f"./{name}")
+
+    def test_a_name_that_is_not_utf_8(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "ok.txt").write_text("fine")
+        valid = find_files(source("data")).fingerprint()
+        assert valid == short_hash("ok.txt", hashlib.sha256(b"fine").hexdigest())  # as it always was
+        Path(os.fsdecode(b"data/\xff.txt")).write_text("odd")
+        assert find_files(source("data")).fingerprint() != valid
+        assert texts("data") == ["fine", "odd"]
 
 
 class TestWhatIsSaid:

@@ -107,6 +107,35 @@ class TestEmbedding:
         found = score(windows_of(torch.tensor([[0]])))
         assert found.item() == pytest.approx((1 + np.cos(1) + np.cos(2)) / 3, abs=1e-5)
 
+    @pytest.mark.parametrize(
+        ("documents", "expected"),
+        [
+            ([1, 2, 3], [(np.cos(1) + np.cos(2)) / 2, np.cos(1), (np.cos(1) + np.cos(2)) / 2]),
+            ([1, 1, 2], [np.cos(2), np.cos(1), (np.cos(1) + np.cos(2)) / 2]),
+            ([1, 1, 1], [(np.cos(1) + np.cos(2)) / 2, np.cos(1), (np.cos(1) + np.cos(2)) / 2]),
+        ],
+    )
+    def test_of_a_target_with_few_windows_of_other_documents(
+        self, documents: list[int], expected: list[float]
+    ):
+        """Those that there are count, and nothing in place of the others."""
+        target = windows_of(torch.tensor([[0], [1000], [2000]]), torch.tensor(documents))
+        score = EmbeddingScore(target, Angles(), lambda rows: [str(row[0]) for row in rows])
+        assert score.of_target().tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_of_a_target_of_one_window(self):
+        score = EmbeddingScore(windows_of(torch.tensor([[7]])), Angles(), lambda rows: ["7"] * len(rows))
+        assert score.of_target().item() == pytest.approx(1, abs=1e-5)
+
+    def test_of_a_target_with_enough_no_bit_depends_on_the_mask(self):
+        target = angles(60, 0, 7)
+        score = EmbeddingScore(target, Angles(), lambda rows: [str(row[0]) for row in rows])
+        embedded = torch.from_numpy(Angles().encode([str(row[0]) for row in target.tokens.tolist()]))
+        assert target.document is not None
+        own = target.document[:, None] == target.document
+        nearest = (embedded @ embedded.T).masked_fill(own, -1.0).topk(NEAREST, dim=1).values
+        assert torch.equal(score.of_target(), nearest.mean(1))
+
 
 def easy(windows: Windows) -> Tensor:
     """A loss that is the first token, in tenths."""

@@ -106,7 +106,7 @@ def _completed(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
     exactly, and sources without the target of `base` have another one.
 
     Raises:
-        CurriqError: of several sources none is named as the target.
+        CurriqError: of several sources none is named as the target, or one has no name.
     """
     if "held_out_sizes" not in values and any(name in values for name in SIZES):
         values["held_out_sizes"] = "exact"
@@ -117,6 +117,8 @@ def _completed(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
             values["target"] = names[0]
             _tell(f"--target is not given: it is {names[0]!r}, the only source.")
         elif names and base.data.target not in names:
+            for number, (name, source) in enumerate(zip(names, values["sources"], strict=True), 1):
+                require(bool(name), f"source {number} has no name: write name=NAME,path={_path_of(source)}.")
             raise CurriqError(
                 f"--target is missing: name the source whose text the model should get better at, one of "
                 f"{names}."
@@ -132,6 +134,10 @@ def _tell(notice: str) -> None:
 
 def _name_of(source: Any) -> str:
     return str(source.get("name", "")) if isinstance(source, dict) else source.name
+
+
+def _path_of(source: Any) -> str:
+    return str(source.get("path", "PATH")) if isinstance(source, dict) else source.path
 
 
 @functools.cache

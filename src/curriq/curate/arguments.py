@@ -67,10 +67,10 @@ def _parser(prog: str, description: str, out: str) -> Parser:
     add("--target", default="", help="text of the kind that is wanted: a file, folder or glob; needs no run")
     add("--text-field", metavar="COLUMN", help="column of the text (default: text, or as in the run)")
     add("--target-text-field", metavar="COLUMN", help="the same of the target (default: --text-field)")
-    documents = "what one document is in a .txt file (default: paragraph)"
-    add("--documents", choices=("file", "paragraph", "line"), default="paragraph", help=documents)
-    bad = "a row that does not fit ends the call, or is left out and counted (default: error)"
-    add("--on-bad-row", choices=("error", "skip"), default="error", help=bad)
+    documents = "what one document is in a .txt file (default: paragraph, or as in the run)"
+    add("--documents", choices=("file", "paragraph", "line"), help=documents)
+    bad = "what a row that does not fit does: end the call, or be left out (default: error, or as in the run)"
+    add("--on-bad-row", choices=("error", "skip"), help=bad)
     add("--source", metavar="NAME", help="source of the run that the FILES are like")
     add = parser.add_argument_group("how it is scored").add_argument
     add(

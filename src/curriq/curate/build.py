@@ -16,6 +16,7 @@ from curriq.curate.documents import Cutter, NgramScore, parse
 from curriq.curate.inputs import Inputs, read_chunks
 from curriq.curate.ranking import Documents
 from curriq.curate.scoring import Advance, Scorer, count_corpus
+from curriq.data.chat import DEFAULT_TEMPLATE
 from curriq.data.documents import Document, short_hash
 from curriq.data.ngrams import Cut, NgramCounts, document_means
 from curriq.data.tokenizer import load_tokenizer, serialised
@@ -119,7 +120,12 @@ def scorer_of_target(
     target: Target, tokenizer: "transformers.PreTrainedTokenizerBase", length: int
 ) -> Scorer:
     """A scorer by n-grams of the target, which does not know those of a corpus yet; see `with_corpus`."""
-    cut = short_hash(serialised(tokenizer), str(length), target.cut.tokens.tobytes())
+    # Without a template, conversations are written in the default one: `encode_chat` sets it when it meets
+    # the first, so by now it may be set or not, for the same scores.
+    template = tokenizer.chat_template or DEFAULT_TEMPLATE
+    marks = (str(tokenizer.eos_token_id), str(tokenizer.special_tokens_map), str(template))
+    learnt = b"" if target.cut.learnt is None else target.cut.learnt.tobytes()
+    cut = short_hash(serialised(tokenizer), *marks, str(length), target.cut.tokens.tobytes(), learnt)
     key = short_hash(str(FORMAT), "target", cut, target.cut.numbers.tobytes())
     return Scorer(
         f"the target {target.name}",

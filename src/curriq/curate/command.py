@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from curriq.curate.output import Columns, check_output, open_output, require_not
 from curriq.curate.progress import progress
 from curriq.curate.ranking import KEYS, Choice, Documents, Keep, choose, parse_keep
 from curriq.curate.rows import read_rows
-from curriq.data.files import find_files
+from curriq.data.files import find_files, user_path
 from curriq.data.ngrams import document_means
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, replacing
@@ -30,21 +31,23 @@ _log = logging.getLogger("curriq")
 def select_main(options: argparse.Namespace) -> int:
     """`curriq select`: the exit status."""
     keep = _keep(options)
-    wanted = _wanted(options, Path(options.out).expanduser().absolute().parent)
+    wanted = _wanted(options, user_path(options.out).absolute().parent)
     check_output(options.out, overwrite=options.overwrite, inputs=_read_for(wanted))
     return _stoppable(lambda: _select(options, wanted, keep))
 
 
 def score_main(options: argparse.Namespace) -> int:
     """`curriq score`: the exit status."""
-    require(options.out.suffix == ".parquet", f"--out {options.out}: the scores are written as .parquet.")
+    out = user_path(options.out)
+    require(out.suffix == ".parquet", f"--out {out}: the scores are written as .parquet.")
+    require(not os.path.isdir(out), f"--out {out} is a folder: choose another name, or remove it first.")
     require(
-        options.overwrite or not options.out.exists(),
-        f"--out {options.out} exists: choose another name, or replace it with --overwrite.",
+        options.overwrite or not os.path.exists(out),
+        f"--out {out} exists: choose another name, or replace it with --overwrite.",
     )
-    wanted = _wanted(options, options.out.expanduser().absolute().parent)
-    require_not_read(str(options.out), _read_for(wanted))
-    return _stoppable(lambda: _score(options.out, wanted))
+    wanted = _wanted(options, out.absolute().parent)
+    require_not_read(str(out), _read_for(wanted))
+    return _stoppable(lambda: _score(out, wanted))
 
 
 def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
@@ -56,9 +59,9 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
             "RUN is missing: name the folder of a run, or text of the kind that is wanted with --target: "
             "`curriq select --target news.csv crawl.jsonl --out clean.jsonl`.",
         )
-        run = Path(names.pop(0)).expanduser()
+        run = user_path(names.pop(0))
         require(
-            (run / "config.toml").exists(),
+            os.path.exists(run / "config.toml"),
             f"{run} is no folder of a run (it has no config.toml). To select by text of the kind that is "
             "wanted, without a run, write --target FILE.",
         )
@@ -67,7 +70,7 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
     )
     if options.window is not None:
         Within("[2, 1e6]").check("window", options.window)
-    scores = options.scores or beside / SCORES
+    scores = beside / SCORES if options.scores is None else user_path(options.scores)
     for folder in filter(None, (*names, options.target)):
         _require_unread(scores, folder)
     return Wanted(
@@ -90,8 +93,8 @@ def _wanted(options: argparse.Namespace, beside: Path) -> Wanted:
 
 def _require_unread(scores: Path, folder: str) -> None:
     """Raise CurriqError where the next call would read the scores as text of a folder."""
-    inside, of = scores.expanduser().resolve(), Path(folder).expanduser().resolve()
-    if of.is_dir() and inside.is_relative_to(of):
+    inside, of = scores.resolve(), user_path(folder).resolve()
+    if os.path.isdir(of) and inside.is_relative_to(of):
         hidden = any(part.startswith(".") for part in inside.relative_to(of).parts)
         require(
             hidden,
@@ -168,7 +171,9 @@ def _write(
 def _score(out: Path, wanted: Wanted) -> int:
     corpus = score(wanted, progress)
     require_not_read(str(out), (file.path for file in corpus.inputs.files))
-    files = pa.array([str(file.path) for file in corpus.inputs.files])
+    # A name need not be UTF-8, which a table's text is.
+    names = (os.fsencode(file.path).decode(errors="backslashreplace") for file in corpus.inputs.files)
+    files = pa.array(list(names))
     make_folder(out.absolute().parent)
     windows = 0
     with replacing(out) as temporary:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from curriq.curate.build import (
     target_tokenizer,
     with_corpus,
 )
-from curriq.curate.inputs import CorpusSource, Inputs, open_inputs
+from curriq.curate.inputs import READING, CorpusSource, Inputs, open_inputs
 from curriq.curate.pool import one_thread
 from curriq.curate.ranking import Documents, pooled
 from curriq.curate.scoring import ScoreFolder, Scorer, Totals, score_corpus
@@ -42,6 +43,7 @@ class Wanted:
         files: of the corpus; none for those of the run's sources.
         scores: folder of scores.
         text_field: column of the text; None for `text`, and for that of the run's source.
+        documents, on_bad_row: as in a source; None for its default, and for those of the run's source.
         source: name of the run's source whose text the files are like.
         by: score to rank by; None for the best there is.
         workers: processes; 0 for as many as the machine has cores.
@@ -53,14 +55,20 @@ class Wanted:
     scores: Path
     text_field: str | None = None
     target_text_field: str | None = None
-    documents: str = "paragraph"
-    on_bad_row: str = "error"
+    documents: str | None = None
+    on_bad_row: str | None = None
     source: str | None = None
     tokenizer: str = "auto"
     model: str | None = None
     window: int | None = None
     by: str | None = None
     workers: int = 0
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What was given of how documents are read, by key of a source."""
+        given = {name: getattr(self, name) for name in READING}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -134,15 +142,8 @@ def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
     config = RunConfig().override(tokenizer=wanted.tokenizer, window=wanted.window or RunConfig().data.window)
     if wanted.model is not None:
         config = config.override(model=wanted.model)
-    field = wanted.target_text_field or wanted.text_field or "text"
-    source = SourceConfig(
-        name="target",
-        path=wanted.target,
-        text_field=field,
-        documents=wanted.documents,  # ty: ignore[invalid-argument-type]
-        on_bad_row=wanted.on_bad_row,  # ty: ignore[invalid-argument-type]
-    )
-
+    own = {} if wanted.target_text_field is None else {"text_field": wanted.target_text_field}
+    source = replace(SourceConfig(name="target", path=wanted.target), **(wanted.reading | own))
     like = open_inputs([CorpusSource(source)])
     # Rows of the corpus that do not fit are told of where it is read for good.
     tokenizer = target_tokenizer(
@@ -168,7 +169,8 @@ def _of_run(wanted: Wanted) -> tuple[Scorer, Inputs, None]:
         + did_you_mean(str(wanted.source), names),
     )
     if not wanted.files:
-        return scorer, open_inputs(_files_of(config)), None
+        own = [replace(part, config=replace(part.config, **wanted.reading)) for part in _files_of(config)]
+        return scorer, open_inputs(own), None
     streamed = [place for place, source in enumerate(sources) if source.weight > 0]
     corpus = []
     for named in _named(wanted):
@@ -179,8 +181,11 @@ def _of_run(wanted: Wanted) -> tuple[Scorer, Inputs, None]:
                 f"{named.path}: the run learnt what its sources are worth, and this is none of their paths. "
                 f"Say which one its text is like: --source {' or '.join(names[place] for place in known)}."
             )
-        field = wanted.text_field or sources[known[0]].text_field
-        corpus.append(CorpusSource(replace(named, text_field=field), known[0]))
+        like = sources[known[0]]
+        reading = {name: getattr(like, name) for name in READING} | wanted.reading
+        if known[0] in same:  # the same folder holds the same splits
+            reading["hub_split"] = like.hub_split
+        corpus.append(CorpusSource(replace(named, **reading), known[0]))
     return scorer, open_inputs(corpus), None
 
 
@@ -209,13 +214,4 @@ def _files_of(config: RunConfig) -> list[CorpusSource]:
 
 def _named(wanted: Wanted) -> list[SourceConfig]:
     """A source for each file, folder or glob that was named."""
-    return [
-        SourceConfig(
-            name=path,
-            path=path,
-            text_field=wanted.text_field or "text",
-            documents=wanted.documents,  # ty: ignore[invalid-argument-type]
-            on_bad_row=wanted.on_bad_row,  # ty: ignore[invalid-argument-type]
-        )
-        for path in wanted.files
-    ]
+    return [replace(SourceConfig(name=path, path=path), **wanted.reading) for path in wanted.files]

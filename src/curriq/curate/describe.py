@@ -163,11 +163,12 @@ def _shares(inputs: Inputs, documents: Documents, kept: np.ndarray) -> list[Sour
         "tokens_kept": np.bincount(source[kept], documents.tokens[kept], count).astype(np.int64),
     }
     total = max(1, int(counted["tokens_kept"].sum()))
+    keys = (*READING, "hub_split")  # what a source that reads the same documents needs
     return [
         SourceShare(
             entry.config.name,
             entry.config.path,
-            {name: value for name, value in source_table(entry.config).items() if name in READING},
+            {name: value for name, value in source_table(entry.config).items() if name in keys},
             **{name: int(values[place]) for name, values in counted.items()},
             weight=int(counted["tokens_kept"][place]) / total,
         )
@@ -197,7 +198,7 @@ def _typical_words(kept: Sequence[str], dropped: Sequence[str]) -> tuple[list[st
     counts = [Counter(word for text in texts for word in _words(text)) for texts in (kept, dropped)]
     together = counts[0] + counts[1]
     words = [word for word in together if together[word] > 1]
-    if not kept or not dropped or not words:
+    if not kept or not dropped or len(words) < 2:  # the odds of a word are against the others
         return [], []
     prior = np.array([together[word] for word in words], float)
     prior *= PRIOR_WORDS / prior.sum()

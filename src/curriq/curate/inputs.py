@@ -26,6 +26,8 @@ UNPACKED = 3
 
 READING = ("text_field", "documents", "on_bad_row")
 """Keys of a source that say what its documents are."""
+_NO_SPLIT = ("name one of them with hub_split=SPLIT, or the files with a glob.", "name the files of one.")
+"""Advice that only a source of a run can follow, and what can be done here."""
 
 
 class Place(NamedTuple):
@@ -98,11 +100,12 @@ class Inputs:
 
     def fingerprint(self) -> str:
         """Hash of the files' content, and of how they are read."""
-        parts = []
+        parts: list[str | bytes] = []
         for number, file in enumerate(self.files):
             config, position = self.config(number), self.sources[file.source].position
             how = [str(getattr(config, name)) for name in READING]
-            parts += [file.path.name, file_hash(file.path).sha256, str(position), *how]
+            # A name need not be UTF-8.
+            parts += [os.fsencode(file.path.name), file_hash(file.path).sha256, str(position), *how]
         return short_hash(*parts)
 
     def columns(self) -> set[str]:
@@ -132,7 +135,10 @@ def open_inputs(sources: Sequence[CorpusSource]) -> Inputs:
                 f"{source.config.path} is no local file. Download a data set of the hub with `hf download "
                 "--repo-type dataset NAME`, and name its files."
             )
-        found = find_files(source.config)
+        try:
+            found = find_files(source.config)
+        except CurriqError as error:  # of the keys of a source some are no options of this command
+            raise CurriqError(str(error).replace(*_NO_SPLIT)) from None
         _log.info(f"{source.config.name}: {found.summary()}.")
         for path in found.paths:
             if (real := os.path.realpath(path)) not in seen:

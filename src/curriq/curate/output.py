@@ -1,6 +1,7 @@
 """The kept rows with all their columns, and their score and rank beside them, as a file or a data set."""
 
 import json
+import logging
 import math
 import tempfile
 from abc import ABC, abstractmethod
@@ -15,11 +16,17 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from curriq.curate.rows import Rows
-from curriq.data.files import COMPRESSIONS, extension_of
+from curriq.data.files import COMPRESSIONS, extension_of, user_path
 from curriq.errors import CurriqError
 from curriq.runlog.storage import make_folder, replacing
 
+_log = logging.getLogger("curriq")
+
 ROW_GROUP = 1 << 16
+GROUP_BYTES = 1 << 25
+"""A row group of a table ends where it has so many rows or bytes."""
+FEATURES = b"huggingface"
+"""Key of a schema's metadata in which `datasets` keeps what Arrow does not know, such as names of classes."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,62 @@ class Tables(Output):
     def __init__(self, scratch: Path, columns: Columns) -> None:
         self._scratch, self._columns = scratch, columns
         self._schemas: list[pa.Schema] = []
+        self._features: set[bytes | None] = set()
 
     def write(self, rows: Rows) -> None:
+        file = self._scratch / f"{len(self._schemas)}.parquet"
         with _one_table(f"the rows of source {rows.config.name!r}"):
             table = self._columns.add(rows.table(), rows.documents)
-            parquet.write_table(table, self._scratch / f"{len(self._schemas)}.parquet", compression="zstd")
-        self._schemas.append(table.schema)
+            parquet.write_table(table.replace_schema_metadata(None), file, compression="zstd")
+            # That of the file, which is another one where Parquet has no such type: of a dictionary of
+            # numbers it holds the numbers.
+            self._schemas.append(parquet.read_schema(file).remove_metadata())
+        self._features.add((table.schema.metadata or {}).get(FEATURES))
 
     def join(self, path: Path) -> None:
         """Write all rows into one Parquet file; a column that some rows lack is null there."""
         with _one_table("the rows"):
             schema = pa.unify_schemas(self._schemas, promote_options="permissive")
+            schema = schema.with_metadata(self._metadata(schema.names))
             with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-                for number in range(len(self._schemas)):
-                    table = parquet.read_table(self._scratch / f"{number}.parquet")
-                    joined = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
-                    writer.write_table(joined.select(schema.names).cast(schema), row_group_size=ROW_GROUP)
+                for group in self._groups(schema):
+                    writer.write_table(group, row_group_size=len(group))
+
+    def _groups(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        """All rows, in tables of the size of a row group."""
+        # Schema.empty_table() has none for extension types.
+        none = pa.Table.from_arrays([pa.nulls(0, kind) for kind in schema.types], schema=schema)
+        waiting: list[pa.Table] = []
+        for number in range(len(self._schemas)):
+            table = parquet.read_table(self._scratch / f"{number}.parquet")
+            joined = pa.concat_tables([none, table], promote_options="permissive")
+            waiting.append(joined.select(schema.names).cast(schema))
+            if sum(map(len, waiting)) >= ROW_GROUP or sum(part.nbytes for part in waiting) >= GROUP_BYTES:
+                yield pa.concat_tables(waiting)
+                waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting)
+
+    def _metadata(self, names: list[str]) -> dict[bytes, bytes] | None:
+        """The features of the inputs with those of the new columns; None, with a warning where there were
+        any, unless all rows have the same ones."""
+        if self._features <= {None}:
+            return None
+        try:
+            (found,) = map(json.loads, filter(None, self._features))
+            features = found["info"]["features"]
+            new = {self._columns.score_name: "float64", self._columns.rank_name: "int64"}
+            features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in new.items()}
+            known = None not in self._features and {*features} == {*names}
+        except (ValueError, LookupError, TypeError):
+            known = False
+        if not known:
+            _log.warning(
+                "the rows have different features, or some have none: what `datasets` knows of their "
+                "columns, such as names of classes, is not written."
+            )
+            return None
+        return {FEATURES: json.dumps({"info": {"features": features}}).encode()}
 
 
 @contextmanager
@@ -91,7 +138,7 @@ def _one_table(rows: str) -> Generator[None]:
     """CurriqError in place of what Arrow raises for rows that no Parquet file holds."""
     try:
         yield
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+    except (pa.ArrowException, NotImplementedError, OverflowError, UnicodeEncodeError) as error:
         raise CurriqError(
             f"{rows} do not fit into one table: {error}. Write JSON Lines, which keep each row as it is: "
             "--out NAME.jsonl."
@@ -110,7 +157,7 @@ def is_folder(out: Path, text: str) -> bool:
 
 def require_not_read(text: str, inputs: Iterable[Path]) -> None:
     """Raise CurriqError where the output is one of the files that are read, or a folder that holds one."""
-    out = Path(text).expanduser().resolve()
+    out = user_path(text).resolve()
     for path in inputs:
         if out == path.resolve():
             raise CurriqError(f"--out {text} is one of the files that are read: choose another name.")
@@ -138,7 +185,7 @@ def check_output(text: str, *, overwrite: bool, inputs: Iterable[Path]) -> Path:
     Raises:
         CurriqError: it is of no known kind, exists, holds what is read, or is a folder with other files.
     """
-    out = Path(text).expanduser()
+    out = user_path(text)
     if not is_folder(out, text) and extension_of(out) not in (".jsonl", ".parquet"):
         raise CurriqError(
             f"--out {text}: write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a name without an "

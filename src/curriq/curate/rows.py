@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from curriq.config import SourceConfig
 from curriq.curate.inputs import InputFile, Inputs
+from curriq.curate.layout import plain_layout
 from curriq.data.columns import document_of
 from curriq.data.files import SEEKABLE
 from curriq.data.rows import FORMATS, Fields, open_arrow, told_apart
@@ -161,8 +162,13 @@ def _of_tables(
             _say_renamed(entry, batch.schema.names, names)
         low, high = np.searchsorted(rows, [first, first + batch.num_rows])
         if high > low:
-            table = pa.Table.from_batches([batch]).take(pa.array(rows[low:high] - first))
-            yield TableRows(places[low:high], config, table.rename_columns(names))
+            columns = [plain_layout(column) for column in batch.columns]
+            fields = [
+                field.with_name(name).with_type(column.type)
+                for field, name, column in zip(batch.schema, names, columns, strict=True)
+            ]
+            table = pa.Table.from_arrays(columns, schema=pa.schema(fields, batch.schema.metadata))
+            yield TableRows(places[low:high], config, table.take(pa.array(rows[low:high] - first)))
         first += batch.num_rows
 
 

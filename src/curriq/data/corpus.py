@@ -14,6 +14,7 @@ from curriq.data.contamination import ContaminationFilter, SplitRule
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import WHOLE, DocumentSource, Shard, read_epoch, short_hash
 from curriq.data.encoder import Encoder
+from curriq.data.files import user_path
 from curriq.data.prefetch import Prefetched, prefetched, reading_processes
 from curriq.data.shards import ShardedStream, own_shards
 from curriq.data.sources import NAMED_ROWS, local_paths, log_files, open_source
@@ -132,7 +133,7 @@ def input_files(config: RunConfig) -> list[Path]:
         paths.append(Path(config.data.curriculum))
     base = config.lm.model if config.lm.lora_rank else ""
     for name in (base, config.select.reference_model, config.retrieval.encoder, config.data.topic_encoder):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if name and folder.is_dir():
             paths += sorted(path for path in folder.rglob("*") if path.is_file())
     return sorted({path.absolute() for path in paths})

@@ -66,7 +66,9 @@ class LocalFiles:
 
     def fingerprint(self) -> str:
         """Hash of each file's name and whole content."""
-        return short_hash(*(part for path in self.paths for part in (path.name, file_hash(path).sha256)))
+        # A name need not be UTF-8.
+        named = ((os.fsencode(path.name), file_hash(path).sha256) for path in self.paths)
+        return short_hash(*(part for pair in named for part in pair))
 
     def summary(self) -> str:
         """What is read and what is not, in one line."""
@@ -80,13 +82,20 @@ class LocalFiles:
         """The file itself, or a decompressed copy where its reader seeks."""
         if self.extension not in SEEKABLE or path.suffix.lower() not in COMPRESSIONS:
             return path
-        copy = self.scratch / f"{short_hash(str(path))}{self.extension}"
+        copy = self.scratch / f"{short_hash(os.fsencode(path))}{self.extension}"
         if not copy.exists():
             part = copy.with_suffix(".part")
             with open_decompressed(path) as packed, part.open("wb") as file:
                 shutil.copyfileobj(packed, file)
             part.rename(copy)  # a copy that was cut by an error is none
         return copy
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path that a user means: the one that is there under this very name, or else with `~` and `~NAME` as
+    the home folder where there is one. `Path.expanduser` raises RuntimeError for ~NAME of nobody's."""
+    path = Path(text)
+    return path if os.path.lexists(path) else Path(os.path.expanduser(path))
 
 
 def find_files(config: SourceConfig) -> LocalFiles:
@@ -101,8 +110,8 @@ def find_files(config: SourceConfig) -> LocalFiles:
             are empty, a format is unknown, formats are mixed, or there is no such split.
     """
     where = f"source {config.name!r}: path {config.path!r}"
-    path = Path(config.path).expanduser()
-    if path.is_dir():
+    path = user_path(config.path)
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         _refuse_revisions(path, where)
         found, skipped = _in_folder(path, config.hub_split, where)
         pattern = path / "**" / "*"
@@ -215,7 +224,7 @@ def _glob(pattern: Path, where: str) -> list[Path]:
     if "**" not in parts[magic:]:
         return [Path(name) for name in glob.glob(str(pattern))]
     above = Path(*parts[:magic])
-    files = _walk(above, where) if above.is_dir() else ()
+    files = _walk(above, where) if os.path.isdir(above) else ()
     return [file for file in files if _matches(file.relative_to(above).parts, parts[magic:])]
 
 

@@ -1,11 +1,13 @@
 """Names of models, tokenizers and data sets: a path on this machine, or a name on the Hugging Face hub."""
 
 import functools
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from curriq.data.files import user_path
 from curriq.errors import CurriqError
 
 TIMEOUT = 5.0
@@ -23,8 +25,8 @@ def locate(setting: str, name: str) -> tuple[str, bool]:
     Raises:
         CurriqError: the name can only be a path, and nothing is there.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = user_path(name)
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
         return str(path), True
     if not is_hub_name(name):
         raise CurriqError(

@@ -5,6 +5,7 @@ and every fault of them at once, with a way to fix it.
 themselves (`data/sources.py`), so that what passes here is what a run reads.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from typing import Any
 
 from curriq.config import RunConfig, SourceConfig
 from curriq.data.chat import read_conversation, render_plain
-from curriq.data.files import LocalFiles, extension_of, find_files
+from curriq.data.files import LocalFiles, extension_of, find_files, user_path
 from curriq.data.hub import locate
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.data.sources import LocalSource, NoText, open_source
@@ -261,8 +262,9 @@ def _length(value: Any) -> int | None:
 
 def _near(config: SourceConfig) -> str:
     """`path=…` of a file beside the one that is missing, with nearly its name; empty where there is none."""
-    path = Path(config.path).expanduser()
-    if path.exists() or config.path.startswith("embedded:") or not path.parent.is_dir():
+    path = user_path(config.path)
+    is_there, has_folder = os.path.exists(path), os.path.isdir(path.parent)  # no error for a long name
+    if is_there or config.path.startswith("embedded:") or not has_folder:
         return ""
     beside = (file for file in path.parent.iterdir() if file.exists())  # no link to nothing
     names = sorted(file.name for file in beside if not file.name.startswith("."))

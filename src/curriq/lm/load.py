@@ -17,6 +17,7 @@ from torch import nn
 
 from curriq import parallel
 from curriq.config import LMConfig, did_you_mean, missing_extra, refuse_unknown, require
+from curriq.data.files import user_path
 from curriq.data.hub import hub, locate
 from curriq.errors import CurriqError
 from curriq.lm.contract import train_what_text_reaches
@@ -131,7 +132,7 @@ def _random(config: LMConfig, entries: int, eos: int, window: int, seed: int) ->
 
 def _pretrained(config: LMConfig, window: int, revision: str | None) -> "PreTrainedModel":
     """A model with its weights; of a folder of adapters, the base model with these added to its weights."""
-    folder = Path(config.model).expanduser()
+    folder = user_path(config.model)
     base, base_revision = _base_model(folder)
     if base is not None:
         require(

@@ -20,7 +20,7 @@ from curriq.select.sharded import ShardedProposer
 from curriq.select.static import DsirScore, ScoredStream, WindowScorer
 from curriq.select.stream_filter import FilteredStream
 from curriq.softq.critic import TDCritic
-from curriq.types import Critic, Features, Offer, Proposer, Windows
+from curriq.types import IGNORED, Critic, Features, Offer, Proposer, Windows
 
 Columns = dict[str, Float[np.ndarray, "w"]]
 """Name of a score → its value for each window."""
@@ -141,21 +141,22 @@ class _ReadingQ:
         for length in np.unique(cut.windows).tolist():
             rows = np.flatnonzero(cut.windows == length)
             for part in np.array_split(rows, -(-len(rows) // self.lm.pieces.micro_batch)):
-                tokens = cut.tokens[starts[part][:, None] + np.arange(length)]
+                places = starts[part][:, None] + np.arange(length)
+                tokens = torch.from_numpy(cut.tokens[places].astype(np.int64))
+                labels = None  # the loss is over what a run would learn, as in training
+                if cut.learnt is not None:
+                    labels = tokens.where(torch.from_numpy(cut.learnt[places]), IGNORED)
                 at = torch.from_numpy(part)
-                columns = {name: column[at] for name, column in known.items()}
-                q[part] = self._values(torch.from_numpy(tokens.astype(np.int64)), source[at], columns)
+                windows = Windows(tokens=tokens, ids=torch.arange(len(at)), source=source[at], labels=labels)
+                q[part] = self._values(windows, {name: column[at] for name, column in known.items()})
         return {"q": q}
 
-    def _values(
-        self, tokens: Int[Tensor, "n t"], source: Int[Tensor, "n"], known: dict[str, Tensor]
-    ) -> np.ndarray:
-        windows = Windows(tokens=tokens, ids=torch.arange(len(tokens)), source=source)
+    def _values(self, windows: Windows, known: dict[str, Tensor]) -> np.ndarray:
         offer = Offer.of(windows, known=known).to(self.lm.device)
         with self.lm.measuring():
             hidden = self.lm.trunk(offer.windows.tokens)
-            losses = hidden.new_zeros(len(tokens), dtype=torch.float32)
-            if tokens.shape[1] > 1:  # a single token predicts none
+            losses = hidden.new_zeros(len(windows), dtype=torch.float32)
+            if windows.tokens.shape[1] > 1:  # a single token predicts none
                 losses = window_losses(self.lm, hidden, offer.windows)[0]
             q = self.critic.values(window_features(hidden, offer, losses))
         assert q is not None

@@ -129,12 +129,21 @@ class EmbeddingScore(LearningScore):
         return self._nearness(self._embedded(windows) @ self._target.T)
 
     def of_target(self) -> Float[Tensor, "D"]:
+        """Scores of the target's own windows, against those of its other documents: all, where there are
+        fewer than `NEAREST`. A target of one document is compared with its other windows, and one of a single
+        window with itself."""
         document = documents_of(self.target)
-        similarity = self._target @ self._target.T
-        return self._nearness(similarity.masked_fill(document[:, None] == document, -1.0))
+        own = document[:, None] == document
+        if own.all():
+            own = torch.eye(len(own), dtype=torch.bool) & (len(own) > 1)
+        return self._nearness((self._target @ self._target.T).masked_fill(own, -torch.inf))
 
     def _nearness(self, similarity: Float[Tensor, "n D"]) -> Float[Tensor, "n"]:
-        return similarity.topk(min(NEAREST, similarity.shape[1]), dim=1).values.mean(1)
+        """Mean of the greatest similarities of each row, without those that are masked by −∞."""
+        nearest = similarity.topk(min(NEAREST, similarity.shape[1]), dim=1).values
+        counts = nearest.isfinite()
+        few = nearest.where(counts, 0.0).sum(1) / counts.sum(1)
+        return torch.where(counts.all(1), nearest.mean(1), few)
 
     def _embedded(self, windows: Windows) -> Float[Tensor, "n e"]:
         return torch.from_numpy(self.encoder.encode(self.decode(windows.tokens.tolist())))

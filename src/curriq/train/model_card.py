@@ -7,6 +7,7 @@ from pathlib import Path
 import curriq
 from curriq.config import RunConfig, differences
 from curriq.data import is_hub_name
+from curriq.data.files import user_path
 from curriq.types import Metrics
 
 
@@ -86,7 +87,7 @@ def base_model(model: str) -> str:
     """
     if model.startswith("random:"):
         return ""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.exists():
         return model
     found = None
