@@ -310,13 +310,13 @@ def resume_command(arguments: list[str]) -> int:
     --against NAME  then train NAME (uniform, or a preset) with the same settings, or go on with it, and
                     compare the two, as `curriq train --against NAME` does
     """
+    own, words = own_options(arguments, AGAINST)
     parser = _settings_parser("curriq resume", RunConfig())
     parser.add_argument("RUN", type=Path, help="folder of the run, as in curriq resume runs/soft-q-0")
-    first = [word for word in arguments[:1] if not word.startswith("-")]
+    first = [word for word in words[:1] if not word.startswith("-")]
     folder = parser.parse_args(first).RUN
-    own, rest = own_options(arguments[1:], AGAINST)
     saved = load_run_config(folder)
-    wanted = parse_run_config(rest, saved, prog=f"curriq resume {folder}")
+    wanted = parse_run_config(words[1:], saved, prog=f"curriq resume {folder}")
     changed = {name: value for name, value, _ in differences(wanted, saved)}
     from curriq.train.result import finished_run
     from curriq.train.run import resume
