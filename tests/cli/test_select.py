@@ -414,6 +414,15 @@ def runs(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestRuns:
+    def test_options_that_would_do_nothing_are_refused(self, runs: Path, data: Path, capsys):
+        run, target, corpus = str(runs / "filter"), str(data / "news.csv"), str(data / "crawl.jsonl")
+        for words, message in (
+            ([run, "--source", "crawl"], "--source crawl without FILES"),
+            ([run, corpus, "--target-text-field", "text"], "--target-text-field: the run"),
+            (["--target", target, corpus, "--source", "crawl"], "--source crawl with --target"),
+        ):
+            assert message in refused(capsys, "score", *words, "--out", "never.parquet")
+
     def test_scores_of_a_filter_are_those_that_it_would_act_on(self, runs, tmp_path):
         """Against the parts of the run itself, asked one document at a time."""
         out = tmp_path / "s.parquet"

@@ -138,6 +138,10 @@ def score(wanted: Wanted, progress: Progress) -> ScoredCorpus:
 
 
 def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
+    require(
+        wanted.source is None,
+        f"--source {wanted.source} with --target: it names a source of a run. Leave it out, or give the run.",
+    )
     inputs = open_inputs([CorpusSource(config) for config in _named(wanted)])
     config = RunConfig().override(tokenizer=wanted.tokenizer, window=wanted.window or RunConfig().data.window)
     if wanted.model is not None:
@@ -158,6 +162,7 @@ def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
 def _of_run(wanted: Wanted) -> tuple[Scorer, Inputs, None]:
     assert wanted.run is not None
     unused = {"tokenizer": wanted.tokenizer != "auto", "model": wanted.model, "window": wanted.window}
+    unused |= {"target-text-field": wanted.target_text_field}
     for name in (name for name, given in unused.items() if given):
         raise CurriqError(f"--{name}: the run {wanted.run} has its own: leave it out, or use --target.")
     scorer, config = scorer_of_run(wanted.run)
@@ -167,6 +172,11 @@ def _of_run(wanted: Wanted) -> tuple[Scorer, Inputs, None]:
         wanted.source is None or wanted.source in names,
         f"--source {wanted.source}: the run has the sources {', '.join(names)}."
         + did_you_mean(str(wanted.source), names),
+    )
+    require(
+        wanted.source is None or bool(wanted.files),
+        f"--source {wanted.source} without FILES: each source of the run is read as itself. Name the FILES "
+        "whose text is like it, or leave it out.",
     )
     if not wanted.files:
         own = [replace(part, config=replace(part.config, **wanted.reading)) for part in _files_of(config)]
