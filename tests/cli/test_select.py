@@ -964,18 +964,23 @@ class TestNamesOfFiles:
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         Path("home").mkdir()
         Path("c").mkdir()
-        for name in (b"c/\xff.txt", b"c/b.txt", b"~t.txt"):
-            words = (f"a paragraph {i} of {name[:3]!r} " * 8 for i in range(20))
-            Path(os.fsdecode(name)).write_text("\n\n".join(words))
+        for name in ("c/b.txt", "~t.txt"):
+            words = (f"a paragraph {i} of {name} " * 8 for i in range(20))
+            Path(name).write_text("\n\n".join(words))
 
     def call(self, command: str, out: str, *more: str) -> list[str]:
         how = ["--window", "16", "--workers", "1", f"--out={out}"]
         return [command, "--target", "~t.txt", "c", *how, *more]
 
     def test_any_bytes_and_a_tilde(self, tmp_path: Path):
-        assert main(self.call("select", "~/o.jsonl", "--keep", "1")) == 0
+        Path(os.fsdecode(b"c/\xff.txt")).write_text("\n\n".join(f"a paragraph {i} " * 8 for i in range(20)))
+        for call in (
+            self.call("select", "~/o.jsonl", "--keep", "1"),
+            self.call("score", "~/s.parquet", "--scores=~/.kept"),
+        ):  # processes of their own: pytest's workers cannot send a log with such a name
+            done = subprocess.run([sys.executable, "-m", "curriq", *call], capture_output=True, check=False)
+            assert done.returncode == 0, done.stderr.decode(errors="replace")
         assert len(rows_of(tmp_path / "home" / "o.jsonl")) == 40
-        assert main(self.call("score", "~/s.parquet", "--scores=~/.kept")) == 0
         files = parquet.read_table(tmp_path / "home" / "s.parquet").column("file").to_pylist()
         assert set(files) == {"c/\\xff.txt", "c/b.txt"}
         assert list((tmp_path / "home" / ".kept").iterdir())
