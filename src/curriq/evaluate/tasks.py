@@ -82,11 +82,12 @@ def evaluate(options: argparse.Namespace) -> int:
     out = options.out or kept
     if out == kept and out is not None and out.exists():
         result = _added(read_document(out, "remove it, and score again"), result)
-    _save(result, out)  # before anything else can fail
+    if options.tasks:
+        _save(result, out)  # before anything else can fail
     if options.source_windows and run is not None:
         result["sources"] = source_losses(run, folder.parent.name, options.source_windows)
         _print_sources(result["sources"])
-        _save(result, out)
+    _save(result, out)
     if out is not None:
         print(f"scores   {out}")
     return 0
