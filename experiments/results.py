@@ -190,8 +190,8 @@ def run(name: str, out: Path, workers: int | None, publishing: bool = False, arm
         status = run_comparison(name, out, workers, publishing, arms)
     else:
         print(origin(parallel.cores()), flush=True)  # a script trains in one thread
-    comparison = PUBLISHED / f"{name}.json.gz" if arms else out / name / "comparison.json"
-    places = {"out": out, "comparison": comparison}
+    whole = PUBLISHED / f"{name}.json.gz" if arms else out / name / "comparison.json"
+    places = {"out": out, "comparison": whole}
     for script, *arguments in () if status else SCRIPTS.get(name, ()):
         words = [argument.format_map(places) for argument in arguments]
         done = subprocess.run([sys.executable, str(FOLDER / script), *words], check=False)
@@ -236,7 +236,9 @@ def arms_fault(only: Sequence[str], arms: Sequence[str], publishing: bool) -> st
         return f"--arms {unknown[0]}: {only[0]} has {', '.join(plan.arms)}"
     if plan.compare.baseline in arms:
         return f"--arms {plan.compare.baseline}: all arms are compared with it, so run all of them"
-    if publishing and not (PUBLISHED / f"{only[0]}.json.gz").exists():
+    if not publishing:
+        return "--arms without --publish: nothing stands beside these arms"
+    if not (PUBLISHED / f"{only[0]}.json.gz").exists():
         return f"--arms: {only[0]} is not published yet, so run all of its arms"
     return ""
 

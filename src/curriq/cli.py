@@ -90,7 +90,7 @@ for _section, _type in get_type_hints(RunConfig).items():
         GROUPS["policy"] = "How Q becomes weights or a stream filter: temperature, sharpness, noise."
 
 
-AGAINST: dict[str, dict[str, Any]] = {"--against": {}}
+AGAINST: dict[str, dict[str, Any]] = {"--against": {"type": lambda name: None if name == "none" else name}}
 TRAIN_OPTIONS: dict[str, dict[str, Any]] = {"--dry-run": {"action": "store_true"}, **AGAINST}
 """Options of `curriq train` that are no settings of a run."""
 
@@ -128,7 +128,7 @@ def train_command(arguments: list[str]) -> int:
     """`curriq train`: a preset or a run file, with overrides, from the first step to the last."""
     own, words = own_options(arguments, TRAIN_OPTIONS)
     if own.dry_run:
-        if own.against not in (None, "none"):
+        if own.against is not None:
             _check_against(words, own.against)
         return check_command(words)
     config = parse_run_config(words)
@@ -142,7 +142,7 @@ def train_command(arguments: list[str]) -> int:
 
 def _with_other(config: RunConfig, name: str | None, run: "Callable[[], RunResult]") -> int:
     """Train a run and say how it ended; then, where `--against` names another, that one and what differs."""
-    if name in (None, "none"):
+    if name is None:
         return _report(run())
     from curriq.evaluate.beside import check_against, go_on_command, train_beside
 

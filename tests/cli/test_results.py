@@ -170,6 +170,7 @@ def test_an_arm_that_read_other_data_is_not_mixed_in(tmp_path, monkeypatch):
         (["--only", "selected", "--arms", "recommended"], "--only NAME"),
         (["--only", "static", "--arms", "recomended"], "recomended: static has uniform, recommended"),
         (["--only", "static", "--arms", "uniform"], "run all of them"),
+        (["--only", "static", "--arms", "recommended"], "--arms without --publish"),
         (["--only", "rho", "--arms", "RHO", "--publish"], "not published yet"),
     ],
 )

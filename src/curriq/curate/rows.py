@@ -212,7 +212,7 @@ def _spelled(kind: pa.DataType) -> pa.DataType:
     if types.is_map(kind):
         return pa.map_(_spelled(kind.key_type), _spelled(kind.item_type))
     if types.is_dictionary(kind):
-        return _spelled(kind.value_type) if types.is_time64(kind.value_type) else kind
+        return pa.string() if types.is_time64(kind.value_type) else kind
     for made, is_kind in ((pa.list_, types.is_list), (pa.large_list, types.is_large_list)):
         if is_kind(kind):
             return made(kind.value_field.with_type(_spelled(kind.value_type)))

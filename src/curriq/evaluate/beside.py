@@ -20,7 +20,7 @@ from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
 from curriq.presets import PRESETS, is_rule, rule_settings
 from curriq.runlog.checkpoints import checkpoint_folders, resume_command
-from curriq.runlog.read import AXES, read_document, read_metrics, read_summary
+from curriq.runlog.read import AXES, has_finished, read_document, read_metrics, read_summary
 
 if TYPE_CHECKING:
     from curriq.train.result import RunResult
@@ -72,13 +72,11 @@ def go_on_command(result: "RunResult", name: str) -> str:
 def train_beside(result: "RunResult", name: str) -> int:
     """Train the other run, or take the one that is recorded for these settings, data, version and machine,
     and print what differs; returns the exit status, 130 where Ctrl-C stopped it."""
-    from curriq.train.result import finished_run
     from curriq.train.run import resume, train
 
     config = load_run_config(result.run_dir)  # as it was trained: a resumed run knows no other
     folder = folder_beside(config, result.run_dir, name)
-    recorded = finished_run(folder) is not None
-    if recorded:
+    if recorded := has_finished(folder):
         log.info(f"{name}: recorded in {folder} with the same settings, data, version and machine.")
     else:
         log.info(f"now {name}, with the same settings, for comparison; it is kept in {folder}.")

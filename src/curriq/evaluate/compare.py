@@ -20,7 +20,7 @@ from curriq.config import SourceConfig, differences, field_owners, load_toml, re
 from curriq.data.survey import require_usable
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
 from curriq.parser import Parser
-from curriq.runlog.read import explained, read_summary, steps_logged
+from curriq.runlog.read import explained, has_finished, read_summary, steps_logged
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
@@ -97,7 +97,7 @@ def compare(plan: Plan, again: str = "") -> int:
 
 def is_finished(run: PlannedRun) -> bool:
     """Whether the run's folder holds its result; CurriqError when it holds a run with other settings."""
-    settings, summary = run.folder / "config.toml", run.folder / "summary.json"
+    settings = run.folder / "config.toml"
     if not settings.exists():
         return False
     changed = [
@@ -112,7 +112,7 @@ def is_finished(run: PlannedRun) -> bool:
         "split_seed: vary_split under [compare]), remove the folder to run it again, or give another --out.",
     )
     with explained(run.folder):
-        return summary.exists() and bool(read_summary(run.folder)["finished"])
+        return has_finished(run.folder)
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:

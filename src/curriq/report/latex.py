@@ -13,15 +13,8 @@ _ESCAPES = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"−": "$-$", "<": "$<$", ">": "$>$", "–": "--", "×": r"$\times$", "→": r"$\to$", "≤": r"$\le$"},
-    **{
-        "≥": r"$\ge$",
-        "π": r"$\pi$",
-        "θ": r"$\theta$",
-        "β": r"$\beta$",
-        "α": r"$\alpha$",
-        "…": r"\dots{}",
-        "ⁿ": "$^n$",
-    },
+    **{"≥": r"$\ge$", "π": r"$\pi$", "θ": r"$\theta$", "β": r"$\beta$", "α": r"$\alpha$"},
+    **{"…": r"\dots{}", "ⁿ": "$^n$"},
 }
 
 

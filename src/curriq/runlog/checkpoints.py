@@ -17,6 +17,7 @@ from typing import Any
 
 import curriq
 from curriq.errors import CurriqError
+from curriq.runlog.promise import broken
 from curriq.runlog.storage import write_atomically
 
 log = logging.getLogger("curriq")
@@ -60,6 +61,12 @@ def verify(path: Path) -> dict[str, Any]:
         except OSError as error:
             raise BadCheckpoint(f"{name} cannot be read ({error.strerror})") from error
     return manifest
+
+
+def require_log(run_dir: Path, manifest: dict[str, Any]) -> None:
+    """Raise BadCheckpoint where the run's log does not hold what a checkpoint's manifest promises of it."""
+    if lost := broken(run_dir, manifest["log"]):
+        raise BadCheckpoint(f"the log that it covers is not whole: {'; '.join(lost)}")
 
 
 def latest_model(run_dir: Path, export: Callable[[Path], object] | None = None) -> Path:

@@ -42,6 +42,7 @@ MOST_MEASURED = 8_000
 NGRAM = 4
 SHOWN = 3
 """Parts that a warning names."""
+_SUMMARY_FIX = "resume the run to write it again"
 TAIL_BYTES = 1 << 16
 """More than the longest row of a log."""
 ADDED_LATER = ("effect", "accept_prob", "static_score")
@@ -102,7 +103,12 @@ def read_document(path: Path, fix: str = "remove it to report on the rest") -> d
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:
     """The fields of `summary.json`, once the run has ended; docs/metrics.md defines them."""
-    return read_document(existing(Path(run_dir) / "summary.json"), "resume the run to write it again")
+    return read_document(existing(Path(run_dir) / "summary.json"), _SUMMARY_FIX)
+
+
+def has_finished(run_dir: str | Path) -> bool:
+    """Whether a run has reached its last step; CurriqError where its `summary.json` is damaged."""
+    return bool(read_document(Path(run_dir) / "summary.json", _SUMMARY_FIX).get("finished"))
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from curriq.runlog.checkpoints import (
     files_below,
     folder_size,
     remove_folder,
+    require_log,
     strip_checkpoint,
     verify,
 )
-from curriq.runlog.promise import METRICS, broken
-from curriq.runlog.read import last_rows, read_summary, steps_logged
+from curriq.runlog.promise import METRICS
+from curriq.runlog.read import has_finished, last_rows, read_summary, steps_logged
 from curriq.runlog.storage import LOCK, exclusive, is_locked
 
 log = logging.getLogger("curriq")
@@ -186,15 +187,15 @@ def _stays(path: Path, checkpoint: Path, kept: str) -> bool:
 def _defect(run: Path, checkpoint: Path) -> str:
     """Why a run cannot go on from a checkpoint; empty where it can, or could before it was pruned."""
     try:
-        lost = broken(run, verify(checkpoint)["log"])
+        require_log(run, verify(checkpoint))
     except BadCheckpoint as defect:
         return f"{checkpoint.name}: {defect}"
-    return f"{checkpoint.name}: the log that it covers is not whole: {'; '.join(lost)}" if lost else ""
+    return ""
 
 
 def _is_finished(run: Path) -> bool:
     try:
-        return bool(read_summary(run).get("finished"))
+        return has_finished(run)
     except CurriqError:
         return False
 

@@ -44,11 +44,12 @@ from curriq.runlog.checkpoints import (
     manifest_digest,
     pruned,
     remove_folder,
+    require_log,
     sha256,
     step_of,
     verify,
 )
-from curriq.runlog.promise import Promise, broken
+from curriq.runlog.promise import Promise
 from curriq.runlog.storage import LOCK, fsync, make_folder
 from curriq.train.parts import PARTS, joined, parts_size, split
 from curriq.types import State
@@ -340,8 +341,7 @@ def latest_checkpoint(run_dir: Path, name: str = "") -> LoadedCheckpoint:
             manifest = verify(path)
             if STATE in pruned(manifest):
                 raise BadCheckpoint(PRUNED)
-            if lost := broken(run_dir, manifest["log"]):
-                raise BadCheckpoint(f"the log that it covers is not whole: {'; '.join(lost)}")
+            require_log(run_dir, manifest)
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
             if manifest["format"] == PARTS_FORMAT:
                 state = joined(state, path / PARTS)

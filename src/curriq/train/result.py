@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.runlog.notebook import run_html
-from curriq.runlog.read import read_summary
+from curriq.runlog.read import has_finished, read_summary
 from curriq.train.hub import push
 
 
@@ -46,7 +46,5 @@ class RunResult:
 
 def finished_run(folder: Path) -> RunResult | None:
     """How the run in a folder ended, where it reached its last step; else None."""
-    if not (folder / "summary.json").exists():
-        return None
-    summary = read_summary(folder)
-    return RunResult(run_dir=folder, summary=summary, finished=True) if summary["finished"] else None
+    ended = has_finished(folder)
+    return RunResult(run_dir=folder, summary=read_summary(folder), finished=True) if ended else None

@@ -139,7 +139,7 @@ function widthOf(header, rows) {
 
 function table(header, rows) {
   const numeric = numericColumns(header, rows);
-  const roomy = header.length > 0 && sentences(rows, header.length - 1);
+  const roomy = sentences(rows, header.length - 1);
   const short = rows.every(([cell]) => typeof cell === "string" && cell.length <= 6);
   return el("div", { class: "scroll", tabindex: "0" }, el("table", short ? { class: "short" } : {},
     el("thead", {}, el("tr", {}, header.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "n" : "" }, name)))),
