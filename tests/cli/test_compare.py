@@ -221,6 +221,11 @@ BAD = {
     "other tokenizer": ("[arms.x]\nvocab_size = 300\n", "vocab_size = 300, but"),
     "other N": ("[arms.x]\nnum_candidates = 4\n", "num_candidates = 4, but"),
     "other length": ("[arms.x]\nsteps = 4\n", "arms must share the data, the model, the steps and N"),
+    "differs by what is not read": (
+        '[arms.x]\nselector = "uniform"\nrandom_k = 3\n',
+        "have the same settings on the stream 'default', but for what is not read (random_k has no effect: "
+        "only --selector random-k reads it), so they would",
+    ),
     "constant learning rate": ('[arms.x]\nlr_schedule = "constant"\n', "set allow_constant_lr = true"),
 }
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from tests.runs import SETTINGS
 
-from curriq.config import SELECTORS, field_owners
+from curriq.config import SELECTORS, RunConfig, field_owners
+from curriq.config.effect import unread
 from curriq.presets import preset
 
 CONTROLS = Path(__file__).resolve().parents[2] / "experiments" / "control_samplers.py"
@@ -105,3 +106,39 @@ EXTRAS: dict[str, dict[str, Any]] = {
 COMPOSITIONS = {name: {"selector": name} for name in SELECTORS} | {"filter": STATIC} | EXTRAS
 FILTERING = {name for name, settings in COMPOSITIONS.items() if settings.get("max_read_ratio", 1) > 1}
 RETRIEVING = {name for name, settings in EXTRAS.items() if "proposer" in settings}
+OTHER: dict[str, Any] = {
+    **{"lora_alpha": 3, "lora_targets": ("q_proj",), "lora_dropout": 0.5, "vocab_size": 999},
+    **{"tokenizer_sample_bytes": 60_000, "topic_pool_size": 5, "topic_temperature": 9.0},
+    **{"topic_encoder": "x"},
+    **{"eval_tasks_every": 1, "eval_tasks_limit": 3, "eval_tasks_fewshot": 2, "eval_tasks_path": "x"},
+    **{"curriculum_weights": False, "reward": "paired", "reward_windows": 5, "reward_every": 2},
+    **{"temperature": "gated", "beta": 0.3, "beta_lr": 0.7, "effective_batch_fraction": 0.21},
+    **{"accept_fraction": 0.77, "min_accept_fraction": 0.66, "min_target_accept_rate": 0.33},
+    **{"corr_for_full_sharpness": 0.03, "uniform_share": 0.4, "dirichlet_concentration": 0.5, "gamma": 0.2},
+    **{"polyak_tau": 0.6, "q_lr": 0.9, "q_grad_clip": 0.1, "q_hidden": 7, "q_features": ("mean", "last")},
+    **{"q_layer_norm": True, "q_standardise": True, "q_weight_decay": 0.3, "q_weighting": False},
+    **{"td_step": "own", "credit": "counterfactual", "measure_effects": True, "probe_windows": 3},
+    **{"probe_decay": 0.4, "shuffle_effects": True, "bellman": False, "q_replay_size": 9},
+    **{"q_replay_batch": 3, "q_replay_updates": 4, "max_read_ratio": 2, "selector_temperature": 0.01},
+    **{"random_k": 5, "competence_initial": 0.7, "competence_steps": 2, "difficulty": "length"},
+    **{"bandit_exploration": 0.9, "bandit_lr": 0.9, "static_score": "embedding", "static_rule": "quantile"},
+    **{"static_share": 0.9, "static_quantile": 0.7, "static_sharpness": 1.0, "static_encoder": "x"},
+    **{"accept_target_source": True, "target_passes": 4.0, "sharp_start": 7},
+    **{"chains": 3, "query_tokens": 3, "query_start": "buffer", "search_every": 4, "langevin_steps": 2},
+    **{"langevin_step_size": 0.1, "langevin_noise_scale": 7.0, "langevin_margin": 1.0},
+    **{"langevin_gradient": "clip", "langevin_limit": 0.1, "energy_temperature": 0.1, "target_pull": 0.1},
+    **{"bridge_temperature_start": 5.0, "bridge_temperature_end": 4.0, "fluency": 0.9, "random_strings": 6},
+    **{"bridge_precision": "bf16", "buffer_size": 40, "buffer_initial": 20, "ingest": 3, "encoder": "x"},
+    **{"encoder_precision": "bf16", "encode_ahead": False, "index": "faiss", "retrieval_top_k": 2},
+    **{"retrieval_temperature": 9.0, "retrieval_draw": "top-1", "retrieval_duplicates": "drop"},
+    **{"mark_used": False, "centre_queries": True, "refresh_below": 0.4, "direct_pool": 4},
+    **{"retrieval_probe": 3},
+}
+"""Another value of every setting that some composition does not read."""
+BOUND = {"td_into_theta", "td_lambda", "reforward_action", "refresh", "reference_model"}
+"""Settings that are checked beside others, or opened, whether or not they are read."""
+
+
+def otherwise(config: RunConfig) -> RunConfig:
+    """The same run by settings that differ in all that it does not read."""
+    return config.override(**{name: OTHER[name] for name in unread(config) if name not in BOUND})

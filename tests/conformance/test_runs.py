@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from tests.conformance.compositions import COMPOSITIONS, FILTERING, RETRIEVING
+from tests.conformance.compositions import COMPOSITIONS, FILTERING, RETRIEVING, otherwise
 from tests.runs import SETTINGS, Finished, InterruptAt, assert_same_run, tiny
 from transformers import AutoModelForCausalLM
 
@@ -46,8 +46,9 @@ def runs(tmp_path_factory, configure):
 @pytest.mark.parametrize("name", COMPOSITIONS)
 class TestEveryComposition:
     def test_interrupted_and_resumed_equals_uninterrupted(self, name, runs, configure, tmp_path):
-        """Both halves come from fresh objects, so this is determinism under one seed as well."""
-        run = prepare(configure(name).override(run_dir=str(tmp_path)))
+        """Both halves come from fresh objects, so this is determinism under one seed as well; and what the
+        run is said not to read (`config.effect.unread`) has other values in them."""
+        run = prepare(otherwise(configure(name)).override(run_dir=str(tmp_path)))
         run.session.probes.append(InterruptAt(STOP - 1))
         halfway = run.session.train()
         assert not halfway.finished

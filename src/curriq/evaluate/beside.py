@@ -16,6 +16,7 @@ import numpy as np
 import curriq
 from curriq import terminal
 from curriq.config import RunConfig, load_run_config, refuse_unknown, require, to_dict
+from curriq.config.effect import settings_read
 from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
 from curriq.presets import PRESETS, is_rule, rule_settings
@@ -46,10 +47,9 @@ def check_against(config: RunConfig, name: str) -> None:
         "`curriq compare` do it.",
     )
     other = other_config(config, name)
-    both_uniform = other.method == config.method == UNIFORM  # whatever rule it does not use
     another = "recommended" if config.method == UNIFORM else UNIFORM
     require(
-        other != config and not both_uniform,
+        settings_read(other) != settings_read(config),
         f"--against {name}: the run itself has these settings. Compare it with another, such as --against "
         f"{another}, or choose another --preset or --selector.",
     )

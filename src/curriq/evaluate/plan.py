@@ -1,5 +1,6 @@
 """Reads the TOML of a comparison into the list of its runs, and refuses what would not compare."""
 
+import logging
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -23,8 +24,11 @@ from curriq.config import (
     require,
     validated,
 )
+from curriq.config.effect import settings_read, unread, without_effect
 from curriq.errors import CurriqError
 from curriq.presets import own_settings, preset, rule_settings
+
+logger = logging.getLogger("curriq")
 
 OWN = {
     "seed": "[compare] seeds lists the seeds of all arms",
@@ -128,6 +132,7 @@ def load_plan(file: Path, out: Path | None = None, workers: int | None = None) -
         for (stream, arm), config in configs.items():
             _require_comparable(config, configs[stream, compare.baseline], arm, compare)
         _require_distinct(configs, arms)
+        _say_without_effect(configs, tables["arms"])
     runs = []
     for stream, seed, arm in product(streams, compare.seeds, arms):
         own: dict[str, Any] = {"seed": seed + arms[arm].get(OFFSET, 0)}
@@ -216,20 +221,36 @@ def _require_comparable(config: RunConfig, baseline: RunConfig, arm: str, compar
 
 
 def _require_distinct(configs: dict[tuple[str, str], RunConfig], arms: dict[str, dict[str, Any]]) -> None:
-    """Refuse two arms of one stream whose settings are equal once presets, files and spellings are resolved:
-    their runs would be the same, bit by bit."""
-    seen: dict[tuple[str, int], list[tuple[str, RunConfig]]] = {}
+    """Refuse two arms of one stream that differ in nothing that is read, once presets, files and spellings
+    are resolved: their runs would be the same, bit by bit."""
+    seen: dict[tuple[str, int], list[tuple[str, dict[str, Any]]]] = {}
     for (stream, arm), config in configs.items():
-        others = seen.setdefault((stream, arms[arm].get(OFFSET, 0)), [])
+        others, ours = seen.setdefault((stream, arms[arm].get(OFFSET, 0)), []), settings_read(config)
         for other, theirs in others:
             require(
-                config != theirs,
-                f"[arms.{other}] and [arms.{arm}] have the same settings on the stream {stream!r}, so they "
-                "would train the same model twice. Take one out or change it; plain training is "
+                ours != theirs,
+                f"[arms.{other}] and [arms.{arm}] have the same settings on the stream {stream!r}"
+                f"{_but_unread(config, configs[stream, other])}, so they would train the same model twice. "
+                "Take one out or change it; plain training is "
                 'selector = "uniform", and how much two runs differ by chance alone shows an arm with the '
                 f"baseline's settings and {OFFSET} = 100.",
             )
-        others.append((arm, config))
+        others.append((arm, ours))
+
+
+def _but_unread(config: RunConfig, other: RunConfig) -> str:
+    """What differs and is not read, for an error; empty where nothing differs."""
+    reasons = without_effect(config, [name for name, _, _ in differences(config, other)], str)
+    return f", but for what is not read ({'; '.join(reasons)})" if reasons else ""
+
+
+def _say_without_effect(configs: dict[tuple[str, str], RunConfig], own: dict[str, dict[str, Any]]) -> None:
+    """Warn of what an arm's own table sets and no stream reads."""
+    for arm, table in own.items():
+        of_arm = [config for (_, name), config in configs.items() if name == arm]
+        nowhere = set.intersection(*(set(unread(config)) for config in of_arm))
+        for sentence in without_effect(of_arm[0], [name for name in table if name in nowhere], str):
+            logger.warning(f"[arms.{arm}] {sentence}.")
 
 
 def shown(value: Any) -> str:

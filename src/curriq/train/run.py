@@ -12,6 +12,7 @@ import torch
 
 from curriq import parallel
 from curriq.config import RunConfig, differences, flag, from_dict, load_run_config, require
+from curriq.config.effect import set_by_user, without_effect
 from curriq.data import Corpus, changed_files, check_fingerprint, locate, open_corpus, pin_revision
 from curriq.data.survey import require_usable
 from curriq.errors import CurriqError
@@ -104,12 +105,14 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, *, at: str = "", 
     # With LoRA a random base model is made again from the seed.
     remade = bool(saved.lm.lora_rank) and not saved.lm.pretrained
     fixed = (*FIXED, "seed") if remade else FIXED
-    for name, after, before in differences(config, saved):
+    changed = differences(config, saved)
+    for name, after, before in changed:
         require(
             name not in fixed,
             f"{flag(name)} = {after!r}: this run has {before!r}, and a resume cannot change it. Leave it "
             "out, or start a new run with `curriq train`.",
         )
+    _say_without_effect(config, own, [name for name, _, _ in changed])
     checkpoint = latest_checkpoint(run_dir, at)
     for name, now, then in differences(saved, from_dict(checkpoint.manifest["settings"])):
         if name not in (*overrides, "run_dir"):
@@ -157,6 +160,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
         config = config.override(sources=tuple(map(pin_revision, config.data.sources)))
         if differences_from_paper := paper_differences(config):
             logger.info("follows the paper's lines, except: " + "; ".join(differences_from_paper) + ".")
+        _say_without_effect(config, own, set_by_user(config))
     elif checkpoint.manifest["threads"] != config.train.threads:
         logger.warning(
             f"--threads = {config.train.threads}: the checkpoint was written with "
@@ -181,6 +185,12 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     if checkpoint is not None:
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)
+
+
+def _say_without_effect(config: RunConfig, own: Own, names: list[str]) -> None:
+    """Warn of the named settings that the run does not read; a method of the caller's own may read any."""
+    for sentence in without_effect(config, names) if own.method is build_method else ():
+        logger.warning(f"{sentence}.")
 
 
 def recorded_files(run_dir: Path) -> dict[str, Any]:
