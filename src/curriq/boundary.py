@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import curriq
-from curriq.errors import CurriqError
+from curriq.errors import OWN_FILES, CurriqError
 
 STATUSES = {
     0: "done",
     1: "some runs of a comparison failed; a check found faults; or the reader of the output has gone",
-    2: "a mistake in the call, the settings, the data or a file: the message says how to fix it",
+    2: "a mistake in the call, the settings, a file or your own code: the message says how to fix it",
     70: "a fault of curriq: the message names a file with the details",
     71: "too little memory",
     74: "the system refused to read or write, for instance on a full disk",
@@ -24,6 +24,7 @@ STATUSES = {
 """Exit status → what it means. 70, 71 and 74 are those of sysexits.h."""
 DEBUG = "CURRIQ_DEBUG"
 """Environment variable: any value shows tracebacks."""
+SHOWN = f"{DEBUG}=1 shows them here."
 
 
 def exit_status(command: Callable[[], int]) -> int:
@@ -55,8 +56,11 @@ def _explained(error: Exception) -> int:
     elif _is_out_of_memory(error):
         fix = "lower --micro-batch, --num-candidates, --window or the size of the model"
         status, message = 71, f"there is too little memory ({_first_line(error)}): {fix}."
+    elif place := _in_own_code(error):
+        status, message = 2, f"{place}: {_first_line(error)}. {_written_down(error)}. {SHOWN}"
     else:
-        status, message = 70, f"this is a fault of curriq ({_first_line(error)}). {_written_down(error)}"
+        told = f"{_written_down(error)}; please report them. {SHOWN}"
+        status, message = 70, f"this is a fault of curriq ({_first_line(error)}). {told}"
     print(f"curriq: {message}".replace("\n", "\n  "), file=sys.stderr)  # no line of it looks like our own
     return status
 
@@ -78,6 +82,18 @@ def _refused_by_system(error: OSError) -> str:
     return f"the system refused to read or write{where}: {why}. Put that right, and run the command again."
 
 
+def _in_own_code(error: Exception) -> str:
+    """File and line of an error in a component of the user's own, or in what it called; empty for others."""
+    package = str(Path(curriq.__file__).parent)
+    frames = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in OWN_FILES or frame.filename.startswith(package)
+    ]
+    file, line = frames[-1] if frames else ("", 0)
+    return f"{file}, line {line}" if file in OWN_FILES else ""
+
+
 def _written_down(error: Exception) -> str:
     """Where the details of an error are, after writing them into a file."""
     details = [
@@ -91,8 +107,8 @@ def _written_down(error: Exception) -> str:
             file.write("\n".join(details))
     except OSError:  # no temporary folder can be written
         traceback.print_exception(error)
-        return "The details are above; please report them."
-    return f"The details are in {Path(name)}; please report them. {DEBUG}=1 shows them here."
+        return "The details are above"
+    return f"The details are in {Path(name)}"
 
 
 def _first_line(error: Exception) -> str:

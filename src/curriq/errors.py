@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+OWN_FILES: set[str] = set()
+"""Files of the modules that components of the user's own were taken from: an error there is none of ours."""
+
 
 class CurriqError(ValueError):
     """A mistake in the input or the environment that the user can fix.

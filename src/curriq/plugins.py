@@ -1,16 +1,18 @@
 """Functions of the user's own where a setting takes a built-in name, as in `--selector my_package:build`."""
 
+import hashlib
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from curriq.config import require_known
-from curriq.errors import CurriqError
+from curriq.config import RunConfig, require_known
+from curriq.errors import OWN_FILES, CurriqError
 
 HOW_TO_NAME = "write package.module:name or path/to/file.py:name"
 Builder = Callable[..., Any]
@@ -25,8 +27,9 @@ def find_builder(name: str, built_in: Mapping[str, Builder], *, setting: str, gr
     if name in built_in:
         return built_in[name]
     require_known(setting, name, built_in, group)
-    installed = entry_points(group=group, name=name)
-    found = next(iter(installed)).load() if installed else load_object(name)
+    if installed := next(iter(entry_points(group=group, name=name)), None):
+        OWN_FILES.add(source_file(f"{installed.module}:{installed.attr}"))
+    found = installed.load() if installed else load_object(name)
     if not callable(found):
         raise CurriqError(f"{setting} {name}: {found!r} is not a function; name one that builds the object.")
     return found
@@ -39,16 +42,17 @@ def load_object(reference: str) -> Any:
         CurriqError: no such module, file or name. Errors inside the module itself pass through.
     """
     place, _, name = reference.rpartition(":")
+    file = source_file(reference)
+    OWN_FILES.add(file)
     if place.endswith(".py"):
-        path = Path(os.path.expanduser(place))  # without an error for ~NAME of nobody's
-        spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
-        if not path.is_file() or spec is None or spec.loader is None:
+        spec = importlib.util.spec_from_file_location(str(Path(file).resolve()), file)
+        if not Path(file).is_file() or spec is None or spec.loader is None:
             raise CurriqError(f"{reference!r}: there is no file {place} in {Path.cwd()}; {HOW_TO_NAME}.")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
-        spec.loader.exec_module(module)
+        _executed(reference, partial(spec.loader.exec_module, module))
     elif all(part.isidentifier() for part in place.split(".")):
         try:
-            module = importlib.import_module(place)
+            module = _executed(reference, partial(importlib.import_module, place))
         except ModuleNotFoundError as error:
             if not f"{place}.".startswith(f"{error.name}."):
                 raise  # the module is there, but not a module that it imports
@@ -58,3 +62,38 @@ def load_object(reference: str) -> Any:
     if not hasattr(module, name):
         raise CurriqError(f"{reference!r}: {place} has no {name!r}; {HOW_TO_NAME}.")
     return getattr(module, name)
+
+
+def _executed(reference: str, work: Callable[[], Any]) -> Any:
+    """What the work gives; CurriqError where it meets a line that is no Python."""
+    try:
+        return work()
+    except SyntaxError as error:
+        raise CurriqError(f"{reference!r}: {error.filename}, line {error.lineno}: {error.msg}.") from None
+
+
+def own_code(config: RunConfig) -> dict[str, str]:
+    """Setting = name → SHA-256 of the file of each component of the user's own that the settings name."""
+    named = {"--selector": config.select.selector, "--proposer": config.langevin.proposer}
+    files = {f"{flag} {name}": Path(source_file(name)) for flag, name in named.items() if ":" in name}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()
+    }
+
+
+def changed_code(recorded: Mapping[str, str], config: RunConfig) -> list[str]:
+    """The components of the user's own whose files are no more what a run recorded of them."""
+    return [name for name, digest in own_code(config).items() if recorded.get(name, digest) != digest]
+
+
+def source_file(reference: str) -> str:
+    """The absolute path of the file of `package.module:name` or `path/to/file.py:name`, there or not; empty
+    for a module that is not found."""
+    place = reference.rpartition(":")[0]
+    if place.endswith(".py"):
+        return os.path.abspath(os.path.expanduser(place))  # without an error for ~NAME of nobody's
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        return ""
+    return "" if spec is None or spec.origin is None else spec.origin

@@ -1,7 +1,8 @@
 """Checkpoint state by attribute names: everything that a part may keep, through a file and back."""
 
+import collections
 import io
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Part(Saved):
     SAVED = (
         *("_generator", "tensor", "_array", "_counter", "_layer", "_optimizer", "_recent", "_pieces"),
         *("_by_name", "number", "_maybe", "text"),
+        *("_weight", "_its_optimizer", "_layers", "_draws", "_grouped", "_counts"),
     )
 
     def __init__(self, seed: int = 0) -> None:
@@ -39,6 +41,12 @@ class Part(Saved):
         self._recent: deque[torch.Tensor] = deque(maxlen=2)
         self._pieces: list[torch.Tensor] = [torch.zeros(2)]
         self._by_name: dict[str, Any] = {"total": torch.zeros(2), "steps": 0}
+        self._weight = nn.Parameter(torch.zeros(2))
+        self._its_optimizer = torch.optim.SGD([self._weight], lr=0.1, momentum=0.9)
+        self._layers = [nn.Linear(1, 1), Counter()]
+        self._draws = {"a": torch.Generator().manual_seed(seed)}
+        self._grouped: defaultdict[str, list[float]] = defaultdict(list)
+        self._counts = collections.Counter[str]()
         self.number = 0.0
         self._maybe: float | None = None
         self.text = ""
@@ -52,6 +60,14 @@ class Part(Saved):
         self._optimizer.zero_grad()
         self._layer(drawn[:2].float()).sum().backward()
         self._optimizer.step()
+        self._its_optimizer.zero_grad()
+        (self._weight * drawn[:2]).sum().backward()
+        self._its_optimizer.step()
+        self._layers[1].count += 1
+        with torch.no_grad():
+            self._layers[0].weight += torch.rand(1, generator=self._draws["a"])
+        self._grouped[f"{self.number:.0f}"].append(self.number)
+        self._counts.update({"x": 5})
         self._recent.append(drawn[:1])
         self._pieces[0] += drawn[0]
         self._by_name["total"] += drawn[1]
@@ -121,6 +137,22 @@ def test_every_attribute_comes_back_as_what_it_was():
     assert restored._recent.maxlen == 2
     assert len(restored._recent) == 2
     assert restored.unsaved == 0
+    assert restored._its_optimizer.param_groups[0]["params"][0] is restored._weight
+    assert restored._counts == original._counts == {"x": 25}
+    restored._counts.update({"x": 1})
+    assert restored._counts["x"] == 26
+    assert restored._grouped["never seen"] == []
+
+
+def test_an_array_in_a_list_is_refused():
+    class Arrays(Saved):
+        SAVED = ("arrays",)
+
+        def __init__(self) -> None:
+            self.arrays = [np.zeros(2)]
+
+    with pytest.raises(TypeError, match="an array in a list is not saved: keep a tensor there"):
+        Arrays().state_dict()
 
 
 def test_names_lose_their_underscore():
@@ -130,7 +162,8 @@ def test_names_lose_their_underscore():
 
 def own_values(state: State) -> State:
     """All but what the parts of torch give out, which follow their parameters."""
-    return {name: value for name, value in state.items() if name not in ("layer", "optimizer")}
+    of_torch = ("layer", "optimizer", "its_optimizer", "layers")
+    return {name: value for name, value in state.items() if name not in of_torch}
 
 
 def test_a_state_is_a_snapshot():

@@ -4,6 +4,7 @@ A setting without effect is no error: bases and presets hold many. But who sets 
 runs that differ by nothing else are the same run.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,7 +30,15 @@ def unread(config: RunConfig) -> dict[str, str]:
 def settings_read(config: RunConfig) -> dict[str, Any]:
     """Flat name → value, without what is unread. Runs in which these are equal are the same, bit by bit."""
     left_out = unread(config)
-    return {name: config.value(name) for name in field_owners() if name not in left_out}
+    read = {name: config.value(name) for name in field_owners() if name not in left_out}
+    return read | {name: one_spelling(read[name]) for name in ("selector", "proposer") if name in read}
+
+
+def one_spelling(component: str) -> str:
+    """The name of a component, or `/the/path/of/its/file.py:function` however that is written."""
+    place, _, function = component.rpartition(":")
+    file = os.path.abspath(os.path.expanduser(place))
+    return f"{file}:{function}" if place.endswith(".py") else component
 
 
 def without_effect(config: RunConfig, names: Iterable[str], spell: Callable[[str], str] = flag) -> list[str]:

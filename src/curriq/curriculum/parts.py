@@ -5,7 +5,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -115,15 +114,12 @@ class Filter(Part):
         self._critic: Critic = NoCritic()
         if policy is None:
             policy, self._critic = build_filter(config, len(sources), generators, target=scored.of_target)
-            accept_prob = policy.accept_prob
-        else:
-            accept_prob = partial(_own_probabilities, policy)
         self._policy: Any = policy
         self._saved = policy if hasattr(policy, "load_state_dict") else None
         self.learns = hasattr(policy, "observe")
         self._every = config.train.reward_every
         stream = Unreadable(scored, look_ahead=LOOK_AHEAD)
-        self._proposer = filtered(stream, config, accept_prob, generators)
+        self._proposer = filtered(stream, config, policy.accept_prob, generators)
         self._batches: deque[Offer] = deque()  # taken or drawn, and not yet trained on
         self._first = 0  # step of the first of them
         self._taken = 0  # batches handed out
@@ -246,19 +242,6 @@ class Filter(Part):
         self._batches = deque(map(Offer.from_state_dict, state["batches"]))
         if self._step is not None:  # its windows are those of the next batch, the rejected ones included
             self._step = replace(self._step, offer=self._batches[0], trained=self._batches[0])
-
-
-def _own_probabilities(policy: AcceptPolicy, offer: Offer) -> Float[Tensor, "n"]:
-    """What a policy of the user's own answers, checked."""
-    prob = torch.as_tensor(policy.accept_prob(offer))
-    name = f"accept_prob of {type(policy).__name__}"
-    require(
-        prob.shape == (len(offer),),
-        f"{name} gave shape {list(prob.shape)} for {len(offer)} examples: it must give one probability each.",
-    )
-    wrong = ~((prob >= 0) & (prob <= 1))
-    require(not wrong.any(), f"{name} gave {prob[wrong][:1].tolist()}: probabilities lie between 0 and 1.")
-    return prob
 
 
 class Weights(Part):

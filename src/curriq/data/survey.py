@@ -19,6 +19,7 @@ from curriq.data.hub import locate
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.data.sources import LocalSource, NoText, open_source
 from curriq.errors import CurriqError
+from curriq.plugins import load_object
 
 SAMPLE_DOCUMENTS = 400
 """Documents of a source that are read, over all its files."""
@@ -279,6 +280,15 @@ def _names(config: RunConfig) -> Iterator[Fault]:
         named["--model"] = config.lm.model
     if config.tokenizer.tokenizer not in ("auto", "train"):
         named["--tokenizer"] = config.tokenizer.tokenizer
+    for setting, name in {
+        "--selector": config.select.selector,
+        "--proposer": config.langevin.proposer,
+    }.items():
+        try:
+            if ":" in name:
+                load_object(name)
+        except CurriqError as error:
+            yield Fault(where=setting, problem=str(error))
     for setting, name in named.items():
         try:
             if name:

@@ -20,7 +20,8 @@ from curriq.config import SourceConfig, differences, field_owners, load_toml, re
 from curriq.data.survey import require_usable
 from curriq.evaluate.plan import WORKER_LOG, Plan, PlannedRun, load_plan, shown
 from curriq.parser import Parser
-from curriq.runlog.read import explained, has_finished, read_summary, steps_logged
+from curriq.plugins import changed_code
+from curriq.runlog.read import explained, has_finished, read_summary, recorded, steps_logged
 from curriq.runlog.storage import exclusive, write_atomically
 from curriq.train.interrupt import stop_flag
 
@@ -110,6 +111,12 @@ def is_finished(run: PlannedRun) -> bool:
         not changed,
         f"{run.folder} holds a run with other settings ({'; '.join(changed)}). Undo the change (for "
         "split_seed: vary_split under [compare]), remove the folder to run it again, or give another --out.",
+    )
+    edited = changed_code(recorded(run.folder, "code"), run.config)
+    require(
+        not edited,
+        f"{run.folder} was trained by other code: the file of {' and '.join(edited)} has changed since. Undo "
+        "the change, remove the folder to run it again, or give another --out.",
     )
     with explained(run.folder):
         return has_finished(run.folder)

@@ -48,6 +48,10 @@ REPLAY = ("curriculum", "curriculum_weights")
 """Settings of the data that an arm may have to itself: a replay has the held-out sets of the others."""
 OFFSET = "seed_offset"
 """Key of an arm: its training seed is the comparison's seed plus this, on the split of the latter."""
+ONE_FUNCTION = (
+    " A component of your own has no settings of its own: name one function per value, such as "
+    'selector = "mine.py:level_4".'
+)
 WORKER_LOG = "worker.log"
 """File in a run's folder with what its worker said."""
 
@@ -172,7 +176,8 @@ def _named(tables: Any, kind: str, folder: Path, decided: dict[str, str]) -> dic
         for setting in known:
             why = decided.get(setting, "")
             require(not why, f"[{kind}.{name}] {setting}: take it out; {why}.")
-        refuse_unknown(known, field_owners(), f"[{kind}.{name}] ")
+        own_parts = any(":" in str(own.get(setting, "")) for setting in ("selector", "proposer"))
+        refuse_unknown(known, field_owners(), f"[{kind}.{name}] ", how=ONE_FUNCTION if own_parts else "")
         # An arm's preset is a whole rule, which leaves nothing of the rule of the base.
         settings_of = rule_settings if kind == "arms" else own_settings
         expanded[name] = {} if start is None else settings_of(str(start))

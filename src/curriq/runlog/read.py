@@ -84,6 +84,16 @@ def existing(path: Path) -> Path:
     return path
 
 
+def recorded(run_dir: Path, what: str) -> dict[str, Any]:
+    """What a run wrote down when it began: `files`, the local files that it reads, with size and SHA-256, or
+    `code`, the components of the user's own. Empty where the record is missing or damaged: a checkpoint's
+    fingerprint covers the text without it."""
+    try:
+        return dict(read_document(run_dir / "environment.json")[what])
+    except (CurriqError, KeyError, TypeError, ValueError):
+        return {}
+
+
 def read_document(path: Path, fix: str = "remove it to report on the rest") -> dict[str, Any]:
     """The content of a JSON file, also compressed (.gz), or of a TOML file; empty when there is no such file.
     An error ends with `fix`."""

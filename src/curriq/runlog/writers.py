@@ -131,9 +131,11 @@ def encode_row(row: Row) -> bytes:
         if type(value) not in (int, float):
             raise TypeError(f"metric {name!r} is a {type(value).__name__}, not a Python number: {value!r}")
         if not math.isfinite(value):
+            own = name.startswith("own/")
+            what = "it is of your own selector or probe" if own else "a lower --lm-lr or --q-lr usually helps"
             raise CurriqError(
                 f"{name} = {value} at step {row.get('step')}: the log holds finite numbers only. The last "
-                "checkpoint is intact; a lower --lm-lr or --q-lr usually helps."
+                f"checkpoint is intact; {what}."
             )
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 

@@ -6,6 +6,7 @@ evenly. Both see what is known before the forward pass: the window's source, and
 
 import logging
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -14,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curriq import parallel
-from curriq.config import RunConfig
+from curriq.config import RunConfig, require
 from curriq.data.stream import Unreadable
-from curriq.errors import StreamEnded
+from curriq.errors import CurriqError, StreamEnded
 from curriq.rng import Generators
 from curriq.select.base import Foreseeable, Uniform, never
 from curriq.softq.critic import QInputs, TDCritic
@@ -94,7 +95,7 @@ class FilteredStream(Saved):
             batch = self.stream.read(min(wanted, most - len(prob)))
             if ended := not len(batch):
                 break
-            new = self.accept_prob(batch).double().cpu()
+            new = probabilities(self.accept_prob, batch)
             drawn = torch.rand(len(batch), dtype=torch.float64, generator=self.generator)
             read.append(batch)
             prob, draws = torch.cat([prob, new]), torch.cat([draws, drawn])
@@ -129,6 +130,30 @@ class ShardFilter(FilteredStream):
 
     def propose(self, step: int) -> Offer:
         return self.read(self.n)
+
+
+def probabilities(accept_prob: Callable[[Offer], Float[Tensor, "n"]], offer: Offer) -> Float[Tensor, "n"]:
+    """The acceptance probabilities of the windows of an offer, in float64 on the CPU.
+
+    Raises:
+        CurriqError: what the function gives are no probabilities, one for each window.
+    """
+    found, owner = accept_prob(offer), getattr(accept_prob, "__self__", None)
+    name = "accept_prob" if owner is None else f"accept_prob of {type(owner).__name__}"
+    rows = "windows" if offer.windows.tokens.shape[1] > 1 else "examples"  # which have a number here
+    rule = f"for {len(offer)} {rows}: it must give one probability each."
+    try:
+        prob = torch.as_tensor(found).detach().double().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise CurriqError(f"{name} gave {reprlib.repr(found)} {rule}") from None
+    require(prob.shape == (len(offer),), f"{name} gave shape {list(prob.shape)} {rule}")
+    wrong = ~((prob >= 0) & (prob <= 1))
+    require(
+        not wrong.any(),
+        f"{name} gave {prob[wrong][:1].tolist()}: probabilities lie between 0 and 1; of a score z, "
+        "torch.sigmoid(z) is one.",
+    )
+    return prob
 
 
 def _nearest(prob: Float[Tensor, "m"], draws: Float[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
@@ -343,7 +368,7 @@ def filtered(
 
     def of_rank_zero(offer: Offer) -> Float[Tensor, "n"]:
         # Ranks whose probabilities differ in the last bit would, now and then, accept different windows.
-        return parallel.from_rank_zero(accept_prob(offer).double().cpu())
+        return parallel.from_rank_zero(probabilities(accept_prob, offer))
 
     return FilteredStream(
         stream,

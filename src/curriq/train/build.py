@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from curriq import langevin, parallel, select
-from curriq.config import RunConfig
+from curriq.config import SELECTORS, RunConfig
 from curriq.data import Corpus
 from curriq.data.shards import ShardedStream
 from curriq.data.tokenizer import serialised
@@ -18,6 +18,7 @@ from curriq.lm.learner import Learner
 from curriq.lm.mixture import gumbel_top, one_action
 from curriq.lm.model import LanguageModel, forward_flops, trunk_flops
 from curriq.select.base import Context, Method, UniformUntil
+from curriq.select.own import OwnProbe, OwnSelector, require_method
 from curriq.softq.signal import CreditSignal
 from curriq.train.loop import (
     Components,
@@ -49,7 +50,7 @@ class Run:
 
 def build_method(config: RunConfig, context: Context) -> Method:
     """The selector that the configuration names, on the windows that it asks for."""
-    method = select.builder(config.method)(config, context)
+    method = require_method(select.builder(config.method)(config, context), f"--selector {config.method}")
     if config.langevin.proposer != "stream":
         method = langevin.build(method, config, context)
     if config.data.curriculum and config.method != "replay":
@@ -62,11 +63,13 @@ def build_session(
 ) -> Session:
     """Everything of a run, ready to start, or to be put into the state of a checkpoint."""
     corpus, lm, train = context.corpus, context.lm, config.train
-    method = builder(config, context)
+    name = config.method if builder is build_method else getattr(builder, "__name__", "own")
+    method = require_method(builder(config, context), f"method={name}")
     flops = _flops(config, lm)  # before θ may be cut into shards
     learner = _learner(config, context)
     held_out = _held_out(config, context, method, learner)
-    selector = method.selector
+    own = builder is not build_method or name not in (*SELECTORS, "replay")
+    selector = OwnSelector(method.selector) if own else method.selector
     if train.q_warmup_steps:
         selector = UniformUntil(selector, train.q_warmup_steps)
     components = Components(
@@ -85,11 +88,16 @@ def build_session(
     )
     session = Session(
         config=config,
-        method=config.method if builder is build_method else getattr(builder, "__name__", "own"),
+        method=name,
+        own_method=own,
         components=components,
         state=LoopState(),
         meter=_meter(config, context, method, learner, flops),
-        probes=[*build_topic_similarity(config, corpus), *_task_probes(config, context), *probes],
+        probes=[
+            *build_topic_similarity(config, corpus),
+            *_task_probes(config, context),
+            *map(OwnProbe, probes),
+        ],
         generators=context.generators,
         fingerprint=corpus.fingerprint(),
         files={name: asdict(state) for name, state in corpus.files.items()},

@@ -4,14 +4,23 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from curriq import parallel
-from curriq.config import RunConfig, differences, flag, from_dict, load_run_config, require
+from curriq.config import (
+    RunConfig,
+    differences,
+    field_owners,
+    flag,
+    from_dict,
+    load_run_config,
+    refuse_unknown,
+    require,
+)
 from curriq.config.effect import set_by_user, without_effect
 from curriq.data import Corpus, changed_files, check_fingerprint, locate, open_corpus, pin_revision
 from curriq.data.survey import require_usable
@@ -19,10 +28,11 @@ from curriq.errors import CurriqError
 from curriq.lm.contract import log_own_loss
 from curriq.lm.hardware import cpu_threads
 from curriq.lm.load import check_model_name, load_language_model, pick_device
+from curriq.plugins import changed_code
 from curriq.presets import paper_differences
 from curriq.rng import Generators
 from curriq.runlog.checkpoints import in_training, require_new_run
-from curriq.runlog.read import read_document
+from curriq.runlog.read import recorded
 from curriq.runlog.storage import is_locked
 from curriq.select.base import Context
 from curriq.train.build import MethodBuilder, Run, build_method, build_session
@@ -57,6 +67,7 @@ class Own:
 
 
 DEFAULT_PARTS = Own()
+PARTS = tuple(part.name for part in fields(Own))
 
 
 def train(config: RunConfig, **own: Any) -> RunResult:
@@ -76,6 +87,9 @@ def train(config: RunConfig, **own: Any) -> RunResult:
     )
     if config.log.run_dir:
         require_new_run(Path(config.log.run_dir))  # before the data are read
+    for name in (name for name in own if name in field_owners()):
+        raise CurriqError(f"run(config, {name}=…): settings go into the config, config.override({name}=…).")
+    refuse_unknown(own, PARTS, "run: ", kind="part")
     return prepare(config, own=Own(**own)).session.train()
 
 
@@ -84,7 +98,7 @@ def resume(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, **overrides: Any) -
 
     Args:
         run_dir: folder of the run.
-        own: the parts that the caller brought when it started.
+        own: the parts that the caller brought when it started; or each by its name, as for `run`.
         overrides: settings to change from here on by flat name, for instance `steps=600` or
             `lm_lr=1e-4`. The result is then that of another run, of course.
 
@@ -100,6 +114,7 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, *, at: str = "", 
     """A run at its newest valid checkpoint, or `at` the one of this name, not trained on; it raises as
     `resume` does, but opens a finished run too, and one that is being trained."""
     run_dir = Path(run_dir)
+    own = replace(own, **{name: overrides.pop(name) for name in PARTS if name in overrides})
     saved = load_run_config(run_dir).override(run_dir=str(run_dir))
     config = saved.override(**overrides)
     # With LoRA a random base model is made again from the seed.
@@ -113,6 +128,8 @@ def load_run(run_dir: str | Path, /, own: Own = DEFAULT_PARTS, *, at: str = "", 
             "out, or start a new run with `curriq train`.",
         )
     _say_without_effect(config, own, [name for name, _, _ in changed])
+    for name in changed_code(recorded(run_dir, "code"), config):
+        logger.warning(f"the file of {name} has changed since this run was trained by it.")
     checkpoint = latest_checkpoint(run_dir, at)
     for name, now, then in differences(saved, from_dict(checkpoint.manifest["settings"])):
         if name not in (*overrides, "run_dir"):
@@ -173,7 +190,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
         "the processes of this run read different text: --sources must name the same files on every machine.",
     )
     if checkpoint is not None:
-        changed = changed_files(recorded_files(Path(config.log.run_dir)), corpus.files)
+        changed = changed_files(recorded(Path(config.log.run_dir), "files"), corpus.files)
         check_fingerprint(checkpoint.state["fingerprint"], corpus.fingerprint(), changed)
     saved = None if checkpoint is None else checkpoint.lm
     seed, window = config.train.seed, config.data.window
@@ -183,6 +200,7 @@ def prepare(config: RunConfig, checkpoint: LoadedCheckpoint | None = None, own: 
     context = Context(corpus=corpus, lm=lm, generators=Generators(config.train.seed))
     session = build_session(config, context, own.method, own.probes)
     if checkpoint is not None:
+        _require_method(session.method, checkpoint.manifest)
         session.load(checkpoint)
     return Run(config=config, corpus=corpus, lm=lm, session=session)
 
@@ -193,13 +211,14 @@ def _say_without_effect(config: RunConfig, own: Own, names: list[str]) -> None:
         logger.warning(f"{sentence}.")
 
 
-def recorded_files(run_dir: Path) -> dict[str, Any]:
-    """The local files that a run was started on, with size and SHA-256; none where the record is missing or
-    damaged, because the checkpoint's fingerprint covers the text without it."""
-    try:
-        return dict(read_document(run_dir / "environment.json")["files"])
-    except (CurriqError, KeyError, TypeError, ValueError):
-        return {}
+def _require_method(method: str, manifest: dict[str, Any]) -> None:
+    """Refuse to go on with another method than that of the run, as without the one that was brought."""
+    trained = manifest.get("method", method)  # earlier versions did not write it down
+    require(
+        trained == method,
+        f"this run is one of the method {trained}, and would go on with {method}. Bring what its settings do "
+        f"not name: curriq.resume(folder, method={trained}).",
+    )
 
 
 def require_memory(config: RunConfig) -> None:

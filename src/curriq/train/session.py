@@ -19,6 +19,7 @@ import curriq
 from curriq import parallel
 from curriq.config import RunConfig, to_dict, to_toml
 from curriq.errors import CurriqError, Diverged
+from curriq.plugins import own_code
 from curriq.rng import Generators, derive_seed
 from curriq.runlog import checkpoints
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
@@ -83,7 +84,7 @@ class Session:
     """One run between its start (or resume) and its end.
 
     Attributes:
-        method: name of what weighs the windows, for the folder and the summary.
+        method: name of what weighs the windows, for folder and summary; with `own_method` the user's own.
         validate: mean loss of θ on the validation set, nats per token.
         test: losses of θ on the test set.
         save_lm: writes the language model and the tokenizer into a folder.
@@ -101,6 +102,7 @@ class Session:
 
     config: RunConfig
     method: str
+    own_method: bool = False
     components: Components
     state: LoopState
     meter: Meter
@@ -178,7 +180,7 @@ class Session:
                     self._open_folder(held)
                 except OSError as error:
                     raise checkpoints.unusable_folder(self.run_dir, error.strerror) from error
-                about = {"settings": to_dict(self.config)}
+                about = {"settings": to_dict(self.config), "method": self.method}
                 exported = parts_size(self.lm_parts()) if self.sharded else 0
                 keep = self.config.log.checkpoint_keep
                 self._checkpointer = Checkpointer(self.run_dir, keep, about, exported)
@@ -274,8 +276,7 @@ class Session:
     def _goes_on(self) -> bool:
         """Whether another step may be begun before this one has ended: it follows without a checkpoint."""
         following = self.state.step + 1
-        saves = following % self.config.log.checkpoint_every == 0
-        return following < self.config.train.steps and not saves
+        return following < self.config.train.steps and following % self.config.log.checkpoint_every != 0
 
     def _step(
         self, record: Callable[[Step, Metrics], object], logs: RunLogs | None, *, go_on: bool = False
@@ -515,8 +516,9 @@ class Session:
         intact = checkpoint_folders(self._checkpointer.folder)
         smaller = f"--lm-lr {self.config.optim.lm_lr / 10:.1g}"
         again, go_on = checkpoints.again_command(self.run_dir), checkpoints.resume_command(self.run_dir)
-        raises = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
-        hint = raises if isinstance(error, ScoresNotFinite) else ""
+        own, theirs = self.own_method, f"They are those of {self.method}: look at its score. "
+        ours = "Raise --beta (soft-q) or --selector-temperature (the others) if it is very small. "
+        hint = (theirs if own else ours) if isinstance(error, ScoresNotFinite) else ""
         if intact:
             return (
                 f"{hint}The log and the checkpoint of step {step_of(intact[0])} are intact: go on from there "
@@ -524,7 +526,7 @@ class Session:
                 "diverged, with a smaller --q-lr)."
             )
         if step == 0 and hint:
-            return f"{hint}Start again with `{again}` and the greater value."
+            return f"{hint}Start again with `{again}`{'' if own else ' and the greater value'}."
         if step == 0:
             return "The model gives no finite number before any training: check --model and --precision."
         return (
@@ -545,8 +547,9 @@ class Session:
         for name in ("summary.json", "test_losses.parquet"):  # the run's earlier end is not its end
             (self.run_dir / name).unlink(missing_ok=True)
         write_atomically(self.run_dir / "config.toml", to_toml(self.config).encode())
-        about = environment(self.device) | {"fingerprint": self.fingerprint, "files": self.files}
-        write_atomically(self.run_dir / "environment.json", json.dumps(about, indent=1).encode())
+        read = {"fingerprint": self.fingerprint, "files": self.files, "code": own_code(self.config)}
+        about = json.dumps(environment(self.device) | read, indent=1)
+        write_atomically(self.run_dir / "environment.json", about.encode())
 
     def _set_log_aside(self) -> None:
         """Take over the folder of a run that left no checkpoint: no step of its log can be gone on from."""

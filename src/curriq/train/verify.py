@@ -145,9 +145,8 @@ def _records(run: Path) -> Iterator[Finding]:
 def _inputs(run: Path) -> Iterator[Finding]:
     """The local files that a resume reads again; those that are not on this machine are left out."""
     from curriq.data import changed_files, file_hash
-    from curriq.train.run import recorded_files
 
-    for name, recorded in recorded_files(run).items():
+    for name, of_file in read.recorded(run, "files").items():
         if Path(name).exists():
             now = {name: file_hash(Path(name))}
-            yield name, "; ".join(changed_files({name: recorded}, now))
+            yield name, "; ".join(changed_files({name: of_file}, now))
