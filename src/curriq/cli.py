@@ -200,7 +200,7 @@ def plan_command(arguments: list[str]) -> int:
     method costs beyond plain training and the gain at which it breaks even, how long the run takes, memory
     and the largest model that fits, cores that reading needs, and what checkpoints cost. Then, on paper, the
     same on many GPUs like this device. On a CPU other --threads and --precision bf16 are timed too, and the
-    fastest are named. Nothing is written.
+    fastest are named. No file is kept.
 
     --gpus N …         numbers of GPUs to plan for (default: 8 to 1024)
     --bandwidth GB/S   of a GPU's links to the others, in each direction (default: 50)

@@ -602,8 +602,10 @@ class TestWeigh:
             ({"source": torch.tensor([0, 2])}, "source = .*it needs 2 numbers from 0 to 1"),
             ({"source": [0]}, "it needs 2 numbers"),
             ({"examples": [{"input_ids": [1], "source": "good"}]}, "and 1 examples: it needs a loss"),
+            ({"losses": torch.tensor([1, math.nan]), "source": [0, 1]}, "step 0: a loss is not finite"),
+            ({"hidden": torch.full((2, 4), math.inf), "source": [0, 1]}, "a hidden state is not finite"),
         ],
-        ids=["none", "too high", "too few", "examples"],
+        ids=["none", "too high", "too few", "examples", "loss", "hidden"],
     )
     def test_what_does_not_fit_is_refused(self, given, message):
         ours = curriculum(preset="paper", q_features=("last", "source"))

@@ -327,7 +327,7 @@ class CriticConfig(Section):
     gamma: Annotated[float, Within("[0, 1)", _GAMMA)] = 0.9
     """Discount factor γ of the Bellman target (Eq. 3), which `recommended` does without (--no-bellman)."""
     polyak_tau: Fraction = 0.01
-    """Share τ of the online network that is averaged into the target network per step (Eq. 5)."""
+    """Share τ of the online network that is averaged into the target network per TD update (Eq. 5)."""
     q_lr: Positive = 1e-3
     """Learning rate η of the Q-network (Adam)."""
     q_grad_clip: Positive = 1.0
@@ -376,7 +376,7 @@ class CriticConfig(Section):
     q_replay_batch: Size = 32
     """Pairs per replay update."""
     q_replay_updates: Size = 1
-    """Replay updates of the Q-network per step."""
+    """Replay updates of the Q-network per TD update."""
 
     def check(self) -> None:
         require(

@@ -34,7 +34,8 @@ def select_options(arguments: Sequence[str]) -> argparse.Namespace:
     unit = "what --keep is a share of (default: tokens, the budget of training)"
     add("--keep-unit", choices=("tokens", "documents"), default="tokens", help=unit)
     add("--threshold", type=float, metavar="SCORE", help="keep what scores at least this, in place of --keep")
-    add("--by", choices=("dsir", "q", "policy"), help="rank by (default: policy of a run, dsir of a target)")
+    of_run = "policy of a run, or q where it filters no stream"
+    add("--by", choices=("dsir", "q", "policy"), help=f"rank by (default: dsir of a target, {of_run})")
     add = parser.add_argument_group("output").add_argument
     out = ".jsonl (also .gz, .zst), .parquet, or a folder for datasets.load_from_disk"
     add("--out", required=True, help=out)

@@ -140,7 +140,8 @@ def select_documents(
         keep: share in (0, 1] of the tokens or documents; `auto` keeps what is likelier as text of the target
             than as text of the corpus.
         threshold: least score, in place of a share.
-        by: score to rank by; a run's policy or a target's `dsir` when None.
+        by: score to rank by; when None a target's `dsir`, or a run's policy, or its `q` where it filters no
+            stream.
         how: target or run, and whatever else `score_documents` takes.
 
     Raises:

@@ -188,7 +188,7 @@ class Curriculum(Saved):
 
         Raises:
             CurriqError: this curriculum filters a stream, needs `examples`, or was not observed since; what
-                it is given is not of one length; or a loss is not finite.
+                it is given is not of one length; or a loss or a hidden state is not finite.
         """
         if not isinstance(self._part, Weights):
             raise CurriqError("this curriculum filters a stream: call select, or use preset='weighted'.")
@@ -206,6 +206,9 @@ class Curriculum(Saved):
         )
         features = Features(hidden=seen, pooled=seen, loss=loss, source=self._sources_of(n, source, examples))
         with _finite(self.step), torch.inference_mode(False), torch.enable_grad():
+            for what, given in {"loss": loss, "hidden state": seen}.items():
+                if not given.isfinite().all():
+                    raise FloatingPointError(f"a {what} is not finite")
             return self._part.weigh(self.step, features, list(examples or ())).to(losses.device)
 
     def _sources_of(

@@ -109,8 +109,8 @@ policy/kl_from_uniform | nats | KL of the policy softmax(score) over the forward
     where a step trains on windows drawn from the policy, of the policy and not of the draw.
 policy/action | – | `row` of a_k in the candidates table: the window that the paper's rule credits.
 policy/beta | nats per token | β of this step, where a Q-network sets the policy; absent where it is ∞.
-policy/target_accept_rate | – | Share of the reward set's windows that the stream filter would accept next, at
-    least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
+policy/target_accept_rate | – | Share of the reward set's windows that Q would accept next, whatever the prior
+    says, at least `--min-target-accept-rate`; in steps that measure effects, where Q sees the static score.
 
 # Critic
 Present when the method has a Q-network. Q is on the scale of the reward; without the Bellman target

@@ -395,8 +395,8 @@ class TDCritic(Saved):
         """One TD update for the previous transition, bootstrapped on H_k.
 
         Order: V_k from φ̄ on H_k (Eq. 4) → y (Eq. 3) → TD step of φ on the mean of ½(q̂ − y − offset)² → the
-        pairs (x, target) go into replay → replay steps of φ → Polyak (Eq. 5). φ̄ moves once per call, after
-        all updates of φ; with the sampled rule and without replay this is Algorithm 1 to the letter.
+        pairs (x, target) go into replay → replay steps of φ → Polyak (Eq. 5). φ̄ moves once per update, after
+        all steps of φ; with the sampled rule and without replay this is Algorithm 1 to the letter.
 
         Args:
             previous: the finished transition k − 1; None in the first step, which updates nothing.
