@@ -90,7 +90,7 @@ def _in_own_code(error: Exception) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename in OWN_FILES or frame.filename.startswith(package)
     ]
-    file, line = frames[-1] if frames else ("", 0)
+    file, line = frames[-1] if frames else (package, 0)
     return f"{file}, line {line}" if file in OWN_FILES else ""
 
 

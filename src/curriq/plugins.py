@@ -28,7 +28,7 @@ def find_builder(name: str, built_in: Mapping[str, Builder], *, setting: str, gr
         return built_in[name]
     require_known(setting, name, built_in, group)
     if installed := next(iter(entry_points(group=group, name=name)), None):
-        OWN_FILES.add(source_file(f"{installed.module}:{installed.attr}"))
+        _remember(source_file(f"{installed.module}:{installed.attr}"))
     found = installed.load() if installed else load_object(name)
     if not callable(found):
         raise CurriqError(f"{setting} {name}: {found!r} is not a function; name one that builds the object.")
@@ -42,8 +42,7 @@ def load_object(reference: str) -> Any:
         CurriqError: no such module, file or name. Errors inside the module itself pass through.
     """
     place, _, name = reference.rpartition(":")
-    file = source_file(reference)
-    OWN_FILES.add(file)
+    file = _remember(source_file(reference))
     if place.endswith(".py"):
         spec = importlib.util.spec_from_file_location(str(Path(file).resolve()), file)
         if not Path(file).is_file() or spec is None or spec.loader is None:
@@ -64,6 +63,13 @@ def load_object(reference: str) -> Any:
     return getattr(module, name)
 
 
+def _remember(file: str) -> str:
+    """The file, noted as one in which an error is none of curriq's."""
+    if file:
+        OWN_FILES.add(file)
+    return file
+
+
 def _executed(reference: str, work: Callable[[], Any]) -> Any:
     """What the work gives; CurriqError where it meets a line that is no Python."""
     try:
@@ -72,10 +78,15 @@ def _executed(reference: str, work: Callable[[], Any]) -> Any:
         raise CurriqError(f"{reference!r}: {error.filename}, line {error.lineno}: {error.msg}.") from None
 
 
-def own_code(config: RunConfig) -> dict[str, str]:
-    """Setting = name → SHA-256 of the file of each component of the user's own that the settings name."""
+def own_components(config: RunConfig) -> dict[str, str]:
+    """Flag → name of each component of the user's own that the settings refer to by module or file."""
     named = {"--selector": config.select.selector, "--proposer": config.langevin.proposer}
-    files = {f"{flag} {name}": Path(source_file(name)) for flag, name in named.items() if ":" in name}
+    return {flag: name for flag, name in named.items() if ":" in name}
+
+
+def own_code(config: RunConfig) -> dict[str, str]:
+    """Flag and name → SHA-256 of the file of each of these components."""
+    files = {f"{flag} {name}": Path(source_file(name)) for flag, name in own_components(config).items()}
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()
     }

@@ -12,7 +12,7 @@ from tests.runs import tiny
 
 from curriq.cli import main
 from curriq.errors import CurriqError
-from curriq.select.base import Context, Method, PlainSelector, plain
+from curriq.select.base import Context, Method, PlainSelector, Uniform, plain
 from curriq.select.stream_filter import probabilities
 from curriq.train.run import Own, resume, train
 from curriq.types import Offer, Windows
@@ -105,6 +105,21 @@ def test_a_function_that_returns_no_method(found: object, tmp_path: Path):
 
     with pytest.raises(CurriqError, match=r"method=mine gave .*: the function must return a Method"):
         train(tiny(run_dir=str(tmp_path)), method=mine)
+
+
+def test_a_selector_that_lacks_a_part_is_told_which(tmp_path: Path):
+    class Half:
+        def score(self, step, offer, features):
+            return features.loss
+
+    def halved(config, context):
+        method = plain(Uniform(), config, context)
+        object.__setattr__(method, "selector", Half())  # its type is checked in tests alone
+        return method
+
+    message = "selector of method=halved, Half, lacks admit, load_state_dict, needs_entropy, needs_reward,"
+    with pytest.raises(CurriqError, match=message):
+        train(tiny(run_dir=str(tmp_path)), method=halved)
 
 
 def offer(n: int) -> Offer:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from curriq.data.hub import locate
 from curriq.data.rows import FORMATS, BadRow, Row
 from curriq.data.sources import LocalSource, NoText, open_source
 from curriq.errors import CurriqError
-from curriq.plugins import load_object
+from curriq.plugins import load_object, own_components
 
 SAMPLE_DOCUMENTS = 400
 """Documents of a source that are read, over all its files."""
@@ -97,7 +98,18 @@ def survey(*configs: RunConfig) -> Survey:
     """What runs would read, each source once; nothing is raised, and no network is asked."""
     sources = dict.fromkeys(source for config in configs for source in config.data.sources)
     names = dict.fromkeys(fault for config in configs for fault in _names(config))
-    return Survey(sources=tuple(map(survey_source, sources)), names=tuple(names))
+    own = dict.fromkeys(part for config in configs for part in own_components(config).items())
+    faults = (*filter(None, starmap(_not_there, own)), *names)
+    return Survey(sources=tuple(map(survey_source, sources)), names=faults)
+
+
+def _not_there(setting: str, name: str) -> Fault | None:
+    """What is wrong with the name of a component of the user's own, whose module is loaded."""
+    try:
+        load_object(name)
+    except CurriqError as error:
+        return Fault(where=setting, problem=str(error))
+    return None
 
 
 def require_usable(*configs: RunConfig) -> None:
@@ -280,15 +292,6 @@ def _names(config: RunConfig) -> Iterator[Fault]:
         named["--model"] = config.lm.model
     if config.tokenizer.tokenizer not in ("auto", "train"):
         named["--tokenizer"] = config.tokenizer.tokenizer
-    for setting, name in {
-        "--selector": config.select.selector,
-        "--proposer": config.langevin.proposer,
-    }.items():
-        try:
-            if ":" in name:
-                load_object(name)
-        except CurriqError as error:
-            yield Fault(where=setting, problem=str(error))
     for setting, name in named.items():
         try:
             if name:

@@ -10,20 +10,38 @@ from torch import Tensor
 from curriq.errors import CurriqError
 from curriq.select.base import Method
 from curriq.state import State
-from curriq.types import Features, Metrics, Offer, Reading, Selector, Step, readings_of, status_of
+from curriq.types import (
+    Critic,
+    Features,
+    Metrics,
+    Offer,
+    Proposer,
+    Reading,
+    Selector,
+    Step,
+    readings_of,
+    status_of,
+)
 
 
 def require_method(built: object, name: str) -> Method:
     """What the function `name` built.
 
     Raises:
-        CurriqError: it is no method.
+        CurriqError: it is no method, or one of its parts lacks what the loop asks of it.
     """
     if not isinstance(built, Method):
         raise CurriqError(
             f"{name} gave {reprlib.repr(built)}: the function must return a Method, such as "
             "curriq.select.base.plain(selector, config, context)."
         )
+    for part, kind in {"proposer": Proposer, "selector": Selector, "critic": Critic}.items():
+        ours, asked = getattr(built, part), {*dir(kind), *kind.__annotations__}
+        if missing := sorted(n for n in asked if not n.startswith("_") and not hasattr(ours, n)):
+            raise CurriqError(
+                f"the {part} of {name}, {type(ours).__name__}, lacks {', '.join(missing)}: a selector "
+                "has them from curriq.select.base.PlainSelector; curriq.types says what each part must have."
+            )
     return built
 
 
