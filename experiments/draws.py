@@ -31,7 +31,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from branches import BATCH, STREAMS, Fork, hidden, interval, read_ahead, train_on
+from branches import BATCH, STREAMS, WITH_TARGET, Fork, hidden, interval, read_ahead, train_on
 from scipy import stats
 from torch import Tensor
 
@@ -119,7 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             with TemporaryDirectory() as folder:
                 config = load_toml(STREAMS / f"{stream}.toml", preset("small")).override(
-                    **own_settings("recommended"), seed=seed, split_seed=seed, threads=1, run_dir=folder
+                    **own_settings("recommended") | WITH_TARGET,
+                    seed=seed,
+                    split_seed=seed,
+                    threads=1,
+                    run_dir=folder,
                 )
                 run = prepare(config)
                 for point in options.points:
