@@ -73,7 +73,8 @@ class TestSettings:
         for name, settings in (("former", former), ("current", current)):
             lines = [f"{setting} = {value!r}" for setting, value in settings.items()]
             head = '[compare]\nseeds = [0]\nbaseline = "a"\n[streams.s]\ncredit = "counterfactual"\n'
-            text = "\n".join((head + 'q_features = ["source"]\n[arms.a]\n[arms.b]', *lines))
+            # With a difference that is read, whether or not the renamed setting is.
+            text = "\n".join((head + 'q_features = ["source"]\n[arms.a]\n[arms.b]\nq_lr = 0.5', *lines))
             (tmp_path / f"{name}.toml").write_text(text)
         plans = [load_plan(tmp_path / f"{name}.toml", tmp_path / "out") for name in ("former", "current")]
         assert [run.config for run in plans[0].runs] == [run.config for run in plans[1].runs]

@@ -235,7 +235,8 @@ class TestRun:
         assert not (whole.model_dir / "model.safetensors").exists()
         assert (whole.model_dir / "tokenizer.json").exists()
         assert "library_name: peft" in (whole.model_dir / "README.md").read_text()
-        assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+        warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+        assert [message for message in warned if "no effect" not in message] == []  # of tiny runs' settings
 
     def test_the_base_model_stays_as_it_was(self, tmp_path: Path) -> None:
         run = prepare(tiny(lora_rank=2, lm_lr=0.1, reset_theta=True, run_dir=str(tmp_path)))

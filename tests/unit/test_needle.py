@@ -150,7 +150,7 @@ def test_a_run_with_these_parts_equals_itself_when_it_is_interrupted(tmp_path):
     run = prepare(recipe().override(**settings, run_dir=str(tmp_path / "parts")), own=own)
     run.session.probes.append(InterruptAt(2))
     assert not run.session.train().finished
-    with pytest.raises(curriq.CurriqError, match="StreamProposer saves"):
+    with pytest.raises(curriq.CurriqError, match="the method needle_method, and would go on with soft-q"):
         curriq.resume(tmp_path / "parts")
     assert curriq.resume(tmp_path / "parts", own=own).finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
