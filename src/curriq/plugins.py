@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curriq.config import RunConfig, require_known
+from curriq.config.effect import one_spelling
 from curriq.errors import OWN_FILES, CurriqError
 
 HOW_TO_NAME = "write package.module:name or path/to/file.py:name"
@@ -102,7 +102,7 @@ def source_file(reference: str) -> str:
     for a module that is not found."""
     place = reference.rpartition(":")[0]
     if place.endswith(".py"):
-        return os.path.abspath(os.path.expanduser(place))  # without an error for ~NAME of nobody's
+        return one_spelling(reference).rpartition(":")[0]
     try:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError):

@@ -23,7 +23,7 @@ def unread(config: RunConfig) -> dict[str, str]:
     method, so that none of these is named then.
     """
     builtin = config.select.selector in SELECTORS and config.langevin.proposer in PROPOSERS
-    rules = (_reading, *((_critic, _probes, _policy, _selectors, _static, _search) if builtin else ()))
+    rules = (_reading, *((_critic, _policy, _selectors, _static, _search) if builtin else ()))
     return {name: why for rule in rules for names, why in rule(config) for name in names}
 
 
@@ -37,7 +37,7 @@ def settings_read(config: RunConfig) -> dict[str, Any]:
 def one_spelling(component: str) -> str:
     """The name of a component, or `/the/path/of/its/file.py:function` however that is written."""
     place, _, function = component.rpartition(":")
-    file = os.path.abspath(os.path.expanduser(place))
+    file = os.path.abspath(os.path.expanduser(place))  # without an error for ~NAME of nobody's
     return f"{file}:{function}" if place.endswith(".py") else component
 
 
@@ -99,13 +99,6 @@ def _critic(config: RunConfig) -> Unread:
         yield ("gamma",), "with --no-bellman Q learns no discounted value"
     if not critic.q_replay_size:
         yield ("q_replay_batch", "q_replay_updates"), "--q-replay-size is 0, so nothing is replayed"
-
-
-def _probes(config: RunConfig) -> Unread:
-    """What measures effects."""
-    critic = config.critic
-    if config.method != "soft-q":
-        return
     if critic.credit == "counterfactual":
         yield ("measure_effects",), "--credit counterfactual measures them in any case"
     elif not critic.measure_effects:
@@ -119,8 +112,7 @@ def _policy(config: RunConfig) -> Unread:
         yield ("max_read_ratio",), f"{_method(config)} filters nothing"
     if config.method != "soft-q":
         return
-    solved = rule in ("fraction", "gated")
-    if solved:
+    if rule in ("fraction", "gated"):
         yield ("beta",), f"--temperature {rule} solves for it"
     if rule != "learned":
         yield ("beta_lr",), f"--temperature {rule} does not learn β"

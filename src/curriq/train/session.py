@@ -23,7 +23,7 @@ from curriq.plugins import own_code
 from curriq.rng import Generators, derive_seed
 from curriq.runlog import checkpoints
 from curriq.runlog.promise import METRICS, PARTS, TABLES, Promise
-from curriq.runlog.read import read_summary
+from curriq.runlog.read import has_finished
 from curriq.runlog.schema import perplexity
 from curriq.runlog.storage import exclusive, new_folder, write_atomically
 from curriq.runlog.writers import RunLogs, write_summary, write_test_losses
@@ -260,7 +260,7 @@ class Session:
     def _summarised(self) -> bool:
         """Whether the run's end is written down; a damaged summary is none, and is written again."""
         try:
-            return bool(read_summary(self.run_dir).get("finished"))
+            return has_finished(self.run_dir)
         except CurriqError:
             return False
 
