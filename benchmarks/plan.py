@@ -4,9 +4,9 @@
     python benchmarks/plan.py --steps 32 --cpu-time     # beside other programs, one thread
 
 A prediction comes from ten steps of few windows, with measurements in every third step
-(`train/calibrate.py`). Then a run of the whole configuration takes its own steps, in whole intervals between
-measurements, and their mean is what was predicted. The calibration never sees a step of the size that is
-predicted.
+(`train/calibrate.py`). Then a run of the whole configuration takes its own steps, past its start and in whole
+intervals between measurements, and their mean is what was predicted. The calibration never sees a step of
+the size that is predicted.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from common import synchronise
 from curriq.config import RunConfig
 from curriq.presets import own_settings, preset
 from curriq.train.calibrate import calibrate, for_calibration
+from curriq.train.estimate import past_the_start
 from curriq.train.run import prepare
 
 GPT2 = "random:gpt2:hidden_size=192,num_hidden_layers=4,num_attention_heads=4"
@@ -77,7 +78,7 @@ def main() -> None:
 
 def measured(config: RunConfig, steps: int) -> float:
     """Mean seconds per step of whole intervals between measurements, after a first interval."""
-    run, every = prepare(config), config.train.reward_every
+    run, every = prepare(past_the_start(config)), config.train.reward_every
     run.session.rehearse(max(2, every))
     synchronise(run.lm.device)
     rows = run.session.rehearse(-(-steps // every) * every)

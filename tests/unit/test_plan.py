@@ -26,6 +26,7 @@ from curriq.evaluate.forecast import (
 from curriq.presets import own_settings
 from curriq.runlog.read import read_metrics
 from curriq.train.calibrate import Calibration, Line, calibrate, for_calibration
+from curriq.train.estimate import drop_read_ahead, past_the_start
 from curriq.train.meter import PREDICTING_STEPS, Prediction
 from curriq.train.record import in_one_transfer
 from curriq.train.run import prepare, train
@@ -107,6 +108,45 @@ class TestCalibration:
         run = prepare(config)
         actual = max(row.get("held_out/forwards", 0) for row in run.session.rehearse(7))
         assert largest < made.held_out_forwards == actual
+
+
+class Counted:
+    """A source of windows that counts those that are read."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.count = source, 0
+
+    def read(self, n: int) -> Any:
+        offer = self.source.read(n)
+        self.count += len(offer)
+        return offer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+class TestUsualSteps:
+    """What is timed is a step as most are: it reads its own windows, and not those of a start that passes."""
+
+    @pytest.mark.parametrize("settings", [{}, {"stream_shards": 2}])
+    def test_windows_read_ahead_are_dropped(self, settings):
+        run = prepare(tiny(**own_settings("recommended") | settings))
+        proposer: Any = run.session.components.proposer
+        (before,) = run.session.rehearse(1)
+        drop_read_ahead(run)
+        streams = list(proposer.streams.values()) if settings else [proposer.stream]
+        for stream in streams:
+            stream._stream = Counted(stream._stream)
+        (after,) = run.session.rehearse(1)
+        read = sum(stream._stream.count for stream in streams)
+        assert read >= after["x/windows_read"] - before["x/windows_read"] > 0
+
+    def test_the_start_is_left_out_where_most_steps_come_after_it(self):
+        config = tiny(**own_settings("recommended") | {"num_candidates": 10, "max_read_ratio": 8})
+        config = config.override(sharp_start=4000)
+        assert past_the_start(config.override(steps=99)).select.sharp_start == 4000
+        assert past_the_start(config.override(steps=100)).select.sharp_start == 0
+        assert for_calibration(config.override(steps=100)).select.sharp_start == 0
 
 
 class TestOnPaper:

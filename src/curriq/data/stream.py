@@ -459,6 +459,10 @@ class Unreadable(Saved):
         parts = [part for part in (offer, self._unread) if part is not None and len(part)]
         self._unread = Offer.cat(parts) if parts else None
 
+    def drop_unread(self) -> None:
+        """Lose what was unread: what comes next is the stream's own."""
+        self._unread = None
+
     def state_dict(self) -> State:
         unread = None if self._unread is None else self._unread.state_dict()
         return {"stream": self._stream.state_dict(), "look_ahead": self._look_ahead, "unread": unread}

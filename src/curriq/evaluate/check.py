@@ -82,11 +82,11 @@ def _source(source: Any) -> Json:
 
 def _open(config: RunConfig, texts: list[tuple[str, ...]], result: Json) -> None:
     """Build the run as `curriq train` does and take a few steps; fills in the result."""
-    from curriq.train.estimate import estimate
+    from curriq.train.estimate import estimate, past_the_start
     from curriq.train.run import prepare
 
     try:
-        run = prepare(config)
+        run = prepare(past_the_start(config))
         for source, sample in zip(result["sources"], texts, strict=True):
             source["tokens_per_mb"] = _tokens_per_mb(run, sample)
         result["held_out"] = _held_out(run)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curriq.config import RunConfig
 from curriq.data.corpus import Corpus
+from curriq.data.stream import Unreadable
 from curriq.errors import StreamEnded
 from curriq.lm.model import LanguageModel
 from curriq.rng import Generators
@@ -114,6 +115,11 @@ class StreamProposer(Saved):
         if not len(offer):
             raise StreamEnded
         return offer
+
+    def drop_read_ahead(self) -> None:
+        """Lose the windows that have been read for later steps."""
+        if isinstance(self.stream, Unreadable):
+            self.stream.drop_unread()
 
 
 POLICY_SPREAD = Reading("policy spread", "policy/kl_from_uniform", "{:.0%}", lambda kl: math.exp(-kl))

@@ -125,6 +125,11 @@ class ShardedProposer:
             self.streams[number].unread(replace(offer, known=columns))
         return scorer.score.cost * len(windows)
 
+    def drop_read_ahead(self) -> None:
+        """Lose the windows that have been read for later steps."""
+        for stream in self.streams.values():
+            stream.drop_unread()
+
     @property
     def _judged(self) -> dict[int, _JudgedShard]:
         inner = {number: stream.inner for number, stream in self.streams.items()}

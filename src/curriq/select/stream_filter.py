@@ -120,6 +120,10 @@ class FilteredStream(Saved):
             cost=replace(everything.cost, windows_read=len(judged)),
         )
 
+    def drop_read_ahead(self) -> None:
+        """Lose the windows that have been read for later steps."""
+        self.stream.drop_unread()
+
     def load_state_dict(self, state: State) -> None:
         # An earlier version counted repetitions.
         super().load_state_dict({name: value for name, value in state.items() if name != "repetitions"})

@@ -14,6 +14,7 @@ from curriq.config import RunConfig
 from curriq.data.corpus import most_steps_ahead
 from curriq.state import Saved
 from curriq.train.build import Run
+from curriq.train.estimate import drop_read_ahead, past_the_start
 from curriq.train.meter import held_out_seconds
 from curriq.types import Metrics, Offer, Proposer
 
@@ -128,9 +129,10 @@ class Trimmed(Saved):
 
 
 def for_calibration(config: RunConfig) -> RunConfig:
-    """The run that is built to be calibrated: `config`, with more frequent measurements on held-out text."""
+    """The run that is built to be calibrated: `config` past its start, with more frequent measurements on
+    held-out text."""
     every = min(PROBE_EVERY, config.train.reward_every)
-    return config.override(reward_every=every)
+    return past_the_start(config).override(reward_every=every)
 
 
 def calibrate(run: Run, config: RunConfig) -> tuple[Calibration, list[Metrics]]:
@@ -147,6 +149,7 @@ def calibrate(run: Run, config: RunConfig) -> tuple[Calibration, list[Metrics]]:
     trimmed = Trimmed(original.proposer, n if on_gpu else _few(run, config))  # a GPU's size is chosen for N
     session.components = replace(original, proposer=trimmed)
     rows = session.rehearse(1)
+    drop_read_ahead(run)
     few = _few(run, config)
     sizes = few, min(n, 3 * few)
     timed: list[tuple[int, Metrics]] = []
