@@ -1,6 +1,7 @@
 """Replicated and sharded weights on several processes: the runs of one process, whatever the engine."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def until_killed(config: RunConfig, phase: str) -> None:
 
     def fatal(*arguments):
         if parallel.rank() == 1 and session.state.step == at:
+            while latest_checkpoint(session.run_dir).step < 2:  # it is written beside the steps
+                time.sleep(0.01)
             os._exit(0)
         return work(*arguments)
 
