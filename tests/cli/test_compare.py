@@ -522,6 +522,19 @@ class TestWorkers:
         text = screen.export_text()
         assert "bad: failed (exit status 2): no luck." in text
         assert "good: well" in text
+        assert "good: started" in text
+
+    @pytest.mark.parametrize(("kind", "shown"), [("lines", True), ("none", False)])
+    def test_a_display_that_was_asked_for(self, tmp_path: Path, kind: str, shown: bool):
+        """Without any, a failure is still told; on a terminal, lines are lines."""
+        jobs = [self.job(tmp_path, "bad", "raise SystemExit(2)"), self.job(tmp_path, "good", "")]
+        screen = console(record=True, file=io.StringIO(), width=100, force_terminal=True)
+        with exclusive(tmp_path, "still finishing") as lock:
+            run_jobs(jobs, 1, 0, lock, screen, poll_seconds=0.01, progress=kind)
+        text = screen.export_text()
+        assert "bad: failed (exit status 2)" in text
+        assert ("good: started" in text, "good: well" in text) == (shown, shown)
+        assert "all steps" not in text
 
     @pytest.mark.parametrize("workers", [1, 3])
     def test_no_more_than_so_many_at_once(self, tmp_path: Path, workers: int):

@@ -57,10 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     return compare(load_plan(options.FILE, options.out, options.workers))
 
 
-def compare(plan: Plan, again: str = "") -> int:
+def compare(plan: Plan, again: str = "", progress: str = "auto") -> int:
     """The exit status after running a plan and writing comparison.json, the curves and the tables.
 
     Args:
+        progress: as the setting of that name; with `none` only a run that fails or is stopped is told of.
         again: the command that goes on with it, where that is not `curriq compare` itself.
 
     Raises:
@@ -82,7 +83,9 @@ def compare(plan: Plan, again: str = "") -> int:
         jobs = [_job(run, plan.compare.workers) for run in waiting]
         if finished:
             print(f"{len(finished)} of {len(plan.runs)} runs are finished already.", file=sys.stderr)
-        failed, stopped = run_jobs(jobs, plan.compare.workers, sum(finished.values()), lock)
+        failed, stopped = run_jobs(
+            jobs, plan.compare.workers, sum(finished.values()), lock, progress=progress
+        )
         if stopped:
             again = again or f"curriq compare {quote(str(plan.file))} --out {quote(str(plan.out))}"
             print(f"stopped; all runs are saved. Go on with: {again}", file=sys.stderr)
@@ -164,6 +167,7 @@ def run_jobs(
     lock: int,
     console: Console | None = None,
     poll_seconds: float = 0.2,
+    progress: str = "auto",
 ) -> tuple[dict[str, str], bool]:
     """The last message of each job that failed, and whether Ctrl-C stopped them, after running all jobs, at
     most `workers` at once. One that fails does not stop the others.
@@ -175,8 +179,9 @@ def run_jobs(
         finished_steps: steps of jobs that were finished before, for the display.
         lock: descriptor that the workers keep open; see `storage.exclusive`.
         console: standard error when None.
+        progress: as the setting of that name.
     """
-    display = _Display(console or terminal.console(stderr=True), jobs, finished_steps)
+    display = _Display(console or terminal.console(stderr=True), jobs, finished_steps, progress)
     failed, stopped = dict[str, str](), False
     # With the bytes of the log before the start: what stands there is of an earlier one.
     waiting, running = deque(jobs), dict[str, tuple[Job, subprocess.Popen, int]]()
@@ -224,7 +229,10 @@ def _start(job: Job, lock: int) -> subprocess.Popen:
 class _Display:
     """On a terminal a bar for all steps and one per worker; elsewhere a line when a job starts or ends."""
 
-    def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int) -> None:
+    def __init__(self, console: Console, jobs: Sequence[Job], finished_steps: int, kind: str) -> None:
+        if kind == "auto":
+            kind = "bar" if console.is_terminal else "lines"
+        self._kind = kind
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -234,7 +242,7 @@ class _Display:
             speed_estimate_period=600,  # steps come in bursts, because a worker takes seconds to start
             console=console,
             expand=True,
-            disable=not console.is_terminal,
+            disable=kind != "bar",
         )
         self._steps = {job.name: job.progress() for job in jobs}
         self._bars: dict[str, TaskID] = {}
@@ -246,11 +254,11 @@ class _Display:
     def started(self, job: Job) -> None:
         done = self._steps[job.name]
         self._bars[job.name] = self.progress.add_task(job.name, total=job.steps, completed=done)
-        if not self.progress.console.is_terminal:
+        if self._kind == "lines":
             self._print(f"{job.name}: started")
 
     def update(self, job: Job) -> None:
-        if self.progress.console.is_terminal:
+        if self._kind == "bar":
             done = job.progress()
             self.progress.update(self._bars[job.name], completed=done)
             self.progress.update(self._all, advance=done - self._steps[job.name])
@@ -262,7 +270,8 @@ class _Display:
             text, style = f"failed (exit status {status}): {message}", "red"
         self._ended += 1
         self.progress.remove_task(self._bars.pop(job.name))
-        self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
+        if status or self._kind != "none":
+            self._print(f"[{self._ended}/{len(self._steps)}] {job.name}: {text}", style)
 
     def _print(self, text: str, style: str = "") -> None:
         self.progress.console.print(text, style=style, soft_wrap=True)

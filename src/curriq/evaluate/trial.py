@@ -102,7 +102,7 @@ def start(
         f"{duration(expected)}, as timed just now."
     )
     write_atomically(out / FILE, plan_toml(config, arms, range(seeds), workers).encode())
-    return _run(out)
+    return _run(out, config.log.progress)
 
 
 def resume(out: Path, seeds: int | None, workers: int | None) -> int:
@@ -144,10 +144,10 @@ def _seeds(count: int) -> str:
     return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
-def _run(out: Path) -> int:
+def _run(out: Path, progress: str = "auto") -> int:
     """Run the comparison in a folder, and add what a try says beyond it."""
     plan = load_plan(out / FILE, out)
-    status = compare(plan, again=f"curriq try --resume --out {quote(str(out))}")
+    status = compare(plan, again=f"curriq try --resume --out {quote(str(out))}", progress=progress)
     if status == 130:
         return status
     from curriq.report.command import main as report
