@@ -30,6 +30,7 @@ from curriq import parallel
 from curriq.cli import parse_run_config
 from curriq.data.shards import ShardedStream
 from curriq.lm.engine import local
+from curriq.lm.held_out import EffectProbe
 from curriq.state import State
 from curriq.train.loop import train_step
 from curriq.train.run import Run, prepare
@@ -78,9 +79,8 @@ def held(run: Run) -> dict[str, int]:
         "gradient": [p.grad for p in run.lm.parameters if p.grad is not None],
         "moments": [value for value in moments if value.dim()],
     }
-    average = getattr(getattr(parts.held_out, "_inner", None), "_average", None)
-    if average is not None:
-        kinds["average of held-out gradients"] = average._average
+    if isinstance(parts.held_out, EffectProbe):
+        kinds["average of held-out gradients"] = parts.held_out._average._average
     return {kind: bytes_in(tensors) for kind, tensors in kinds.items()}
 
 
