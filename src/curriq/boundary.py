@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
@@ -16,12 +17,13 @@ STATUSES = {
     0: "done",
     1: "some runs of a comparison failed; a check found faults; or the reader of the output has gone",
     2: "a mistake in the call, the settings, a file or your own code: the message says how to fix it",
+    69: "another process of the run has ended, whose message says why",
     70: "a fault of curriq: the message names a file with the details",
     71: "too little memory",
     74: "the system refused to read or write, for instance on a full disk",
     130: "stopped by Ctrl-C, SIGTERM or SIGHUP; what was trained is saved",
 }
-"""Exit status → what it means. 70, 71 and 74 are those of sysexits.h."""
+"""Exit status → what it means. 69, 70, 71 and 74 are those of sysexits.h."""
 DEBUG = "CURRIQ_DEBUG"
 """Environment variable: any value shows tracebacks."""
 SHOWN = f"{DEBUG}=1 shows them here."
@@ -56,6 +58,8 @@ def _explained(error: Exception) -> int:
     elif _is_out_of_memory(error):
         fix = "lower --micro-batch, --num-candidates, --window or the size of the model"
         status, message = 71, f"there is too little memory ({_first_line(error)}): {fix}."
+    elif _has_lost_another(error):
+        status, message = 69, f"another process has ended, whose message says why ({_first_line(error)})."
     elif place := _in_own_code(error):
         status, message = 2, f"{place}: {_first_line(error)}. {_written_down(error)}. {SHOWN}"
     else:
@@ -69,6 +73,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Whether Python, torch on a GPU or torch on the CPU (a plain RuntimeError) could not allocate memory."""
     is_torch = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_torch
+
+
+def _has_lost_another(error: Exception) -> bool:
+    """Whether a process of several waited for one that has ended: gloo, NCCL and the store of torch raise
+    RuntimeErrors of several types, each with its own text."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return False
+    backend = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    lost = re.search("Connection (closed|reset) by peer|Broken pipe|Connection refused", str(error))
+    return backend or lost is not None
 
 
 def _refused_by_system(error: OSError) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import curriq
 from curriq.boundary import STATUSES, exit_status
 from curriq.config.aliases import FORMER
-from curriq.config.checks import flag, refuse_unknown, require
+from curriq.config.checks import flag, refuse_unknown, require, require_one_process
 from curriq.config.describe import describe
 from curriq.config.run import RunConfig, differences, field_owners, load_run_config, load_toml, to_toml
 from curriq.config.search import PROPOSERS
@@ -71,14 +71,8 @@ FIRST = (
 
 _POLICY = (
     *("temperature", "beta", "beta_lr", "effective_batch_fraction", "max_read_ratio", "accept_fraction"),
-    *(
-        "min_accept_fraction",
-        "min_target_accept_rate",
-        "corr_for_full_sharpness",
-        "uniform_share",
-        "dirichlet_concentration",
-    ),
-    *("q_weighting", "train_subset_size"),
+    *("min_accept_fraction", "min_target_accept_rate", "corr_for_full_sharpness", "uniform_share"),
+    *("dirichlet_concentration", "q_weighting", "train_subset_size"),
 )
 _NAMES = {"lm": "model", "optim": "optimizer", "critic": "q-network", "select": "selector", "train": "loop"}
 
@@ -120,6 +114,8 @@ def _command(arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    if command in ("plan", "try", "compare", "select", "score", "eval"):
+        require_one_process(f"curriq {command}", "it works in one; call it without torchrun")
     run = COMMANDS[command]
     return import_module(run).main(arguments) if isinstance(run, str) else run(arguments)
 

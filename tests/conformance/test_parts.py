@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from curriq.runlog.checkpoints import checkpoint_folders, has_weights, verify
 from curriq.runlog.read import read_metrics
 from curriq.train import parts
 from curriq.train.checkpoint import latest_checkpoint
+from curriq.train.estimate import estimate
 from curriq.train.export import model_folder
 from curriq.train.parts import joined, split
 from curriq.train.run import load_run, prepare, resume, train
+from curriq.train.session import Session
 
 LLAMA = "random:llama:hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2"
 GPT2 = "random:gpt2:hidden_size=32,num_hidden_layers=2,num_attention_heads=2"  # tied embeddings
@@ -305,6 +308,67 @@ def refused(folder: Path) -> None:
     full["now"] = False
     parallel.barrier()
     assert resume(folder / "later").finished
+
+
+def refused_on_rank_zero(folder: Path) -> None:
+    """What rank 0 alone writes of a checkpoint cannot be written, or the run's folder has gone."""
+
+    def stopped(session: Session, why: str) -> None:
+        says = why if parallel.rank() == 0 else "rank 0 says why"
+        with pytest.raises(CurriqError, match=says):
+            session.train()
+        parallel.barrier()
+
+    for engine in ("fsdp", "ddp"):
+        run_dir = folder / engine
+        session = prepare(tiny(**FSDP | {"engine": engine}, model=LLAMA, run_dir=str(run_dir))).session
+        session.save_lm = full_after_the_first(session.save_lm)
+        stopped(session, "step 2 could not be written to .*: File too large")
+        assert not [*(run_dir / "checkpoints").glob(".tmp-*")]
+        session = load_run(run_dir).session
+        session.probes.append(MoveAt(3, run_dir))
+        stopped(session, "is gone: it was moved")
+
+
+def full_after_the_first(save: Callable[[Path], object]) -> Callable[[Path], object]:
+    def full(path: Path) -> object:
+        if path.parent.name != ".tmp-step-00000000":
+            raise Exception("File too large (os error 27)")  # as tokenizers, in Rust, says it
+        return save(path)
+
+    return full
+
+
+class MoveAt:
+    def __init__(self, step: int, folder: Path) -> None:
+        self.step, self.folder = step, folder
+
+    def measure(self, step) -> dict[str, float]:
+        if step.index == self.step and parallel.rank() == 0:
+            self.folder.rename(self.folder.with_name("moved-" + self.folder.name))
+        return {}
+
+
+@pytest.mark.long
+def test_what_rank_zero_cannot_write_stops_all_ranks(tmp_path):
+    in_processes(2, refused_on_rank_zero, tmp_path)
+
+
+def estimated(folder: Path) -> None:
+    costs = {}
+    for engine in ("ddp", "fsdp"):
+        run = prepare(tiny(**FSDP | {"engine": engine}, model=LLAMA, run_dir=str(folder / engine)))
+        costs[engine] = estimate(run)
+    weights = 4 * sum(p.numel() for p in run.lm.network.parameters())
+    whole, in_parts = (costs[engine].checkpoint_bytes for engine in ("ddp", "fsdp"))
+    assert abs(whole - in_parts) < weights / 4
+    beyond = costs["fsdp"].disk_bytes - costs["ddp"].disk_bytes - 10 * (in_parts - whole)
+    assert abs(beyond - weights) < weights / 4  # exported once, at the end
+
+
+@pytest.mark.long
+def test_weights_in_parts_are_counted_once_in_a_checkpoint(tmp_path):
+    in_processes(2, estimated, tmp_path)
 
 
 class FillAt:

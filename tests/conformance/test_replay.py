@@ -11,8 +11,9 @@ from curriq.cli import main
 from curriq.errors import CurriqError
 from curriq.runlog.curriculum import RecordedCurriculum
 from curriq.runlog.read import read_candidates, read_metrics
+from curriq.train.calibrate import calibrate, for_calibration
 from curriq.train.checkpoint import latest_checkpoint
-from curriq.train.run import resume, train
+from curriq.train.run import prepare, resume, train
 
 PLACE = ("step", "row", "window_id", "source", "score", "weight")
 
@@ -156,3 +157,16 @@ def test_the_model_card_tells_what_ran(exported):
     assert f"| tokens | {Finished(run).summary['tokens']:,} |" in text
     assert f"{Finished(run).summary['validation_loss']:.6g}" in text
     assert str(run) not in text
+
+
+def test_a_plan_takes_no_more_steps_than_there_are(tmp_path):
+    train(tiny(run_dir=str(tmp_path / "run"), steps=8))
+    assert main(["export", str(tmp_path / "run")]) == 0
+    again = tiny(curriculum=str(tmp_path / "run" / "curriculum.parquet"), steps=8)
+    for config in (again, again.override(curriculum_weights=False)):
+        made, rows = calibrate(prepare(for_calibration(config)), config)
+        assert len(rows) == 8
+        assert made.seconds_per_step > 0
+    short = again.override(steps=6)
+    with pytest.raises(CurriqError, match="with --steps 6: a plan times 7 steps of it at least"):
+        calibrate(prepare(for_calibration(short)), short)

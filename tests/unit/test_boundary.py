@@ -1,5 +1,6 @@
 """Whatever a command raises becomes one message and the status that is documented for it."""
 
+import json
 import os
 import re
 import subprocess
@@ -47,6 +48,42 @@ def test_each_kind_has_its_status_and_one_message(error, status, said, capsys) -
     assert said in err
     assert "Traceback" not in err
     assert len(err.splitlines()) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("[…/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", 69),
+        ("a shape differs", 70),
+    ],
+)
+def test_a_process_that_lost_another_is_no_fault(words, status, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert exit_status(raising(RuntimeError(words))) == 70  # there is no other
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    capsys.readouterr()
+    assert exit_status(raising(RuntimeError(words))) == status
+    assert ("another process has ended" in capsys.readouterr().err) == (status == 69)
+
+
+@pytest.mark.parametrize("command", ["plan", "try", "compare", "select", "score", "eval"])
+def test_what_works_in_one_process_says_so_under_a_launcher(command, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "--steps", "3"]) == 2
+    said = f"curriq {command} under torchrun (2 processes): it works in one; call it without torchrun."
+    assert said in capsys.readouterr().err
+
+
+def test_of_several_processes_one_prints_what_a_check_found(capsys, monkeypatch) -> None:
+    words = ["check", "--data-only", "--json", "--sources", "name=a,path=none.txt"]
+    assert main(words) == 1
+    found = capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(found)["faults"][0]["problem"] in err
+    assert err.startswith("rank 1: source 'a': ")
 
 
 def test_a_fault_is_written_down(capsys, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from curriq.evaluate.forecast import (
     Memory,
     cores_text,
     disk_speed,
+    engines_of,
     on_paper,
     shards_needed,
 )
@@ -30,6 +32,11 @@ from curriq.train.estimate import drop_read_ahead, past_the_start
 from curriq.train.meter import PREDICTING_STEPS, Prediction
 from curriq.train.record import in_one_transfer
 from curriq.train.run import prepare, train
+
+MIXTRAL = (
+    "random:mixtral:hidden_size=16,intermediate_size=16,num_hidden_layers=1,num_attention_heads=2,"
+    "num_key_value_heads=1,num_local_experts=2"
+)
 
 
 class TestLine:
@@ -51,8 +58,11 @@ def calibration(**changed: Any) -> Calibration:
     """64 windows of 10 ms each and 0.1 s beside, 320 windows read in 0.2 s, probes of 1.6 s."""
     settings: dict[str, Any] = {
         "windows": 64,
+        "trained": 64,
+        "scoring": 0.0,
         "read_per_step": 320.0,
         "propose": 0.2,
+        "searches": False,
         "passes": Line(fixed=0.1, slope=0.01),
         "held_out": Line(fixed=0.5, slope=0.01),
         "held_out_forwards": 100.0,
@@ -60,6 +70,7 @@ def calibration(**changed: Any) -> Calibration:
         "rest": Line(fixed=0.004, slope=0.0),
         "learning": 0.1,
         "reading_rate": 2000.0,
+        "readers": 0,
     }
     return Calibration(**settings | changed)
 
@@ -67,16 +78,34 @@ def calibration(**changed: Any) -> Calibration:
 class TestCalibration:
     def test_a_step_is_the_sum_of_its_parts(self):
         made = calibration()
-        assert made.held_out_per_step == pytest.approx((0.5 + 1.0 + 0.1) / 16)
+        assert made.held_out_per_step == pytest.approx((0.5 + 1.0) / 16)
+        assert made.rest_per_step == pytest.approx(0.004 + 0.1 / 16)
         assert made.seconds_per_step == pytest.approx(0.2 + 0.74 + 0.1 + 0.004)
 
     def test_plain_training_reads_what_it_trains_on_and_measures_nothing(self):
-        made = calibration()
-        assert made.plain_seconds_per_step == pytest.approx(0.2 * 64 / 320 + 0.74)
-        assert made.overhead == pytest.approx(1.044 / 0.78)
+        """It reads 64 windows at 2,000 per second, whatever choosing or searching among them takes."""
+        for choosing in (0.2, 20.0):
+            made = calibration(propose=choosing)
+            assert made.plain_seconds_per_step == pytest.approx(0.032 + 0.74)
+            assert made.overhead == pytest.approx((choosing + 0.844) / 0.772)
+
+    def test_what_is_read_ahead_is_not_waited_for(self):
+        """Four processes read 64 windows in 8 ms, of which a step waits 1 ms."""
+        made = calibration(readers=4, propose=0.001)
+        assert made.plain_seconds_per_step == pytest.approx(0.001 + 0.74)
+        assert calibration(readers=4).plain_seconds_per_step == pytest.approx(0.008 + 0.74)
+
+    def test_plain_training_scores_nothing_in_a_pass_of_its_own(self):
+        """Where all are forwarded before all are trained on, a quarter of what grows with them goes;
+        where 8 of 64 are trained on, all of it, and what is left are their passes."""
+        made = calibration(scoring=0.25)
+        assert made.plain_seconds_per_step == pytest.approx(0.032 + 0.1 + 0.75 * 0.64)
+        made = calibration(scoring=1.0, trained=8)
+        assert made.plain_seconds_per_step == pytest.approx(0.004 + 0.1)
 
     def test_without_measurements(self):
-        assert calibration(held_out_forwards=0.0).held_out_per_step == 0
+        made = calibration(held_out_forwards=0.0)
+        assert (made.held_out_per_step, made.rest_per_step) == (0, 0.004)
 
     @pytest.mark.parametrize(
         "settings", [{"selector": "uniform"}, {}, own_settings("weighted"), own_settings("recommended")]
@@ -84,13 +113,42 @@ class TestCalibration:
     def test_every_method_can_be_calibrated(self, settings):
         config = tiny(**settings | {"num_candidates": 32, "sources": tiny().data.sources})
         made, rows = calibrate(prepare(for_calibration(config)), config)
-        assert made.windows == 32
+        assert made.windows == made.trained == 32
         assert made.read_per_step >= 32
         assert made.seconds_per_step > made.passes.at(32) > 0
         assert made.reward_every == config.train.reward_every
         assert bool(made.held_out_per_step) == any("time/reward" in row for row in rows)
         assert made.overhead >= 1
         assert made.reading_rate > 0
+
+    @pytest.mark.parametrize(
+        ("settings", "trained", "scoring"),
+        [
+            ({"train_subset_size": 6, "credit": "mixture"}, 6, 1.0),
+            ({"train_on": "action", "credit": "sampled"}, 1, 1.0),
+            ({"selector": "random-k", "random_k": 5}, 5, 0.0),
+            ({"dropout": 0.1}, 40, 0.25),
+        ],
+    )
+    def test_windows_that_are_trained_on(self, settings, trained, scoring):
+        config = tiny(**settings | {"num_candidates": 40})
+        made, _ = calibrate(prepare(for_calibration(config)), config)
+        assert (made.trained, made.scoring) == (trained, scoring)
+        (row,) = prepare(config).session.rehearse(1)
+        assert row["x/windows_trained"] == trained
+
+    def test_a_search_is_none_of_plain_training(self):
+        """The same windows are trained on without it for a fraction of the time."""
+        settings = own_settings("langevin-rag") | {
+            "num_candidates": 32,
+            "buffer_size": 64,
+            "buffer_initial": 64,
+        }
+        config = tiny(**settings)
+        made, rows = calibrate(prepare(for_calibration(config)), config)
+        assert made.searches
+        searched = sorted(row["time/search"] for row in rows)[len(rows) // 2]
+        assert made.seconds_per_step - made.plain_seconds_per_step > searched / 2
 
     def test_steps_are_smaller_than_those_of_the_run(self):
         config = tiny(num_candidates=100)
@@ -150,8 +208,12 @@ class TestUsualSteps:
 
 
 class TestOnPaper:
-    memory = Memory(per_parameter=16, parameters=10**9, activations=8e9, fixed=0.0, device=80e9)
-    costs = Costs(calibration=calibration(), micro_batch=4, window=1024, weight_bytes=2, memory=memory)
+    memory = Memory(
+        per_parameter=16, parameters=10**9, activations=8e9, fixed=0.0, device=80e9, buckets=4, gathered=3e8
+    )
+    costs = Costs(
+        calibration=calibration(), micro_batch=4, window=1024, trained=10**9, weight_bytes=2, memory=memory
+    )
 
     def test_replicated_weights(self):
         """8 windows each in 0.18 s, in two passes; 4 bytes per parameter go round, 7/8 of them twice: 7 GB in
@@ -161,22 +223,42 @@ class TestOnPaper:
         assert made["sent_bytes_per_step"] == pytest.approx(7e9)
         waited = 0.14 - BACKWARD_SHARE * 0.09
         assert made["exposed_communication_seconds"] == pytest.approx(waited)
-        expected = 0.2 / 8 + 0.18 + 0.1 / 8 + 0.004 + waited
+        expected = 0.2 / 8 + 0.18 + (1.5 / 16) / 8 + (0.1 / 16 + 0.004) + waited
         assert made["seconds_per_step"] == pytest.approx(expected)
         assert made["tokens_per_second"] == pytest.approx(64 * 1024 / expected)
-        assert made["memory_bytes"] == 24e9
+        assert made["memory_bytes"] == 24e9 + 4e9  # buckets of the gradient
 
     def test_sharded_weights(self):
         """Two micro-batches: weights of 2 bytes come twice in each, gradients of 4 go once."""
         made = on_paper(self.costs, 8, "fsdp", 50e9)
         assert made["sent_bytes_per_step"] == pytest.approx(7 / 8 * 1e9 * (2 * 2 * 2 + 2 * 4))
-        assert made["memory_bytes"] == 2e9 + 8e9
+        assert made["memory_bytes"] == 2e9 + 8e9 + 3e8  # a block is whole while it runs
         assert made["largest_model"] > on_paper(self.costs, 8, "ddp", 50e9)["largest_model"]
 
     def test_one_gpu_sends_nothing(self):
         made = on_paper(self.costs, 1, "ddp", 1e9)
         assert made["sent_bytes_per_step"] == 0
         assert made["efficiency"] == pytest.approx(1)
+
+    def test_a_search_is_not_split(self):
+        """320 windows are read in 0.16 of 1.2 s; the rest every process does."""
+        costs = replace(self.costs, calibration=calibration(propose=1.2, searches=True))
+        alone, of_eight = (on_paper(costs, count, "ddp", 1e15)["seconds_per_step"] for count in (1, 8))
+        passes = 0.74 - 0.18
+        assert alone - of_eight == pytest.approx((0.16 + 1.5 / 16) * 7 / 8 + passes)
+
+    def test_only_gradients_are_summed(self):
+        """Adapters are a few of the parameters."""
+        made = on_paper(replace(self.costs, trained=10**6), 8, "ddp", 50e9)
+        assert made["sent_bytes_per_step"] == pytest.approx(7e6)
+
+    def test_windows_drawn_are_dealt_out(self):
+        """Of 8 windows one each, which is what the fixed part of the passes is."""
+        costs = replace(self.costs, calibration=calibration(trained=8, scoring=1.0))
+        made = on_paper(costs, 8, "ddp", 1e15)
+        expected = 0.2 / 8 + 0.1 / 8 + 0.08 + (1.5 / 16) / 8 + 0.1 / 16 + 0.004
+        assert made["seconds_per_step"] == pytest.approx(expected)
+        assert made["tokens_per_second"] == pytest.approx(8 * 1024 / expected)
 
     def test_slow_links_are_waited_for(self):
         fast, slow = (on_paper(self.costs, 8, "ddp", speed) for speed in (1e12, 1e9))
@@ -187,6 +269,19 @@ class TestOnPaper:
         largest = self.memory.largest()
         activations = 8e9 * (largest / 1e9) ** (2 / 3)
         assert 16 * largest + activations == pytest.approx(80e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "engines"),
+    [
+        ({}, ["ddp", "fsdp"]),
+        ({"lora_rank": 2}, ["ddp"]),
+        ({"model": MIXTRAL}, ["ddp"]),
+    ],
+)
+def test_engines_that_would_refuse_the_run_are_not_planned_for(settings, engines):
+    config = tiny(**settings)
+    assert engines_of(config, prepare(config)) == engines
 
 
 def test_disk_speed_is_measured_where_the_run_will_be(tmp_path):

@@ -1,5 +1,6 @@
 """Checks and error texts that settings share; each error names the value and the rule."""
 
+import os
 import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ def require(condition: bool, message: str) -> None:
     """Raise CurriqError(message) unless the condition holds."""
     if not condition:
         raise CurriqError(message)
+
+
+def require_one_process(what: str, instead: str) -> None:
+    """Raise CurriqError where a launcher such as torchrun has started several processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    require(processes == 1, f"{what} under torchrun ({processes} processes): {instead}.")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ It tells at the end of a run what its curriculum brought. One seed proves nothin
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy as np
 import curriq
 from curriq import terminal
 from curriq.config import RunConfig, load_run_config, refuse_unknown, require, to_dict
+from curriq.config.checks import require_one_process
 from curriq.config.effect import settings_read
 from curriq.errors import CurriqError
 from curriq.evaluate.statistics import first_crossing, ratio_to_target
@@ -40,12 +40,8 @@ def check_against(config: RunConfig, name: str) -> None:
         CurriqError: no preset has this name, its settings do not fit or are those of the run, or several
             processes train together.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    require(
-        processes == 1,
-        f"--against {name} under torchrun ({processes} processes): train the two runs by two calls, or let "
-        "`curriq compare` do it.",
-    )
+    instead = "train the two runs by two calls, or let `curriq compare` do it"
+    require_one_process(f"--against {name}", instead)
     other = other_config(config, name)
     another = "recommended" if config.method == UNIFORM else UNIFORM
     require(

@@ -5,6 +5,7 @@ there.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -146,8 +147,13 @@ def _free_bytes(config: RunConfig) -> int | None:
 
 
 def report(result: Json, *, as_json: bool = False) -> int:
-    """Print what `check` found; returns the exit status, 0 for a run that can start and 1 for faults."""
-    if as_json:
+    """Print what `check` found; returns the exit status, 0 for a run that can start and 1 for faults. Of
+    several processes rank 0 prints, and the others say on standard error what is wrong there."""
+    if rank := int(os.environ.get("RANK", "0")):
+        for fault in result["faults"]:
+            text = f"rank {rank}: {fault['where']}: {fault['problem']}"
+            terminal.console(stderr=True).print(text, soft_wrap=True)
+    elif as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
     else:
         print_check(result)

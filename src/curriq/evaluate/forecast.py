@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,6 +56,8 @@ class Memory:
         activations: beside these, at the most.
         fixed: of the program itself.
         device: that the device has.
+        buckets: per parameter, in which `ddp` sums gradients.
+        gathered: whole weights that `fsdp` holds at a time: of a block, and of what is outside the blocks.
     """
 
     per_parameter: float
@@ -62,18 +65,25 @@ class Memory:
     activations: float
     fixed: float
     device: float
+    buckets: float = 0.0
+    gathered: float = 0.0
 
-    def needed(self, shards: int = 1) -> float:
-        return self.per_parameter * self.parameters / shards + self.activations + self.fixed
+    def needed(self, engine: str = "ddp", gpus: int = 1, parameters: float | None = None) -> float:
+        """Of a model with so many parameters, this one's where None: activations and a block's weights grow
+        as width times depth, and both of these as the cube root of the parameters."""
+        parameters = self.parameters if parameters is None else parameters
+        kept, passing = self.per_parameter, self.activations
+        if gpus > 1:
+            kept = kept / gpus if engine == "fsdp" else kept + self.buckets
+            passing += self.gathered if engine == "fsdp" else 0.0
+        return kept * parameters + passing * (parameters / self.parameters) ** (2 / 3) + self.fixed
 
-    def largest(self, shards: int = 1) -> float:
-        """Parameters of the largest model that fits, where activations grow as width times depth, and both as
-        the cube root of the parameters."""
+    def largest(self, engine: str = "ddp", gpus: int = 1) -> float:
+        """Parameters of the largest model that fits."""
         low, high = 0.0, 1e15
         while high - low > 1e-3 * max(1.0, low):
             middle = (low + high) / 2
-            activations = self.activations * (middle / self.parameters) ** (2 / 3)
-            fits = self.per_parameter * middle / shards + activations + self.fixed <= self.device
+            fits = self.needed(engine, gpus, middle) <= self.device
             low, high = (middle, high) if fits else (low, middle)
         return low
 
@@ -86,6 +96,7 @@ class Costs:
         calibration: of the parts of a step.
         micro_batch: windows per pass.
         window: T, tokens per window.
+        trained: parameters whose gradients are summed.
         weight_bytes: per parameter, as weights travel.
         memory: of one rank.
     """
@@ -93,6 +104,7 @@ class Costs:
     calibration: "Calibration"
     micro_batch: int
     window: int
+    trained: int
     weight_bytes: int
     memory: Memory
 
@@ -107,29 +119,31 @@ def on_paper(costs: Costs, gpus: int, engine: str, bandwidth: float) -> Json:
     made = costs.calibration
     windows = math.ceil(made.windows / gpus)
     passes = made.passes.at(windows)
+    if made.trained < made.windows and made.scoring == 1:  # what is trained on is in the fixed part
+        passes -= made.passes.fixed * (1 - math.ceil(made.trained / gpus) / made.trained)
     micro_batches = math.ceil(windows / costs.micro_batch)
     parameters, share = costs.memory.parameters, (gpus - 1) / gpus
-    reduced = 4 * parameters * share * (2 if engine == "ddp" else micro_batches)
+    reduced = 4 * costs.trained * share * (2 if engine == "ddp" else micro_batches)
     gathered = 0.0
     if engine == "fsdp":
         gathered = GATHERS * micro_batches * costs.weight_bytes * parameters * share
     sent = reduced + gathered
     hidden = BACKWARD_SHARE * passes / (micro_batches if engine == "ddp" else 1)
     exposed = max(0.0, sent / bandwidth - hidden)
-    held_out = made.held_out_per_step / gpus
-    seconds = made.propose / gpus + passes + held_out + made.rest.at(made.windows) + exposed
-    shards = gpus if engine == "fsdp" else 1
+    reading = made.reading(made.read_per_step) if made.searches else made.propose
+    split = (reading + made.held_out_per_step) / gpus
+    seconds = split + (made.propose - reading) + passes + made.rest_per_step + exposed
     return {
         "gpus": gpus,
         "engine": engine,
         "windows_per_gpu": windows,
         "seconds_per_step": seconds,
-        "tokens_per_second": made.windows * costs.window / seconds,
+        "tokens_per_second": made.trained * costs.window / seconds,
         "efficiency": made.seconds_per_step / gpus / seconds,
         "sent_bytes_per_step": sent,
         "exposed_communication_seconds": exposed,
-        "memory_bytes": costs.memory.needed(shards),
-        "largest_model": costs.memory.largest(shards),
+        "memory_bytes": costs.memory.needed(engine, gpus),
+        "largest_model": costs.memory.largest(engine, gpus),
         "reading_cores": made.reading_cores(seconds),
     }
 
@@ -171,7 +185,7 @@ def forecast(
     stall = cost.checkpoint_bytes * (1 / written + 1 / hashed)
     saves = math.ceil(config.train.steps / config.log.checkpoint_every)
     costs = costs_of(run, config, made, rows, fixed)
-    n, steps = config.train.num_candidates, config.train.steps
+    steps, engines = config.train.steps, engines_of(config, run)
     timed = timed_alternatives(run, made) if alternatives else []
     return {
         "format": FORMAT,
@@ -185,9 +199,9 @@ def forecast(
         "run": {
             "steps": steps,
             "seconds": cost.seconds + (1 + saves) * stall,
-            "windows_trained": n * steps,
+            "windows_trained": made.trained * steps,
             "windows_read": round(made.read_per_step * steps),
-            "tokens": n * steps * config.data.window,
+            "tokens": made.trained * steps * config.data.window,
             "break_even": 1 - 1 / made.overhead,
         },
         "memory": {
@@ -210,10 +224,19 @@ def forecast(
             "disk_bytes": cost.disk_bytes,
         },
         "bandwidth": bandwidth,
-        "on_paper": [
-            on_paper(costs, count, engine, bandwidth) for count in gpus for engine in ("ddp", "fsdp")
-        ],
+        "on_paper": [on_paper(costs, count, engine, bandwidth) for count in gpus for engine in engines],
     }
+
+
+def engines_of(config: RunConfig, run: "Run") -> list[str]:
+    """The engines with which this run can be trained on several GPUs."""
+    from curriq.lm.engine import has_experts
+
+    engines = ["ddp"]
+    with suppress(CurriqError):
+        config.override(engine="fsdp")
+        engines += [] if has_experts(run.lm.network) else ["fsdp"]
+    return engines
 
 
 def shards_needed(made: "Calibration", config: RunConfig) -> int:
@@ -232,10 +255,10 @@ def step_of(made: "Calibration", config: RunConfig) -> Json:
         "reading": made.propose,
         "passes": made.passes.at(n),
         "held_out": made.held_out_per_step,
-        "rest": made.rest.at(n),
+        "rest": made.rest_per_step,
         "plain_seconds": made.plain_seconds_per_step,
         "overhead": made.overhead,
-        "tokens_per_second": n * config.data.window / made.seconds_per_step,
+        "tokens_per_second": made.trained * config.data.window / made.seconds_per_step,
     }
 
 
@@ -243,6 +266,8 @@ def costs_of(
     run: "Run", config: RunConfig, made: "Calibration", rows: "list[Metrics]", fixed: float
 ) -> Costs:
     """What the plan of a calibrated run is computed from; `fixed` are bytes of memory in use before it."""
+    from curriq.lm.compute import blocks_of
+
     lm = run.lm
     trained = sum(p.numel() for p in lm.parameters)
     parameters = sum(p.numel() for p in lm.network.parameters())
@@ -250,6 +275,9 @@ def costs_of(
     probes = config.method == "soft-q" and (credit.credit == "counterfactual" or credit.measure_effects)
     # float32: θ of all; gradient and two moments of what is trained; a probe's average, gradient, direction
     # and copy of θ.
+    whole = sum(p.numel() for block in blocks_of(lm.network)[:1] for p in block.parameters())
+    outside = parameters - sum(p.numel() for block in blocks_of(lm.network) for p in block.parameters())
+    weight_bytes = 2 if lm.reduced_precision else 4
     per_parameter = (4 * parameters + (12 + (16 if probes else 0)) * trained) / parameters
     peak = rows[-1].get("memory/peak", 0.0)
     device = lm.memory_bytes()
@@ -259,12 +287,15 @@ def costs_of(
         activations=max(0.0, peak - fixed - per_parameter * parameters),
         fixed=fixed,
         device=float(device),
+        buckets=4 * trained / parameters,
+        gathered=weight_bytes * float(whole + outside),
     )
     return Costs(
         calibration=made,
         micro_batch=lm.pieces.micro_batch,
         window=config.data.window,
-        weight_bytes=2 if lm.reduced_precision else 4,
+        trained=trained,
+        weight_bytes=weight_bytes,
         memory=memory,
     )
 

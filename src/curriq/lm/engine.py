@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curriq import parallel
 from curriq.config import require
+from curriq.lm.compute import blocks_of
 from curriq.lm.stored import Stored, read_stored
 
 Result = TypeVar("Result")
@@ -257,14 +258,12 @@ def make_engine(
         f"--engine {name}: an expert of this model may have a gradient on one rank and none on another, "
         "to which no token was routed; torch's fully_shard cannot add these up. Use --engine ddp.",
     )
-    kinds = getattr(network, "_no_split_modules", None) or ()
-    blocks = [module for module in network.modules() if type(module).__name__ in kinds]
     here = parallel.processes_here()
     shape = (
         {"copies": world // here, "shards": here} if name == "hsdp" and here < world else {"shards": world}
     )
     mesh = init_device_mesh(device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
-    return Sharded(network, head, blocks, precision, mesh)
+    return Sharded(network, head, blocks_of(network), precision, mesh)
 
 
 def has_experts(network: nn.Module) -> bool:

@@ -136,14 +136,14 @@ class Alternative:
 def timed_alternatives(run: Run, made: Calibration) -> list[Alternative]:
     """What other threads and another precision would take on this CPU, the fastest first.
 
-    Empty on a GPU, on several processes, and where blocks are compiled, which takes a minute for each.
+    Empty on a GPU, and where blocks are compiled, which takes a minute for each.
 
     Args:
         run: which was calibrated; nothing of its settings changes.
         made: its calibration.
     """
     config, lm = run.config, run.lm
-    if lm.device.type != "cpu" or parallel.world_size() > 1 or config.lm.compile == "on":
+    if lm.device.type != "cpu" or config.lm.compile == "on":
         return []
     present = Setting(threads=torch.get_num_threads(), precision=config.lm.precision)
     others = settings_to_try(present, parallel.cores(), physical_cores(), cpu_has_bf16())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from curriq.config import RunConfig
+from curriq.config import RunConfig, require
 from curriq.data.corpus import most_steps_ahead
 from curriq.state import Saved
 from curriq.train.build import Run
@@ -20,11 +20,16 @@ from curriq.types import Metrics, Offer, Proposer
 
 CALIBRATION_STEPS = 10
 """Steps that are timed, after the first ones."""
+SCORING_SHARE = 1 / 4
+"""Of a window that is scored in a pass of its own before it is trained on: a backward pass takes two forward
+passes."""
 WARM_UP = 4
 """Steps before: what is allocated, compiled or read once, and the optimizer's first moments."""
 PROBE_EVERY = 3
 """Steps between measurements on held-out text while parts are timed: in one step they are made, in the next Q
 learns from them, and the third has neither."""
+LEAST_STEPS = WARM_UP + PROBE_EVERY
+"""Of a run that has not more."""
 READING_SECONDS = 1.0
 """For which the stream alone is read, at least."""
 
@@ -59,8 +64,11 @@ class Calibration:
 
     Attributes:
         windows: N of the configuration.
+        trained: windows that a step trains on; fewer than N where it draws some of those that it has scored.
+        scoring: share of what passes take for each window that scores alone, in a pass of its own.
         read_per_step: windows that a step reads.
-        propose: of a step, reading included.
+        propose: of a step: reading, and choosing or searching among what was read.
+        searches: whether candidates come from a search, which every process makes whole.
         passes: forward and backward, by windows.
         held_out: of a step that has them, by forward passes of a window.
         held_out_forwards: of a step of N windows that has measurements; 0 where none has.
@@ -68,11 +76,15 @@ class Calibration:
         rest: Q, the policy and the meter, by windows, in a step in which Q learns nothing.
         learning: what Q and the policy take beside that for each measurement.
         reading_rate: windows per second that a core reads, without choosing among them.
+        readers: processes that read ahead; 0 where the one that trains reads.
     """
 
     windows: int
+    trained: int
+    scoring: float
     read_per_step: float
     propose: float
+    searches: bool
     passes: Line
     held_out: Line
     held_out_forwards: float
@@ -80,13 +92,22 @@ class Calibration:
     rest: Line
     learning: float
     reading_rate: float
+    readers: int
+
+    def reading(self, windows: float) -> float:
+        """Seconds that reading so many windows takes of a step, without choosing among them."""
+        return min(self.propose, windows / self.reading_rate / max(1, self.readers))
 
     @property
     def held_out_per_step(self) -> float:
-        """Seconds of measuring on held-out text and of learning from it, spread over the steps between."""
-        if not self.held_out_forwards:
-            return 0.0
-        return (self.held_out.at(self.held_out_forwards) + self.learning) / self.reward_every
+        """Seconds of measuring on held-out text, spread over the steps between."""
+        return self.held_out.at(self.held_out_forwards) / self.reward_every if self.held_out_forwards else 0.0
+
+    @property
+    def rest_per_step(self) -> float:
+        """Seconds of Q, the policy and the meter, with what Q takes for each measurement."""
+        learning = self.learning / self.reward_every if self.held_out_forwards else 0.0
+        return self.rest.at(self.windows) + learning
 
     def reading_cores(self, seconds: float) -> float:
         """Cores that read as fast as steps of so many seconds use windows up."""
@@ -94,20 +115,18 @@ class Calibration:
 
     @property
     def seconds_per_step(self) -> float:
-        return (
-            self.propose + self.passes.at(self.windows) + self.held_out_per_step + self.rest.at(self.windows)
-        )
+        return self.propose + self.passes.at(self.windows) + self.held_out_per_step + self.rest_per_step
 
     @property
     def plain_seconds_per_step(self) -> float:
-        """The same of training on as many windows as they come."""
-        read = self.propose * min(1.0, self.windows / max(1.0, self.read_per_step))
-        return read + self.passes.at(self.windows)
+        """The same of training on as many windows as they come, in one pass, without scoring any before."""
+        passes = self.passes.fixed + (1 - self.scoring) * self.passes.slope * self.windows
+        return self.reading(self.trained) + passes
 
     @property
     def overhead(self) -> float:
         """Seconds per step over those of plain training."""
-        return self.seconds_per_step / self.plain_seconds_per_step
+        return self.seconds_per_step / max(1e-9, self.plain_seconds_per_step)
 
 
 def reading_cores(windows: float, seconds: float, rate: float) -> float:
@@ -141,9 +160,18 @@ def calibrate(run: Run, config: RunConfig) -> tuple[Calibration, list[Metrics]]:
 
     Raises:
         ArithmeticError: a loss or a score is not finite.
-        CurriqError: the stream cannot be read.
+        CurriqError: the stream cannot be read, or a recorded curriculum has too few steps.
     """
     session, n = run.session, config.train.num_candidates
+    steps = WARM_UP + CALIBRATION_STEPS
+    if config.data.curriculum:  # what follows its last step is not known
+        steps = min(steps, config.train.steps)
+        require(
+            steps >= LEAST_STEPS,
+            f"--curriculum {config.data.curriculum} with --steps {config.train.steps}: a plan times "
+            f"{LEAST_STEPS} steps of it at least. Give more --steps, as far as it has them; `curriq check` "
+            "times four.",
+        )
     original = session.components
     on_gpu = run.lm.device.type == "cuda"
     trimmed = Trimmed(original.proposer, n if on_gpu else _few(run, config))  # a GPU's size is chosen for N
@@ -153,14 +181,14 @@ def calibrate(run: Run, config: RunConfig) -> tuple[Calibration, list[Metrics]]:
     few = _few(run, config)
     sizes = few, min(n, 3 * few)
     timed: list[tuple[int, Metrics]] = []
-    for k in range(1, WARM_UP + CALIBRATION_STEPS):
+    for k in range(1, steps):
         trimmed.windows = sizes[k // PROBE_EVERY % 2]  # each with and without a measurement
         (row,) = session.rehearse(1)
         rows.append(row)
         if k >= WARM_UP:
             timed.append((trimmed.windows, row))
     session.components = original
-    return _fitted(timed, config, _reading_rate(run)), rows
+    return _fitted(timed, rows, run, config), rows
 
 
 def _few(run: Run, config: RunConfig) -> int:
@@ -173,8 +201,15 @@ def _random_k(config: RunConfig) -> bool:
     return config.select.selector == "random-k"
 
 
-def _fitted(timed: list[tuple[int, Metrics]], config: RunConfig, reading_rate: float) -> Calibration:
+def _fitted(
+    timed: list[tuple[int, Metrics]], rows: list[Metrics], run: Run, config: RunConfig
+) -> Calibration:
     n = config.train.num_candidates
+    totals = [row["x/windows_trained"] for row in rows[-len(timed) - 1 :]]
+    trained = Line.through([(m, b - a) for (m, _), a, b in zip(timed, totals, totals[1:], strict=False)])
+    scoring = 0.0
+    if run.session.meter.passes > 1:
+        scoring = 1.0 if config.drawn else SCORING_SHARE
     held_out = [(m, row) for m, row in timed if "time/reward" in row]
     forwards = [(row["held_out/forwards"], held_out_seconds(row)) for _, row in held_out]
     largest = max((m for m, _ in timed), default=n)
@@ -190,15 +225,19 @@ def _fitted(timed: list[tuple[int, Metrics]], config: RunConfig, reading_rate: f
     effects = any("time/probe" in row and row["time/probe"] > 0 for _, row in held_out)
     return Calibration(
         windows=n,
+        trained=round(trained.at(n)),
+        scoring=scoring,
         read_per_step=mean(row["data/windows_read"] for _, row in timed),
         propose=mean(row["time/propose"] for _, row in timed),
+        searches=config.langevin.proposer != "stream",
         passes=Line.through([(m, row["time/train"]) for m, row in timed]),
         held_out=Line.through(forwards) if forwards else Line(fixed=0.0, slope=0.0),
         held_out_forwards=max((f for f, _ in forwards), default=0.0) + (max(0, more) if effects else 0),
         reward_every=config.train.reward_every,
         rest=rest,
         learning=max(0.0, learning),
-        reading_rate=reading_rate,
+        reading_rate=_reading_rate(run),
+        readers=run.corpus.readers,
     )
 
 

@@ -51,7 +51,7 @@ from curriq.runlog.checkpoints import (
 )
 from curriq.runlog.promise import Promise
 from curriq.runlog.storage import LOCK, fsync, make_folder
-from curriq.train.parts import PARTS, joined, parts_size, split
+from curriq.train.parts import PARTS, described, joined, parts_size, split
 from curriq.types import State
 
 STATE = "state.pt"
@@ -129,7 +129,7 @@ class Checkpointer:
         """
         require_plain(state)
         with self._refusals(step):
-            temporary = self.begin(step, save_lm, log)
+            temporary = self._begin(step, save_lm, log)
             if temporary is None:
                 return self._final(step)
             # Through a Python file, because torch's own writer hides the operating system's error.
@@ -139,7 +139,16 @@ class Checkpointer:
 
     def begin(self, step: int, save_lm: Callable[[Path], object], log: Promise | None = None) -> Path | None:
         """A folder with the language model in it, for the rest of a checkpoint; None where there is the same
-        checkpoint already, which is not risked to write it again: a run is deterministic."""
+        checkpoint already, which is not risked to write it again: a run is deterministic.
+
+        Raises:
+            CurriqError: the run's folder is gone.
+            NotSaved: the disk refused it; the earlier checkpoints are untouched.
+        """
+        with self._refusals(step):
+            return self._begin(step, save_lm, log)
+
+    def _begin(self, step: int, save_lm: Callable[[Path], object], log: Promise | None) -> Path | None:
         if self._held and not self._lock.exists():  # whoever writes the log makes the folder again
             raise CurriqError(
                 f"{self.folder.parent} is gone: it was moved or removed while its run was at work. What "
@@ -428,7 +437,7 @@ def disk_error(error: BaseException) -> str | None:
     cause = error if isinstance(error, Exception) else None  # Ctrl-C is none, whatever it interrupted
     while cause is not None:
         if isinstance(cause, OSError):
-            return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
+            return described(cause)
         if re.search(r"\(os error \d+\)", str(cause)):
             return str(cause)
         cause = cause.__cause__ or cause.__context__

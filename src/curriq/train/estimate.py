@@ -139,7 +139,9 @@ def whole_run(
     test = evaluation * len(run.corpus.held_out.test) / len(run.corpus.held_out.validation)
     evaluations = evaluation * (1 + config.train.steps / config.log.eval_every) + test
     weights = {id(p): p.numel() * p.element_size() for p in run.lm.network.parameters() if _saved(config, p)}
-    checkpoint = sum(weights.values()) + run.session.state_bytes() + missing
+    checkpoint, exported = run.session.state_bytes() + missing, sum(weights.values())
+    if not run.session.sharded:  # else the weights are in the state, and exported once, at the end
+        checkpoint, exported = checkpoint + exported, 0
     logged = _log_bytes(config, rows)
     return Estimate(
         timed_steps=max(1, len(rows) - 1),
@@ -150,7 +152,7 @@ def whole_run(
         peak_memory_bytes=rows[-1].get("memory/peak"),
         checkpoint_bytes=checkpoint,
         log_bytes=logged,
-        disk_bytes=(config.log.checkpoint_keep + 1) * checkpoint + logged,
+        disk_bytes=(config.log.checkpoint_keep + 1) * checkpoint + exported + logged,
         initial_validation_loss=initial,
     )
 

@@ -217,6 +217,11 @@ class PartsWriter:
         return Outcome(path, refusal, size, time.perf_counter() - began)
 
 
+def described(error: OSError) -> str:
+    """The operating system's message and the file that it is about."""
+    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+
+
 def reason_of(error: BaseException) -> str:
     """Why a checkpoint could not be written: the operating system's message where it is one's."""
     if isinstance(error, CheckpointException):
@@ -224,6 +229,6 @@ def reason_of(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
-            return f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
+            return described(cause)
         cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__}: {error}"

@@ -44,7 +44,7 @@ from curriq.train.environment import environment
 from curriq.train.interrupt import stop_flag
 from curriq.train.loop import Components, LoopState, ScoresNotFinite, train_step
 from curriq.train.meter import Meter, Prediction, peak_memory
-from curriq.train.parts import PartsWriter, parts_size, pickled, split
+from curriq.train.parts import PartsWriter, described, parts_size, pickled, split
 from curriq.train.progress import make_progress
 from curriq.train.record import log_entry, on_host, open_logs, test_columns
 from curriq.train.result import RunResult
@@ -370,8 +370,8 @@ class Session:
             promise = logs.flush()
             self._last_saved = self._checkpointer.save(self.state.step, state, self.save_lm, promise)
             self._saved["checkpoint/bytes"] = float(checkpoints.folder_size(self._last_saved))
-        except (NotSaved, OSError) as error:
-            return self._not_saved(described(error) if isinstance(error, OSError) else str(error))
+        except (NotSaved, OSError, CurriqError) as error:
+            return self._refusal(error)
         return None
 
     def _begin_parts(self, parts: PartsWriter, state: dict[str, Any], logs: RunLogs | None) -> None:
@@ -385,8 +385,8 @@ class Session:
                 promise = logs.flush()
                 folder = checkpointer.begin(step, self.save_lm, promise)
                 finish = Finish(checkpointer, step, pickled(plain), promise)
-            except OSError as error:
-                refusal = self._not_saved(checkpointer.refuse(step, described(error)))
+            except (NotSaved, OSError, CurriqError) as error:
+                refusal = self._refusal(error)
         self._agree(refusal)
         folder = parallel.from_rank_zero(folder)
         if folder is not None:  # else the same checkpoint is there already
@@ -438,6 +438,11 @@ class Session:
         less = " (--checkpoint-keep 1 needs less)" if self.config.log.checkpoint_keep > 1 else ""
         here = self._last_saved is not None and step_of(self._last_saved) == self.state.step
         return f"{self._stopped()}{', which is saved' if here else ''}: {reason}{less}. {self._go_on()}"
+
+    def _refusal(self, error: Exception) -> str:
+        """The message where log or checkpoint could not be written."""
+        text = described(error) if isinstance(error, OSError) else str(error)
+        return text if isinstance(error, CurriqError) else self._not_saved(text)
 
     def _not_saved(self, reason: str) -> str:
         return f"{self._stopped()}, not saved: {reason}. {self._go_on()}"
@@ -593,8 +598,3 @@ class Session:
         if tested is not None:
             summary |= {"test_loss": tested.mean, "test_perplexity": perplexity(tested.mean)}
         return summary
-
-
-def described(error: OSError) -> str:
-    """The operating system's message and the file that it is about."""
-    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
