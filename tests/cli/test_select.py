@@ -31,6 +31,7 @@ from curriq.curate import output as output_module
 from curriq.curate import rows as rows_module
 from curriq.curate.build import Target, build_target, scorer_of_target
 from curriq.curate.documents import Cutter
+from curriq.curate.ranking import Documents, Keep, _within, choose
 from curriq.data.documents import Document
 from curriq.data.tokenizer import train_tokenizer
 from curriq.runlog.storage import exclusive
@@ -267,7 +268,8 @@ class TestRefusals:
             (("--workers", "-1"), "choose from 0"),
             (("--window", "1"), "--window = 1"),
             (("--text-field", "body"), "no column 'body' for the text. Columns: text, date"),
-            (("--text-field", "body", "--target-text-field", "text"), "--text-field COLUMN"),
+            (("--text-field", "body", "--target-text-field", "text"), "with --text-field COLUMN"),
+            (("--target-text-field", "body"), "with --target-text-field COLUMN"),
         ],
     )
     def test_settings(self, arguments, says, data, tmp_path, capsys):
@@ -384,7 +386,7 @@ class TestScore:
         base = ("score", "--target", str(data / "news.csv"), str(data / "crawl.jsonl"), "--window", "32")
         assert main([*base, "--out", str(out)]) == 0
         table = parquet.read_table(out)
-        assert table.column_names == ["file", "row", "window", "tokens", "dsir", "document_dsir"]
+        assert table.column_names == ["file", "row", "window", "tokens", "learnt", "dsir", "document_dsir"]
         columns = {name: np.array(values) for name, values in table.to_pydict().items()}
         assert set(columns["file"]) == {str(data / "crawl.jsonl")}
         for row in (0, 7, 199):
@@ -1003,6 +1005,50 @@ class TestNamesOfFiles:
 @pytest.mark.parametrize(("kept", "dropped"), [(["sheep"], ["sheep"]), ([], ["sheep wool"]), (["."], ["."])])
 def test_too_few_words_to_compare(kept: list[str], dropped: list[str]):
     assert describe._typical_words(kept, dropped) == ([], [])
+
+
+def test_words_do_not_come_in_the_order_of_a_set():
+    """That of strings is another one in each process; of equal words the alphabet decides."""
+    names = [a + b for a in "bcdfg" for b in "aeiou"]
+    kept, dropped = (
+        [" ".join(f"lo{name}" for name in names)] * 9,
+        [" ".join(f"mi{name}" for name in names)] * 9,
+    )
+    ours, theirs = describe._typical_words(kept, dropped)
+    assert ours == [f"lo{name}" for name in names[: describe.WORDS]]
+    assert theirs == [f"mi{name}" for name in names[: -describe.WORDS - 1 : -1]]
+
+
+class TestShareOfTokens:
+    """The best documents first: long ones that do not fit are passed over, and the budget is not exceeded."""
+
+    @pytest.mark.parametrize(
+        ("tokens", "share", "kept"),
+        [
+            ([10] * 10, 0.3, [0, 1, 2]),
+            ([10, 900, 10, 10, 70], 0.05, [0, 2, 3]),  # the giant is passed over
+            ([900, 50, 50], 0.1, [1, 2]),
+            ([900, 800, 700], 0.1, [0]),  # at least one
+            ([990, 8, 2, 1, 500], 0.666, [0, 1]),  # what is no longer than usual ends it
+            ([10, 900, 10, 900, 10], 0.016, [0, 2]),
+            ([5, 5], 1.0, [0, 1]),
+        ],
+    )
+    def test_which(self, tokens, share, kept):
+        found = _within(np.array(tokens), Keep(share=share))
+        assert np.flatnonzero(found).tolist() == kept
+
+    def test_what_was_passed_over_and_missed_is_said(self, caplog):
+        tokens = np.array([10, 900, 20])
+        documents = Documents(np.zeros(3, int), np.arange(3), tokens, {"dsir": np.array([3.0, 2.0, 1.0])})
+        choice = choose(documents, "dsir", Keep(share=0.5), None)
+        assert choice.kept.tolist() == [True, False, True]
+        assert choice.rule == "the best 50% of the tokens by dsir, but for 1 longer than what was left"
+        (said,) = caplog.messages
+        assert said.startswith("--keep 0.5: what is kept holds 3.23% of the tokens")
+        caplog.clear()
+        choose(documents, "dsir", Keep(share=1.0), None)
+        assert not caplog.messages
 
 
 class TestScoresAreNoText:

@@ -214,6 +214,35 @@ class TestModels:
         assert not curriculum()._model.reduced_precision
 
 
+class TestNothingToLearn:
+    """Examples of which no token has a loss: nobody asks for them."""
+
+    def test_they_are_left_out_and_told_of_once(self):
+        good = list(islice(stream(), 60))
+        dead = [{**e, "labels": [-100] * len(e["input_ids"])} for e in good[:30]] + [{"input_ids": [3]}]
+        mixed = [e for pair in zip(good, dead, strict=False) for e in pair]
+        with pytest.warns(UserWarning, match="example 1 of the stream has no token to learn") as told:
+            selected = list(curriculum(policy=Everything()).select(mixed))
+        assert len(told) == 1
+        assert selected == good[:31]
+
+    def test_a_resumed_stream_is_read_on_from_where_it_was(self):
+        good = list(islice(stream(), 40))
+        mixed = [e for one in good for e in ({"input_ids": [3], "source": one["source"]}, one)]
+        with pytest.warns(UserWarning, match="example 0"):
+            straight = list(curriculum(policy=Everything()).select(mixed))
+        assert straight == good
+
+    def test_another_mask_of_the_target_is_another_target(self):
+        state = curriculum().state_dict()
+        curriculum().load_state_dict(state)
+        masked = [{**e, "labels": [-100, -100, *e["input_ids"][2:]]} for e in target()]
+        with pytest.raises(CurriqError, match="make it with the same arguments"):
+            Curriculum(masked, sources=("good", "bad"), batch_size=BATCH, reward_every=2).load_state_dict(
+                state
+            )
+
+
 class TestSelect:
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_selects_what_helps_the_target(self, seed):

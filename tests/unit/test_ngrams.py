@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +30,8 @@ def cut_of(texts: list[list[int]], numbers: list[int] | None = None, length: int
     sizes = np.array([len(text) for text in texts], np.int64)
     windows, per_document = window_lengths(sizes, length)
     tokens = np.concatenate([np.array(text, np.int32) for text in texts])
-    return Cut(tokens, None, windows, per_document, np.array(numbers or range(len(texts)), np.int64))
+    places = np.array(numbers or range(len(texts)), np.int64)
+    return Cut(tokens, None, windows, per_document, places, windows)
 
 
 def random_texts(count: int, seed: int, low: int = 0, high: int = 50) -> list[list[int]]:
@@ -118,7 +120,9 @@ def test_buckets_are_those_of_the_stream_of_a_run():
     tokens = torch.randint(50_000, (5, T), generator=torch.Generator().manual_seed(0))
     windows = Windows(tokens=tokens, ids=torch.arange(5), source=torch.zeros(5, dtype=torch.int64))
     theirs = hashed_ngrams(windows, "cpu").numpy()
-    cut = Cut(tokens.flatten().int().numpy(), None, np.full(5, T), np.ones(5, np.int64), np.arange(5))
+    cut = Cut(
+        tokens.flatten().int().numpy(), None, np.full(5, T), np.ones(5, np.int64), np.arange(5), np.full(5, T)
+    )
     unigrams, bigrams = (found.reshape(5, T) for found in cut_ngrams(cut))
     np.testing.assert_array_equal(unigrams, theirs[:, :T])
     np.testing.assert_array_equal(bigrams[:, :-1], theirs[:, T:])
@@ -147,13 +151,14 @@ def test_scores_equal_those_of_the_run_whose_counts_they_use():
             windows=np.full(len(part), T),
             per_document=np.full(len(part) // 2, 2),
             numbers=part.document[::2].numpy(),
+            taught=np.full(len(part), T),
         )
         np.testing.assert_allclose(NgramScorer(score.counts())(cut), expected.numpy(), rtol=0, atol=1e-12)
 
 
 def test_tokens_that_are_not_learnt_count_nowhere():
     cut = cut_of([[1, 2, 3, 4]], length=4)
-    masked = Cut(cut.tokens, np.array([True, True, False, True]), cut.windows, cut.per_document, cut.numbers)
+    masked = replace(cut, learnt=np.array([True, True, False, True]))
     unigrams, bigrams = cut_ngrams(masked)
     assert (unigrams == NO_NGRAM).tolist() == [False, False, True, False]
     assert (bigrams == NO_NGRAM).tolist() == [False, True, True, True]
@@ -177,7 +182,23 @@ def test_no_token_is_lost_and_no_window_is_padded(tokens, lengths):
     assert per_document.tolist() == [len(lengths)]
 
 
-def test_a_document_is_the_mean_over_its_windows_weighed_by_their_tokens():
+def test_a_document_is_the_mean_over_its_windows_weighed_by_what_is_learnt_of_them():
     means = document_means(np.array([1.0, 5.0, 2.0]), np.array([8, 2, 4]), np.array([2, 1]))
     assert means.tolist() == [(8 * 1 + 2 * 5) / 10, 2.0]
     assert document_means(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
+
+
+def test_how_long_a_question_is_changes_no_score_of_its_answer():
+    """The n-grams of an answer that stands in windows of its own, whatever stands before it."""
+
+    def score(asked: int) -> float:
+        cut = cut_of([[5] * asked + [1, 2, 3, 4, 5, 6, 7, 8]])
+        mask = np.arange(asked + 8) >= asked
+        masked = replace(cut, learnt=mask, taught=np.array([*[0] * (asked // T), T]))
+        counts = NgramCounts.of(cut_of([[1, 2, 3, 9]], [100]), of_target=True)
+        counts += NgramCounts.of(cut_of([[1, 5, 4, 8, 2]], [200]), of_target=False)
+        (mean,) = document_means(NgramScorer(counts)(masked), masked.taught, masked.per_document)
+        return mean
+
+    assert score(0) != 0
+    assert score(0) == score(T) == score(9 * T)

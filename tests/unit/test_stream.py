@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriq.config import DataConfig, SourceConfig
+from curriq.curate.documents import Cutter
 from curriq.data.corruption import Duplicates
 from curriq.data.documents import Document, MemorySource
 from curriq.data.split import ContaminationFilter, SplitRule, build_held_out
@@ -117,15 +118,16 @@ def test_ids_of_many_windows_are_distinct_and_fit_int64():
 @settings(deadline=None)
 @given(st.lists(some_masks, max_size=12), st.integers(2, 9))
 def test_what_is_not_learnt_has_no_label(masks, length):
-    """The EOS token of a document with a mask is not learnt; where all is learnt there are no labels."""
+    """Windows without a loss go. The EOS token of a document with a mask is not learnt; where all is learnt
+    there are no labels."""
     packer, learnt = Packer("chat", length, ((), (EOS,))), []
     windows = []
     for number, mask in enumerate(masks):
         windows += packer.add([number + 1] * len(mask), learnt=None if number % 3 == 0 else mask)
         if mask:
             learnt += [*([True] * (len(mask) + 1) if number % 3 == 0 else [*mask, False])]
-    for number, window in enumerate(windows):
-        expected = learnt[number * length : (number + 1) * length]
+    rows = [learnt[i : i + length] for i in range(0, len(learnt) // length * length, length)]
+    for window, expected in zip(windows, [row for row in rows if any(row[1:])], strict=True):
         if all(expected):
             assert window.labels is None
         else:
@@ -465,6 +467,46 @@ def test_conversations_without_an_assistant_are_an_error_and_no_endless_epoch(to
         reader.next_window()
 
 
+def chats(turns: list[tuple[str, str]]) -> list[Document]:
+    """Conversations of a question and its answer."""
+    return [
+        Document(
+            asked + said,
+            messages=({"role": "user", "content": asked}, {"role": "assistant", "content": said}),
+        )
+        for asked, said in turns
+    ]
+
+
+def test_windows_of_which_nothing_is_learnt_are_left_out_and_told_of_once(tokenizer, caplog):
+    """They would have loss 0, and no static score says anything of them."""
+    documents = chats([(f"what is the square of {i} " * 9, "forty-nine and sixty-four") for i in range(5)])
+    reader = SourceReader(MemorySource("chat", documents, 0), "none", tokenizer, 8, 0)
+    windows = [reader.next_window() for _ in range(40)]
+    for window in windows:
+        assert window.labels is not None
+        assert (window.labels[1:] != IGNORED).any()
+    (told,) = [message for message in caplog.messages if "no token is learnt" in message]
+    assert told.startswith(
+        "source 'chat': windows of which no token is learnt, as where a question is longer"
+    )
+
+
+def test_a_source_without_a_window_to_learn_from_is_an_error_and_no_endless_epoch(tokenizer, monkeypatch):
+    """Each answer's only token stands first in its window, where nothing predicts it."""
+
+    def one_token(tokenizer, messages):
+        return [7] * 15, [*[False] * 8, True, *[False] * 6]
+
+    monkeypatch.setattr("curriq.data.stream.encode_chat", one_token)
+    documents = chats([(f"question {i}", "yes") for i in range(5)])
+    reader = SourceReader(MemorySource("chat", documents, 0), "none", tokenizer, 8, 0)
+    with pytest.raises(
+        CurriqError, match="'chat' has no window of which a token is learnt: give a longer --win"
+    ):
+        reader.next_window()
+
+
 def test_conversations_without_an_assistant_beside_others_are_told_of_once(tokenizer, caplog):
     asked = {"role": "user", "content": "what is the square of seven and of eight"}
     turns = [(asked,), (asked, {"role": "assistant", "content": "forty-nine and sixty-four"})]
@@ -474,3 +516,16 @@ def test_conversations_without_an_assistant_beside_others_are_told_of_once(token
         reader.next_window()
     (told,) = [message for message in caplog.messages if "assistant" in message]
     assert told.startswith("source 'chat': 4 of 6 documents have no assistant's turn")
+
+
+def test_learnt_tokens_of_each_window_are_counted(tokenizer):
+    messages = {"role": "user", "content": "what is that " * 9}, {"role": "assistant", "content": "a cat sat"}
+    documents = [Document("a plain text of some words"), Document("a chat", messages=messages)]
+    _, cut = Cutter(tokenizer, 8)(documents)
+    starts = cut.windows.cumsum() - cut.windows
+    assert cut.learnt is not None
+    counted = [int(cut.learnt[s : s + n].sum()) for s, n in zip(starts, cut.windows, strict=True)]
+    assert cut.taught.tolist() == counted
+    assert 0 in counted
+    _, plain = Cutter(tokenizer, 8)(documents[:1])
+    assert plain.taught.tolist() == plain.windows.tolist()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("curriq")
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when scores change, so that those of an older version are not used."""
 SAMPLE_CHARACTERS = 1 << 25
 """Text of the corpus that the target is compared with. A larger corpus is sampled: its n-grams are known well
@@ -72,7 +72,7 @@ class Target:
 
     def scores(self, dsir: NgramScore) -> np.ndarray:
         """Scores of the target's own documents, each without its own text."""
-        return document_means(dsir(self.cut), self.cut.windows, self.cut.per_document)
+        return document_means(dsir(self.cut), self.cut.taught, self.cut.per_document)
 
 
 def build_target(

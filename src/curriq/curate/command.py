@@ -198,9 +198,9 @@ def _with_documents(table: pa.Table, files: pa.Array) -> pa.Table:
     """The table with names of files, and beside the windows' scores those of their documents."""
     first = np.flatnonzero(table.column("window").to_numpy() == 0)
     per_document = np.diff(np.append(first, len(table)))
-    tokens = table.column("tokens").to_numpy().astype(np.int64)
+    taught = table.column("learnt").to_numpy().astype(np.int64)
     for name in [name for name in table.column_names if name not in KEYS]:
-        means = document_means(table.column(name).to_numpy(), tokens, per_document)
+        means = document_means(table.column(name).to_numpy(), taught, per_document)
         column = pa.array(np.repeat(means, per_document).astype(np.float32))
         table = table.append_column(f"document_{name}", column)
     names = pa.DictionaryArray.from_arrays(table.column("file").combine_chunks(), files)

@@ -20,6 +20,7 @@ from curriq.curate.build import (
     target_tokenizer,
     with_corpus,
 )
+from curriq.curate.documents import TARGET
 from curriq.curate.inputs import READING, CorpusSource, Inputs, open_inputs
 from curriq.curate.pool import one_thread
 from curriq.curate.ranking import Documents, pooled
@@ -147,7 +148,7 @@ def _of_target(wanted: Wanted) -> tuple[Scorer, Inputs, Target]:
     if wanted.model is not None:
         config = config.override(model=wanted.model)
     own = {} if wanted.target_text_field is None else {"text_field": wanted.target_text_field}
-    source = replace(SourceConfig(name="target", path=wanted.target), **(wanted.reading | own))
+    source = replace(SourceConfig(name=TARGET, path=wanted.target), **(wanted.reading | own))
     like = open_inputs([CorpusSource(source)])
     # Rows of the corpus that do not fit are told of where it is read for good.
     tokenizer = target_tokenizer(

@@ -197,7 +197,7 @@ def _typical_words(kept: Sequence[str], dropped: Sequence[str]) -> tuple[list[st
     """
     counts = [Counter(word for text in texts for word in _words(text)) for texts in (kept, dropped)]
     together = counts[0] + counts[1]
-    words = [word for word in together if together[word] > 1]
+    words = sorted(word for word in together if together[word] > 1)  # sets have an order of each process
     if not kept or not dropped or len(words) < 2:  # the odds of a word are against the others
         return [], []
     prior = np.array([together[word] for word in words], float)

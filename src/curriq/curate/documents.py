@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import transformers
 
 NO_TOKENS = np.zeros(0, np.int32)
+TARGET = "target"
+"""Name of the source that holds the target's documents; those of the corpus are named after their files."""
 NgramScore = Callable[[Cut], np.ndarray]
 """Documents cut into windows → the score of each window; can be pickled."""
 
@@ -54,7 +56,8 @@ def parse(chunk: Chunk, path: Path, config: SourceConfig) -> Parsed:
             row = form.parse(raw, config)
             document = document_of(row, config)
         except BadRow as error:
-            how = str(error).replace("text_field=COLUMN", "--text-field COLUMN")
+            option = "--target-text-field" if config.name == TARGET else "--text-field"
+            how = str(error).replace("text_field=COLUMN", f"{option} COLUMN")
             problem = f"{form.unit} {number + 1} of {path}: {how}"
             if config.on_bad_row == "error":
                 raise CurriqError(f"{problem} To go on without such rows, add --on-bad-row skip.") from None
@@ -95,12 +98,15 @@ class Cutter:
         sizes = np.array([len(tokens) for tokens in ids], np.int64)
         windows, per_document = window_lengths(sizes, self._length)
         all_learnt = all(document.messages is None for document in documents)
+        mask = np.concatenate([np.zeros(0, bool), *learnt])
+        first = windows.cumsum() - windows
         cut = Cut(
             tokens=np.concatenate([NO_TOKENS, *ids]),
-            learnt=None if all_learnt else np.concatenate([np.zeros(0, bool), *learnt]),
+            learnt=None if all_learnt else mask,
             windows=windows,
             per_document=per_document,
             numbers=np.array([documents[place].number for place in kept], np.int64),
+            taught=np.add.reduceat(mask, first, dtype=np.int64) if len(first) else first,
         )
         return kept, cut
 

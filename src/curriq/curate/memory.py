@@ -210,7 +210,7 @@ def _scored(
         first = cut.per_document.cumsum() - cut.per_document
         tokens.append(np.add.reduceat(cut.windows, first) if len(first) else first)
         for name, values in found.items():
-            scores[name].append(document_means(values, cut.windows, cut.per_document))
+            scores[name].append(document_means(values, cut.taught, cut.per_document))
     joined = {name: np.concatenate(values) for name, values in scores.items()}
     policy = joined.get("policy")
     return DocumentScores(np.concatenate(indices), np.concatenate(tokens), joined, default, policy)

@@ -1,5 +1,6 @@
 """Documents by their scores: pooled from windows, ranked, and how many of them are kept."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from curriq.config import Within, did_you_mean, require
 from curriq.data.ngrams import document_means
 from curriq.errors import CurriqError
 
+_log = logging.getLogger("curriq")
+
 Unit = Literal["tokens", "documents"]
-KEYS = ("file", "row", "window", "tokens")
+LONG = 0.1
+"""Of a budget of tokens; a longer document is passed over where it does not fit, and does not end it."""
+MISSED = 0.05
+"""Of the share of tokens that is asked for; what misses it by more is said."""
+KEYS = ("file", "row", "window", "tokens", "learnt")
 """Columns of the windows' table that are no scores."""
 EVEN = 0.5
 """Without a share a document is kept where it is as likely of the target's kind as not."""
@@ -77,7 +84,7 @@ def pooled(tables: Iterable[pa.Table]) -> Documents:
         per_document = np.diff(np.append(first, len(columns["window"])))
         tokens = columns["tokens"].astype(np.int64)
         scores = {
-            name: document_means(values, tokens, per_document)
+            name: document_means(values, columns["learnt"].astype(np.int64), per_document)
             for name, values in columns.items()
             if name not in KEYS
         }
@@ -159,8 +166,10 @@ def choose(documents: Documents, by: str, keep: Keep, posterior: Float[np.ndarra
     if keep.threshold is not None:
         kept, rule = score >= keep.threshold, f"{by} of {keep.threshold:g} or more"
     elif keep.share is not None:
-        kept[order[: _within(documents.tokens[order], keep)]] = True
+        kept[order] = _within(documents.tokens[order], keep)
         rule = f"the best {keep.share:.1%} of the {keep.unit} by {by}".replace(".0%", "%")
+        if over := int((~kept & (rank < rank[kept].max())).sum()):
+            rule += f", but for {over:,} longer than what was left"
     else:
         assert posterior is not None
         kept = posterior >= EVEN
@@ -171,11 +180,30 @@ def choose(documents: Documents, by: str, keep: Keep, posterior: Float[np.ndarra
     return Choice(kept, rank, by, least, rule)
 
 
-def _within(tokens: Int[np.ndarray, "d"], keep: Keep) -> int:
-    """How many of documents with so many tokens, best first, the share holds; at least one. A budget of
-    tokens is not exceeded."""
+def _within(tokens: Int[np.ndarray, "d"], keep: Keep) -> Bool[np.ndarray, "d"]:
+    """Which of documents with so many tokens, best first, the share holds; at least one. A budget of tokens
+    is not exceeded: it ends with the first document that does not fit, but for `LONG` ones, which are passed
+    over."""
     assert keep.share is not None
+    kept = np.zeros(len(tokens), bool)
     if keep.unit == "documents":
-        return max(1, round(keep.share * len(tokens)))
+        kept[: max(1, round(keep.share * len(tokens)))] = True
+        return kept
     budget = keep.share * tokens.sum() * (1 + 1e-12)
-    return max(1, int(np.searchsorted(tokens.cumsum(), budget, side="right")))
+    start, left = 0, budget
+    while start < len(tokens):
+        count = int(np.searchsorted(tokens[start:].cumsum(), left, side="right"))
+        kept[start : start + count] = True
+        left -= int(tokens[start : start + count].sum())
+        start += count
+        if start == len(tokens) or tokens[start] <= LONG * budget:
+            break
+        start += 1
+    kept[0] |= not kept.any()
+    share = tokens[kept].sum() / tokens.sum()
+    if abs(share / keep.share - 1) > MISSED:
+        _log.warning(
+            f"--keep {keep.share:g}: what is kept holds {share:.2%} of the tokens, because documents are too "
+            "long for a closer share; --keep-unit documents keeps a share of the documents."
+        )
+    return kept

@@ -102,6 +102,7 @@ class Part:
             "row": done.rows[done.cut.document],
             "window": number.astype(np.int32),
             "tokens": done.cut.windows.astype(np.int32),
+            "learnt": done.cut.taught.astype(np.int32),
         }
         for name, values in (found | {name: v.astype(np.float32) for name, v in scores.items()}).items():
             self.columns.setdefault(name, []).append(values)
@@ -208,7 +209,7 @@ def score_corpus(
 
 def _nothing() -> Done:
     none = np.zeros(0, np.int64)
-    cut = Cut(none, None, none, none, none)
+    cut = Cut(none, None, none, none, none, none)
     return Done(0, none, cut, np.zeros(0), 0, [], set(), 0, 0, BEGINNING)
 
 

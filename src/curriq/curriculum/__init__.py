@@ -28,7 +28,15 @@ from curriq.curriculum.parts import AcceptPolicy, Filter, Weights
 from curriq.curriculum.stream import Selected, Stream, iterated, named_sources, source_index
 from curriq.data.documents import short_hash
 from curriq.errors import CurriqError
-from curriq.lm.examples import Example, LossFunction, checked, example_losses, learnt_tokens, pad_examples
+from curriq.lm.examples import (
+    Example,
+    LossFunction,
+    as_windows,
+    checked,
+    example_losses,
+    learnt_tokens,
+    pad_examples,
+)
 from curriq.lm.user_model import UserModel
 from curriq.presets import preset as preset_config
 from curriq.rng import Generators
@@ -131,6 +139,7 @@ class Curriculum(Saved):
             "filters": filters,
             "policy": "" if policy is None else type(policy).__name__,
             "target": _fingerprint(examples),
+            "target_labels": _fingerprint(examples, learnt=True),
             "settings": _structure(self.config),
         }
 
@@ -326,9 +335,10 @@ def _structure(config: RunConfig) -> dict[str, str]:
     return {name: repr(value) for name, value in chosen.items()}
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
-    """A short hash of the tokens of the target."""
-    return short_hash(*(str(torch.as_tensor(example["input_ids"]).tolist()) for example in examples))
+def _fingerprint(examples: Sequence[Example], *, learnt: bool = False) -> str:
+    """A short hash of the tokens of the target, or of those that have a loss."""
+    rows = [as_windows([e]).labels if learnt else torch.as_tensor(e["input_ids"]) for e in examples]
+    return short_hash(*(str(row.tolist()) for row in rows if row is not None))
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

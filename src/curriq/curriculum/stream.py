@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from curriq.config import require
 from curriq.errors import CurriqError
-from curriq.lm.examples import Example, as_windows, checked, numbered, portable
+from curriq.lm.examples import Example, as_windows, checked, learnt_tokens, numbered, portable
 from curriq.lm.user_model import UserModel
 from curriq.select.static import DsirScore
 from curriq.state import Saved, State
@@ -64,6 +64,7 @@ class Reader(Saved):
         self._iterator: Iterator[Any] = iter(())
         self._opens: Callable[[], Any] | None = None
         self._skip = 0
+        self._told = False
         self.total = 0
         self.in_stream = 0
 
@@ -89,7 +90,8 @@ class Reader(Saved):
         if not examples and self._opens is not None:
             self._iterator, self.in_stream = iterated(self._opens()), 0
             examples = self._next(n)
-            require(bool(examples), "the stream is empty: the function that opens it gives no example.")
+            given = "no example" if not self.in_stream else "only examples without a token to learn"
+            require(bool(examples), f"the stream is empty: the function that opens it gives {given}.")
         if examples and not self.total:
             _warn_of_what_is_not_saved(examples[0])
         numbers = torch.arange(self.total, self.total + len(examples))
@@ -105,11 +107,23 @@ class Reader(Saved):
         self._opens, self._iterator, self._skip = None, iter(()), self.in_stream
 
     def _next(self, n: int) -> list[Example]:
-        examples: list[Example] = [
-            checked(example, f"example {i} of the stream")
-            for i, example in enumerate(islice(self._iterator, n), self.in_stream)
-        ]
-        self.in_stream += len(examples)
+        """The next n examples from which something can be learnt, or all that are left of them."""
+        examples: list[Example] = []
+        for given in islice(self._iterator, None if n else 0):
+            example = checked(given, f"example {self.in_stream} of the stream")
+            self.in_stream += 1
+            if learnt_tokens(example):
+                examples.append(example)
+            elif not self._told:
+                self._told = True
+                warnings.warn(
+                    f"curriq: example {self.in_stream - 1} of the stream has no token to learn among its "
+                    f"{len(example['input_ids'])} (the first has no loss, nor has one with the label −100): "
+                    "it is left out, as such ones are from now on.",
+                    stacklevel=2,
+                )
+            if len(examples) == n:
+                break
         return examples
 
 

@@ -25,6 +25,7 @@ class Cut:
         windows: tokens of each window, at least 1: T, and of each document's last one what is left.
         per_document: windows of each document.
         numbers: 63-bit identity of each document.
+        taught: learnt tokens of each window, at least 1 in each document.
     """
 
     tokens: Int[np.ndarray, "t"]
@@ -32,6 +33,7 @@ class Cut:
     windows: Int[np.ndarray, "w"]
     per_document: Int[np.ndarray, "d"]
     numbers: Int[np.ndarray, "d"]
+    taught: Int[np.ndarray, "w"]
 
     @property
     def document(self) -> Int[np.ndarray, "w"]:
@@ -48,13 +50,13 @@ def window_lengths(tokens: Int[np.ndarray, "d"], length: int) -> tuple[np.ndarra
 
 
 def document_means(
-    values: Float[np.ndarray, "w"], tokens: Int[np.ndarray, "w"], per_document: Int[np.ndarray, "d"]
+    values: Float[np.ndarray, "w"], taught: Int[np.ndarray, "w"], per_document: Int[np.ndarray, "d"]
 ) -> Float[np.ndarray, "d"]:
-    """Mean over each document's windows, each weighed by its tokens, so that a short last window counts for
-    what it holds."""
+    """Mean over each document's windows, each weighed by its learnt tokens, so that a short last window, or
+    one that is mostly a question, counts for what it holds."""
     first = per_document.cumsum() - per_document
-    sums = np.add.reduceat(values.astype(np.float64) * tokens, first) if len(first) else np.zeros(0)
-    return sums / np.add.reduceat(tokens, first) if len(first) else sums
+    sums = np.add.reduceat(values.astype(np.float64) * taught, first) if len(first) else np.zeros(0)
+    return sums / np.add.reduceat(taught, first) if len(first) else sums
 
 
 def cut_ngrams(cut: Cut) -> tuple[Int[np.ndarray, "t"], Int[np.ndarray, "t"]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from curriq.config import CorruptionName
+from curriq.config import CorruptionName, require
 from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
@@ -102,8 +102,12 @@ Marks = tuple[Sequence[int], Sequence[int]]
 class Packer(Saved):
     """Cuts one source's documents into windows of T = `length` tokens; those left over wait for the next one.
 
-    Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token is lost or
-    padded and a window may hold the end of one document and the beginning of the next.
+    Documents are laid end to end, an EOS token after each, and cut every T tokens, so no token that has a
+    loss is lost or padded, and a window may hold the end of one document and the beginning of the next. A
+    window of which nothing is learnt, such as the middle of a long question, is left out.
+
+    Attributes:
+        untaught: windows left out since it was made.
 
     Args:
         marks: tokens before and after a text, the last one EOS, see `document_marks`; conversations have
@@ -116,6 +120,7 @@ class Packer(Saved):
         self.source = source
         self.length = length
         self.marks = marks
+        self.untaught = 0
         self._position = position
         self._tokens = np.empty(0, np.int32)
         self._difficulty = np.empty(0, np.float64)
@@ -144,7 +149,10 @@ class Packer(Saved):
         self._learnt = np.concatenate([self._learnt, mask])
         self._document = np.concatenate([self._document, np.full(len(ended), document, np.int64)])
         end, length = len(self._tokens) // self.length * self.length, self.length
-        windows = [self._window(slice(start, start + length)) for start in range(0, end, length)]
+        cuts = [slice(start, start + length) for start in range(0, end, length)]
+        # Nothing predicts a window's first token.
+        windows = [self._window(cut) for cut in cuts if self._learnt[cut][1:].any()]
+        self.untaught += len(cuts) - len(windows)
         self._tokens = self._tokens[end:].copy()
         self._difficulty = self._difficulty[end:].copy()
         self._learnt = self._learnt[end:].copy()
@@ -281,12 +289,18 @@ class SourceReader(Saved):
         self._packer = Packer(source.name, length, document_marks(tokenizer), position)
         self._pending = Rows()
         self._epoch_tokens = 0
-        self._told = False
+        self._told = self._told_of_windows = False
 
     def next_window(self) -> Window:
         """The next window; CurriqError when a whole epoch had no document to train on."""
+        began, untaught = self.source.epoch, self._packer.untaught
         while not self._pending:
             self._read()
+            require(
+                self.source.epoch < began + 2 or self._packer.untaught == untaught or bool(self._pending),
+                f"source {self.source.name!r} has no window of which a token is learnt: give a longer "
+                "--window, or leave the source out.",
+            )
         return self._pending.popleft()
 
     def _read(self) -> None:
@@ -309,6 +323,12 @@ class SourceReader(Saved):
         for document, (ids, learnt) in zip(documents, encoded, strict=True):
             self._epoch_tokens += len(ids) if learnt is None else sum(learnt)
             self._pending.extend(self._packer.add(ids, document.difficulty, learnt, document.number))
+        if self._packer.untaught and not self._told_of_windows:
+            self._told_of_windows = True
+            _log.warning(
+                f"source {self.source.name!r}: windows of which no token is learnt, as where a question is "
+                f"longer than --window, are left out, {self._packer.untaught} so far."
+            )
         if self.source.epoch > epoch:
             self._begin_epoch()
 

@@ -104,7 +104,7 @@ def known_of(scored: WindowScorer | None, cut: Cut, given: Columns, source: Tens
     if scored is None:
         return {}
     dsir = torch.from_numpy(given["dsir"])
-    of_document = torch.from_numpy(document_means(given["dsir"], cut.windows, cut.per_document))
+    of_document = torch.from_numpy(document_means(given["dsir"], cut.taught, cut.per_document))
     return scored.describe(dsir, of_document[torch.from_numpy(cut.document)], source)
 
 
