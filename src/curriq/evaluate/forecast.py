@@ -324,7 +324,9 @@ def report(plan: Json, *, as_json: bool = False) -> int:
     console = terminal.console(soft_wrap=True)
     step, run, memory = plan["step"], plan["run"], plan["memory"]
     reading, checkpoint = plan["reading"], plan["checkpoint"]
-    parts = ", ".join(f"{name.replace('_', ' ')} {seconds_text(step[name])}" for name in PARTS)
+    reads = "reading and search" if plan["calibration"]["searches"] else "reading"
+    shown = {"reading": reads, "held_out": "held out"}
+    parts = ", ".join(f"{shown.get(name, name)} {seconds_text(step[name])}" for name in PARTS)
     break_even = run["break_even"]
     pays = f": pays where it saves {100 * break_even:.1f} % of the steps" if break_even > 0 else ""
     lines = [
