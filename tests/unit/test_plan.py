@@ -32,6 +32,7 @@ from curriq.train.estimate import drop_read_ahead, past_the_start
 from curriq.train.meter import PREDICTING_STEPS, Prediction
 from curriq.train.record import in_one_transfer
 from curriq.train.run import prepare, train
+from curriq.types import Cost
 
 MIXTRAL = (
     "random:mixtral:hidden_size=16,intermediate_size=16,num_hidden_layers=1,num_attention_heads=2,"
@@ -136,6 +137,16 @@ class TestCalibration:
         assert (made.trained, made.scoring) == (trained, scoring)
         (row,) = prepare(config).session.rehearse(1)
         assert row["x/windows_trained"] == trained
+
+    def test_a_second_model_is_none_of_plain_training(self):
+        """One of twice the size is two of the five forward passes that a window takes, a backward pass being
+        two; under checkpointing the trunk's is repeated, also in plain training."""
+        config = tiny()
+        run = prepare(for_calibration(config))
+        run.session.meter.cost_per_window = Cost(extra_flops=2 * run.session.meter.forward_flops)
+        assert calibrate(run, config)[0].scoring == pytest.approx(2 / 5)
+        config = tiny(gradient_checkpointing=True)
+        assert calibrate(prepare(for_calibration(config)), config)[0].scoring == 0
 
     def test_a_search_is_none_of_plain_training(self):
         """The same windows are trained on without it for a fraction of the time."""

@@ -12,6 +12,7 @@ from statistics import mean, median
 
 from curriq.config import RunConfig, require
 from curriq.data.corpus import most_steps_ahead
+from curriq.lm.model import trunk_flops
 from curriq.state import Saved
 from curriq.train.build import Run
 from curriq.train.estimate import drop_read_ahead, past_the_start
@@ -20,9 +21,6 @@ from curriq.types import Metrics, Offer, Proposer
 
 CALIBRATION_STEPS = 10
 """Steps that are timed, after the first ones."""
-SCORING_SHARE = 1 / 4
-"""Of a window that is scored in a pass of its own before it is trained on: a backward pass takes two forward
-passes."""
 WARM_UP = 4
 """Steps before: what is allocated, compiled or read once, and the optimizer's first moments."""
 PROBE_EVERY = 3
@@ -65,7 +63,8 @@ class Calibration:
     Attributes:
         windows: N of the configuration.
         trained: windows that a step trains on; fewer than N where it draws some of those that it has scored.
-        scoring: share of what passes take for each window that scores alone, in a pass of its own.
+        scoring: share of what passes take for each window that scores alone: in a pass of its own, or under a
+            second model.
         read_per_step: windows that a step reads.
         propose: of a step: reading, and choosing or searching among what was read.
         searches: whether candidates come from a search, which every process makes whole.
@@ -207,9 +206,6 @@ def _fitted(
     n = config.train.num_candidates
     totals = [row["x/windows_trained"] for row in rows[-len(timed) - 1 :]]
     trained = Line.through([(m, b - a) for (m, _), a, b in zip(timed, totals, totals[1:], strict=False)])
-    scoring = 0.0
-    if run.session.meter.passes > 1:
-        scoring = 1.0 if config.drawn else SCORING_SHARE
     held_out = [(m, row) for m, row in timed if "time/reward" in row]
     forwards = [(row["held_out/forwards"], held_out_seconds(row)) for _, row in held_out]
     largest = max((m for m, _ in timed), default=n)
@@ -226,7 +222,7 @@ def _fitted(
     return Calibration(
         windows=n,
         trained=round(trained.at(n)),
-        scoring=scoring,
+        scoring=_scoring_share(run, config),
         read_per_step=mean(row["data/windows_read"] for _, row in timed),
         propose=mean(row["time/propose"] for _, row in timed),
         searches=config.langevin.proposer != "stream",
@@ -239,6 +235,16 @@ def _fitted(
         reading_rate=_reading_rate(run),
         readers=run.corpus.readers,
     )
+
+
+def _scoring_share(run: Run, config: RunConfig) -> float:
+    """By their operations, of which a backward pass takes those of two forward passes."""
+    meter = run.session.meter
+    if config.drawn and meter.passes > 1:
+        return 1.0  # what is trained on is forwarded again
+    recomputed = trunk_flops(run.lm, config.data.window) if config.lm.gradient_checkpointing else 0
+    beside = meter.passes - 1 + (meter.cost_per_window.extra_flops - recomputed) / meter.forward_flops
+    return beside / (beside + 3 + recomputed / meter.forward_flops)
 
 
 def _rest(row: Metrics) -> float:
