@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from curriq.config import CorruptionName, require
+from curriq.config import CorruptionName
 from curriq.data.chat import encode_chat
 from curriq.data.contamination import ContaminationFilter
 from curriq.data.corruption import corrupt_text, corrupt_tokens, document_rng
@@ -296,11 +296,12 @@ class SourceReader(Saved):
         began, untaught = self.source.epoch, self._packer.untaught
         while not self._pending:
             self._read()
-            require(
-                self.source.epoch < began + 2 or self._packer.untaught == untaught or bool(self._pending),
-                f"source {self.source.name!r} has no window of which a token is learnt: give a longer "
-                "--window, or leave the source out.",
-            )
+            # A whole epoch gave windows, and none to learn from: nor will the next one.
+            if not self._pending and self.source.epoch > began + 1 and self._packer.untaught > untaught:
+                raise CurriqError(
+                    f"source {self.source.name!r} has no window of which a token is learnt: give a longer "
+                    "--window, or leave the source out."
+                )
         return self._pending.popleft()
 
     def _read(self) -> None:
