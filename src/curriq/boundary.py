@@ -32,11 +32,12 @@ SHOWN = f"{DEBUG}=1 shows them here."
 def exit_status(command: Callable[[], int]) -> int:
     """The exit status of a command, after a message on standard error when it has failed."""
     try:
-        status = command()
+        try:
+            status = command()
+        except SystemExit as exit:  # the argument parsers', after their help or error
+            status = exit.code if isinstance(exit.code, int) else 0
         sys.stdout.flush()
         return status
-    except SystemExit as exit:  # the argument parsers', after their help or error
-        return exit.code if isinstance(exit.code, int) else 0
     except KeyboardInterrupt:
         print("curriq: stopped at once; the last checkpoint stands.", file=sys.stderr)
         return 130

@@ -424,7 +424,7 @@ class TestExamples:
         with pytest.raises(CurriqError, match=message):
             next(curriculum().select(data))
 
-    @pytest.mark.parametrize("row", [range(4), (0, 1, 2, 3), np.arange(4), torch.arange(4), []])
+    @pytest.mark.parametrize("row", [range(4), (0, 1, 2, 3), np.arange(4), torch.arange(4)])
     def test_every_kind_of_row_is_taken_and_saved(self, row):
         ours = Curriculum(target(), batch_size=2, policy=Everything())
         data = [{"input_ids": row}] * 5
