@@ -52,6 +52,13 @@ def ratios(arm: dict) -> dict[str, float]:
     return {seed: found["ratio"] for seed, found in arm["to_target"]["windows"]["by_seed"].items()}
 
 
+def mean_ratio(arm: dict, seeds: list[str]) -> str:
+    """The geometric mean of the ratios, behind > where any is a lower bound."""
+    found = arm["to_target"]["windows"]["by_seed"]
+    over = ">" if any(found[seed]["censored"] for seed in seeds) else ""
+    return f"{over}{geometric_mean([found[seed]['ratio'] for seed in seeds]):.2f}"
+
+
 def losses(arm: dict) -> dict[int, float]:
     """Test loss by seed, of the runs that are finished."""
     return {run["seed"]: run["test_loss"] for run in arm["runs"] if run["finished"]}
@@ -125,12 +132,12 @@ def row(stream: str, arms: dict, ours: str) -> str:
     # A comparison of an earlier version has the interval of its table under other names.
     ends = (difference.get(f"{end}_with_text", difference[end]) for end in ("low", "high"))
     change = f"{difference['mean']:+.3f} {between(*ends, form='+.3f')}"
-    windows = f"{geometric_mean(list(mine.values())):.2f} {geometric_mean(list(theirs.values())):.2f}"
+    spent = [mean_ratio(arms[name], seeds) for name in (ours, best)]
+    of_theirs = f"{math.exp(logs.mean()):.2f} {between(*of_theirs, form='.2f')}"
+    if ">" in "".join(spent):  # a bound over a bound is none
+        of_theirs = "–"
     best_change = f"{best} {arms[best]['difference']['mean']:+.3f}"
-    return (
-        f"{stream:<11} {change:<25} {worse}    {best_change:<19} {windows:<10} "
-        f"{math.exp(logs.mean()):.2f} {between(*of_theirs, form='.2f')}"
-    )
+    return f"{stream:<11} {change:<25} {worse}    {best_change:<19} {' '.join(spent):<10} {of_theirs}"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -469,6 +469,44 @@ class TestFinished:
         with edited(summary, json.dumps(changed).encode()):
             assert main(["compare", str(finished / "compare.toml"), "--out", str(finished / "out")]) == 2
         assert "saw different data" in capsys.readouterr().err
+
+    def test_a_file_that_was_another_one_for_another_seed(self, finished: Path, capsys):
+        """In other words: a mean over seeds is of one corpus."""
+        changed = [finished / "out" / "dirty" / f"low-loss-{seed}" / "environment.json" for seed in (0, 1)]
+        abouts = [json.loads(path.read_text()) for path in changed]
+        for about, digest in zip(abouts, ("a", "b"), strict=True):
+            about["files"] = {"gone.jsonl": {"size": 1, "sha256": digest}}
+        with ExitStack() as held:
+            for path, about in zip(changed, abouts, strict=True):
+                held.enter_context(edited(path, json.dumps(about).encode()))
+            error = refused(capsys, str(finished / "compare.toml"), "--out", str(finished / "out"))
+        assert "low-loss-1 and" in error
+        assert "saw different data: gone.jsonl changed between the runs" in error
+
+    def test_more_seeds_are_not_begun_on_other_data(self, finished: Path, here: Path, capsys):
+        (here / "web.jsonl").write_text("what is there now")
+        environment = finished / "out" / "dirty" / "low-loss-1" / "environment.json"
+        about = json.loads(environment.read_text())
+        about["files"] = {str(here / "web.jsonl"): {"size": 3, "sha256": "of what was there"}}
+        file = write(here, [0, 1, 2])
+        with edited(environment, json.dumps(about).encode()):
+            error = refused(capsys, str(file), "--out", str(finished / "out"))
+        assert "low-loss-1 was trained on other data" in error
+        assert "web.jsonl has changed" in error
+        assert not (finished / "out" / "dirty" / "low-loss-2").exists()
+
+    def test_runs_of_other_versions_and_machines_are_told_of(self, compare, finished: Path):
+        environment = finished / "out" / "dirty" / "low-loss-1" / "environment.json"
+        about = json.loads(environment.read_text())
+        about |= {"hardware": "an abacus, 9 wires", "versions": {"torch": "0.1"}}
+        with edited(environment, json.dumps(about).encode()):
+            _, printed = compare()
+        said = " ".join(printed.split())
+        assert "The runs are of different hardware: " in said
+        assert "an abacus, 9 wires" in said
+        assert "The runs are of different versions: " in said
+        assert "torch 0.1" in said
+        assert "are of different" not in " ".join(compare()[1].split())
 
     def test_a_folder_at_work_is_left_alone(self, finished: Path, capsys):
         with exclusive(finished / "out", "still finishing"):

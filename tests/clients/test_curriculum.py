@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import pytest
@@ -233,6 +233,38 @@ class TestNothingToLearn:
         with pytest.warns(UserWarning, match="example 0"):
             straight = list(curriculum(policy=Everything()).select(mixed))
         assert straight == good
+
+    def test_the_place_in_the_stream_counts_them(self):
+        """A stream that resumes by itself goes on behind what `num_read` says, as without an interruption."""
+        good = list(islice(stream(), 6 * LOOK_AHEAD))
+        mixed = [e for i, one in enumerate(good) for e in [one, {"input_ids": [3]}][: 1 + (i % 3 == 0)]]
+        places = {id(e["input_ids"]): i for i, e in enumerate(mixed)}
+        taken = iter(mixed)
+        ours = curriculum(policy=Everything())
+        with pytest.warns(UserWarning, match="no token to learn"):
+            selected = list(islice(ours.select(taken), BATCH))
+        assert len(selected) == BATCH
+        assert ours.num_read == places[id(next(taken)["input_ids"])]
+        other = curriculum(policy=Everything())
+        other.load_state_dict(plain(ours.state_dict()))
+        assert other.num_read == ours.num_read
+
+    @pytest.mark.parametrize("as_function", [False, True])
+    def test_a_stream_of_nothing_else_is_refused(self, as_function):
+        dead = [{"input_ids": [3], "source": "bad"}] * 5
+        with (
+            pytest.warns(UserWarning, match="no token to learn"),
+            pytest.raises(CurriqError, match="all examples of the stream have no token to learn"),
+        ):
+            list(curriculum(policy=Everything()).select((lambda: dead) if as_function else dead))
+
+    def test_an_endless_one_is_given_up(self, monkeypatch):
+        monkeypatch.setattr("curriq.curriculum.stream.MOST_UNTAUGHT", 50)
+        with (
+            pytest.warns(UserWarning, match="no token to learn"),
+            pytest.raises(CurriqError, match="50 examples one after another of the stream have no token"),
+        ):
+            list(curriculum(policy=Everything()).select(repeat({"input_ids": [3], "source": "bad"})))
 
     def test_another_mask_of_the_target_is_another_target(self):
         state = curriculum().state_dict()

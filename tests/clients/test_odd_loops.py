@@ -23,7 +23,15 @@ from transformers import Adafactor
 from curriq.curriculum import Curriculum
 from curriq.curriculum import stream as of_stream
 from curriq.errors import CurriqError
-from curriq.lm.examples import as_windows, example_losses, numbered, pad_examples, portable, restored
+from curriq.lm.examples import (
+    as_windows,
+    example_losses,
+    learnt_tokens,
+    numbered,
+    pad_examples,
+    portable,
+    restored,
+)
 from curriq.lm.held_out import AveragedGradient
 from curriq.lm.user_model import UserModel
 from curriq.select.static import DsirScore
@@ -441,6 +449,13 @@ class TestExamples:
     def test_a_target_example_has_something_to_learn(self, bad):
         with pytest.raises(CurriqError, match="example 1 of the target has no token to learn"):
             Curriculum([{"input_ids": [3, 4]}, bad])
+
+    def test_what_stands_behind_padding_has_no_loss(self):
+        """The first token of a text padded on the left is predicted from padding alone."""
+        padded = {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}
+        assert pad_examples([padded])["labels"].tolist() == [[-100, -100, -100, 6]]
+        assert learnt_tokens(padded) == 1 == learnt_tokens({"input_ids": [5, 6]})
+        assert learnt_tokens({"input_ids": [0, 0, 5], "attention_mask": [0, 0, 1]}) == 0
 
     def test_an_attention_mask_of_its_own_is_kept_and_hides_labels(self):
         padded = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}

@@ -182,23 +182,22 @@ def choose(documents: Documents, by: str, keep: Keep, posterior: Float[np.ndarra
 
 def _within(tokens: Int[np.ndarray, "d"], keep: Keep) -> Bool[np.ndarray, "d"]:
     """Which of documents with so many tokens, best first, the share holds; at least one. A budget of tokens
-    is not exceeded: it ends with the first document that does not fit, but for `LONG` ones, which are passed
-    over."""
+    is not exceeded: it ends with the first document that does not fit, but for `LONG` ones, of which no more
+    are passed over than are kept, or one: others would come from far down the ranking."""
     assert keep.share is not None
     kept = np.zeros(len(tokens), bool)
     if keep.unit == "documents":
         kept[: max(1, round(keep.share * len(tokens)))] = True
         return kept
     budget = keep.share * tokens.sum() * (1 + 1e-12)
-    start, left = 0, budget
-    while start < len(tokens):
-        count = int(np.searchsorted(tokens[start:].cumsum(), left, side="right"))
-        kept[start : start + count] = True
-        left -= int(tokens[start : start + count].sum())
-        start += count
-        if start == len(tokens) or tokens[start] <= LONG * budget:
+    total = tokens.cumsum()
+    place, over = 0, 0  # documents passed over, and their tokens
+    for passed in range(len(tokens)):
+        end = max(place, int(np.searchsorted(total, budget + over, side="right")))
+        kept[place:end] = True
+        if end == len(tokens) or tokens[end] <= LONG * budget or passed >= max(1, kept.sum()):
             break
-        start += 1
+        place, over = end + 1, over + int(tokens[end])
     kept[0] |= not kept.any()
     share = tokens[kept].sum() / tokens.sum()
     if abs(share / keep.share - 1) > MISSED:

@@ -145,8 +145,10 @@ class Curriculum(Saved):
 
     @property
     def num_read(self) -> int:
-        """Examples read from the streams so far."""
-        return self._part.reader.total if isinstance(self._part, Filter) else 0
+        """Examples read from the streams so far, those that were left out included."""
+        if not isinstance(self._part, Filter):
+            return 0
+        return self._part.reader.total + self._part.reader.untaught
 
     @property
     def num_passes(self) -> int:

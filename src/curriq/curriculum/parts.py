@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curriq.config import RunConfig, require
-from curriq.curriculum.stream import ExampleScore, Reader, Stream
+from curriq.curriculum.stream import NOTHING_TO_LEARN, ExampleScore, Reader, Stream
 from curriq.data.stream import Unreadable
 from curriq.errors import CurriqError, StreamEnded
 from curriq.lm.examples import Example, as_windows, numbered
@@ -139,6 +139,7 @@ class Filter(Part):
         else:
             self.reader.open(stream, skip)
             self._ended = False
+        untaught = self.reader.untaught
         self._reading += 1
         reading, self._taken, self._lead = self._reading, self._first, None
         while (offer := self._batch(self._taken)) is not None:
@@ -150,8 +151,11 @@ class Filter(Part):
                     "this selection is over: select was called again, or a state was loaded. Read on from "
                     "what the latest select returns.",
                 )
+        left_out = self.reader.untaught - untaught
+        some = self._ended or self._taken > self._first or self.reader.in_stream > left_out
+        require(some or not left_out, NOTHING_TO_LEARN.format("all examples"))
         require(
-            self._ended or self._taken > self._first or self.reader.in_stream > 0,
+            some,
             "the stream gives no example: a generator is used up after one pass. Give select a list, or a "
             "function that opens the stream.",
         )

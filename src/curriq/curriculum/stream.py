@@ -19,6 +19,13 @@ from curriq.select.static import DsirScore
 from curriq.state import Saved, State
 from curriq.types import NO_COST, Cost, Offer, Windows
 
+MOST_UNTAUGHT = 100_000
+"""Examples without a token to learn, one after another, after which the stream is given up."""
+NOTHING_TO_LEARN = (
+    "{} of the stream have no token to learn: are their labels all −100, as where a chat template marks no "
+    "turn as the assistant's?"
+)
+
 Stream = Iterable[Example] | Dataset | Callable[[], Iterable[Example] | Dataset]
 
 
@@ -52,11 +59,12 @@ class Reader(Saved):
     """The user's stream as a source of windows.
 
     Attributes:
-        total: examples read from all streams.
+        total: examples read from all streams, those without a token to learn left out.
+        untaught: of all streams, these.
         in_stream: examples read from the present one.
     """
 
-    SAVED = ("total", "in_stream")
+    SAVED = ("total", "untaught", "in_stream")
 
     def __init__(self, sources: Sequence[str], model: UserModel) -> None:
         self._sources = tuple(sources)
@@ -64,8 +72,9 @@ class Reader(Saved):
         self._iterator: Iterator[Any] = iter(())
         self._opens: Callable[[], Any] | None = None
         self._skip = 0
-        self._told = False
+        self._row = 0  # examples without a token to learn, one after another
         self.total = 0
+        self.untaught = 0
         self.in_stream = 0
 
     def open(self, stream: Stream, skip: int | None) -> None:
@@ -90,8 +99,8 @@ class Reader(Saved):
         if not examples and self._opens is not None:
             self._iterator, self.in_stream = iterated(self._opens()), 0
             examples = self._next(n)
-            given = "no example" if not self.in_stream else "only examples without a token to learn"
-            require(bool(examples), f"the stream is empty: the function that opens it gives {given}.")
+            require(bool(examples) or not self.in_stream, NOTHING_TO_LEARN.format("all examples"))
+            require(bool(examples), "the stream is empty: the function that opens it gives no example.")
         if examples and not self.total:
             _warn_of_what_is_not_saved(examples[0])
         numbers = torch.arange(self.total, self.total + len(examples))
@@ -103,7 +112,7 @@ class Reader(Saved):
         return Offer.of(numbered(numbers, source), cost=Cost(windows_read=len(examples)))
 
     def load_state_dict(self, state: State) -> None:
-        super().load_state_dict(state)
+        super().load_state_dict({"untaught": 0, **state})  # which an earlier version took all the same
         self._opens, self._iterator, self._skip = None, iter(()), self.in_stream
 
     def _next(self, n: int) -> list[Example]:
@@ -114,17 +123,27 @@ class Reader(Saved):
             self.in_stream += 1
             if learnt_tokens(example):
                 examples.append(example)
-            elif not self._told:
-                self._told = True
-                warnings.warn(
-                    f"curriq: example {self.in_stream - 1} of the stream has no token to learn among its "
-                    f"{len(example['input_ids'])} (the first has no loss, nor has one with the label −100): "
-                    "it is left out, as such ones are from now on.",
-                    stacklevel=2,
-                )
+                self._row = 0
+            else:
+                self._leave_out(example)
             if len(examples) == n:
                 break
         return examples
+
+    def _leave_out(self, example: Example) -> None:
+        """Count an example from which nothing can be learnt; CurriqError where all are such for long."""
+        self.untaught += 1
+        self._row += 1
+        require(
+            self._row < MOST_UNTAUGHT, NOTHING_TO_LEARN.format(f"{self._row:,} examples one after another")
+        )
+        if self.untaught == 1:
+            warnings.warn(
+                f"curriq: example {self.in_stream - 1} of the stream has no token to learn among its "
+                f"{len(example['input_ids'])} (the first has no loss, nor has one with the label −100): it "
+                "is left out, as such ones are from now on.",
+                stacklevel=2,
+            )
 
 
 def source_index(example: Example, sources: Sequence[str]) -> int:

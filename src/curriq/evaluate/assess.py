@@ -115,10 +115,19 @@ def never_selected(rows: list[dict[str, float]]) -> bool:
 
 def _require_equal_data(plan: Plan, measured: dict[str, Json]) -> None:
     """Refuse arms of one seed that saw different data, or, with training seeds of their own, other data than
-    these decide: their sources, tokenizers and held-out sets must be equal too."""
+    these decide: their sources, tokenizers and held-out sets must be equal too. And a file that was another
+    one for another seed."""
     first: dict[tuple[str, int, int | None], PlannedRun] = {}
+    files: dict[tuple[str, str], tuple[Any, PlannedRun]] = {}
     for run in plan.runs:
         if (ours := measured[run.name])["finished"]:
+            for name, content in read.recorded(run.folder, "files").items():
+                theirs, other = files.setdefault((run.stream, name), (content, run))
+                require(
+                    theirs == content,
+                    f"{run.folder} and {other.folder} saw different data: {name} changed between the runs. "
+                    "Remove the folders of those before or after, and compare again.",
+                )
             other = first.setdefault((run.stream, run.seed, run.config.train.seed), run)
             if other is run:  # the first with its training seed
                 other = first.setdefault((run.stream, run.seed, None), run)
@@ -162,6 +171,10 @@ def _notes(
     threads = sorted({run["threads"] for run in measured.values() if run["finished"]})
     if len(threads) > 1:
         yield f"Seconds do not compare: runs used {' and '.join(map(str, threads))} threads."
+    for what, found in _circumstances(plan, measured).items():
+        if len(found) > 1:
+            differing = "; ".join(sorted(found))
+            yield f"The runs are of different {what}: {differing}. Last digits and seconds may differ."
     if lacking := [name for name, losses in by_window.items() if losses is None]:
         count, have = ("1 run", "has") if len(lacking) == 1 else (f"{len(lacking)} runs", "have")
         yield (
@@ -177,6 +190,18 @@ def _notes(
                 f"{arm} on {stream} never selected: with {_seeds(idle, finished)} it rejected hardly any "
                 "window and weighed all alike in every step, so its change there is no effect of a selection."
             )
+
+
+def _circumstances(plan: Plan, measured: dict[str, Json]) -> dict[str, set[str]]:
+    """Versions and hardware of the finished runs, as they wrote them down."""
+    found: dict[str, set[str]] = {"versions": set(), "hardware": set()}
+    for run in plan.runs:
+        if measured[run.name]["finished"]:
+            about = read.read_document(run.folder / "environment.json")
+            versions = {"curriq": about.get("curriq"), **about.get("versions", {})}
+            found["versions"].add(", ".join(f"{name} {value}" for name, value in versions.items()))
+            found["hardware"].add(str(about.get("hardware")))
+    return found
 
 
 def _seeds(idle: list[int], finished: list[PlannedRun]) -> str:

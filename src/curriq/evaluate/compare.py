@@ -79,6 +79,8 @@ def compare(plan: Plan, again: str = "", progress: str = "auto") -> int:
     with exclusive(plan.out, refusal) as lock:
         finished = {run.name: run.config.train.steps for run in plan.runs if is_finished(run)}
         waiting = [run for run in plan.runs if run.name not in finished]
+        if waiting:
+            _require_same_files([run for run in plan.runs if run.name in finished])
         require_usable(*(run.config for run in waiting))
         jobs = [_job(run, plan.compare.workers) for run in waiting]
         if finished:
@@ -123,6 +125,22 @@ def is_finished(run: PlannedRun) -> bool:
     )
     with explained(run.folder):
         return has_finished(run.folder)
+
+
+def _require_same_files(finished: Sequence[PlannedRun]) -> None:
+    """Raise CurriqError where a file that a finished run has read is another one now: the runs that are still
+    to come would be of other data, and one mean of both."""
+    from curriq.data import changed_files, file_hash
+
+    for run in finished:
+        files = recorded(run.folder, "files")
+        now = {name: file_hash(Path(name)) for name in files if Path(name).exists()}
+        changed = changed_files(files, now)
+        require(
+            not changed,
+            f"{run.folder} was trained on other data: {'; '.join(changed)}. Restore the files, remove the "
+            "folders of the runs of before to run them again, or give another --out.",
+        )
 
 
 def _same_but_pinned(planned: tuple[SourceConfig, ...], run: tuple[SourceConfig, ...]) -> bool:

@@ -40,7 +40,8 @@ def example_losses(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, 
 def pad_examples(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Tensor]:
     """`input_ids`, `labels` (−100 in the padding) and `attention_mask` [n, T] of examples of any length.
 
-    An example's own `attention_mask` is kept. Without `labels`, the tokens that it hides are not learnt.
+    An example's own `attention_mask` is kept. Without `labels`, the tokens that it hides are not learnt, nor
+    is the first one behind such.
     """
     rows = [(_row(example["input_ids"]), _mask(example), example.get("labels")) for example in examples]
 
@@ -71,7 +72,12 @@ def _mask(example: Example) -> Int[Tensor, "T"]:
 
 
 def _labels(tokens: Int[Tensor, "T"], mask: Int[Tensor, "T"], labels: Any) -> Int[Tensor, "T"]:
-    return tokens.masked_fill(mask == 0, IGNORED) if labels is None else _row(labels)
+    """The labels, or else those of the tokens that are seen and stand behind one that is."""
+    if labels is not None:
+        return _row(labels)
+    hidden = mask == 0
+    hidden[1:] |= mask[:-1] == 0  # what predicts the first token behind padding is padding
+    return tokens.masked_fill(hidden, IGNORED)
 
 
 def as_windows(examples: Sequence[Example]) -> Windows:
