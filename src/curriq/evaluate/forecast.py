@@ -275,8 +275,8 @@ def costs_of(
     probes = config.method == "soft-q" and (credit.credit == "counterfactual" or credit.measure_effects)
     # float32: θ of all; gradient and two moments of what is trained; a probe's average, gradient, direction
     # and copy of θ.
-    whole = sum(p.numel() for block in blocks_of(lm.network)[:1] for p in block.parameters())
-    outside = parameters - sum(p.numel() for block in blocks_of(lm.network) for p in block.parameters())
+    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(lm.network)]
+    gathered = parameters - sum(blocks) + max(blocks, default=0)
     weight_bytes = 2 if lm.reduced_precision else 4
     per_parameter = (4 * parameters + (12 + (16 if probes else 0)) * trained) / parameters
     peak = rows[-1].get("memory/peak", 0.0)
@@ -288,7 +288,7 @@ def costs_of(
         fixed=fixed,
         device=float(device),
         buckets=4 * trained / parameters,
-        gathered=weight_bytes * float(whole + outside),
+        gathered=float(weight_bytes * gathered),
     )
     return Costs(
         calibration=made,
